@@ -1,0 +1,1 @@
+"""Recipes: configs/FILE.py:STRATEGY."""

@@ -1,0 +1,16 @@
+"""FlowHN 350M: `--config=configs/flowhn_350m.py:fac_split`."""
+
+from configs import common
+
+
+def get_config(strategy: str = "fac_split"):
+    config = common.get_config(strategy)
+
+    config.model.width = 1024
+    config.model.mlp_width = 4096
+    config.model.blocks = 6
+
+    config.train.steps = 61_000  # 1 billion tokens
+    config.train.batch_size = 16
+    config.train.learning_rate = 3e-4
+    return config

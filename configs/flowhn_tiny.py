@@ -1,0 +1,24 @@
+"""FlowHN tiny: learns bytes in minutes on a CPU. `--config=configs/flowhn_tiny.py:fai_split`."""
+
+from configs import common
+
+
+def get_config(strategy: str = "fac_split"):
+    config = common.get_config(strategy)
+
+    config.model.vocab_size = 384  # 256 bytes and end-of-text, rounded up
+    config.model.context = 256
+    config.model.width = 128
+    config.model.mlp_width = 256
+    config.model.blocks = 4
+    config.model.heads = 4
+    config.model.kv_heads = 2
+    config.model.split.align = 16
+
+    config.train.steps = 1500
+    config.train.batch_size = 8
+    config.train.learning_rate = 3e-3
+    config.train.log_every = 50
+    config.train.eval_every = 500
+    config.train.checkpoint_every = 500
+    return config

@@ -1,0 +1,1 @@
+"""FlowHN in JAX: attention and state-space branches that share the tokens."""

@@ -1,0 +1,72 @@
+"""Reach: how much of the past can influence each position, computed from the plan alone.
+
+In one block an output depends on the positions at or before it that share one of its branches,
+and on itself. Positions whose branches agree in every block form a class; a class repeats with the
+plan's period. From a source, the positions of a class that are reachable are all those from some
+first one on, so it is enough to follow the first position of every class through the blocks.
+"""
+
+import math
+
+import numpy as np
+
+from flowhn_jax.split.plan import Plan
+
+
+def _classes(plan: Plan, period: int) -> tuple[np.ndarray, np.ndarray]:
+    """Segments of one period within which no branch changes: starts [C] and stops [C]."""
+    edges = {0, period}
+    for block in plan.blocks:
+        for selection in (block.attention, block.ssm):
+            for offset in range(0, period, selection.period):
+                edges.update(min(offset + edge, period) for run in selection.runs for edge in run)
+    ordered = np.array(sorted(edges))
+    return ordered[:-1], ordered[1:]
+
+
+def _next_position(position: np.ndarray, start: np.ndarray, stop: np.ndarray, period: int):
+    """First position of the class [start, stop) modulo `period` at or after `position`."""
+    base = position - position % period
+    offset = position % period
+    return np.where(
+        offset < start,
+        base + start,
+        np.where(offset < stop, position, base + period + start),
+    )
+
+
+def reach(plan: Plan) -> float:
+    """Share of pairs (i, j <= i) in which token j can influence logit i after all blocks."""
+    length = plan.length
+    period = min(math.lcm(*(block.attention.period for block in plan.blocks)), length)
+    starts, stops = _classes(plan, period)
+    sources = np.arange(period)
+    never = np.iinfo(np.int64).max // 4
+
+    # first[j, c]: the first position of class c that source j has reached so far.
+    first = np.full((period, len(starts)), never)
+    own = np.searchsorted(stops, sources, side="right")
+    first[sources, own] = sources
+    for block in plan.blocks:
+        reached = first.copy()
+        for selection in (block.attention, block.ssm):
+            members = np.array([selection.contains(int(start)) for start in starts])
+            if not members.any():
+                continue
+            earliest = first[:, members].min(axis=1)
+            candidate = _next_position(earliest[:, None], starts, stops, period)
+            candidate = np.where(members & (earliest < never)[:, None], candidate, never)
+            reached = np.minimum(reached, candidate)
+        first = reached
+
+    def below(position: np.ndarray) -> np.ndarray:
+        """Members of each class below `position` [..., C]."""
+        whole, offset = np.divmod(position, period)
+        return whole * (stops - starts) + np.clip(offset - starts, 0, stops - starts)
+
+    pairs = 0
+    in_length = below(np.array(length))
+    for shift in range(0, length, period):
+        position = np.minimum(first + shift, length)[: length - shift]
+        pairs += int((in_length - below(position)).sum())
+    return pairs / (length * (length + 1) // 2)

@@ -1,0 +1,33 @@
+"""Hypothesis strategies for splits."""
+
+from hypothesis import strategies as st
+
+from flowhn_jax.config import ModelConfig
+from flowhn_jax.split import STRATEGIES, SplitConfig, make_plan
+
+DIMS = ModelConfig().dims
+
+
+@st.composite
+def splits(draw, strategies=STRATEGIES):
+    """A random split of the given strategies."""
+    period = draw(st.integers(2, 20))
+    shares = st.floats(0.02, 0.98)
+    return SplitConfig(
+        strategy=draw(st.sampled_from(strategies)),
+        balance=draw(st.one_of(st.sampled_from(["flops", "equal"]), shares)),
+        align=draw(st.integers(1, 9)),
+        period=period,
+        shift=draw(st.one_of(st.none(), st.integers(0, period - 1))),
+        stem=draw(st.integers(0, 1)),
+    )
+
+
+@st.composite
+def plans(draw, max_length=60):
+    """A random plan, at times of a prefix or, where the strategy allows it, of a longer text."""
+    split = draw(splits())
+    context = draw(st.integers(1, max_length))
+    free = split.strategy in ("no_split", "fai_split")
+    length = draw(st.integers(1, max_length if free else context))
+    return make_plan(split, DIMS, blocks=draw(st.integers(1, 5)), context=context, length=length)

@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+from hypothesis import given
+
+from flowhn_jax.split import STRATEGIES, SplitConfig, make_plan, reach
+from tests.split.strategies import DIMS, plans
+
+
+def reach_by_matrices(plan):
+    """The definition: boolean products of each block's reachability matrix [T, T]."""
+    length = plan.length
+    causal = np.tril(np.ones((length, length), bool))
+    total = np.eye(length, dtype=bool)
+    for block in plan.blocks:
+        step = np.eye(length, dtype=bool)
+        for selection in (block.attention, block.ssm):
+            chosen = np.array([selection.contains(position) for position in range(length)])
+            step |= chosen[:, None] & chosen[None, :] & causal
+        total = (step.astype(int) @ total.astype(int)) > 0
+    return total.sum() / causal.sum()
+
+
+@given(plan=plans())
+def test_reach_is_that_of_the_definition(plan):
+    assert reach(plan) == pytest.approx(reach_by_matrices(plan), abs=1e-12)
+
+
+def test_splits_that_never_mix_reach_one_half():
+    for strategy in ("ae_split", "fa_split"):
+        plan = make_plan(SplitConfig(strategy), DIMS, blocks=6, context=1024)
+        assert 0.5 < reach(plan) < 0.51
+    for strategy in ("no_split", "fac_split", "fai_split"):
+        plan = make_plan(SplitConfig(strategy), DIMS, blocks=6, context=1024)
+        assert reach(plan) == 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_reach_of_a_long_context_needs_no_square_matrix(strategy):
+    plan = make_plan(SplitConfig(strategy), DIMS, blocks=6, context=131072)
+    assert 0.49 < reach(plan) <= 1

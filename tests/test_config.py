@@ -1,0 +1,78 @@
+import json
+import pathlib
+
+import pytest
+
+from configs import common, flowhn_1b, flowhn_135m, flowhn_350m, flowhn_tiny
+from flowhn_jax import config as config_lib
+from flowhn_jax.split import STRATEGIES
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("recipe", [common, flowhn_tiny, flowhn_135m, flowhn_350m, flowhn_1b])
+def test_recipes_parse(recipe, strategy):
+    config = config_lib.parse(recipe.get_config(strategy))
+    assert config.model.split.strategy == strategy
+
+
+def test_default_strategy_is_fac_split():
+    assert flowhn_tiny.get_config().model.split.strategy == "fac_split"
+
+
+def test_round_trip_through_json():
+    config = config_lib.parse(flowhn_135m.get_config("fai_split"))
+    assert config_lib.parse(json.loads(json.dumps(config_lib.to_dict(config)))) == config
+
+
+def test_default_holds_every_key():
+    assert config_lib.parse(config_lib.default()) == config_lib.Config()
+
+
+def test_numerals_serve_as_shares_and_integers_as_floats():
+    config = config_lib.parse({"model": {"split": {"balance": "0.3"}}, "train": {"clip_norm": 1}})
+    assert config.model.split.balance == 0.3
+    assert config.train.clip_norm == 1.0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"modle": {}}, r"'modle'; the nearest is 'model'"),
+        ({"model": {"split": {"periode": 3}}}, r"'model.split.periode'; .*'model.split.period'"),
+        ({"model": {"width": "wide"}}, r"model.width is 'wide', a str; accepted is int"),
+        ({"model": {"width": True}}, r"model.width is True, a bool; accepted is int"),
+        ({"model": {"width": 33.5}}, r"model.width is 33.5, a float; accepted is int"),
+        ({"model": 3}, r"model. is 3; accepted is a group"),
+        ({"model": {"width": 100}}, r"multiple of model.heads = 32, such as 96 or 128"),
+        ({"model": {"width": 16}}, r"multiple of model.heads = 32, such as 32"),
+        ({"model": {"heads": 12, "width": 768}}, r"kv_heads = 8, such as 8 or 16"),
+        ({"model": {"blocks": 0}}, r"model.blocks is 0; accepted is above 0"),
+        ({"model": {"ssm": "mamba3"}}, r"'mamba3'; accepted is 'mamba1'"),
+        ({"model": {"dtype": "float16"}}, r"one of auto, float32, bfloat16"),
+        ({"model": {"split": {"stem": 3}}}, r"model.split.stem is 3; accepted is 0 to"),
+        ({"train": {"batch_size": 10, "accumulate": 4}}, r"such as 8 or 12"),
+        ({"train": {"remat": "some"}}, r"one of none, dots, full"),
+        ({"train": {"warmup": 1.5}}, r"train.warmup is 1.5; accepted is 0 to 1"),
+        ({"train": {"learning_rate": float("nan")}}, r"learning_rate is nan; accepted is above 0"),
+        ({"mesh": {"data": 0}}, r"mesh.data is 0"),
+    ],
+)
+def test_bad_values_name_what_is_accepted(config, message):
+    with pytest.raises(ValueError, match=message):
+        config_lib.parse(config)
+
+
+def test_differences_are_named():
+    old = {"model": {"width": 3, "split": {"stem": 0}}, "seed": 1}
+    new = {"model": {"width": 4, "split": {"stem": 0}}, "rate": 2}
+    assert config_lib.differences(old, new) == [
+        "model.width: 3 -> 4",
+        "rate: None -> 2",
+        "seed: 1 -> None",
+    ]
+
+
+def test_recipes_are_all_tested():
+    files = pathlib.Path(common.__file__).parent.glob("*.py")
+    tested = {"__init__", "common", "flowhn_tiny", "flowhn_135m", "flowhn_350m", "flowhn_1b"}
+    assert {file.stem for file in files} == tested
