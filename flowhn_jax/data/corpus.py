@@ -1,0 +1,78 @@
+"""The embedded corpus: the sources and documentation that ship with the running CPython.
+
+About 10 MB of real text that needs no download. Left out are tests, tables (codecs), what is made
+for one machine, and packages that were installed later.
+"""
+
+import ast
+import hashlib
+import os
+import pathlib
+import platform
+import sysconfig
+
+_SKIPPED_FOLDERS = (
+    "__pycache__",
+    "dist-packages",
+    "encodings",
+    "idle_test",
+    "site-packages",
+    "test",
+    "tests",
+)
+_SUFFIXES = (".html", ".py", ".rst", ".txt")
+_TOPICS = "pydoc_data/topics.py"
+
+
+def _paths(root: pathlib.Path) -> list[pathlib.Path]:
+    found = []
+    for folder, children, names in os.walk(root):
+        # config-* holds the build's own files.
+        children[:] = (
+            c for c in children if c not in _SKIPPED_FOLDERS and not c.startswith("config-")
+        )
+        found += [
+            pathlib.Path(folder, name)
+            for name in names
+            if name.endswith(_SUFFIXES) and not name.startswith("_sysconfigdata")
+        ]
+    return sorted(found)
+
+
+def _topics(source: bytes) -> dict[str, bytes]:
+    """The pages of Python's help(), which topics.py holds as one dict of string literals."""
+    (assignment,) = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
+    return {name: text.encode() for name, text in ast.literal_eval(assignment.value).items()}
+
+
+def embedded_documents() -> dict[str, bytes]:
+    """The corpus: UTF-8 text by name, sorted by name; a file or a page of help() each.
+
+    Raises:
+      FileNotFoundError: this Python has no standard library on disk.
+    """
+    root = pathlib.Path(sysconfig.get_path("stdlib"))
+    documents = {}
+    for path in _paths(root):
+        name, text = path.relative_to(root).as_posix(), path.read_bytes()
+        if name == _TOPICS:
+            documents |= {f"{name}:{topic}": page for topic, page in _topics(text).items()}
+        elif text:
+            documents[name] = text
+    if not documents:
+        raise FileNotFoundError(
+            f"The embedded corpus is the sources of Python's standard library, and {root} has none."
+        )
+    return dict(sorted(documents.items()))
+
+
+def describe(documents: dict[str, bytes]) -> str:
+    """A line that is equal for two corpora exactly where they are the same."""
+    digest = hashlib.sha256()
+    for name, text in documents.items():
+        digest.update(f"{name}\0{len(text)}\0".encode() + text)
+    size = sum(map(len, documents.values()))
+    return (
+        f"embedded corpus of Python {platform.python_version()}: {len(documents)} documents, "
+        f"{size} bytes, sha256 {digest.hexdigest()}"
+    )

@@ -1,0 +1,308 @@
+"""Text to token windows on disk: `python -m flowhn_jax.data.prepare --help`.
+
+What is prepared is complete or absent, see `unfinished`.
+"""
+
+import argparse
+import collections
+import contextlib
+import itertools
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import tqdm
+
+from flowhn_jax.data.document import Document
+from flowhn_jax.data.encoding import Piece, encode
+from flowhn_jax.data.packing import Packer
+from flowhn_jax.data.prepared import TOKENIZER, VERSION, PreparedSet, Split, read_index
+from flowhn_jax.data.shards import ShardWriter, unsigned_dtype
+from flowhn_jax.data.sources import Source, open_source
+from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from flowhn_jax.data.unfinished import publish, sync, unfinished_folder
+
+_SECONDS_BETWEEN_LINES = 10
+
+
+def prepare(
+    source: str,
+    tokenizer: str,
+    out: str | os.PathLike,
+    *,
+    context: int = 1024,
+    validation_fraction: float = 0.01,
+    text_field: str = "text",
+    eot_token: str | None = None,
+    workers: int = 1,
+    overwrite: bool = False,
+) -> PreparedSet:
+    """Prepares a set, or opens the one that an equal call has left at `out`.
+
+    Of every k documents, k = 1 / validation_fraction rounded, the last is held out for validation;
+    of fewer than k in all, the last one; of a single one, its end.
+
+    Args:
+      source: see `sources.open_source`.
+      tokenizer: see `tokenizer.load_tokenizer`.
+      out: the folder to make.
+      context: N; windows have N+1 tokens.
+      validation_fraction: share of the documents to hold out, above 0 and at most 0.5.
+      text_field: field or column that holds the text of .jsonl and .parquet sources.
+      eot_token: end-of-text token of a Hugging Face tokenizer that has none of the usual ones.
+      workers: processes that tokenize; the set is the same for any number. Above 1, the calling
+        script needs the `if __name__ == "__main__"` of multiprocessing.
+      overwrite: replace a set at `out` that is a different one, or damaged.
+
+    Raises:
+      ValueError: an argument out of range, text that cannot be read, or an `out` that is in use.
+      OSError: files that cannot be found, read or written.
+      ImportError: a package that this source or tokenizer needs is missing.
+    """
+    if context < 1:
+        raise ValueError(f"context is {context}; accepted is 1 or more.")
+    if not 0 < validation_fraction <= 0.5:
+        raise ValueError(
+            f"validation_fraction is {validation_fraction}; accepted is above 0, at most 0.5."
+        )
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; accepted is 1 or more.")
+    out = pathlib.Path(out).resolve()
+    opened = open_source(source, text_field)
+    loaded = load_tokenizer(tokenizer, eot_token)
+    request = {
+        "source": opened.identity,
+        "tokenizer": loaded.fingerprint,
+        "context": context,
+        "validation_fraction": validation_fraction,
+        "text_field": text_field,
+    }
+    with unfinished_folder(out) as folder:
+        if _holds_equal_set(out, request, overwrite):
+            print(f"{out} is already prepared from the same source; using it.", file=sys.stderr)
+            return PreparedSet.open(out)
+        token_dtype, segment_dtype = unsigned_dtype(loaded.vocab_size), unsigned_dtype(context + 2)
+        if isinstance(loaded, HuggingFaceTokenizer):
+            (folder / TOKENIZER).write_text(loaded.json, encoding="utf-8")
+            sync(folder / TOKENIZER)
+        writers = {
+            name: ShardWriter(folder, name, token_dtype, segment_dtype)
+            for name in ("train", "validation")
+        }
+        splits = _write_splits(opened, loaded, context, validation_fraction, workers, writers)
+        PreparedSet(
+            folder=folder,
+            source=source,
+            request=request,
+            tokenizer_spec=tokenizer,
+            tokenizer_fingerprint=loaded.fingerprint,
+            vocab_size=loaded.vocab_size,
+            eot_id=loaded.eot_id,
+            eot_token=loaded.eot_token,
+            context=context,
+            token_dtype=token_dtype,
+            segment_dtype=segment_dtype,
+            splits=splits,
+        ).write_index()
+        publish(folder, out)
+    return PreparedSet.open(out)
+
+
+def ensure_embedded(out: str | os.PathLike, context: int) -> PreparedSet:
+    """The embedded corpus as bytes at `out`, prepared unless it is there already.
+
+    A set that another version of Python has left there is used as it is, so that a training run
+    goes on with its own data after an upgrade.
+
+    Raises:
+      ValueError, OSError: see `prepare`.
+    """
+    out = pathlib.Path(out)
+    if out.is_dir() and any(out.iterdir()):
+        found = PreparedSet.open(out)
+        if (found.source, found.tokenizer_spec, found.context) == ("embedded", "bytes", context):
+            return found
+    return prepare("embedded", "bytes", out, context=context, validation_fraction=0.04)
+
+
+def _write_splits(
+    source: Source,
+    tokenizer: Tokenizer,
+    context: int,
+    validation_fraction: float,
+    workers: int,
+    writers: dict[str, ShardWriter],
+) -> dict[str, Split]:
+    packers = {name: Packer(context, tokenizer.eot_id) for name in writers}
+    text_bytes = collections.Counter()
+    windows = collections.Counter()
+
+    def write(name: str, taken: tuple[np.ndarray, np.ndarray]) -> None:
+        windows[name] += len(taken[0])
+        writers[name].write(*taken)
+
+    with contextlib.ExitStack() as stack:
+        advance = stack.enter_context(_progress(source.size))
+        pieces = _pieces(_assign(source.read(advance), validation_fraction))
+        groups = stack.enter_context(contextlib.closing(encode(tokenizer, pieces, workers)))
+        for group in groups:
+            for piece, ids in group:
+                if piece.starts:
+                    packers[piece.split].start_document()
+                packers[piece.split].add(ids)
+                text_bytes[piece.split] += len(piece.text)
+            for name, packer in packers.items():
+                write(name, packer.take())
+    for name, packer in packers.items():
+        write(name, packer.finish())
+    return {
+        name: Split(
+            windows[name],
+            packer.targets,
+            text_bytes[name],
+            packer.documents,
+            writers[name].close(),
+        )
+        for name, packer in packers.items()
+    }
+
+
+def _assign(documents: Iterator[Document], fraction: float) -> Iterator[tuple[str, Document]]:
+    """Each document with the split that it belongs to."""
+    first, second = next(documents, None), next(documents, None)
+    if first is None:
+        raise ValueError("The source holds no text.")
+    if second is None:
+        yield from zip(("train", "validation"), first.halves(fraction), strict=True)
+        return
+    period = round(1 / fraction)
+    held_out = False
+    following = itertools.chain([second], documents, [None])
+    document = first
+    for number, after in enumerate(following, 1):
+        if number % period == 0 or (after is None and not held_out):
+            held_out = True
+            yield "validation", document
+        else:
+            yield "train", document
+        document = after
+
+
+def _pieces(documents: Iterable[tuple[str, Document]]) -> Iterator[Piece]:
+    for split, document in documents:
+        for number, text in enumerate(document.pieces()):
+            yield Piece(split, number == 0, text)
+
+
+def _holds_equal_set(out: pathlib.Path, request: dict, overwrite: bool) -> bool:
+    """Whether `out` is a set of this request; False where `out` may be written.
+
+    Raises:
+      ValueError: `out` is something else.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        found = read_index(out)
+    except ValueError as error:
+        raise ValueError(f"{out} exists and is left alone: {error}") from error
+    there = {"version": found.get("version")} | found["request"]
+    wanted = {"version": VERSION} | request
+    if there != wanted:
+        if overwrite:
+            return False
+        differences = "; ".join(
+            f"{key} {there.get(key)!r} there, {value!r} asked for"
+            for key, value in wanted.items()
+            if there.get(key) != value
+        )
+        raise ValueError(
+            f"{out} holds another prepared set ({differences}); choose another folder, or say "
+            "--overwrite."
+        )
+    try:
+        PreparedSet.open(out).verify()
+    except ValueError as error:
+        if overwrite:
+            return False
+        raise ValueError(f"{error} Say --overwrite to prepare it again.") from error
+    return True
+
+
+@contextlib.contextmanager
+def _progress(size: int | None) -> Iterator[Callable[[int], None]]:
+    """What to tell how many bytes of the source were read: a bar on a terminal, or else lines."""
+    if sys.stderr.isatty():
+        with tqdm.tqdm(total=size, unit="B", unit_scale=True, desc="preparing") as bar:
+            yield bar.update
+        return
+    read, last = 0, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal read, last
+        read += count
+        if time.monotonic() > last + _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            share = f" of {size / 1e6:,.1f} MB ({read / size:.0%})" if size else " MB"
+            print(f"preparing: read {read / 1e6:,.1f}{share}", file=sys.stderr, flush=True)
+
+    yield advance
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flowhn_jax.data.prepare",
+        description="Turns text into token windows on disk, for training and validation.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--source",
+        required=True,
+        help="a .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of them, "
+        "hf:NAME[:CONFIG] (a dataset of the Hugging Face hub), or embedded (Python's own sources)",
+    )
+    add("--tokenizer", required=True, help="bytes, FILE.json (Hugging Face) or hf:NAME")
+    add("--out", required=True, help="folder to make")
+    add("--context", type=int, default=1024, help="tokens per training window (%(default)s)")
+    add(
+        "--validation_fraction",
+        type=float,
+        default=0.01,
+        help="share of the documents to hold out (%(default)s)",
+    )
+    add("--text_field", default="text", help="field or column with the text (%(default)s)")
+    add("--eot_token", help="end-of-text token, where the tokenizer has none of the usual ones")
+    add(
+        "--workers",
+        type=int,
+        help="processes that tokenize (bytes: 1, otherwise one per CPU)",
+    )
+    add("--overwrite", action="store_true", help="replace another prepared set at --out")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; bad input ends it with one line and status 1."""
+    options = _parser().parse_args(argv)
+    if options.workers is None:
+        options.workers = 1 if options.tokenizer == "bytes" else os.cpu_count()
+    try:
+        prepared = prepare(**vars(options))
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; nothing was kept.")
+    print(f"{prepared.folder}: context {prepared.context}, {prepared.vocab_size} token ids")
+    for name, split in prepared.splits.items():
+        print(
+            f"{name:>12}: {split.windows:,} windows, {split.tokens:,} tokens, "
+            f"{split.bytes:,} bytes, {split.documents:,} documents, {len(split.shards)} shards"
+        )
+
+
+if __name__ == "__main__":
+    main()

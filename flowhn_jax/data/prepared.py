@@ -1,0 +1,214 @@
+"""A prepared set: token windows in ArrayRecord shards, and an index.json that describes them.
+
+A record is one window: N+1 tokens, then the segment ids of the same tokens (`packing.Packer`), both
+little-endian and of the widths that the index names.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any, Self, SupportsIndex
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from flowhn_jax.data.shards import Shard
+from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer
+from flowhn_jax.data.unfinished import sync
+
+FORMAT = "flowhn token windows"
+VERSION = 1
+INDEX = "index.json"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The training or the validation part.
+
+    Attributes:
+      windows: records in all shards.
+      tokens: targets, so tokens of the documents and one end-of-text each.
+      bytes: UTF-8 bytes of the documents.
+      documents: their number.
+      shards: the files, in order.
+    """
+
+    windows: int
+    tokens: int
+    bytes: int
+    documents: int
+    shards: tuple[Shard, ...]
+
+
+class Windows:
+    """Random access to the windows of a split, as Grain wants it."""
+
+    def __init__(self, prepared: "PreparedSet", split: str):
+        self._prepared = prepared
+        self._split = split
+        shards = prepared.splits[split].shards
+        self._records = ArrayRecordDataSource([str(prepared.folder / s.file) for s in shards])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+        """tokens and segment_ids of a window, int32 [N+1] each.
+
+        Raises:
+          IndexError: there is no such window.
+          ValueError: its record is damaged.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"Window {index} of {len(self)}.")
+        length, prepared = self._prepared.context + 1, self._prepared
+        try:
+            record = self._records[index]
+            boundary = length * np.dtype(prepared.token_dtype).itemsize
+            tokens = np.frombuffer(record[:boundary], prepared.token_dtype)
+            segment_ids = np.frombuffer(record[boundary:], prepared.segment_dtype)
+            if len(tokens) != length or len(segment_ids) != length:
+                raise RuntimeError(f"{len(record)} bytes are not {length} tokens and segment ids")
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"Window {index} of {prepared.folder}, {self._split}, is damaged: {error}."
+            ) from error
+        return {
+            "tokens": tokens.astype(np.int32),
+            "segment_ids": segment_ids.astype(np.int32),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedSet:
+    """A prepared set on disk.
+
+    Attributes:
+      folder: where it is.
+      source: what it was made from.
+      request: what the preparation was asked for; equal requests give equal sets.
+      tokenizer_spec, tokenizer_fingerprint, vocab_size, eot_id, eot_token: its tokenizer's.
+      context: N; windows have N+1 tokens.
+      token_dtype, segment_dtype: of the records, in numpy's notation.
+      splits: 'train' and 'validation'.
+    """
+
+    folder: pathlib.Path
+    source: str
+    request: dict[str, Any]
+    tokenizer_spec: str
+    tokenizer_fingerprint: str
+    vocab_size: int
+    eot_id: int
+    eot_token: str | None
+    context: int
+    token_dtype: str
+    segment_dtype: str
+    splits: dict[str, Split]
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> Self:
+        """Opens a set and checks that its shards are all there and whole in size.
+
+        Raises:
+          FileNotFoundError: no such folder.
+          ValueError: no prepared set, one of another version, or a damaged one.
+        """
+        folder = pathlib.Path(folder)
+        if not folder.exists():
+            raise FileNotFoundError(
+                f"No prepared data at {folder}; it is made with "
+                f"python -m flowhn_jax.data.prepare --source=... --tokenizer=... --out={folder}"
+            )
+        fields = read_index(folder)
+        if (version := fields.pop("version", None)) != VERSION:
+            raise ValueError(
+                f"{folder / INDEX} is of version {version}; accepted is {VERSION}: prepare the "
+                "data again."
+            )
+        try:
+            fields["splits"] = {
+                name: Split(**split | {"shards": tuple(Shard(**s) for s in split["shards"])})
+                for name, split in fields["splits"].items()
+            }
+            prepared = cls(folder=folder, **fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{folder / INDEX} does not describe a prepared set: {error}"
+            ) from error
+        for shard in prepared._shards():
+            shard.check(folder)
+        return prepared
+
+    def windows(self, split: str) -> Windows:
+        """The windows of 'train' or 'validation', in the order of the documents."""
+        return Windows(self, split)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the set, which holds a copy of its file.
+
+        Raises:
+          ValueError: the file is not the one that the set was made with.
+        """
+        if self.tokenizer_spec == "bytes":
+            return load_tokenizer("bytes")
+        tokenizer = load_tokenizer(str(self.folder / TOKENIZER), self.eot_token)
+        if tokenizer.fingerprint != self.tokenizer_fingerprint:
+            raise ValueError(
+                f"{self.folder / TOKENIZER} is not the tokenizer that the set was made with."
+            )
+        return tokenizer
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Equal for two sets of the same windows, wherever they are; for JSON."""
+        hashes = [shard.sha256 for shard in self._shards()]
+        content = json.dumps([self.tokenizer_fingerprint, self.context, hashes])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def verify(self) -> None:
+        """Reads every shard.
+
+        Raises:
+          ValueError: one is not what was written.
+        """
+        for shard in self._shards():
+            shard.verify(self.folder)
+
+    def write_index(self) -> None:
+        """Writes index.json, which makes the folder a prepared set."""
+        fields = dataclasses.asdict(self)
+        del fields["folder"]
+        path = self.folder / INDEX
+        path.write_text(json.dumps({"format": FORMAT, "version": VERSION} | fields, indent=2))
+        sync(path)
+
+    def _shards(self) -> list[Shard]:
+        return [shard for split in self.splits.values() for shard in split.shards]
+
+
+def read_index(folder: pathlib.Path) -> dict[str, Any]:
+    """The fields of a folder's index, of any version.
+
+    Raises:
+      ValueError: there is no index, or it is not ours.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a prepared set: it has no {INDEX}.")
+    try:
+        fields = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+    if (
+        not isinstance(fields, dict)
+        or fields.pop("format", None) != FORMAT
+        or not isinstance(fields.get("request"), dict)
+    ):
+        raise ValueError(f"{path} is not the index of a prepared set.")
+    return fields

@@ -1,0 +1,118 @@
+"""Shards: the ArrayRecord files of a prepared set."""
+
+import dataclasses
+import hashlib
+import pathlib
+
+import numpy as np
+from array_record.python import array_record_module
+
+from flowhn_jax.data.unfinished import sync
+
+SHARD_BYTES = 1 << 28  # of windows in one shard, before compression
+
+
+def unsigned_dtype(bound: int) -> str:
+    """The narrower of uint16 and uint32 that holds all numbers below `bound`."""
+    return "<u2" if bound <= 1 << 16 else "<u4"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file."""
+
+    file: str
+    records: int
+    bytes: int
+    sha256: str
+
+    def check(self, folder: pathlib.Path) -> None:
+        """Checks that the file is there, of its size and with its records.
+
+        Raises:
+          ValueError: it is not.
+        """
+        path = folder / self.file
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; the index names it.")
+        if path.stat().st_size != self.bytes:
+            raise ValueError(
+                f"{path} has {path.stat().st_size} bytes, but {self.bytes} were written."
+            )
+        try:
+            reader = array_record_module.ArrayRecordReader(str(path))
+            records = reader.num_records()
+            reader.close()
+        except RuntimeError as error:
+            raise ValueError(f"{path} is not an ArrayRecord file: {error}") from error
+        if records != self.records:
+            raise ValueError(f"{path} has {records} windows, but {self.records} were written.")
+
+    def verify(self, folder: pathlib.Path) -> None:
+        """Checks the whole content of the file.
+
+        Raises:
+          ValueError: it is not what was written.
+        """
+        if _sha256(folder / self.file) != self.sha256:
+            raise ValueError(f"{folder / self.file} is damaged: its SHA-256 has changed.")
+
+
+class ShardWriter:
+    """Writes the windows of one split into shards."""
+
+    def __init__(self, folder: pathlib.Path, name: str, token_dtype: str, segment_dtype: str):
+        self.shards: list[Shard] = []
+        self._folder = folder
+        self._name = name
+        self._dtypes = token_dtype, segment_dtype
+        self._writer = None
+        self._path = pathlib.Path()
+        self._records = 0
+        self._bytes = 0
+
+    def write(self, tokens: np.ndarray, segment_ids: np.ndarray) -> None:
+        """Appends windows [W, N+1].
+
+        Raises:
+          OSError: they cannot be written, as on a full disk.
+        """
+        columns = (tokens.astype(self._dtypes[0]), segment_ids.astype(self._dtypes[1]))
+        for window, segments in zip(*columns, strict=True):
+            if self._writer is None:
+                self._path = self._folder / f"{self._name}-{len(self.shards):05d}.array_record"
+                # One record a group: records are read one by one, in random order.
+                self._writer = array_record_module.ArrayRecordWriter(
+                    str(self._path), "group_size:1"
+                )
+            record = window.tobytes() + segments.tobytes()
+            self._call(self._writer.write, record)
+            self._records += 1
+            self._bytes += len(record)
+            if self._bytes + len(record) > SHARD_BYTES:
+                self._close_shard()
+
+    def close(self) -> tuple[Shard, ...]:
+        """Completes the last shard; all shards."""
+        if self._writer is not None:
+            self._close_shard()
+        return tuple(self.shards)
+
+    def _close_shard(self) -> None:
+        self._call(self._writer.close)
+        sync(self._path)
+        self.shards.append(
+            Shard(self._path.name, self._records, self._path.stat().st_size, _sha256(self._path))
+        )
+        self._writer, self._records, self._bytes = None, 0, 0
+
+    def _call(self, function, *arguments) -> None:
+        try:
+            function(*arguments)
+        except RuntimeError as error:  # the library's only kind
+            raise OSError(f"{self._path} cannot be written: {error}") from error
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,90 @@
+"""A folder that is complete or absent: written under another name, renamed at the very end."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import IO
+
+_LOCK = "lock"
+
+
+def sync(path: pathlib.Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def unfinished_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder beside `out`, to be filled with files and given to `publish`.
+
+    Whoever holds the lock within owns the folder; a second process that wants it waits. The lock
+    ends with its process, however that ends, so that what a killed one left behind is known to be
+    nobody's and is removed.
+    """
+    folder = out.with_name(f".{out.name}.unfinished")
+    lock = _own(folder, out)
+    try:
+        _clear(folder)
+        yield folder
+    finally:
+        if _is_owned(folder, lock):  # else it has become `out`
+            _clear(folder)
+            (folder / _LOCK).unlink()
+            with contextlib.suppress(OSError):  # the next owner was quick
+                folder.rmdir()
+        lock.close()
+
+
+def publish(folder: pathlib.Path, out: pathlib.Path) -> None:
+    """Gives `folder`, of `unfinished_folder(out)` and complete, the name `out`.
+
+    What had the name is removed: a set that is to be replaced, or an empty folder.
+    """
+    sync(folder)
+    replaced = out.with_name(f".{out.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if out.exists():
+        out.rename(replaced)
+    folder.rename(out)
+    sync(out.parent)
+    (out / _LOCK).unlink()
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _own(folder: pathlib.Path, out: pathlib.Path) -> IO:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = (folder / _LOCK).open("w")
+        except FileNotFoundError:  # the owner has just removed or published the folder
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for another process that prepares {out}.", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if _is_owned(folder, lock):
+            return lock
+        lock.close()
+
+
+def _is_owned(folder: pathlib.Path, lock: IO) -> bool:
+    """Whether the lock that this process holds is the one in the folder of that name."""
+    try:
+        return os.path.samestat((folder / _LOCK).stat(), os.fstat(lock.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _clear(folder: pathlib.Path) -> None:
+    for file in folder.iterdir():
+        if file.name != _LOCK:
+            file.unlink()

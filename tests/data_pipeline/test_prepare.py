@@ -1,0 +1,310 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from reading import ENVIRONMENT, content, documents, windows
+
+from flowhn_jax.data import corpus, shards
+from flowhn_jax.data.prepare import ensure_embedded, main, prepare
+from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.data.tokenizer import load_tokenizer
+
+
+def expected_splits(texts, fraction):
+    """Training and validation documents, by the rule as it is documented."""
+    period = round(1 / fraction)
+    held_out = [i for i in range(len(texts)) if i % period == period - 1] or [len(texts) - 1]
+    return {
+        "train": [text for i, text in enumerate(texts) if i not in held_out],
+        "validation": [texts[i] for i in held_out],
+    }
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("kind", ["bytes", "file"])
+def test_round_trip(tmp_path, jsonl, paragraphs, tokenizer_json, fraction, kind):
+    spec = "bytes" if kind == "bytes" else str(tokenizer_json)
+    made = prepare(str(jsonl), spec, tmp_path / "set", context=48, validation_fraction=fraction)
+    reopened = PreparedSet.open(tmp_path / "set")
+    assert reopened == made
+    tokenizer = load_tokenizer(spec)
+    assert reopened.tokenizer.fingerprint == tokenizer.fingerprint
+    assert (reopened.vocab_size, reopened.eot_id) == (tokenizer.vocab_size, tokenizer.eot_id)
+    for name, texts in expected_splits(paragraphs, fraction).items():
+        found, split = documents(made, name), made.splits[name]
+        assert found == [tokenizer.encode(text).tolist() for text in texts]
+        assert [reopened.tokenizer.decode(ids) for ids in found] == texts
+        assert split.documents == len(texts)
+        assert split.bytes == sum(len(text.encode()) for text in texts)
+        assert split.tokens == sum(map(len, found)) + len(found)
+        assert split.windows == len(windows(made, name)[0]) == -(-split.tokens // 48)
+
+
+def test_the_set_needs_nothing_else(tmp_path, jsonl, tokenizer_json):
+    shutil.copy(tokenizer_json, tmp_path / "t.json")
+    prepare(str(jsonl), str(tmp_path / "t.json"), tmp_path / "set", eot_token="<|pad|>")
+    (tmp_path / "t.json").unlink()
+    jsonl.unlink()
+    moved = shutil.move(tmp_path / "set", tmp_path / "moved")
+    tokenizer = PreparedSet.open(moved).tokenizer
+    assert tokenizer.eot_token == "<|pad|>"
+    assert tokenizer.decode(tokenizer.encode("été")) == "été"
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_same_output_for_any_number_of_workers(
+    tmp_path, jsonl, tokenizer_json, monkeypatch, workers
+):
+    from flowhn_jax.data import encoding
+
+    monkeypatch.setattr(encoding, "PIECE_BYTES", 500)  # a dozen groups
+    for name, count in (("one", 1), ("many", workers)):
+        prepare(str(jsonl), str(tokenizer_json), tmp_path / name, context=32, workers=count)
+    assert content(tmp_path / "one") == content(tmp_path / "many")
+
+
+def test_several_shards(tmp_path, jsonl, monkeypatch):
+    whole = prepare(str(jsonl), "bytes", tmp_path / "whole", context=16)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 4 * 17 * 100)  # 100 windows
+    made = prepare(str(jsonl), "bytes", tmp_path / "set", context=16)
+    found = made.splits["train"].shards
+    assert [shard.file for shard in found[:2]] == [f"train-{i:05d}.array_record" for i in (0, 1)]
+    assert [shard.records for shard in found[:-1]] == [100] * (len(found) - 1)
+    assert sum(shard.records for shard in found) == made.splits["train"].windows
+    for split in ("train", "validation"):
+        assert documents(made, split) == documents(whole, split)
+    made.verify()
+
+
+def test_wide_vocabulary_and_segments(tmp_path):
+    """A token id and a segment id above 65,535."""
+    import tokenizers
+
+    model = tokenizers.models.WordLevel({"a": 0, "</s>": 70_000}, unk_token="a")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "t.json"))
+    (tmp_path / "s.jsonl").write_text('{"text": "a"}\n' * 100_000)
+    out = tmp_path / "set"
+    made = prepare(str(tmp_path / "s.jsonl"), str(tmp_path / "t.json"), out, context=140_000)
+    assert (made.vocab_size, made.eot_id) == (70_001, 70_000)
+    tokens, segments = windows(made, "train")
+    assert tokens[0, :4].tolist() == [70_000, 0, 70_000, 0]
+    assert segments[0, -3:].tolist() == [70_000, 70_000, 70_001]
+    assert len(documents(made, "train")) == 99_000
+
+
+def test_single_document_is_cut_at_a_line(tmp_path, paragraphs):
+    text = "\n".join(paragraphs) + "\n"
+    (tmp_path / "t.txt").write_text(text)
+    made = prepare(str(tmp_path / "t.txt"), "bytes", tmp_path / "set", validation_fraction=0.2)
+    (first,), (second,) = documents(made, "train"), documents(made, "validation")
+    assert bytes(first + second).decode() == text
+    assert bytes(first).endswith(b"\n")
+    assert 0.2 * len(text) <= len(second) < 0.4 * len(text)
+
+
+def test_reuse(tmp_path, jsonl, capsys):
+    arguments = dict(context=32, validation_fraction=0.1)
+    made = prepare(str(jsonl), "bytes", tmp_path / "set", **arguments)
+    before = (tmp_path / "set" / "index.json").stat()
+    assert "already prepared" not in capsys.readouterr().err
+    again = prepare(str(jsonl), "bytes", tmp_path / "set", workers=2, overwrite=True, **arguments)
+    assert again == made
+    assert "already prepared" in capsys.readouterr().err
+    assert (tmp_path / "set" / "index.json").stat() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(context=16), "context 32 there, 16 asked for"),
+        (dict(validation_fraction=0.2), "validation_fraction 0.1 there, 0.2 asked for"),
+        (dict(text_field="n"), "text_field 'text' there, 'n' asked for"),
+    ],
+)
+def test_another_set_is_refused(tmp_path, jsonl, change, message):
+    arguments = dict(context=32, validation_fraction=0.1)
+    prepare(str(jsonl), "bytes", tmp_path / "set", **arguments)
+    before = content(tmp_path / "set")
+    with pytest.raises(ValueError, match=rf"another prepared set \({message}\).*--overwrite"):
+        prepare(str(jsonl), "bytes", tmp_path / "set", **arguments | change)
+    assert content(tmp_path / "set") == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_another_source_is_refused_and_overwritten_when_asked(tmp_path, jsonl, paragraphs):
+    prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
+    jsonl.write_text(json.dumps({"text": "other"}) + "\n" + json.dumps({"text": "more"}) + "\n")
+    with pytest.raises(ValueError, match=r"another prepared set \(source '1 files, "):
+        prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
+    made = prepare(str(jsonl), "bytes", tmp_path / "set", context=32, overwrite=True)
+    assert bytes(documents(made, "train")[0]) == b"other"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "source.jsonl"]
+
+
+def test_set_of_another_version_is_replaced_only_when_asked(tmp_path, jsonl):
+    prepare(str(jsonl), "bytes", tmp_path / "set")
+    index = tmp_path / "set" / "index.json"
+    index.write_text(index.read_text().replace('"version": 1', '"version": 0'))
+    with pytest.raises(ValueError, match="version 0 there, 1 asked for"):
+        prepare(str(jsonl), "bytes", tmp_path / "set")
+    prepare(str(jsonl), "bytes", tmp_path / "set", overwrite=True)
+    PreparedSet.open(tmp_path / "set")
+
+
+def test_damaged_set_is_refused_and_overwritten_when_asked(tmp_path, jsonl):
+    made = prepare(str(jsonl), "bytes", tmp_path / "set")
+    known = content(made.folder)
+    shard = made.folder / made.splits["train"].shards[0].file
+    raw = bytearray(shard.read_bytes())
+    raw[3000] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"SHA-256 has changed.*--overwrite"):
+        prepare(str(jsonl), "bytes", tmp_path / "set")
+    prepare(str(jsonl), "bytes", tmp_path / "set", overwrite=True)
+    assert content(made.folder) == known
+
+
+@pytest.mark.parametrize("name", ["precious.txt", "index.json"])
+def test_a_folder_that_is_no_set_is_always_refused(tmp_path, jsonl, name):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / name).write_text('{"format": "something else"}')
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="set exists and is left alone"):
+            prepare(str(jsonl), "bytes", tmp_path / "set", overwrite=overwrite)
+    assert list(content(tmp_path / "set")) == [name]
+    with pytest.raises(ValueError, match=r"source\.jsonl exists and is left alone"):
+        prepare(str(jsonl), "bytes", jsonl, overwrite=True)
+
+
+def test_an_empty_folder_may_be_filled(tmp_path, jsonl):
+    (tmp_path / "set").mkdir()
+    prepare(str(jsonl), "bytes", tmp_path / "set")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "source.jsonl"]
+    assert "lock" not in content(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(context=0), "context is 0; accepted is 1"),
+        (dict(validation_fraction=0), "validation_fraction is 0; accepted is above 0"),
+        (dict(validation_fraction=0.6), "validation_fraction is 0.6"),
+        (dict(validation_fraction=float("nan")), "validation_fraction is nan"),
+        (dict(workers=0), "workers is 0; accepted is 1"),
+    ],
+)
+def test_bad_arguments(tmp_path, jsonl, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(str(jsonl), "bytes", tmp_path / "set", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "holds no text"), ('{"text": ""}\n', "holds no text"), ('{"text": "a"}', "too little")],
+)
+def test_too_little_text(tmp_path, text, message):
+    (tmp_path / "s.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        prepare(str(tmp_path / "s.jsonl"), "bytes", tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.jsonl"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_leaves_nothing_behind(tmp_path, jsonl, workers):
+    with jsonl.open("a") as file:
+        file.write("not json\n")
+    with pytest.raises(ValueError, match=r"source\.jsonl, line \d+: not JSON"):
+        prepare(str(jsonl), "bytes", tmp_path / "set", workers=workers)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.jsonl"]
+
+
+def test_embedded(tmp_path, monkeypatch, capsys):
+    texts = {f"{i:03d}.py": f"# file {i}\n".encode() * 20 for i in range(100)}
+    monkeypatch.setattr(corpus, "embedded_documents", lambda: texts)
+    made = ensure_embedded(tmp_path / "set", 64)
+    assert (made.context, made.tokenizer.spec) == (64, "bytes")
+    assert [bytes(ids) for ids in documents(made, "validation")] == list(texts.values())[24::25]
+    texts["new.py"] = b"the next version of Python\n"
+    assert ensure_embedded(tmp_path / "set", 64) == made  # a run goes on with what it has
+    with pytest.raises(ValueError, match="context 64 there, 32 asked for"):
+        ensure_embedded(tmp_path / "set", 32)
+    with pytest.raises(ValueError, match="source 'embedded corpus of Python"):
+        prepare("embedded", "bytes", tmp_path / "set", context=64, validation_fraction=0.04)
+
+
+def run(*arguments):
+    """The command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "flowhn_jax.data.prepare", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+
+
+def test_command_line(tmp_path, jsonl, paragraphs, tokenizer_json):
+    arguments = (f"--source={jsonl}", f"--tokenizer={tokenizer_json}", f"--out={tmp_path / 'set'}")
+    first = run(*arguments, "--context=32", "--workers=2", "--validation_fraction=0.1")
+    assert first.returncode == 0, first.stderr
+    made = PreparedSet.open(tmp_path / "set")
+    assert f"{made.splits['train'].tokens:,} tokens" in first.stdout
+    assert made.context == 32
+    assert len(documents(made, "validation")) == len(paragraphs) // 10
+    again = run(*arguments, "--context=32", "--validation_fraction=0.1")
+    assert again.returncode == 0
+    assert "already prepared" in again.stderr
+    refused = run(*arguments)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: ")
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source=absent"], "Source absent does not exist"),
+        (["--source={dir}"], "holds no .txt, .jsonl"),
+        (["--source={dir}/bad.jsonl"], "bad.jsonl, line 1: not JSON"),
+        (["--tokenizer=absent.json"], "Tokenizer absent.json is no file"),
+        (["--tokenizer={dir}/bad.json"], "bad.json is not a Hugging Face tokenizer.json"),
+        (["--eot_token=x"], "Tokenizer bytes has its own end-of-text"),
+        (["--text_field=body"], "line 1: no field 'body', only text, n"),
+        (["--context=0"], "context is 0"),
+        (["--context=many"], "invalid int value"),
+        (["--validation_fraction=2"], "validation_fraction is 2.0"),
+        (["--workers=-1"], "workers is -1"),
+        (["--over"], "unrecognized arguments: --over"),
+        (["--out={dir}/bad.json/set"], "Not a directory"),
+    ],
+)
+def test_command_line_errors(tmp_path, jsonl, capsys, arguments, message):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "bad.json").write_text("{}")
+    if "bad.jsonl" in arguments[0]:
+        (folder / "bad.jsonl").write_text("nonsense\n")
+    given = [f"--source={jsonl}", "--tokenizer=bytes", f"--out={tmp_path / 'set'}"]
+    with pytest.raises(SystemExit) as stopped:
+        main(given + [argument.format(dir=folder) for argument in arguments])
+    said = str(stopped.value.code) + capsys.readouterr().err
+    assert stopped.value.code not in (0, None)
+    assert message in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "set").exists()
+
+
+def test_ctrl_c(tmp_path, jsonl, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards.ShardWriter, "write", interrupt)
+    with pytest.raises(SystemExit, match="interrupted"):
+        main([f"--source={jsonl}", "--tokenizer=bytes", f"--out={tmp_path / 'set'}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["source.jsonl"]
+
+
+def test_prepare_imports_neither_jax_nor_grain():
+    code = "import sys, flowhn_jax.data.prepare; assert not {'jax', 'grain'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)

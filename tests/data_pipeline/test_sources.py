@@ -1,0 +1,201 @@
+import gzip
+import json
+import os
+import sys
+import types
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from flowhn_jax.data.sources import open_source
+
+
+def texts(path, field="text", advance=lambda count: None):
+    """The documents of a source, as text."""
+    documents = open_source(str(path), field).read(advance)
+    return [b"".join(document.pieces()).decode() for document in documents]
+
+
+def as_jsonl(documents, field="text"):
+    return "".join(json.dumps({field: text}) + "\n" for text in documents).encode()
+
+
+def write(path, documents, field="text"):
+    """Writes documents in the format that the name asks for."""
+    raw = as_jsonl(documents, field)
+    if path.name.endswith(".txt"):
+        path.write_text("\n".join(documents), newline="")
+    elif path.name.endswith(".parquet"):
+        table = pyarrow.table({field: documents, "n": range(len(documents))})
+        pyarrow.parquet.write_table(table, path, row_group_size=3)
+    elif path.name.endswith(".gz"):
+        path.write_bytes(gzip.compress(raw))
+    elif path.name.endswith(".zst"):  # two frames, as after `cat a.zst b.zst`
+        half = len(raw) // 2
+        path.write_bytes(zstandard.compress(raw[:half]) + zstandard.compress(raw[half:]))
+    else:
+        path.write_bytes(raw)
+    return path
+
+
+RECORDS = ("s.jsonl", "s.jsonl.gz", "s.jsonl.zst", "s.parquet")
+
+
+@pytest.mark.parametrize("name", [*RECORDS, "S.JSONL"])
+@pytest.mark.parametrize("field", ["text", "content"])
+def test_records(tmp_path, paragraphs, name, field):
+    path = write(tmp_path / name, [*paragraphs[:3], "", *paragraphs[3:]], field)
+    assert texts(path, field) == paragraphs  # the empty document is left out
+
+
+def test_a_text_file_is_one_document_byte_for_byte(tmp_path, paragraphs):
+    text = "\r\n".join(paragraphs) + "\n\n"
+    (tmp_path / "t.txt").write_bytes(text.encode())
+    assert texts(tmp_path / "t.txt") == [text]
+
+
+def test_long_and_blank_lines_and_no_last_line_end(tmp_path):
+    long = "é" * 300_000
+    raw = b"\n" + as_jsonl([long, "b"]) + b"  \n" + as_jsonl(["c"]).strip()
+    (tmp_path / "s.jsonl").write_bytes(raw)
+    (tmp_path / "s.jsonl.zst").write_bytes(zstandard.compress(raw))
+    for name in ("s.jsonl", "s.jsonl.zst"):
+        assert texts(tmp_path / name) == [long, "b", "c"]
+
+
+def test_byte_order_mark(tmp_path):
+    (tmp_path / "s.jsonl").write_bytes(b"\xef\xbb\xbf" + as_jsonl(["a", "b"]))
+    assert texts(tmp_path / "s.jsonl") == ["a", "b"]
+
+
+def test_folder_is_read_in_the_order_of_paths(tmp_path):
+    for name, text in (("b.txt", "2"), ("a/z.txt", "1"), ("c.txt", "3"), ("empty.txt", "")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    write(tmp_path / "d.jsonl", ["4", "5"])
+    (tmp_path / "notes.md").write_text("other")
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "x.txt").write_text("hidden")
+    assert texts(tmp_path) == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize("name", [*RECORDS[:3], "t.txt"])
+def test_progress_counts_the_bytes_of_the_files(tmp_path, paragraphs, name):
+    path = write(tmp_path / name, paragraphs)
+    counts = []
+    texts(path, advance=counts.append)
+    assert sum(counts) == open_source(str(path)).size == path.stat().st_size
+
+
+def test_identity_follows_names_sizes_and_times(tmp_path):
+    path = write(tmp_path / "s.jsonl", ["a", "b"])
+    known = open_source(str(tmp_path)).identity
+    assert open_source(str(tmp_path)).identity == known
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert open_source(str(tmp_path)).identity != known
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert open_source(str(tmp_path)).identity == known
+    path.rename(tmp_path / "r.jsonl")
+    assert open_source(str(tmp_path)).identity != known
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "cut', "line 3: not JSON"),
+        (b'{"body": "x"}', "line 3: no field 'text', only body"),
+        (b"{}", "line 3: no field 'text', only nothing"),
+        (b'["x"]', "line 3: a JSON list"),
+        (b'{"text": 7}', "line 3: field 'text' is of type int"),
+        (b'{"text": null}', "line 3: field 'text' is of type NoneType"),
+        (b'{"text": "\xff"}', "line 3: not UTF-8"),
+        (rb'{"text": "\ud800"}', "line 3: half a surrogate"),
+    ],
+)
+@pytest.mark.parametrize("name", RECORDS[:3])
+def test_bad_lines_are_named(tmp_path, line, message, name):
+    raw = as_jsonl(["a", "b"]) + line + b"\n" + as_jsonl(["c"])
+    pack = {"s.jsonl": bytes, "s.jsonl.gz": gzip.compress, "s.jsonl.zst": zstandard.compress}
+    (tmp_path / name).write_bytes(pack[name](raw))
+    with pytest.raises(ValueError, match=f"{name}, {message}"):
+        texts(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", RECORDS[1:])
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-9], lambda raw: b"not " + raw])
+def test_damaged_files_are_named(tmp_path, paragraphs, name, damage):
+    path = write(tmp_path / name, paragraphs)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=f"{name}: damaged"):
+        texts(path)
+
+
+def test_parquet_columns(tmp_path):
+    path = write(tmp_path / "s.parquet", ["a", "b"], "content")
+    with pytest.raises(ValueError, match=r"s\.parquet: no column 'text', only content, n"):
+        texts(path)
+    with pytest.raises(ValueError, match=r"s\.parquet, row 1: field 'n' is of type int"):
+        texts(path, "n")
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent does not exist"):
+        open_source(str(tmp_path / "absent"))
+    with pytest.raises(ValueError, match=r"holds no \.txt, \.jsonl.*\.parquet file"):
+        open_source(str(tmp_path))
+    (tmp_path / "s.csv").write_text("a,b")
+    with pytest.raises(ValueError, match=r"s\.csv is no \.txt, \.jsonl"):
+        open_source(str(tmp_path / "s.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [
+        ("s.jsonl.zst", "zstandard", "zstandard"),
+        ("s.parquet", "pyarrow", "pyarrow"),
+        ("hf:some/name", "datasets", "datasets"),
+    ],
+)
+def test_missing_packages_are_named(tmp_path, monkeypatch, name, module, package):
+    source = name if name.startswith("hf:") else write(tmp_path / name, ["a", "b"])
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=f"pip install {package}"):
+        texts(source)
+
+
+def test_hugging_face_dataset(monkeypatch):
+    calls = []
+
+    def load_dataset(name, config, *, split, streaming):
+        calls.append((name, config, split, streaming))
+        return iter([{"text": "a", "n": 1}, {"text": ""}, {"text": "bé"}])
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    counts = []
+    assert texts("hf:some/name:config", advance=counts.append) == ["a", "bé"]
+    assert texts("hf:some/name") == ["a", "bé"]
+    assert calls == [("some/name", "config", "train", True), ("some/name", None, "train", True)]
+    assert sum(counts) == 4
+    assert open_source("hf:some/name").size is None
+    with pytest.raises(ValueError, match="hf:some/name, row 1: no field 'body', only text, n"):
+        texts("hf:some/name", "body")
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("no network")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=fail))
+    with pytest.raises(ValueError, match="hf:some/name: no network"):
+        texts("hf:some/name")
+
+
+def test_hugging_face_dataset_in_a_folder(tmp_path, paragraphs):
+    pytest.importorskip("datasets")
+    write(tmp_path / "train.jsonl", paragraphs)
+    known = open_source(f"hf:{tmp_path}").identity
+    assert texts(f"hf:{tmp_path}") == paragraphs
+    write(tmp_path / "train.jsonl", paragraphs[1:])
+    assert open_source(f"hf:{tmp_path}").identity != known

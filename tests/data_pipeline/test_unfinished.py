@@ -1,0 +1,132 @@
+"""Preparations that are killed, run out of space, or run at the same time."""
+
+import subprocess
+import sys
+
+import pytest
+from reading import ENVIRONMENT, content
+
+from flowhn_jax.data.prepare import prepare
+from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.data.unfinished import publish, unfinished_folder
+
+# Runs a preparation that kills itself where it calls FUNCTION of MODULE for the COUNT-th time.
+KILLED = """
+import os, signal, sys
+from flowhn_jax.data import encoding, prepare, shards, unfinished
+
+encoding.PIECE_BYTES = 500
+shards.SHARD_BYTES = 20_000
+
+def killed(owner, name, count):
+    function, calls = getattr(owner, name), []
+    def call(*args):
+        calls.append(args)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args)
+    setattr(owner, name, call)
+
+if __name__ == "__main__":
+    source, out, overwrite, workers, where, count = sys.argv[1:]
+    owner, name = where.rsplit(".", 1)
+    killed(eval(owner), name, int(count))
+    options = dict(context=32, workers=int(workers), overwrite=bool(overwrite))
+    prepare.prepare(source, "bytes", out, **options)
+"""
+
+RENAMED = "unfinished.pathlib.Path.rename"
+
+
+def run_killed(tmp_path, source, where, count, *, overwrite="", workers=1):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    arguments = [str(source), str(tmp_path / "set"), overwrite, str(workers), where, str(count)]
+    # Workers that outlive their parent hold its output open, and this would not return.
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments], capture_output=True, timeout=60, env=ENVIRONMENT
+    )
+    script.unlink()
+    assert done.returncode == -9, done.stderr.decode()
+
+
+@pytest.fixture
+def expected(tmp_path, jsonl):
+    """What an uninterrupted preparation writes."""
+    prepare(str(jsonl), "bytes", tmp_path / "expected", context=32)
+    return content(tmp_path / "expected")
+
+
+@pytest.mark.parametrize(
+    ("where", "count", "workers"),
+    [
+        ("shards.ShardWriter.write", 3, 1),
+        ("shards.ShardWriter.write", 3, 3),
+        ("shards.ShardWriter._close_shard", 2, 1),
+        ("prepare.PreparedSet.write_index", 1, 1),
+        ("prepare.publish", 1, 1),
+        (RENAMED, 1, 1),
+    ],
+)
+def test_killed_before_the_end(tmp_path, jsonl, expected, where, count, workers):
+    run_killed(tmp_path, jsonl, where, count, workers=workers)
+    assert not (tmp_path / "set").exists()
+    assert (tmp_path / ".set.unfinished").is_dir()
+    prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
+    assert content(tmp_path / "set") == expected
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_killed_after_the_rename(tmp_path, jsonl):
+    run_killed(tmp_path, jsonl, "unfinished.sync", 2)  # of the folder that holds the set
+    made = PreparedSet.open(tmp_path / "set")
+    made.verify()
+    assert prepare(str(jsonl), "bytes", tmp_path / "set", context=32) == made
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_killed_while_a_set_is_replaced(tmp_path, jsonl, expected, count):
+    """Before the old one leaves, and between that and the new one's coming."""
+    old = prepare(str(jsonl), "bytes", tmp_path / "set", context=16)
+    run_killed(tmp_path, jsonl, RENAMED, count, overwrite="yes")
+    if count == 1:
+        assert PreparedSet.open(tmp_path / "set") == old
+    else:
+        assert not (tmp_path / "set").exists()
+    prepare(str(jsonl), "bytes", tmp_path / "set", context=32, overwrite=True)
+    assert content(tmp_path / "set") == expected
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("completes", [True, False])
+def test_two_at_the_same_time(tmp_path, jsonl, expected, completes):
+    """The second waits for the first, and uses what that has left."""
+    command = [sys.executable, "-m", "flowhn_jax.data.prepare", "--tokenizer=bytes", "--context=32"]
+    command += [f"--source={jsonl}", f"--out={tmp_path / 'set'}"]
+    with unfinished_folder(tmp_path / "set") as folder:
+        second = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        assert "Waiting for another process" in second.stderr.readline()
+        for name, raw in expected.items():
+            (folder / name).write_bytes(raw)
+        if completes:
+            publish(folder, tmp_path / "set")
+    said = second.communicate()[1]
+    assert second.returncode == 0, said
+    assert ("already prepared" in said) == completes
+    assert content(tmp_path / "set") == expected
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_no_space_left(tmp_path, jsonl):
+    limited = (
+        "import resource, sys; from flowhn_jax.data.prepare import main;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); main(sys.argv[1:])"
+    )
+    arguments = [f"--source={jsonl}", f"--out={tmp_path / 'set'}", "--tokenizer=bytes"]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *arguments], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["source.jsonl"]
