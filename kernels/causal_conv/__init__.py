@@ -1,0 +1,54 @@
+"""Depthwise causal convolution over time."""
+
+from jax import Array
+
+from kernels.causal_conv import xla
+from kernels.checks import check_shapes
+
+
+def causal_conv(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    segment_ids: Array | None = None,
+    initial_state: Array | None = None,
+    return_final_state: bool = False,
+) -> Array | tuple[Array, Array]:
+    """Convolve each channel with its own W taps, over the present and the W-1 inputs before it.
+
+        y_t = bias + sum over k of weight[k] * x_{t - (W-1) + k}
+
+    Args:
+      x: inputs [B, L, E], any float dtype, any length L >= 1.
+      weight: [W, E]; weight[W-1] multiplies the present input (`weight[:, 0, k]` of a PyTorch
+        conv1d is weight[k]).
+      bias: [E]; None: zero.
+      segment_ids: documents, [B, L], integer, each document contiguous: inputs of another document
+        count as zero. None: one document.
+      initial_state: the W-1 inputs before position 0, [B, W-1, E]; they belong to the document of
+        position 0. None: zero.
+      return_final_state: whether to return the state after position L-1 as well: the last W-1
+        inputs, with zeros for those of another document than the last one's.
+
+    Returns:
+      y [B, L, E] in x's dtype, accumulated in float32, or, where asked, (y, final state
+      [B, W-1, E] in x's dtype).
+
+    Raises:
+      ValueError: if shapes do not fit each other.
+    """
+    if x.ndim != 3 or weight.ndim != 2:
+        raise ValueError(
+            "causal_conv: x must be [B, L, E] and weight [W, E], "
+            f"found shapes {x.shape}, {weight.shape}"
+        )
+    sizes = dict(zip("BLE", x.shape, strict=True)) | {"W": weight.shape[0]}
+    arrays = {
+        "weight": (weight, "W E"),
+        "bias": (bias, "E"),
+        "segment_ids": (segment_ids, "B L"),
+        "initial_state": (initial_state, "B W-1 E"),
+    }
+    check_shapes("causal_conv", sizes | {"W-1": sizes["W"] - 1}, arrays)
+    y, state = xla.causal_conv(x, weight, bias, segment_ids, initial_state)
+    return (y, state) if return_final_state else y

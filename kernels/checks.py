@@ -1,0 +1,23 @@
+"""Checks of arguments that all operations share."""
+
+from jax import Array
+
+
+def check_shapes(
+    operation: str, sizes: dict[str, int], arrays: dict[str, tuple[Array | None, str]]
+) -> None:
+    """Raise a ValueError where an array does not have its shape.
+
+    Args:
+      operation: the name that begins the message.
+      sizes: the size each letter of a layout stands for.
+      arrays: by name, each array and its layout, as 'B L E'. None passes.
+    """
+    for name, (array, layout) in arrays.items():
+        letters = layout.split()
+        shape = tuple(sizes[letter] for letter in letters)
+        if array is not None and array.shape != shape:
+            raise ValueError(
+                f"{operation}: {name} must be [{', '.join(letters)}] = {shape}, "
+                f"found shape {array.shape}"
+            )

@@ -1,0 +1,72 @@
+"""Output head and cross-entropy in one operation."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import Array
+
+from kernels.checks import check_shapes
+from kernels.cross_entropy import xla
+from kernels.manual_axes import vary_alike
+
+_CHUNK_BYTES = 128 * 2**20
+
+
+def cross_entropy(
+    hidden: Array,
+    head: Array,
+    targets: Array,
+    weights: Array | None = None,
+    *,
+    reduction: Literal["sum", "none"] = "sum",
+    chunk_size: int | None = None,
+) -> Array:
+    """Weighted cross-entropy, in nats, of logits ``hidden @ head`` that never exist whole.
+
+    The loss of token n is ``weights[n] * (logsumexp(logits[n]) - logits[n, targets[n]])``.
+
+    Args:
+      hidden: [N, D], float; its dtype is that of the matrix products.
+      head: [D, V], float; cast to hidden's dtype for the products, which accumulate in float32.
+      targets: [N], integer, in 0..V-1. Where the weight is zero any value will do; elsewhere one
+        out of range makes the loss NaN.
+      weights: [N], float32; None: all one. Tokens of weight zero change neither loss nor gradients.
+      reduction: 'sum' for the sum over the tokens, 'none' for the loss of each token. 'sum' is the
+        one to train with: where it is differentiated, it forms the gradients with the loss and
+        computes the logits once; 'none' computes them again in the backward pass.
+      chunk_size: tokens whose logits exist at a time, at most; None: as many as fill 128 MiB.
+
+    Returns:
+      A float32 scalar for 'sum', [N] float32 for 'none'. Differentiable in hidden, head (its
+      gradient accumulates in float32) and weights (whose gradient is the token's own loss).
+
+    Raises:
+      ValueError: if shapes do not fit each other, or reduction or chunk_size is not as above.
+    """
+    if hidden.ndim != 2:
+        raise ValueError(f"cross_entropy: hidden must be [N, D], found shape {hidden.shape}")
+    tokens, vocabulary = hidden.shape[0], head.shape[-1]
+    if weights is None:
+        weights = jnp.ones(tokens, jnp.float32)
+    check_shapes(
+        "cross_entropy",
+        {"N": tokens, "D": hidden.shape[1], "V": vocabulary},
+        {"head": (head, "D V"), "targets": (targets, "N"), "weights": (weights, "N")},
+    )
+    if reduction not in ("sum", "none"):
+        raise ValueError(f"cross_entropy: unknown reduction {reduction!r}; accepted: 'sum', 'none'")
+    if chunk_size is None:
+        chunk_size = max(1, _CHUNK_BYTES // (4 * vocabulary))
+    if chunk_size < 1:
+        raise ValueError(f"cross_entropy: chunk_size must be at least 1, found {chunk_size}")
+
+    in_range = (targets >= 0) & (targets < vocabulary)
+    weights = jnp.where(in_range | (weights == 0), weights, jnp.nan)
+    chunks = -(-tokens // chunk_size)
+    tail = -tokens % chunks
+    hidden, head, targets, weights = vary_alike((hidden, head, targets, weights))
+    hidden = jnp.pad(hidden, ((0, tail), (0, 0)))
+    targets, padded_weights = (jnp.pad(x, (0, tail)) for x in (targets, weights))
+    if reduction == "sum":
+        return xla.weighted_sum(chunks, hidden, head, targets, padded_weights)
+    return weights * xla.token_losses(chunks, hidden, head, targets)[:tokens]
