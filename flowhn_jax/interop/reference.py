@@ -1,0 +1,212 @@
+"""The authors' PyTorch checkpoints of FlowHN.
+
+Their parameters are named as in Hugging Face's Jamba; their four `Parallel_Mode`s are
+
+| mode | in their paper | what their code does                           | strategy                |
+|------|----------------|------------------------------------------------|-------------------------|
+| A    | No_Split       | both branches see every token                  | `no_split`              |
+| B    | AE_Split       | alternating halves                             | `ae_split`              |
+| C    | FA_Split       | attention gets the first 59 %, a constant      | `fa_split_reference`    |
+| D    | FAC_Split      | halves as in B, the odd token on the other one | `alternating_reference` |
+
+The split follows the sequence's length there, hence `split.scope='sequence'`.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from flowhn_jax import models
+from flowhn_jax.config import ModelConfig
+from flowhn_jax.models import Params
+from flowhn_jax.split import SplitConfig
+
+MODES = {
+    "A": "no_split",
+    "B": "ae_split",
+    "C": "fa_split_reference",
+    "D": "alternating_reference",
+}
+
+_AUTHORS_HEADS = 32
+_MLP = {
+    f"feed_forward.{name}_proj.weight": f"mlp/{name}_proj/kernel" for name in ("gate", "up", "down")
+}
+_NORMS = {"input_layernorm.weight": "norm/scale", "pre_ff_layernorm.weight": "mlp_norm/scale"}
+_MAMBA = {
+    "mamba.A_log": "mixer/a_log",
+    "mamba.D": "mixer/d",
+    "mamba.conv1d.weight": "mixer/conv_weight",
+    "mamba.conv1d.bias": "mixer/conv_bias",
+    "mamba.in_proj.weight": "mixer/in_proj/kernel",
+    "mamba.x_proj.weight": "mixer/x_proj/kernel",
+    "mamba.dt_proj.weight": "mixer/dt_proj/kernel",
+    "mamba.dt_proj.bias": "mixer/dt_bias",
+    "mamba.out_proj.weight": "mixer/out_proj/kernel",
+    "mamba.dt_layernorm.weight": "mixer/dt_norm/scale",
+    "mamba.b_layernorm.weight": "mixer/b_norm/scale",
+    "mamba.c_layernorm.weight": "mixer/c_norm/scale",
+}
+_ATTENTION = {
+    f"self_attn.{name}_proj.weight": f"mixer/{name}_proj/kernel" for name in ("q", "k", "v", "o")
+}
+_SSM_BRANCH = _MAMBA | _MLP | _NORMS
+_ATTENTION_BRANCH = _ATTENTION | _MLP | _NORMS
+_BLOCK = {
+    **{f"mamba.{theirs}": f"ssm/{ours}" for theirs, ours in _SSM_BRANCH.items()},
+    **{f"atten.{theirs}": f"attention/{ours}" for theirs, ours in _ATTENTION_BRANCH.items()},
+    "branch_proj.weight": "branch_proj/kernel",
+    "pre_ff_layernorm.weight": "norm/scale",
+    "final_proj.weight": "final_proj/kernel",
+}
+_MODEL = {
+    "model.embed_tokens.weight": "embed/embedding",
+    "model.final_layernorm.weight": "final_norm/scale",
+    "lm_head.weight": "head/kernel",
+}
+
+
+def parameter_names(blocks: int) -> dict[str, tuple[str | int, ...]]:
+    """Their name of each parameter -> its path in our parameters."""
+    names: dict[str, tuple[str | int, ...]] = {
+        theirs: tuple(ours.split("/")) for theirs, ours in _MODEL.items()
+    }
+    for block in range(blocks):
+        for theirs, ours in _BLOCK.items():
+            names[f"model.layers.{block}.{theirs}"] = ("blocks", block, *ours.split("/"))
+    return names
+
+
+def to_our_layout(name: str, array: np.ndarray) -> np.ndarray:
+    """A tensor of theirs in our layout: kernels [in, out], convolution [taps, channels]."""
+    if name.endswith("conv1d.weight"):
+        return array[:, 0, :].T
+    if array.ndim == 2 and not name.endswith(("A_log", "embed_tokens.weight")):
+        return array.T
+    return array
+
+
+def _read(source: Any) -> dict[str, np.ndarray]:
+    """The state dict of a mapping, an .npz or a .pth file, as float32 arrays."""
+    if isinstance(source, Mapping):
+        arrays = source
+    else:
+        path = os.fspath(source)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"No checkpoint {path!r}; accepted is an .npz or a .pth file.")
+        if path.endswith(".npz"):
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        else:
+            arrays = _read_pth(path)
+    return {
+        name: np.asarray(array.float().numpy() if hasattr(array, "numpy") else array, np.float32)
+        for name, array in arrays.items()
+    }
+
+
+def _read_pth(path: str) -> Mapping[str, Any]:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"Reading {path!r} needs PyTorch, which is not installed: pip install torch "
+            "(or save the state dict as .npz)."
+        ) from error
+    try:
+        arrays = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others
+        raise ValueError(
+            f"{path!r} is not a state dict that can be read safely. A file that holds a whole "
+            "pickled model runs code when it is loaded and is refused: save "
+            "model.state_dict() with torch.save and load that."
+        ) from error
+    if not isinstance(arrays, Mapping) or not all(map(torch.is_tensor, arrays.values())):
+        raise ValueError(f"{path!r} holds no state dict; accepted is a dict of names and tensors.")
+    return arrays
+
+
+def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None) -> ModelConfig:
+    """The model's sizes, read off the shapes; the number of heads is not among them."""
+    if mode not in MODES:
+        raise ValueError(f"The mode is {mode!r}; accepted are {', '.join(MODES)}.")
+    shapes = {name: array.shape for name, array in arrays.items()}
+    layers = [re.match(r"model\.layers\.(\d+)\.", name) for name in shapes]
+    blocks = 1 + max((int(match[1]) for match in layers if match), default=-1)
+    first = "model.layers.0."
+    needed = [*_MODEL, *(first + name for name in _BLOCK)]
+    missing = [name for name in needed if name not in shapes]
+    if missing:
+        raise ValueError(
+            f"The checkpoint lacks {len(missing)} parameters of FlowHN, the first {missing[0]!r}; "
+            f"it holds {len(shapes)} arrays."
+        )
+    vocab_size, width = shapes["model.embed_tokens.weight"]
+    inner, state = shapes[first + "mamba.mamba.A_log"]
+    kv_width = shapes[first + "atten.self_attn.k_proj.weight"][0]
+    heads = heads or _AUTHORS_HEADS
+    if width % heads or kv_width % (width // heads):
+        raise ValueError(
+            f"Width {width} and key-value width {kv_width} do not divide into {heads} heads; "
+            "give the model's own number of heads with heads=."
+        )
+    return ModelConfig(
+        vocab_size=vocab_size,
+        width=width,
+        mlp_width=shapes[first + "mamba.feed_forward.up_proj.weight"][0],
+        blocks=blocks,
+        heads=heads,
+        kv_heads=kv_width // (width // heads),
+        ssm_state=state,
+        ssm_conv=shapes[first + "mamba.mamba.conv1d.weight"][2],
+        ssm_expand=inner // width,
+        ssm_dt_rank=shapes[first + "mamba.mamba.dt_proj.weight"][1],
+        split=SplitConfig(strategy=MODES[mode], scope="sequence"),
+    )
+
+
+def load(source: Any, mode: str, *, heads: int | None = None) -> tuple[ModelConfig, Params]:
+    """Loads the authors' parameters.
+
+    Args:
+      source: their state dict: a mapping of names to arrays or tensors, an .npz file of arrays, or
+        a .pth file (read with weights_only=True, needs torch).
+      mode: their Parallel_Mode, 'A', 'B', 'C' or 'D'; see the table at the top of this module.
+      heads: number of query heads, which the shapes do not tell; None: the authors' 32.
+
+    Returns:
+      (config, params) as `models.forward` takes them.
+
+    Raises:
+      ValueError: a name or shape that is not FlowHN's, an unknown mode, a pickled model.
+      FileNotFoundError: no such file.
+    """
+    arrays = _read(source)
+    config = infer_config(arrays, mode, heads)
+    names = parameter_names(config.blocks)
+    unknown = sorted(set(arrays) - set(names))
+    missing = sorted(set(names) - set(arrays))
+    if unknown or missing:
+        raise ValueError(
+            f"The checkpoint does not fit a FlowHN of {config.blocks} blocks: "
+            f"missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'} "
+            f"({len(missing)} and {len(unknown)} in all)."
+        )
+    params = models.abstract_params(config)
+    for name, path in names.items():
+        *parents, last = path
+        group = params
+        for parent in parents:
+            group = group[parent]
+        array = to_our_layout(name, arrays[name])
+        if array.shape != group[last].shape:
+            raise ValueError(
+                f"{name} has shape {arrays[name].shape}, in our layout {array.shape}; "
+                f"accepted is {group[last].shape}."
+            )
+        group[last] = jnp.asarray(array)
+    return config, params

@@ -1,0 +1,47 @@
+"""Next-token loss of a batch of packed windows."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flowhn_jax import models
+from flowhn_jax.config import ModelConfig
+from flowhn_jax.data.packing import target_mask
+from flowhn_jax.models import Params
+from kernels.cross_entropy import cross_entropy
+
+# tokens and segment_ids, both [B, N + 1] int32; weights [B, N] float32 where not all count
+Batch = dict[str, jax.Array]
+
+
+class LossSum(NamedTuple):
+    """Summed negative log-likelihood in nats, and the sum of the targets' weights."""
+
+    nll: jax.Array  # float32 scalar
+    targets: jax.Array  # float32 scalar
+
+
+def target_weights(batch: Batch) -> jax.Array:
+    """[B, N] float32: the batch's weights, else 1 for each token and 0 for padding (segment 0)."""
+    if "weights" in batch:
+        return batch["weights"]
+    return target_mask(batch["segment_ids"]).astype(jnp.float32)
+
+
+def loss_sum(config: ModelConfig, params: Params, batch: Batch, *, remat: str = "none") -> LossSum:
+    """Sum of -log p(next token) over the batch's targets, times their weights.
+
+    The last token of a document is scored on predicting the next one's first, the end-of-text
+    token: that is how the model learns where documents end.
+    """
+    model = models.bind(config, params)
+    tokens, weights = batch["tokens"], target_weights(batch)
+    hidden = model(tokens[:, :-1], batch["segment_ids"][:, :-1], remat=remat)
+    nll = cross_entropy(
+        hidden.reshape(-1, hidden.shape[-1]),
+        model.head.kernel[...],
+        tokens[:, 1:].reshape(-1),
+        weights.reshape(-1),
+    )
+    return LossSum(nll, weights.sum())
