@@ -25,5 +25,6 @@ def get_config(strategy: str = "fac_split") -> ml_collections.ConfigDict:
     train.weight_decay = 0.1
     train.clip_norm = 1.0
     train.warmup = 0.1
+    train.eval_windows = 64  # while training; eval.py scores the whole validation set
 
     return config

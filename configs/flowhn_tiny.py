@@ -18,6 +18,7 @@ def get_config(strategy: str = "fac_split"):
     config.train.steps = 1500
     config.train.batch_size = 8
     config.train.learning_rate = 3e-3
+    config.train.eval_windows = 0  # all of them
     config.train.log_every = 50
     config.train.eval_every = 500
     config.train.checkpoint_every = 500

@@ -1,0 +1,98 @@
+"""What the command lines share: the config flag, and a user's error as one clear message."""
+
+import difflib
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from flowhn_jax import config as config_lib
+
+_OURS = pathlib.Path(__file__).parent.parent
+_PREFIX = "--config."
+
+
+def define_config(required: bool = True) -> flags.FlagHolder:
+    """Defines --config=FILE.py[:STRATEGY] and --config.KEY=VALUE for each of its keys."""
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "Recipe, such as configs/flowhn_tiny.py:fai_split; --config.KEY overrides."
+    )
+    if required:
+        flags.mark_flag_as_required("config")
+    return holder
+
+
+def parse_config(holder: flags.FlagHolder) -> config_lib.Config:
+    """The validated config of the flag that `define_config` made.
+
+    Raises:
+      ValueError: the file cannot be loaded as a recipe, or holds what `config.parse` refuses.
+    """
+    if not isinstance(holder.value, ml_collections.ConfigDict):
+        try:
+            holder.value.model  # noqa: B018  a file that failed to load raises why when it is used
+        except Exception as error:
+            reason = error.__cause__ or error
+            raise ValueError(
+                f"--config cannot be loaded: {reason}; accepted is a recipe such as "
+                "configs/flowhn_tiny.py, or configs/flowhn_tiny.py:fai_split."
+            ) from error
+    return config_lib.parse(holder.value)
+
+
+def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
+    """All dotted keys of a config."""
+    found = []
+    for name, value in config.items():
+        nested = isinstance(value, ml_collections.ConfigDict)
+        found += _keys(value, f"{prefix}{name}.") if nested else [prefix + name]
+    return found
+
+
+def _check_config_keys(argv: Sequence[str]) -> None:
+    known = _keys(config_lib.default())
+    for argument in argv:
+        key = argument.removeprefix(_PREFIX).partition("=")[0]
+        groups = {name.rpartition(".")[0] for name in known}
+        if argument.startswith(_PREFIX) and key not in known and key not in groups:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"Unknown config key {key!r}; the nearest is {near!r}.")
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        _check_config_keys(argv[1:])
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise ValueError(f"Unexpected argument {rest[1]!r}; flags are written --name=value.")
+    except (flags.Error, ValueError) as error:
+        sys.exit(f"error: {error}")
+    return rest
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether our code raised the error itself, and so wrote its message for the user."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+    return _OURS in pathlib.Path(innermost).parents and "site-packages" not in innermost
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and runs `main`.
+
+    A user's error ends the process with its message and status 1; an error from inside a library,
+    where the message alone may not tell enough, with its traceback as well.
+    """
+
+    def guarded(_: Sequence[str]) -> None:
+        try:
+            main()
+        except (ValueError, OSError, ImportError) as error:
+            if not _is_ours(error):
+                traceback.print_exc()
+            sys.exit(f"error: {error}")
+
+    app.run(guarded, flags_parser=_parse_flags)

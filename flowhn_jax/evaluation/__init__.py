@@ -1,0 +1,1 @@
+"""Measuring trained models: quality and speed."""

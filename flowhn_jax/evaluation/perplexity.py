@@ -1,0 +1,165 @@
+"""Perplexity and bits per byte: exact means over tokens, of prepared windows or of a text."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from flowhn_jax.config import Config
+from flowhn_jax.data.pipeline import validation_batches
+from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.data.tokenizer import Tokenizer
+from flowhn_jax.models import Params
+from flowhn_jax.models.loss import Batch, LossSum, loss_sum
+from flowhn_jax.parallel.mesh import batch_sharding, shard_batch
+
+EvalStep = Callable[[Params, Batch], LossSum]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """Token-weighted means over all targets."""
+
+    nll: float  # nats per token
+    tokens: int  # targets scored
+    bytes: int  # UTF-8 bytes of the text that they are
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll); infinite where that is beyond a float."""
+        return math.exp(self.nll) if self.nll < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Total bits over the text's bytes: comparable between tokenizers."""
+        return self.nll * self.tokens / math.log(2) / self.bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """The public contract's keys."""
+        return {
+            "nll": self.nll,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+        }
+
+
+def eval_batch_size(config: Config) -> int:
+    """Sequences a forward pass: those of a training micro-batch."""
+    return config.train.batch_size // config.train.accumulate
+
+
+def make_eval_step(config: Config) -> EvalStep:
+    """The jitted forward pass of a batch to its summed loss."""
+    return jax.jit(lambda params, batch: loss_sum(config.model, params, batch))
+
+
+def evaluate(
+    eval_step: EvalStep, params: Params, batches: Iterable[Batch], text_bytes: int
+) -> Quality:
+    """Scores batches (as of `models.loss.loss_sum`) of a text of `text_bytes` bytes."""
+    sums = [eval_step(params, batch) for batch in batches]
+    sums = jax.device_get(sums)
+    tokens = round(math.fsum(float(part.targets) for part in sums))
+    nll = math.fsum(float(part.nll) for part in sums)
+    return Quality(nll / max(tokens, 1), tokens, text_bytes)
+
+
+def text_windows(
+    tokens: np.ndarray, context: int, stride: int, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Cuts a text into windows whose targets are each scored once.
+
+    Window k reads the `context` tokens from k * stride on and scores those of its targets that no
+    window before it has scored: all of the first window's, then the last `stride`.
+
+    Args:
+      tokens: [M + 1], the first of which is only read.
+      context: N, tokens that a window reads.
+      stride: tokens between windows, 1 to `context`. Smaller is slower, and gives each token a
+        longer past.
+      batch_size: windows a batch; the last batch is filled up with padding.
+
+    Yields:
+      tokens and segment_ids [batch_size, N + 1] int32 and weights [batch_size, N] float32.
+    """
+    targets = len(tokens) - 1
+    rows = []
+    scored = 0
+    for start in itertools.count(0, stride):
+        window = tokens[start : start + context + 1]
+        end = start + len(window) - 1  # targets up to here are scored with this window
+        weights = np.zeros(context, np.float32)
+        weights[scored - start : end - start] = 1
+        rows.append((np.pad(window, (0, context + 1 - len(window))), weights))
+        scored = end
+        done = scored == targets
+        if done:
+            padding = np.zeros(context + 1, np.int32), np.zeros(context, np.float32)
+            rows += [padding] * (-len(rows) % batch_size)
+        if len(rows) == batch_size:
+            stacked = [np.stack(column) for column in zip(*rows, strict=True)]
+            yield {
+                "tokens": stacked[0].astype(np.int32),
+                "segment_ids": np.ones((batch_size, context + 1), np.int32),
+                "weights": stacked[1],
+            }
+            rows = []
+        if done:
+            return
+
+
+def score_text(
+    config: Config,
+    mesh: Mesh,
+    eval_step: EvalStep,
+    params: Params,
+    text: bytes,
+    tokenizer: Tokenizer,
+    stride: int,
+) -> Quality:
+    """Scores a text as one document: every token of it, the first from the end-of-text token.
+
+    Raises:
+      ValueError: an empty text, or a stride outside 1 to the context.
+    """
+    context = config.model.context
+    if not text:
+        raise ValueError("The text is empty; there is nothing to score.")
+    if not 1 <= stride <= context:
+        raise ValueError(f"The stride is {stride}; accepted is 1 to the context, {context}.")
+    tokens = np.concatenate([[tokenizer.eot_id], tokenizer.encode(text)])
+    windows = text_windows(tokens, context, stride, eval_batch_size(config))
+    batches = (jax.device_put(batch, batch_sharding(mesh)) for batch in windows)
+    return evaluate(eval_step, params, batches, len(text))
+
+
+def validate(
+    config: Config,
+    mesh: Mesh,
+    eval_step: EvalStep,
+    params: Params,
+    prepared: PreparedSet,
+    max_windows: int | None = None,
+) -> Quality:
+    """Scores the validation windows, or `max_windows` of them evenly spaced.
+
+    For a part of the set the bytes are taken in proportion to the targets.
+    """
+    batches = validation_batches(
+        prepared,
+        batch_size=eval_batch_size(config),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        max_windows=max_windows,
+    )
+    split = prepared.splits["validation"]
+    quality = evaluate(eval_step, params, (shard_batch(b, mesh) for b in batches), split.bytes)
+    share = quality.tokens / split.tokens
+    return dataclasses.replace(quality, bytes=round(split.bytes * share))

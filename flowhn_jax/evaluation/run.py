@@ -1,0 +1,66 @@
+"""`evaluate`: what eval.py does in each of its modes."""
+
+import pathlib
+
+import jax
+
+from flowhn_jax.config import Config
+from flowhn_jax.data.open import open_data
+from flowhn_jax.evaluation import perplexity, throughput
+from flowhn_jax.parallel.mesh import make_mesh, replicated
+from flowhn_jax.report.table import print_result
+from flowhn_jax.training import workdir as workdir_lib
+from flowhn_jax.training.checkpoint import load_params
+
+
+def evaluate(
+    config: Config,
+    workdir: str | None,
+    mode: str,
+    *,
+    data: str | None = None,
+    stride: int | None = None,
+    repeats: int = 10,
+) -> None:
+    """Prints a table and, as the last line, one JSON object.
+
+    Args:
+      config: what the workdir was trained with.
+      workdir: folder of the run; throughput does without.
+      mode: 'perplexity' or 'throughput'.
+      data: text file to score; None: the run's validation set.
+      stride: tokens between the windows of a text; None: the context.
+      repeats: timed repeats of throughput.
+
+    Raises:
+      ValueError, FileNotFoundError: the flags, the files and the workdir do not fit together.
+    """
+    mesh = make_mesh(config.mesh, perplexity.eval_batch_size(config))
+    if mode == "throughput":
+        print_result(throughput.measure(config, mesh, repeats))
+        return
+    if workdir is None:
+        raise ValueError(f"--mode={mode} needs --workdir, the folder of a trained run.")
+    workdir_lib.check_model(workdir, config)
+    prepared = open_data(config, workdir)
+    context = config.model.context
+    with jax.set_mesh(mesh):
+        params = load_params(workdir, config.model, replicated(mesh))
+        eval_step = perplexity.make_eval_step(config)
+        if data is None:
+            source, stride = f"{prepared.folder} (validation)", context
+            quality = perplexity.validate(config, mesh, eval_step, params, prepared)
+        else:
+            source, stride = data, context if stride is None else stride
+            text, tokenizer = _read_text(data), prepared.tokenizer
+            quality = perplexity.score_text(
+                config, mesh, eval_step, params, text, tokenizer, stride
+            )
+    print_result({"data": source, "context": context, "stride": stride, **quality.to_dict()})
+
+
+def _read_text(data: str) -> bytes:
+    path = pathlib.Path(data)
+    if not path.is_file():
+        raise FileNotFoundError(f"--data is {data!r}; accepted is a text file.")
+    return path.read_bytes()

@@ -1,0 +1,201 @@
+"""The training run: `fit` takes a config and a workdir to a trained model."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from flowhn_jax import flops, models
+from flowhn_jax.config import Config
+from flowhn_jax.data.open import open_data
+from flowhn_jax.data.pipeline import train_batches
+from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.evaluation.perplexity import eval_batch_size, make_eval_step, validate
+from flowhn_jax.parallel.mesh import make_mesh, replicated, shard_batch
+from flowhn_jax.split.plan import partition_warning
+from flowhn_jax.training import workdir as workdir_lib
+from flowhn_jax.training.checkpoint import Checkpoints
+from flowhn_jax.training.metrics import MetricsWriter, Row
+from flowhn_jax.training.state import TrainState, abstract_state, init_state
+from flowhn_jax.training.step import make_train_step
+
+
+class _Interrupt:
+    """Notes SIGINT and SIGTERM so that a run can stop between steps; a second one kills it."""
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Interrupt":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._restore()
+
+    def _note(self, number: int, _: Any) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class _Clock:
+    """Times the steps between two rows of metrics."""
+
+    def __init__(self, config: Config):
+        self._config = config
+        self._tokens = config.train.batch_size * config.model.context  # a step
+        context = config.model.context
+        self._flops = config.train.batch_size * flops.train_flops(config.model, context)
+        self._dense_flops = config.train.batch_size * flops.train_flops(
+            config.model, context, causal=False
+        )
+        self.restart()
+
+    def restart(self) -> None:
+        """Steps are counted from here on."""
+        self._steps = 0
+        self._start = time.perf_counter()
+
+    def count_step(self) -> None:
+        """One more step was dispatched."""
+        self._steps += 1
+
+    def read(self, step: int, mesh: Mesh) -> Row:
+        """Speed since `restart`; call it when the device is done with all steps."""
+        seconds = (time.perf_counter() - self._start) / self._steps
+        devices = mesh.size
+        per_device = self._flops / seconds / devices
+        dense_per_device = self._dense_flops / seconds / devices
+        device = mesh.devices.flat[0]
+        return {
+            "tokens": step * self._tokens,
+            "tokens_per_second": self._tokens / seconds,
+            "tokens_per_second_per_device": self._tokens / seconds / devices,
+            "tflops_per_second_per_device": per_device / 1e12,
+            "mfu": flops.utilisation(per_device, device),
+            "mfu_palm": flops.utilisation(dense_per_device, device),
+            "step_seconds": seconds,
+        }
+
+
+def _compile(train_step: Any, state: TrainState, batch: Any) -> tuple[Callable, float]:
+    start = time.perf_counter()
+    compiled = train_step.lower(state, batch).compile()
+    return compiled, time.perf_counter() - start
+
+
+def fit(config: Config, workdir: str) -> None:
+    """Trains to `config.train.steps`, from the workdir's newest checkpoint where there is one.
+
+    The workdir receives config.json, metrics.jsonl, tensorboard/, checkpoints/ and, with no
+    data given, data/. On SIGINT or SIGTERM a checkpoint is written and the function returns.
+
+    Raises:
+      ValueError: the config, the data and the workdir do not fit together.
+    """
+    mesh = make_mesh(config.mesh, eval_batch_size(config))
+    changes = workdir_lib.claim(workdir, config)
+    with (
+        jax.set_mesh(mesh),
+        _Interrupt() as interrupt,
+        Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
+    ):
+        prepared = open_data(config, workdir)
+        batches = train_batches(
+            prepared,
+            batch_size=config.train.batch_size,
+            seed=config.data.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        start = checkpoints.latest_step
+        if start is None:
+            state = init_state(config, replicated(mesh))
+        else:
+            state = checkpoints.restore(abstract_state(config, replicated(mesh)), batches)
+        with MetricsWriter(workdir, start or 0, config.train.steps) as writer:
+            _describe(config, prepared, mesh, writer)
+            if start is not None:
+                writer.say(f"resuming {workdir} at step {start}")
+            for change in changes:
+                writer.say(f"changed since the last run: {change}")
+            _run(config, prepared, batches, state, mesh, checkpoints, writer, interrupt)
+
+
+def _describe(config: Config, prepared: PreparedSet, mesh: Mesh, writer: MetricsWriter) -> None:
+    model = config.model
+    device = mesh.devices.flat[0]
+    writer.say(f"{models.param_count(model):,} parameters")
+    writer.say(
+        f"{model.split.strategy}, context {model.context}, on {mesh.size} x {device.device_kind}"
+    )
+    train, validation = prepared.splits["train"], prepared.splits["validation"]
+    writer.say(
+        f"data {prepared.folder}: {train.tokens:,} training tokens, "
+        f"{validation.tokens:,} validation tokens, tokenizer {prepared.tokenizer.spec}"
+    )
+    plan = models.bind(model, models.abstract_params(model)).plan(model.context)
+    if warning := partition_warning(model.split, plan):
+        writer.say(f"warning: {warning}")
+
+
+def _run(
+    config: Config,
+    prepared: PreparedSet,
+    batches: Iterator[Any],
+    state: TrainState,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    interrupt: _Interrupt,
+) -> None:
+    train = config.train
+    train_step, eval_step = make_train_step(config), make_eval_step(config)
+    first = int(state.step)
+    clock = _Clock(config)
+    compiled = None
+    for step in range(first + 1, train.steps + 1):
+        batch = shard_batch(next(batches), mesh)
+        if compiled is None:
+            compiled, seconds = _compile(train_step, state, batch)
+            writer.say(f"compiled the train step in {seconds:.1f} s")
+            clock.restart()
+        state, metrics = compiled(state, batch)
+        clock.count_step()
+        writer.advance()
+
+        stop = interrupt.received is not None
+        last = step == train.steps
+        evaluates = step % train.eval_every == 0 or last
+        if step % train.log_every == 0 or evaluates:
+            values = {name: float(value) for name, value in metrics.items()}  # waits for the device
+            row = {"step": step, **values, **clock.read(step, mesh)}
+            if evaluates:
+                quality = validate(
+                    config, mesh, eval_step, state.params, prepared, train.eval_windows or None
+                )
+                row["validation_loss"] = quality.nll
+                row["validation_bits_per_byte"] = quality.bits_per_byte
+            writer.write(row)
+            clock.restart()
+        if step % train.checkpoint_every == 0 or last or stop:
+            jax.block_until_ready(state)
+            checkpoints.save(state, batches)
+            clock.restart()
+        if stop:
+            writer.say(
+                f"stopped by {interrupt.received.name} at step {step}; "
+                "the same command goes on from here"
+            )
+            return
+    if first >= train.steps:
+        writer.say(f"all {train.steps} steps are done already")

@@ -1,0 +1,79 @@
+"""The train state, a plain pytree, and the optimizer that moves it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Sharding
+
+from flowhn_jax import models
+from flowhn_jax.config import Config, TrainConfig
+from flowhn_jax.models import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes."""
+
+    step: jax.Array  # int32 scalar, updates done
+    params: Params  # float32
+    opt_state: Any  # optax's, float32
+
+
+def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
+    """Linear warm-up from the first step on, then a cosine to the final rate at the last step."""
+    warmup = round(config.warmup * config.steps)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=config.learning_rate / max(warmup, 1),
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(config.steps, warmup + 1),
+        end_value=config.learning_rate * config.final_learning_rate,
+    )
+
+
+def decay_mask(params: Params) -> Any:
+    """True for matrices: kernels and the embedding, not norms, biases, A, D or convolutions."""
+
+    def is_matrix(path: tuple[Any, ...], _: jax.Array) -> bool:
+        return path[-1].key in ("kernel", "embedding")
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) with clipping of the global gradient norm."""
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    adamw = optax.adamw(
+        learning_rate_schedule(config),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+    )
+    return optax.chain(clip, adamw)
+
+
+def init_state(config: Config, sharding: Sharding) -> TrainState:
+    """A fresh state, made on the devices of `sharding`; the same for any number of devices."""
+    optimizer = make_optimizer(config.train)
+
+    def init(key: jax.Array) -> TrainState:
+        params = models.init(config.model, key)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    return jax.jit(init, out_shardings=sharding)(jax.random.key(config.train.seed))
+
+
+def abstract_state(config: Config, sharding: Sharding) -> TrainState:
+    """Shapes, dtypes and sharding of the state, as jax.ShapeDtypeStruct."""
+    params = models.abstract_params(config.model)
+    opt_state = jax.eval_shape(make_optimizer(config.train).init, params)
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state
+    )

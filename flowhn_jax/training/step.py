@@ -1,0 +1,62 @@
+"""One training step: gradients of the mean loss, clipped, into AdamW."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flowhn_jax.config import Config
+from flowhn_jax.models import Params
+from flowhn_jax.models.loss import Batch, loss_sum, target_weights
+from flowhn_jax.training.state import TrainState, learning_rate_schedule, make_optimizer
+
+Metrics = dict[str, jax.Array]
+
+
+def _gradients(config: Config, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+    """Mean loss over the batch's targets and its gradients, in `train.accumulate` parts.
+
+    Each part's sum is divided by the whole batch's number of targets, so that the result is that
+    of one large batch however the padding is spread.
+    """
+    targets = jnp.maximum(target_weights(batch).sum(), 1)
+
+    def part_loss(params: Params, part: Batch) -> jax.Array:
+        return loss_sum(config.model, params, part, remat=config.train.remat).nll / targets
+
+    value_and_grad = jax.value_and_grad(part_loss)
+    parts = config.train.accumulate
+    if parts == 1:
+        return value_and_grad(params, batch)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
+
+    # Part i takes rows i, i + parts, ...: every device then holds rows of every part.
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(add, zeros, split)[0]
+
+
+def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step; it donates the state it is given.
+
+    Metrics are float32 scalars: loss (nats per target), grad_norm (before clipping) and
+    learning_rate.
+    """
+    optimizer = make_optimizer(config.train)
+    schedule = learning_rate_schedule(config.train)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        loss, gradients = _gradients(config, state.params, batch)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(gradients),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(train_step, donate_argnums=0)

@@ -1,0 +1,102 @@
+"""The command lines, as a user calls them."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = "--config=configs/flowhn_tiny.py"
+
+
+def call(*arguments, check=True):
+    run = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if check:
+        assert run.returncode == 0, run.stderr
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.py"], "--config must have a value"),
+        (["train.py", TINY], "--workdir must have a value"),
+        (["train.py", "--config=configs/nope.py", "--workdir=x"], "No such file"),
+        (["train.py", "--config=README.md", "--workdir=x"], "--config cannot be loaded"),
+        (["train.py", f"{TINY}:fac", "--workdir=x"], "'fac'; accepted are no_split"),
+        (
+            ["train.py", TINY, "--config.model.splt.period=32", "--workdir=x"],
+            "Unknown config key 'model.splt.period'; the nearest is 'model.split.period'",
+        ),
+        (["train.py", TINY, "--config.model.width=wide", "--workdir=x"], "'wide'"),
+        (
+            ["train.py", TINY, "--config.model.width=66", "--workdir=x"],
+            "model.width is 66; accepted is a multiple of model.heads = 4, such as 64 or 68",
+        ),
+        (["train.py", TINY, "--workdir=x", "--steps=3"], "Unknown command line flag 'steps'"),
+        (["train.py", TINY, "--workdir=x", "again"], "Unexpected argument 'again'"),
+        (["eval.py", TINY], "--mode must have a value"),
+        (["eval.py", TINY, "--mode=quality"], "perplexity|throughput"),
+        (["eval.py", TINY, "--mode=perplexity"], "needs --workdir"),
+        (["eval.py", TINY, "--mode=perplexity", "--workdir=nowhere"], "holds no run"),
+        (["-m", "flowhn_jax.split", TINY, "--lengths=1,x"], "--lengths is '1,x'"),
+        (["-m", "flowhn_jax.split", TINY, "--plot=plan.xyz"], "Cannot draw to 'plan.xyz'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_ends_with_one_clear_message(arguments, message):
+    run = call(*arguments, check=False)
+    assert run.returncode != 0
+    assert "Traceback" not in run.stderr
+    assert message in run.stderr
+    assert run.stderr.splitlines()[-1].startswith("error: ") or "accepted is" in run.stderr
+    assert not (ROOT / "x").exists()
+
+
+def test_split_table():
+    text = call("-m", "flowhn_jax.split", "--config=configs/flowhn_135m.py").stdout
+    assert "132,396,448 parameters" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["0", "576", "448"] in [row[:3] for row in rows]
+    assert "448-1023" in text
+    assert "0-447 896-1023" in text
+    assert "reach 0.6176" in text
+
+
+def test_split_table_over_lengths_and_picture(tmp_path):
+    picture = tmp_path / "plan.png"
+    text = call(
+        "-m",
+        "flowhn_jax.split",
+        "--config=configs/flowhn_135m.py:fa_split",
+        "--lengths=1024,131072",
+        f"--plot={picture}",
+    ).stdout
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith(("1,0", "131"))]
+    assert [row[0] for row in rows] == ["1,024", "131,072"]
+    assert rows[0][1:4:2] == ["577", "576"]
+    assert all(float(row[2]) < 2 for row in rows)
+    assert "warning: fa_split cuts the positions into the same two sets" in text
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_train_then_eval(tmp_path):
+    """The README's two commands, with a smaller model and fewer steps."""
+    sizes = ["--config.model.width=32", "--config.model.mlp_width=32", "--config.model.blocks=2"]
+    sizes += ["--config.model.context=32", "--config.train.batch_size=4"]
+    steps = ["--config.train.steps=3", "--config.train.eval_windows=4"]
+    workdir = f"--workdir={tmp_path / 'run'}"
+    trained = call("train.py", TINY, workdir, *sizes, *steps).stdout
+    assert "step      3/3" in trained
+    assert "bits/byte" in trained
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox. " * 9)
+    options = [TINY, workdir, *sizes, *steps]
+    scored = call("eval.py", *options, "--mode=perplexity", f"--data={text}").stdout
+    result = json.loads(scored.splitlines()[-1])
+    assert result["bytes"] == result["tokens"] == len(text.read_bytes())
+    assert 2 < result["bits_per_byte"] < 9

@@ -1,0 +1,192 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from flowhn_jax import flops, models
+from flowhn_jax.data.prepare import prepare
+from flowhn_jax.parallel.mesh import make_mesh, replicated
+from flowhn_jax.training import metrics as metrics_lib
+from flowhn_jax.training import workdir as workdir_lib
+from flowhn_jax.training.checkpoint import load_params
+from flowhn_jax.training.loop import fit
+from tests.small import small_config
+
+STEPS = 8
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A few kilobytes of this repository's own tests as a prepared set."""
+    folder = tmp_path_factory.mktemp("data")
+    shutil.copy(__file__, folder / "text.txt")
+    prepare(str(folder / "text.txt"), "bytes", str(folder / "set"), context=24)
+    return str(folder / "set")
+
+
+def run_config(data, **train):
+    cadence = {"log_every": 2, "eval_every": 4, "checkpoint_every": 3, "eval_windows": 8}
+    return small_config(
+        "fac_split",
+        train={"steps": STEPS, **cadence, **train},
+        data={"path": data},
+        mesh={"data": 1},
+    )
+
+
+def final_params(workdir, config):
+    mesh = make_mesh(config.mesh, config.train.batch_size)
+    return jax.device_get(load_params(str(workdir), config.model, replicated(mesh)))
+
+
+def rows_without_times(workdir):
+    timed = ("second", "mfu")
+    return [
+        {name: value for name, value in row.items() if not any(part in name for part in timed)}
+        for row in metrics_lib.read_rows(str(workdir))
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    config = run_config(data)
+    fit(config, str(workdir))
+    return workdir, final_params(workdir, config)
+
+
+def assert_is_the_uninterrupted_run(workdir, config, uninterrupted):
+    expected_workdir, expected = uninterrupted
+    params = final_params(workdir, config)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert rows_without_times(workdir) == rows_without_times(expected_workdir)
+
+
+def test_workdir_holds_what_is_promised(data, uninterrupted):
+    workdir, _ = uninterrupted
+    assert workdir_lib.read_config(str(workdir)) == run_config(data)
+    rows = metrics_lib.read_rows(str(workdir))
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    keys = (
+        "step loss grad_norm learning_rate tokens tokens_per_second tokens_per_second_per_device "
+        "tflops_per_second_per_device mfu step_seconds"
+    )
+    for row in rows:
+        assert set(keys.split()) <= set(row)
+        assert row["mfu"] is None
+        assert row["tokens"] == row["step"] * 8 * 24
+        assert row["tokens_per_second"] == pytest.approx(8 * 24 / row["step_seconds"])
+    assert [row["step"] for row in rows if "validation_bits_per_byte" in row] == [4, 8]
+    assert any((workdir / "tensorboard").iterdir())
+    assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [6, 8]
+
+
+def test_loss_falls(data, tmp_path):
+    config = run_config(data, steps=40, learning_rate=1e-2, log_every=40, eval_every=40)
+    fit(config, str(tmp_path))
+    (row,) = metrics_lib.read_rows(str(tmp_path))
+    assert row["validation_loss"] < 0.9 * np.log(257)
+
+
+def test_starting_again_after_the_end_changes_nothing(data, uninterrupted, capsys):
+    workdir, _ = uninterrupted
+    fit(run_config(data), str(workdir))
+    assert "all 8 steps are done already" in capsys.readouterr().out
+    assert_is_the_uninterrupted_run(workdir, run_config(data), uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(
+    data, uninterrupted, tmp_path, capsys, number, monkeypatch
+):
+    config = run_config(data)
+
+    class Signalling(metrics_lib.MetricsWriter):
+        """Sends the signal when the second step is done."""
+
+        steps = 0
+
+        def advance(self):
+            super().advance()
+            Signalling.steps += 1
+            if Signalling.steps == 2:
+                os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowhn_jax.training.loop.MetricsWriter", Signalling)
+        fit(config, str(tmp_path))
+    assert f"stopped by {number.name} at step 2" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    fit(config, str(tmp_path))
+    assert f"resuming {tmp_path} at step 2" in capsys.readouterr().out
+    assert_is_the_uninterrupted_run(tmp_path, config, uninterrupted)
+
+
+def test_killed_anywhere_the_run_goes_on_bit_for_bit(data, uninterrupted, tmp_path):
+    """kill -9 behind a checkpoint: rows logged since are dropped, and the steps done again."""
+    config = run_config(data)
+    script = (
+        "import sys, json, os\n"
+        "from flowhn_jax import config as config_lib\n"
+        "from flowhn_jax.training import loop, metrics\n"
+        "class Dying(metrics.MetricsWriter):\n"
+        "    def write(self, row):\n"
+        "        super().write(row)\n"
+        "        if row['step'] == 4: os.kill(os.getpid(), 9)\n"
+        "loop.MetricsWriter = Dying\n"
+        "loop.fit(config_lib.parse(json.loads(sys.argv[1])), sys.argv[2])\n"
+    )
+    from flowhn_jax import config as config_lib
+
+    text = json.dumps(config_lib.to_dict(config))
+    command = [sys.executable, "-c", script, text, str(tmp_path)]
+    killed = subprocess.run(command, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [row["step"] for row in metrics_lib.read_rows(str(tmp_path))] == [2, 4]
+    fit(config, str(tmp_path))
+    assert_is_the_uninterrupted_run(tmp_path, config, uninterrupted)
+
+
+def test_another_model_in_the_workdir_is_refused(data, uninterrupted):
+    workdir, _ = uninterrupted
+    other = small_config("fai_split", data={"path": data})
+    with pytest.raises(ValueError, match=r"model.split.strategy: 'fac_split' -> 'fai_split'"):
+        fit(other, str(workdir))
+
+
+def test_other_data_in_the_workdir_is_refused(data, uninterrupted):
+    workdir, _ = uninterrupted
+    other = small_config("fac_split", data={"path": data, "seed": 1})
+    with pytest.raises(ValueError, match=r"other data: data.seed: 0 -> 1"):
+        fit(other, str(workdir))
+
+
+def test_data_of_another_context_or_vocabulary_is_refused(data, tmp_path):
+    for model, message in (
+        ({"context": 32}, "windows of 24 tokens, but model.context is 32"),
+        ({"vocab_size": 100}, "257 tokens, but model.vocab_size is 100"),
+    ):
+        config = small_config("fac_split", model=model, data={"path": data}, mesh={"data": 1})
+        with pytest.raises(ValueError, match=message):
+            fit(config, str(tmp_path / next(iter(model))))
+
+
+def test_workdir_that_is_a_file_is_refused(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="a file; accepted is a folder"):
+        fit(run_config(data), str(tmp_path / "file"))
+
+
+def test_logged_flops_are_those_of_the_plan(data, uninterrupted):
+    workdir, _ = uninterrupted
+    model = run_config(data).model
+    for row in metrics_lib.read_rows(str(workdir)):
+        expected = 8 * flops.train_flops(model, 24) / row["step_seconds"] / 1e12
+        assert row["tflops_per_second_per_device"] == pytest.approx(expected)
+    assert models.param_count(model) > 0
