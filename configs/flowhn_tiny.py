@@ -13,13 +13,14 @@ def get_config(strategy: str = "fac_split"):
     config.model.blocks = 4
     config.model.heads = 4
     config.model.kv_heads = 2
+    config.model.init_std = 0.1
     config.model.split.align = 16
 
-    config.train.steps = 1500
+    config.train.steps = 1600
     config.train.batch_size = 8
     config.train.learning_rate = 3e-3
     config.train.eval_windows = 0  # all of them
     config.train.log_every = 50
-    config.train.eval_every = 500
-    config.train.checkpoint_every = 500
+    config.train.eval_every = 800
+    config.train.checkpoint_every = 400
     return config

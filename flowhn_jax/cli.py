@@ -7,10 +7,11 @@ import traceback
 from collections.abc import Callable, Sequence
 
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from flowhn_jax import config as config_lib
+from flowhn_jax.host_memory import keep_freed_memory
 
 _OURS = pathlib.Path(__file__).parent.parent
 _PREFIX = "--config."
@@ -30,18 +31,22 @@ def parse_config(holder: flags.FlagHolder) -> config_lib.Config:
     """The validated config of the flag that `define_config` made.
 
     Raises:
-      ValueError: the file cannot be loaded as a recipe, or holds what `config.parse` refuses.
+      ValueError: the file cannot be found, or holds what `config.parse` refuses.
     """
-    if not isinstance(holder.value, ml_collections.ConfigDict):
+    config = holder.value
+    if not isinstance(config, ml_collections.ConfigDict):
         try:
-            holder.value.model  # noqa: B018  a file that failed to load raises why when it is used
+            config.model  # noqa: B018  the flag of a missing file raises why when it is used
         except Exception as error:
-            reason = error.__cause__ or error
-            raise ValueError(
-                f"--config cannot be loaded: {reason}; accepted is a recipe such as "
-                "configs/flowhn_tiny.py, or configs/flowhn_tiny.py:fai_split."
-            ) from error
-    return config_lib.parse(holder.value)
+            raise ValueError(_cannot_load(error.__cause__ or error)) from error
+    return config_lib.parse(config)
+
+
+def _cannot_load(reason: BaseException) -> str:
+    return (
+        f"--config cannot be loaded: {type(reason).__name__}: {reason}; accepted is a recipe such "
+        "as configs/flowhn_tiny.py, or configs/flowhn_tiny.py:fai_split."
+    )
 
 
 def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
@@ -71,6 +76,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             raise ValueError(f"Unexpected argument {rest[1]!r}; flags are written --name=value.")
     except (flags.Error, ValueError) as error:
         sys.exit(f"error: {error}")
+    except Exception as error:  # whatever running the recipe raised
+        sys.exit(f"error: {_cannot_load(error)}")
     return rest
 
 
@@ -88,11 +95,15 @@ def run(main: Callable[[], None]) -> None:
     """
 
     def guarded(_: Sequence[str]) -> None:
+        keep_freed_memory()
+        logging.set_verbosity(logging.WARNING)  # libraries' progress; ours goes to stdout
         try:
             main()
         except (ValueError, OSError, ImportError) as error:
             if not _is_ours(error):
                 traceback.print_exc()
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit("interrupted")
 
     app.run(guarded, flags_parser=_parse_flags)

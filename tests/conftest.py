@@ -11,7 +11,7 @@ CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-import hypothesis
+import hypothesis  # noqa: E402
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=False, max_examples=40)
 hypothesis.settings.load_profile("ci")

@@ -12,7 +12,7 @@ ROWS = [
     ["flops"],
     ["layers"],
     ["config"],
-    ["split", "kernels"],
+    ["split", "kernels", "host_memory"],
 ]
 RANK = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 MAINS = {"cli", "__main__"}

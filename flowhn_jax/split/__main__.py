@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 from absl import flags
 
 from flowhn_jax import cli, models
@@ -81,6 +82,7 @@ def lengths_table(config: ModelConfig, lengths: list[int]) -> str:
 
 def main() -> None:
     """Prints the plan of a config."""
+    jax.config.update("jax_platforms", "cpu")  # planning needs no accelerator
     config = cli.parse_config(_CONFIG).model
     try:
         lengths = [int(length) for length in _LENGTHS.value]

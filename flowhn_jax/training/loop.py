@@ -103,7 +103,7 @@ def fit(config: Config, workdir: str) -> None:
       ValueError: the config, the data and the workdir do not fit together.
     """
     mesh = make_mesh(config.mesh, eval_batch_size(config))
-    changes = workdir_lib.claim(workdir, config)
+    changes = workdir_lib.check(workdir, config)
     with (
         jax.set_mesh(mesh),
         _Interrupt() as interrupt,
@@ -122,6 +122,7 @@ def fit(config: Config, workdir: str) -> None:
             state = init_state(config, replicated(mesh))
         else:
             state = checkpoints.restore(abstract_state(config, replicated(mesh)), batches)
+        workdir_lib.write_config(workdir, config)
         with MetricsWriter(workdir, start or 0, config.train.steps) as writer:
             _describe(config, prepared, mesh, writer)
             if start is not None:

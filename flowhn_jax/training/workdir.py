@@ -32,42 +32,46 @@ def _read(workdir: str) -> dict[str, Any]:
 
 
 def check_model(workdir: str, config: Config) -> None:
-    """Raises ValueError where `config` describes another model than the one in `workdir`."""
-    old = config_lib.to_dict(read_config(workdir))["model"]
-    changes = config_lib.differences(old, config_lib.to_dict(config)["model"], "model.")
-    if changes:
+    """Raises ValueError where `config` describes another model than the one in `workdir`.
+
+    The dtype of matrix products may differ: parameters are float32 whatever it is.
+    """
+    old, new = (config_lib.to_dict(c.model) for c in (read_config(workdir), config))
+    del old["dtype"], new["dtype"]
+    if changes := config_lib.differences(old, new, "model."):
         raise ValueError(
             f"{workdir!r} holds another model than --config: {'; '.join(changes)}. "
             "Give the config it was trained with, or another --workdir."
         )
 
 
-def claim(workdir: str, config: Config) -> list[str]:
-    """Makes `workdir` that of `config`, writing config.json.
+def check(workdir: str, config: Config) -> list[str]:
+    """Whether a run of `config` may begin or go on in `workdir`.
 
     Returns:
       The changes of recipe against the run so far, as 'key: old -> new'.
 
     Raises:
-      ValueError: the workdir holds a run of another model or on other data.
+      ValueError: the workdir is a file, or holds a run of another model or on other data.
     """
-    new = config_lib.to_dict(config)
     path = pathlib.Path(workdir)
     if path.exists() and not path.is_dir():
         raise ValueError(f"--workdir is {workdir!r}, a file; accepted is a folder.")
-    path.mkdir(parents=True, exist_ok=True)
-    changes = []
-    if (path / _FILE).is_file():
-        check_model(workdir, config)
-        old = config_lib.to_dict(read_config(workdir))
-        data_changes = config_lib.differences(old["data"], new["data"], "data.")
-        if data_changes:
-            raise ValueError(
-                f"{workdir!r} was begun on other data: {'; '.join(data_changes)}. "
-                "Give its own data again, or another --workdir."
-            )
-        changes = config_lib.differences(old, new)
-    temporary = path / f"{_FILE}.tmp"
-    temporary.write_text(json.dumps(new, indent=2) + "\n")
-    os.replace(temporary, path / _FILE)
-    return changes
+    if not (path / _FILE).is_file():
+        return []
+    check_model(workdir, config)
+    old, new = config_lib.to_dict(read_config(workdir)), config_lib.to_dict(config)
+    if changes := config_lib.differences(old["data"], new["data"], "data."):
+        raise ValueError(
+            f"{workdir!r} was begun on other data: {'; '.join(changes)}. "
+            "Give its own data again, or another --workdir."
+        )
+    return config_lib.differences(old, new)
+
+
+def write_config(workdir: str, config: Config) -> None:
+    """Makes `workdir` that of `config`."""
+    path = pathlib.Path(workdir) / _FILE
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config_lib.to_dict(config), indent=2) + "\n")
+    os.replace(temporary, path)

@@ -167,6 +167,25 @@ def test_other_data_in_the_workdir_is_refused(data, uninterrupted):
         fit(other, str(workdir))
 
 
+def test_another_batch_size_is_refused_and_the_run_left_as_it_was(data, uninterrupted):
+    workdir, _ = uninterrupted
+    other = run_config(data, steps=STEPS + 1, batch_size=4)
+    with pytest.raises(ValueError, match=r"batches are of batch_size 8.* asked for are of 4"):
+        fit(other, str(workdir))
+    assert_is_the_uninterrupted_run(workdir, run_config(data), uninterrupted)
+    assert workdir_lib.read_config(str(workdir)) == run_config(data)
+
+
+def test_recipe_may_change_and_is_told(data, tmp_path, capsys):
+    config = run_config(data, steps=2, log_every=1)
+    fit(config, str(tmp_path))
+    longer = run_config(data, steps=3, log_every=1)
+    fit(longer, str(tmp_path))
+    assert "changed since the last run: train.steps: 2 -> 3" in capsys.readouterr().out
+    assert [row["step"] for row in metrics_lib.read_rows(str(tmp_path))] == [1, 2, 3]
+    assert workdir_lib.read_config(str(tmp_path)) == longer
+
+
 def test_data_of_another_context_or_vocabulary_is_refused(data, tmp_path):
     for model, message in (
         ({"context": 32}, "windows of 24 tokens, but model.context is 32"),
