@@ -34,7 +34,8 @@ def cross_entropy(
       reduction: 'sum' for the sum over the tokens, 'none' for the loss of each token. 'sum' is the
         one to train with: where it is differentiated, it forms the gradients with the loss and
         computes the logits once; 'none' computes them again in the backward pass.
-      chunk_size: tokens whose logits exist at a time, at most; None: as many as fill 128 MiB.
+      chunk_size: tokens whose logits exist at a time, at most; None: as many as fill 128 MiB. Under
+        `jax.jit` alone these are tokens of all devices together, an equal part of each device's.
 
     Returns:
       A float32 scalar for 'sum', [N] float32 for 'none'. Differentiable in hidden, head (its

@@ -5,8 +5,8 @@ the backward pass walks back over them and recomputes the states inside one chun
 neither pass ever holds states for the whole length.
 
 Two forms of the work inside a chunk share everything else. 'sequential' loops over the tokens: the
-least work, best where an operation on one token's states is wide enough (CPU). 'associative' uses
-`jax.lax.associative_scan`: a few times the work in few wide operations (accelerators).
+least work, and quick where starting an operation is cheap (CPU). 'associative' uses
+`jax.lax.associative_scan`: a few times the work, in few wide operations (accelerators).
 
 Inside this file the inner width is the minor dimension (A [S, E], states [B, S, E]) and a chunk's
 arrays lead with time ([T, B, ...]), so that every step reads and writes contiguous memory.
@@ -67,16 +67,17 @@ def selective_scan(
     length = u.shape[1]
     dt = dt.astype(f32)
     delta = jax.nn.softplus(dt if dt_bias is None else dt + dt_bias.astype(f32))
-    keep = None
-    if segment_ids is not None:
-        same = segment_ids[:, 1:] == segment_ids[:, :-1]
-        keep = jnp.pad(same.astype(f32), ((0, 0), (1, 0)), constant_values=1)
     if initial_state is None:
         initial_state = jnp.zeros((u.shape[0], *A.shape), f32)
 
     # The last chunk is filled up with tokens of delta 0: decay 1 and input 0 leave the state as is.
     tail = -length % min(_FORMS[form].chunk, length)
-    tokens = _Tokens(*(_pad_tail(x, tail) for x in (u, delta, B, C)), _pad_tail(keep, tail))
+    keep = None
+    if segment_ids is not None:
+        same = segment_ids[:, 1:] == segment_ids[:, :-1]
+        keep = jnp.pad(same.astype(f32), ((0, 0), (1, tail)), constant_values=1)
+    padding = (0, 0), (0, tail), (0, 0)
+    tokens = _Tokens(*(jnp.pad(x, padding) for x in (u, delta, B, C)), keep)
     parts = vary_alike((tokens, A.astype(f32).T, initial_state.astype(f32).mT))
     y, state = _scan(form, *parts)
 
@@ -96,6 +97,7 @@ def _scan(form: str, tokens: _Tokens, A: Array, h0: Array) -> tuple[Array, Array
 
 
 def _scan_forward(form: str, tokens: _Tokens, A: Array, h0: Array):
+    """The residuals are the arguments, with the state before each chunk in place of h0."""
     length = tokens.u.shape[1]
     chunk = min(_FORMS[form].chunk, length)
 
@@ -130,14 +132,14 @@ def _scan_backward(form: str, residuals, cotangents):
         # XLA's CPU backend would copy the operands of these two sums if they were reductions.
         ddelta = dx * u + reduce(add, (exponent[:, :, s] * A[s] for s in range(A.shape[0])))
         dA = dA + reduce(add, (exponent[t] * delta[t, :, None] for t in range(chunk)))
-        chunk_gradients = _Tokens(
+        of_chunk = _Tokens(
             u=dx * delta,
             delta=ddelta,
             B=_einsum("tbse,tbe->tbs", dh, x),
             C=_einsum("tbse,tbe->tbs", h, dy),
             keep=None,
         )
-        gradients = jax.tree.map(lambda all_, new: _write(all_, i, new), gradients, chunk_gradients)
+        gradients = jax.tree.map(lambda g, part: _write(g, i, part), gradients, of_chunk)
         return (dh_before[0], dA, gradients), None
 
     zeros = jax.tree.map(jnp.zeros_like, tokens._replace(keep=None))
@@ -173,7 +175,7 @@ def _states_sequential(decay: Array, x: Array, h0: Array) -> Array:
         h_t = _at(decay, t) * _at(h, t - 1) + _at(h, t)
         return lax.dynamic_update_index_in_dim(h, h_t, t, 0)
 
-    return lax.fori_loop(1, x.shape[0], step, x.at[0].add(decay[0] * h0))
+    return lax.fori_loop(1, x.shape[0], step, _add_at(x, 0, decay[0] * h0))
 
 
 def _adjoints_sequential(decay: Array, x: Array, dh: Array) -> Array:
@@ -184,7 +186,7 @@ def _adjoints_sequential(decay: Array, x: Array, dh: Array) -> Array:
         g_t = _at(decay, t + 1) * _at(g, t + 1) + _at(g, t)
         return lax.dynamic_update_index_in_dim(g, g_t, t, 0)
 
-    return lax.fori_loop(1, last + 1, step, x.at[-1].add(dh))
+    return lax.fori_loop(1, last + 1, step, _add_at(x, last, dh))
 
 
 def _outputs_associative(h: Array, A: Array, tokens: _Tokens) -> tuple[Array, Array]:
@@ -195,12 +197,12 @@ def _outputs_associative(h: Array, A: Array, tokens: _Tokens) -> tuple[Array, Ar
 
 
 def _states_associative(decay: Array, x: Array, h0: Array) -> Array:
-    return lax.associative_scan(_compose, (decay, x.at[0].add(decay[0] * h0)))[1]
+    return lax.associative_scan(_compose, (decay, _add_at(x, 0, decay[0] * h0)))[1]
 
 
 def _adjoints_associative(decay: Array, x: Array, dh: Array) -> Array:
     after = jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])])
-    return lax.associative_scan(_compose, (after, x.at[-1].add(dh)), reverse=True)[1]
+    return lax.associative_scan(_compose, (after, _add_at(x, x.shape[0] - 1, dh)), reverse=True)[1]
 
 
 def _compose(first, second):
@@ -218,6 +220,11 @@ def _at(x: Array, t: Array) -> Array:
     return lax.dynamic_index_in_dim(x, t, 0, keepdims=False)
 
 
+def _add_at(x: Array, t: int, update: Array) -> Array:
+    """x with the update added to x[t]; elementwise, so that it fuses with what makes x."""
+    return jnp.where(lax.broadcasted_iota(jnp.int32, x.shape, 0) == t, x + update, x)
+
+
 def _read(tree, i: Array, chunk: int):
     """Chunk i of arrays [B, L, ...], time first and in float32: [chunk, B, ...]."""
 
@@ -232,9 +239,3 @@ def _write(whole: Array, i: Array, part: Array) -> Array:
     """Write chunk i, [T, B, ...], into its place in [B, L, ...]."""
     part = jnp.moveaxis(part, 0, 1).astype(whole.dtype)
     return lax.dynamic_update_slice_in_dim(whole, part, i * part.shape[1], axis=1)
-
-
-def _pad_tail(x: Array | None, tail: int) -> Array | None:
-    return (
-        x if x is None or tail == 0 else jnp.pad(x, ((0, 0), (0, tail), *[(0, 0)] * (x.ndim - 2)))
-    )

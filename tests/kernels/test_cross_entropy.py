@@ -1,0 +1,156 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from kernels.cross_entropy import cross_entropy
+from tests.kernels import reference
+from tests.kernels.reference import assert_close, cotangents_like
+
+both_reductions = pytest.mark.parametrize("reduction", ["sum", "none"])
+
+
+def arguments(rng, tokens, width, vocabulary, dtype=np.float32):
+    """Some tokens have weight zero, and some of these a target of -1 or beyond the vocabulary."""
+    targets = rng.integers(0, vocabulary, tokens)
+    ignored, wrong = rng.random((2, tokens)) < 0.5
+    ignored[0] = False
+    targets = np.where(ignored & wrong, rng.choice([-1, vocabulary], tokens), targets)
+    return {
+        "hidden": jnp.asarray(rng.standard_normal((tokens, width)), dtype),
+        "head": jnp.asarray(rng.standard_normal((width, vocabulary)), np.float32),
+        "targets": jnp.asarray(targets),
+        "weights": jnp.asarray(np.where(ignored, 0, rng.random(tokens) + 0.5), np.float32),
+    }
+
+
+@partial(jax.jit, static_argnames=("reduction", "chunk_size"))
+def run(args, reduction, chunk_size=None):
+    return cross_entropy(**args, reduction=reduction, chunk_size=chunk_size)
+
+
+@partial(jax.jit, static_argnames=("reduction", "chunk_size"))
+def run_with_gradients(args, cotangent, reduction, chunk_size=None):
+    floats = {name: x for name, x in args.items() if name != "targets"}
+    output, vjp = jax.vjp(lambda floats: run(args | floats, reduction, chunk_size), floats)
+    return output, vjp(cotangent)[0]
+
+
+@both_reductions
+@pytest.mark.parametrize(
+    ("tokens", "width", "vocabulary", "chunk_size", "dtype"),
+    [
+        (1, 3, 5, None, "float32"),
+        (7, 3, 11, 3, "float32"),
+        (100, 5, 13, 16, "float32"),
+        (33, 5, 13, 8, "bfloat16"),
+    ],
+)
+def test_outputs_and_gradients(rng, reduction, tokens, width, vocabulary, chunk_size, dtype):
+    args = arguments(rng, tokens, width, vocabulary, dtype)
+    cotangent = cotangents_like(rng, jax.eval_shape(partial(run, reduction=reduction), args))
+    output, gradients = run_with_gradients(args, cotangent, reduction, chunk_size)
+    assert output.dtype == jnp.float32
+    assert all(gradients[name].dtype == args[name].dtype for name in gradients)
+    np.testing.assert_allclose(output, run(args, reduction, chunk_size), rtol=1e-6)
+
+    def losses(**args):
+        weighted = reference.cross_entropy(**args)
+        return weighted.sum() if reduction == "sum" else weighted
+
+    head = args["head"].astype(dtype)  # as the products see it
+    expected = reference.in_float64(losses, args | {"head": head}, cotangent)
+    # The gradient of a weight whose target does not exist is left open.
+    exists = (args["targets"] >= 0) & (args["targets"] < vocabulary)
+    for each in (gradients, expected[1]):
+        each["weights"] = np.where(exists, each["weights"], 0)
+    assert_close(output, expected[0], 1e-5 if dtype == "float32" else 1e-2)
+    assert_close(gradients, expected[1], 1e-4 if dtype == "float32" else 1e-2)
+
+
+@both_reductions
+def test_tokens_of_weight_zero_contribute_nothing(rng, reduction):
+    args = arguments(rng, 20, 3, 7)
+    args["weights"] = args["weights"].at[jnp.array([3, 11])].set(0)
+    ignored = np.asarray(args["weights"] == 0)
+    others = arguments(rng, 20, 3, 7)
+    perturbed = args | {
+        "hidden": jnp.where(ignored[:, None], 9 * others["hidden"], args["hidden"]),
+        "targets": jnp.where(ignored, rng.integers(-5, 15, 20), args["targets"]),
+    }
+    cotangent = jnp.ones_like(args["weights"] if reduction == "none" else 0.0)
+    results = []
+    for case in (args, perturbed):
+        output, gradients = run_with_gradients(case, cotangent, reduction, 8)
+        assert not gradients["hidden"][ignored].any()
+        results.append([output, gradients["head"], gradients["hidden"]])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@both_reductions
+@pytest.mark.parametrize("target", [-1, 7])
+def test_a_weighted_target_out_of_range_is_nan(rng, reduction, target):
+    args = arguments(rng, 9, 3, 7)
+    args["targets"] = args["targets"].at[0].set(target)
+    losses = np.atleast_1d(run(args, reduction))
+    assert np.isnan(losses[0])
+    assert np.isfinite(losses[1:]).all()
+
+
+def test_weights_default_to_one(rng):
+    args = arguments(rng, 9, 3, 7)
+    args["targets"] = jnp.abs(args["targets"]) % 7
+    del args["weights"]
+    ones = args | {"weights": jnp.ones(9)}
+    np.testing.assert_array_equal(run(args, "sum"), run(ones, "sum"))
+
+
+@both_reductions
+@pytest.mark.parametrize(("chunk_size", "largest"), [(300, 300 * 65536), (None, 2**27 // 4)])
+def test_logits_never_exist_whole(reduction, chunk_size, largest):
+    shapes = {
+        "hidden": jax.ShapeDtypeStruct((2000, 16), jnp.bfloat16),
+        "head": jax.ShapeDtypeStruct((16, 65536), jnp.float32),
+        "targets": jax.ShapeDtypeStruct((2000,), jnp.int32),
+        "weights": jax.ShapeDtypeStruct((2000,), jnp.float32),
+    }
+    cotangent = jax.eval_shape(partial(run, reduction=reduction), shapes)
+    jaxpr = jax.make_jaxpr(run_with_gradients, static_argnums=(2, 3))(
+        shapes, cotangent, reduction, chunk_size
+    )
+    assert largest // 2 < max(reference.array_sizes(jaxpr)) <= largest
+
+
+@both_reductions
+def test_sharded_over_tokens(rng, reduction):
+    args = arguments(rng, 40, 3, 7)
+    mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
+    specs = {name: P() if name == "head" else P("data") for name in args}
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(specs,), out_specs=P("data"))
+    def sharded(args):
+        return jnp.atleast_1d(run(args, reduction, 4))
+
+    floats = {name: x for name, x in args.items() if name != "targets"}
+    gradients = jax.jit(jax.grad(lambda floats: sharded(args | floats).sum()))(floats)
+    cotangent = jnp.ones(40) if reduction == "none" else jnp.float32(1)
+    whole = run_with_gradients(args, cotangent, reduction)[1]
+    assert_close(gradients, jax.tree.map(np.asarray, whole), 1e-5)
+
+
+def test_wrong_arguments():
+    args = arguments(np.random.default_rng(0), 9, 3, 7)
+    with pytest.raises(ValueError, match=r"unknown reduction 'mean'; accepted: 'sum', 'none'"):
+        cross_entropy(**args, reduction="mean")
+    with pytest.raises(ValueError, match=r"chunk_size must be at least 1, found 0"):
+        cross_entropy(**args, chunk_size=0)
+    with pytest.raises(ValueError, match=r"head must be \[D, V\] = \(3, 3\), found .*\(7, 3\)"):
+        cross_entropy(**args | {"head": args["head"].T})
+    with pytest.raises(ValueError, match=r"targets must be \[N\] = \(9,\), found .*\(8,\)"):
+        cross_entropy(**args | {"targets": args["targets"][1:]})
+    with pytest.raises(ValueError, match=r"hidden must be \[N, D\]"):
+        cross_entropy(**args | {"hidden": args["hidden"][None]})
