@@ -51,13 +51,10 @@ class _Clock:
     """Times the steps between two rows of metrics."""
 
     def __init__(self, config: Config):
-        self._config = config
-        self._tokens = config.train.batch_size * config.model.context  # a step
-        context = config.model.context
-        self._flops = config.train.batch_size * flops.train_flops(config.model, context)
-        self._dense_flops = config.train.batch_size * flops.train_flops(
-            config.model, context, causal=False
-        )
+        batch, context = config.train.batch_size, config.model.context
+        self._tokens = batch * context  # these three are of a step
+        self._flops = batch * flops.train_flops(config.model, context)
+        self._dense_flops = batch * flops.train_flops(config.model, context, causal=False)
         self.restart()
 
     def restart(self) -> None:
