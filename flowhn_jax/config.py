@@ -16,7 +16,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from flowhn_jax.split import BranchDims, SplitConfig
+from flowhn_jax.split import BranchDims, Plan, SplitConfig, make_plan
 
 DTYPES = ("auto", "float32", "bfloat16")
 REMATS = ("none", "dots", "full")
@@ -94,6 +94,12 @@ class ModelConfig:
             dt_rank=self.ssm_dt_rank or math.ceil(self.width / 16),
         )
 
+    def plan(self, length: int | None = None) -> Plan:
+        """The split of a sequence of `length` tokens; None: of the whole context."""
+        return make_plan(
+            self.split, self.dims, blocks=self.blocks, context=self.context, length=length
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -102,10 +108,13 @@ class DataConfig:
     path: str = ""  # folder made by `python -m flowhn_jax.data.prepare`; '': the embedded corpus
     seed: int = 0  # of the global shuffle
 
+    def __post_init__(self):
+        _require(self.seed >= 0, "data.seed", self.seed, "0 or more")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The recipe; the defaults are the paper's at 135M."""
+    """The recipe; optimizer and rates default to the paper's at 135M."""
 
     steps: int = 1000
     batch_size: int = 8  # sequences per step, over all devices

@@ -8,7 +8,7 @@ PaLM-style (all T² pairs; arXiv 2204.02311, appendix B). Training is three forw
 import jax
 
 from flowhn_jax.config import ModelConfig
-from flowhn_jax.split import attention_branch_flops, make_plan, ssm_branch_flops
+from flowhn_jax.split import attention_branch_flops, ssm_branch_flops
 
 # Dense bf16 FLOP/s of one JAX device, from the vendors' data sheets; TPU v7x has two a chip.
 _PEAK_FLOPS = {
@@ -22,7 +22,10 @@ _PEAK_FLOPS = {
     "TPU7x": 2307e12 / 2,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
     "NVIDIA B200": 2250e12,
 }
 
@@ -30,11 +33,8 @@ _PEAK_FLOPS = {
 def forward_flops(config: ModelConfig, length: int, *, causal: bool = True) -> int:
     """FLOPs of one forward pass over one sequence of `length` tokens, head included."""
     dims, width = config.dims, config.width
-    plan = make_plan(
-        config.split, dims, blocks=config.blocks, context=config.context, length=length
-    )
     total = 2 * width * config.vocab_size * length
-    for block in plan.blocks:
+    for block in config.plan(length).blocks:
         total += attention_branch_flops(dims, block.attention.count(length), causal=causal)
         total += ssm_branch_flops(dims, block.ssm.count(length))
         fused_width = width if block.is_split else 2 * width

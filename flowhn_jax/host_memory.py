@@ -1,6 +1,7 @@
 """How the C library treats memory that is freed."""
 
 import ctypes
+import sys
 
 # mallopt's parameters (glibc, malloc.h).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
@@ -12,11 +13,12 @@ def keep_freed_memory() -> None:
     XLA's CPU backend allocates its temporaries anew in every step. By default they are mapped,
     zeroed page by page and unmapped each time, about a quarter of a small model's step. They come
     from its threads, whose own arenas hold no large block: hence a single arena. Call it before the
-    first array is made; where the C library is another one, it does nothing.
+    first array is made; where the C library is another one or refuses, it does nothing.
     """
+    if sys.platform != "linux":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if mallopt is not None and mallopt(_MMAP_THRESHOLD, 2**30):
         mallopt(_ARENA_MAX, 1)
-        mallopt(_MMAP_THRESHOLD, 2**30)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_TOP_PAD, 2**28)

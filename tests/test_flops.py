@@ -30,10 +30,7 @@ def test_matrix_products_are_those_of_the_jaxpr(strategy):
                 counted += size
             for parameter in equation.params.values():
                 inner = getattr(parameter, "jaxpr", parameter)
-                if hasattr(inner, "eqns") and equation.primitive.name not in (
-                    "scan",
-                    "custom_vjp_call",
-                ):
+                if hasattr(inner, "eqns") and equation.primitive.name != "scan":
                     walk(inner)
 
     walk(
@@ -43,7 +40,7 @@ def test_matrix_products_are_those_of_the_jaxpr(strategy):
     )
     dims = config.dims
     elementwise = dims.inner * (9 * dims.state + 2 + 2 * dims.conv)
-    plan = models.build(config).plan(config.context)
+    plan = config.plan()
     ssm_tokens = sum(block.ssm.count(config.context) for block in plan.blocks)
     # At these lengths the CPU's attention is one block of dense scores.
     expected = flops.forward_flops(config, config.context, causal=False) - ssm_tokens * elementwise
@@ -75,6 +72,7 @@ def test_a_split_costs_less_than_both_branches_on_all_tokens():
     [
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
         ("TPU v5 lite", 197e12),
         ("TPU v5p", 459e12),
         ("TPU v6 lite", 918e12),

@@ -1,5 +1,6 @@
 """`evaluate`: what eval.py does in each of its modes."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -25,7 +26,7 @@ def evaluate(
     """Prints a table and, as the last line, one JSON object.
 
     Args:
-      config: what the workdir was trained with.
+      config: what the workdir was trained with; where it names no data, the run's own are taken.
       workdir: folder of the run; throughput does without.
       mode: 'perplexity' or 'throughput'.
       data: text file to score; None: the run's validation set.
@@ -36,12 +37,18 @@ def evaluate(
       ValueError, FileNotFoundError: the flags, the files and the workdir do not fit together.
     """
     mesh = make_mesh(config.mesh, perplexity.eval_batch_size(config))
+    if stride is not None and data is None:
+        raise ValueError("--stride goes with --data, the text file to score.")
     if mode == "throughput":
+        if data is not None:
+            raise ValueError("--data goes with --mode=perplexity; throughput takes random tokens.")
         print_result(throughput.measure(config, mesh, repeats))
         return
     if workdir is None:
         raise ValueError(f"--mode={mode} needs --workdir, the folder of a trained run.")
     workdir_lib.check_model(workdir, config)
+    if not config.data.path:
+        config = dataclasses.replace(config, data=workdir_lib.read_config(workdir).data)
     prepared = open_data(config, workdir)
     context = config.model.context
     with jax.set_mesh(mesh):

@@ -46,26 +46,39 @@ def peak_memory(device: jax.Device) -> int | None:
 
 
 def _summary(
-    name: str, seconds: list[float], config: Config, mesh: Mesh, flops_each: int
+    name: str,
+    seconds: list[float],
+    config: Config,
+    mesh: Mesh,
+    count_flops: Callable[..., int],
 ) -> Result:
-    """Median speed over the repeats, and their spread."""
+    """Median speed over the repeats, and their spread; `count_flops` is one of flops.py's."""
     tokens = config.train.batch_size * config.model.context
     median = statistics.median(seconds)
-    per_device = config.train.batch_size * flops_each / median / mesh.size
+    per_device, dense_per_device = (
+        config.train.batch_size
+        * count_flops(config.model, config.model.context, causal=causal)
+        / median
+        / mesh.size
+        for causal in (True, False)
+    )
+    device = mesh.devices.flat[0]
     return {
         f"{name}_tokens_per_second": tokens / median,
         f"{name}_seconds": median,
         f"{name}_seconds_min": min(seconds),
         f"{name}_seconds_max": max(seconds),
         f"{name}_tflops_per_second_per_device": per_device / 1e12,
-        f"{name}_mfu": flops.utilisation(per_device, mesh.devices.flat[0]),
+        f"{name}_mfu": flops.utilisation(per_device, device),
+        f"{name}_mfu_palm": flops.utilisation(dense_per_device, device),
     }
 
 
 def measure(config: Config, mesh: Mesh, repeats: int) -> Result:
     """Times `repeats` train steps and forward passes of the config's batch on random tokens.
 
-    The forward pass ends in float32 logits [B, N, V], as `models.forward` gives them.
+    The forward pass ends in float32 logits [B, N, V], as `models.forward` gives them. The compile
+    time and the peak of memory are the train step's.
     """
     model = config.model
     with jax.set_mesh(mesh):
@@ -73,7 +86,7 @@ def measure(config: Config, mesh: Mesh, repeats: int) -> Result:
         state = init_state(config, replicated(mesh))
 
         start = time.perf_counter()
-        train_step = make_train_step(config).lower(state, batch).compile()
+        train_step = make_train_step(config, mesh).lower(state, batch).compile()
         compile_seconds = time.perf_counter() - start
 
         def step() -> Any:
@@ -82,14 +95,13 @@ def measure(config: Config, mesh: Mesh, repeats: int) -> Result:
             return metrics
 
         train_seconds = time_repeats(step, repeats)
+        memory = peak_memory(mesh.devices.flat[0])
 
         forward = jax.jit(lambda params, tokens: models.forward(model, params, tokens))
         tokens = batch["tokens"][:, :-1]
         forward_seconds = time_repeats(lambda: forward(state.params, tokens), repeats)
 
     context = model.context
-    train_flops = flops.train_flops(model, context)
-    forward_flops = flops.forward_flops(model, context)
     return {
         "strategy": model.split.strategy,
         "parameters": models.param_count(model),
@@ -97,10 +109,10 @@ def measure(config: Config, mesh: Mesh, repeats: int) -> Result:
         "context": context,
         "dtype": str(models.compute_dtype(model)),
         "repeats": repeats,
-        **_summary("train", train_seconds, config, mesh, train_flops),
-        **_summary("forward", forward_seconds, config, mesh, forward_flops),
+        **_summary("train", train_seconds, config, mesh, flops.train_flops),
+        **_summary("forward", forward_seconds, config, mesh, flops.forward_flops),
         "compile_seconds": compile_seconds,
-        "peak_memory_bytes": peak_memory(mesh.devices.flat[0]),
+        "train_peak_memory_bytes": memory,
         "device": mesh.devices.flat[0].device_kind,
         "devices": mesh.size,
     }

@@ -33,6 +33,7 @@ MODES = {
 }
 
 _AUTHORS_HEADS = 32
+_LEAST_HEAD_DIM = 16  # below it, 32 heads are unlikely to be what was trained
 _MLP = {
     f"feed_forward.{name}_proj.weight": f"mlp/{name}_proj/kernel" for name in ("gate", "up", "down")
 }
@@ -148,6 +149,11 @@ def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None)
     vocab_size, width = shapes["model.embed_tokens.weight"]
     inner, state = shapes[first + "mamba.mamba.A_log"]
     kv_width = shapes[first + "atten.self_attn.k_proj.weight"][0]
+    if heads is None and width < _AUTHORS_HEADS * _LEAST_HEAD_DIM:
+        raise ValueError(
+            f"Width {width} is too small for the authors' {_AUTHORS_HEADS} heads, and the number "
+            "of heads cannot be read off the shapes; give it with heads=."
+        )
     heads = heads or _AUTHORS_HEADS
     if width % heads or kv_width % (width // heads):
         raise ValueError(

@@ -9,7 +9,7 @@ from flowhn_jax.layers.attention import Attention
 from flowhn_jax.layers.linear import linear, rms_norm
 from flowhn_jax.layers.mamba1 import Mamba1
 from flowhn_jax.layers.mlp import SwiGLU
-from flowhn_jax.split import BlockPlan, Plan, Selection, make_plan, merge, take
+from flowhn_jax.split import BlockPlan, Selection, merge, take
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -105,18 +105,11 @@ class FlowHN(nnx.Module):
             rngs=rngs,
         )
         self.blocks = nnx.List(
-            [Block(config, block.is_split, rngs) for block in self.plan(config.context).blocks]
+            [Block(config, block.is_split, rngs) for block in config.plan().blocks]
         )
         self.final_norm = rms_norm(config.width, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
         self.head = linear(
             config.width, config.vocab_size, init_std=config.init_std, dtype=dtype, rngs=rngs
-        )
-
-    def plan(self, length: int) -> Plan:
-        """The split of a sequence of `length` tokens."""
-        config = self.config
-        return make_plan(
-            config.split, config.dims, blocks=config.blocks, context=config.context, length=length
         )
 
     def __call__(
@@ -134,7 +127,7 @@ class FlowHN(nnx.Module):
           [B, T, D] in the compute dtype.
         """
         x = self.embed(tokens)
-        plans = self.plan(tokens.shape[1]).blocks
+        plans = self.config.plan(tokens.shape[1]).blocks
         for block, plan in zip(self.blocks, plans, strict=True):
             if remat == "none":
                 x = block(x, plan, segment_ids)

@@ -18,8 +18,8 @@ def make_mesh(config: MeshConfig, batch_size: int) -> Mesh:
         raise ValueError(f"mesh.data is {data}, but there are {len(devices)} devices.")
     if batch_size % data:
         raise ValueError(
-            f"The batch of {batch_size} sequences does not divide over mesh.data = {data} devices; "
-            f"accepted is a multiple of {data}."
+            f"train.batch_size / train.accumulate = {batch_size} sequences do not divide over "
+            f"mesh.data = {data} devices; accepted is a multiple of {data}, or another mesh.data."
         )
     return jax.make_mesh((data,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:data])
 

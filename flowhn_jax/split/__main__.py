@@ -8,7 +8,7 @@ from absl import flags
 from flowhn_jax import cli, models
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.report import plots
-from flowhn_jax.split import attention_branch_flops, make_plan, reach, ssm_branch_flops
+from flowhn_jax.split import attention_branch_flops, reach, ssm_branch_flops
 from flowhn_jax.split.plan import BlockPlan, attention_tokens, partition_warning
 
 _CONFIG = cli.define_config()
@@ -39,7 +39,7 @@ def branch_flops(config: ModelConfig, attention: int, ssm: int) -> tuple[int, in
 def table(config: ModelConfig) -> str:
     """Tokens and FLOPs of both branches in every block."""
     context = config.context
-    plan = make_plan(config.split, config.dims, blocks=config.blocks, context=context)
+    plan = config.plan()
     period = plan.blocks[-1].attention.period
     where = "positions" if period in (1, context) else f"positions modulo {period}"
     lines = [
@@ -58,7 +58,10 @@ def table(config: ModelConfig) -> str:
 
 
 def lengths_table(config: ModelConfig, lengths: list[int]) -> str:
-    """The balance over context lengths, before and after rounding, and the reach."""
+    """The balance over context lengths, before and after rounding, and the reach.
+
+    Strategies that use no balance (no_split, ae_split) have nothing to round.
+    """
     lines = [
         f"{'':>8}  {'before rounding':^24}  {'planned (last block)':^24}",
         f"{'context':>8} {'attention':>12} {'imbalance %':>12} {'attention':>12} "
@@ -66,16 +69,18 @@ def lengths_table(config: ModelConfig, lengths: list[int]) -> str:
     ]
     for length in lengths:
         longer = dataclasses.replace(config, context=length)
-        plan = make_plan(longer.split, longer.dims, blocks=longer.blocks, context=length)
+        plan = longer.plan()
         block = plan.blocks[-1]
-        exact = attention_tokens(longer.split, longer.dims, length)
+        shares = [(block.attention.count(length), block.ssm.count(length))]
+        if longer.split.strategy not in ("no_split", "ae_split"):
+            exact = attention_tokens(longer.split, longer.dims, length)
+            shares.insert(0, (exact, length - exact))
         columns = [
             f"{tokens:>12,} {imbalance(*branch_flops(longer, tokens, others)):>12.3f}"
-            for tokens, others in (
-                (exact, length - exact),
-                (block.attention.count(length), block.ssm.count(length)),
-            )
+            for tokens, others in shares
         ]
+        if len(columns) == 1:
+            columns.insert(0, f"{'-':>12} {'-':>12}")
         lines.append(f"{length:>8,} {' '.join(columns)} {reach(plan):>8.4f}")
     return "\n".join(lines)
 
@@ -100,7 +105,7 @@ def main() -> None:
         print(lengths_table(config, lengths))
     else:
         print(table(config))
-    plan = make_plan(split, config.dims, blocks=config.blocks, context=config.context)
+    plan = config.plan()
     share = reach(plan)
     print(f"\nreach {share:.4f}: the share of pairs (i, j <= i) in which token j reaches logit i")
     if warning := partition_warning(split, plan):

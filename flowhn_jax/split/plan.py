@@ -63,7 +63,7 @@ class SplitConfig:
                 f"split.strategy {self.strategy!r} exists for parity with the authors' code and "
                 "needs split.scope='sequence'; found 'context'."
             )
-        for name, least in (("align", 1), ("period", 2), ("stem", 0)):
+        for name, least in (("align", 1), ("period", 3), ("stem", 0)):
             if getattr(self, name) < least:
                 raise ValueError(
                     f"split.{name} is {getattr(self, name)}; accepted is {least} or more."
@@ -163,15 +163,17 @@ def attention_tokens(split: SplitConfig, dims: BranchDims, length: int) -> int:
 def _aligned(split: SplitConfig, tokens: int, length: int) -> int:
     """`tokens` to the nearest multiple of `split.align` that leaves both branches some work.
 
-    fac_split must not be rounded to N/2, where its window would only swap the halves. A length too
-    short for such a multiple is not aligned.
+    fac_split must not come to N/2 by rounding, where its window would only swap the halves: there
+    the next nearest is taken. A length too short for a multiple is not aligned.
     """
-    tokens = min(max(tokens, 1), max(length - 1, 1))
-    if split.balance == "equal":
-        return tokens
-    swaps = {length // 2} if split.strategy == "fac_split" and 2 * tokens != length else set()
-    multiples = set(range(split.align, length, split.align)) - swaps
-    return min(multiples, key=lambda m: (abs(m - tokens), m), default=tokens)
+    asked_for_half = split.balance in ("equal", 0.5)
+    swaps = set() if split.strategy != "fac_split" or asked_for_half else {length / 2}
+    align = 1 if split.balance == "equal" else split.align
+    for step in (align, 1):
+        multiples = set(range(step, length, step)) - swaps
+        if multiples:
+            return min(multiples, key=lambda multiple: (abs(multiple - tokens), multiple))
+    return tokens
 
 
 def _interleaved(split: SplitConfig, tokens: int, length: int, block: int) -> Selection:
@@ -253,5 +255,6 @@ def partition_warning(split: SplitConfig, plan: Plan) -> str | None:
         return None
     return (
         f"{split.strategy} cuts the positions into the same two sets in every block: nothing "
-        "crosses between them. fac_split and fai_split, or split.stem=1, let it cross."
+        "crosses between them. split.stem=1 lets it cross, and so do fac_split and fai_split with "
+        "two blocks or more, a share of attention that is not one half, and their own shift."
     )

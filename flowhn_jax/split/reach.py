@@ -18,6 +18,8 @@ def _classes(plan: Plan, period: int) -> tuple[np.ndarray, np.ndarray]:
     edges = {0, period}
     for block in plan.blocks:
         for selection in (block.attention, block.ssm):
+            if selection.width == selection.period:  # everything: no edges
+                continue
             for offset in range(0, period, selection.period):
                 edges.update(min(offset + edge, period) for run in selection.runs for edge in run)
     ordered = np.array(sorted(edges))

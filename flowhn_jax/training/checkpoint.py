@@ -54,15 +54,18 @@ class Checkpoints:
         self._checkpointer.save_checkpointables(int(state.step), parts, force=True)
 
     def restore(self, abstract: TrainState, data: Any) -> TrainState:
-        """The newest checkpoint's state, laid out as `abstract`; moves `data` to its position."""
-        parts = self._checkpointer.load_checkpointables(
-            self.latest_step,
-            {
-                "params": abstract.params,
-                "optimizer": {"step": abstract.step, "opt_state": abstract.opt_state},
-                "data": data,
-            },
-        )
+        """The newest checkpoint's state, laid out as `abstract`; moves `data` to its position.
+
+        Raises:
+          ValueError: `data` is not what the checkpoint was trained on.
+        """
+        load = self._checkpointer.load_checkpointables
+        try:
+            load(self.latest_step, {"data": data})
+        except KeyError as error:  # how Orbax wraps what a checkpointable raises
+            raise error.__cause__ or error from None
+        optimizer = {"step": abstract.step, "opt_state": abstract.opt_state}
+        parts = load(self.latest_step, {"params": abstract.params, "optimizer": optimizer})
         return TrainState(params=parts["params"], **parts["optimizer"])
 
 

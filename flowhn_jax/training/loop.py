@@ -1,6 +1,8 @@
 """The training run: `fit` takes a config and a workdir to a trained model."""
 
+import contextlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,6 +42,7 @@ class _Interrupt:
 
     def _note(self, number: int, _: Any) -> None:
         self.received = signal.Signals(number)
+        print("\nstopping behind the next step; the same again ends it at once", file=sys.stderr)
         self._restore()
 
     def _restore(self) -> None:
@@ -100,12 +103,15 @@ def fit(config: Config, workdir: str) -> None:
       ValueError: the config, the data and the workdir do not fit together.
     """
     mesh = make_mesh(config.mesh, eval_batch_size(config))
-    changes = workdir_lib.check(workdir, config)
+    workdir_lib.make(workdir)
     with (
         jax.set_mesh(mesh),
         _Interrupt() as interrupt,
         Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
+        contextlib.ExitStack() as stack,
     ):
+        start = checkpoints.latest_step
+        changes = [] if start is None else workdir_lib.check(workdir, config)
         prepared = open_data(config, workdir)
         batches = train_batches(
             prepared,
@@ -114,7 +120,7 @@ def fit(config: Config, workdir: str) -> None:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        start = checkpoints.latest_step
+        stack.callback(batches.close)
         if start is None:
             state = init_state(config, replicated(mesh))
         else:
@@ -141,8 +147,7 @@ def _describe(config: Config, prepared: PreparedSet, mesh: Mesh, writer: Metrics
         f"data {prepared.folder}: {train.tokens:,} training tokens, "
         f"{validation.tokens:,} validation tokens, tokenizer {prepared.tokenizer.spec}"
     )
-    plan = models.bind(model, models.abstract_params(model)).plan(model.context)
-    if warning := partition_warning(model.split, plan):
+    if warning := partition_warning(model.split, model.plan()):
         writer.say(f"warning: {warning}")
 
 
@@ -157,7 +162,7 @@ def _run(
     interrupt: _Interrupt,
 ) -> None:
     train = config.train
-    train_step, eval_step = make_train_step(config), make_eval_step(config)
+    train_step, eval_step = make_train_step(config, mesh), make_eval_step(config)
     first = int(state.step)
     clock = _Clock(config)
     compiled = None

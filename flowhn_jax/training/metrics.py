@@ -9,6 +9,8 @@ from typing import Any
 import tensorboardX
 import tqdm
 
+from flowhn_jax.report.table import to_json
+
 Row = dict[str, Any]
 
 _FILE = "metrics.jsonl"
@@ -82,7 +84,7 @@ class MetricsWriter:
 
     def write(self, row: Row) -> None:
         """Logs one step's row."""
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(to_json(row) + "\n")
         self._file.flush()
         for name, value in row.items():
             if name != "step" and value is not None:

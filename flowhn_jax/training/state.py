@@ -24,7 +24,7 @@ class TrainState:
 
 
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
-    """Linear warm-up from the first step on, then a cosine to the final rate at the last step."""
+    """Linear warm-up from the first step on, then a cosine to the final rate behind the last."""
     warmup = round(config.warmup * config.steps)
     return optax.warmup_cosine_decay_schedule(
         init_value=config.learning_rate / max(warmup, 1),

@@ -45,28 +45,28 @@ def check_model(workdir: str, config: Config) -> None:
         )
 
 
+def make(workdir: str) -> None:
+    """Makes the folder; raises ValueError where it is a file."""
+    path = pathlib.Path(workdir)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--workdir is {workdir!r}, a file; accepted is a folder.")
+    path.mkdir(parents=True, exist_ok=True)
+
+
 def check(workdir: str, config: Config) -> list[str]:
-    """Whether a run of `config` may begin or go on in `workdir`.
+    """Whether the run that has checkpoints in `workdir` may go on with `config`.
+
+    That it goes on with the same data, wherever these are now, its batches check themselves.
 
     Returns:
       The changes of recipe against the run so far, as 'key: old -> new'.
 
     Raises:
-      ValueError: the workdir is a file, or holds a run of another model or on other data.
+      ValueError: the workdir holds a run of another model.
     """
-    path = pathlib.Path(workdir)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--workdir is {workdir!r}, a file; accepted is a folder.")
-    if not (path / _FILE).is_file():
-        return []
     check_model(workdir, config)
-    old, new = config_lib.to_dict(read_config(workdir)), config_lib.to_dict(config)
-    if changes := config_lib.differences(old["data"], new["data"], "data."):
-        raise ValueError(
-            f"{workdir!r} was begun on other data: {'; '.join(changes)}. "
-            "Give its own data again, or another --workdir."
-        )
-    return config_lib.differences(old, new)
+    old = config_lib.to_dict(read_config(workdir))
+    return config_lib.differences(old, config_lib.to_dict(config))
 
 
 def write_config(workdir: str, config: Config) -> None:

@@ -10,7 +10,8 @@ def attention(q: Array, k: Array, v: Array, segment_ids: Array | None = None) ->
     """Causal attention with H query heads that share H_kv key-value heads (GQA, arXiv 2305.13245).
 
     Query head h uses key-value head h // (H / H_kv); scores are scaled by K**-0.5; the softmax is
-    float32. The weight of a masked token is exactly zero.
+    float32. The weight of a masked token is exactly zero. Where it is differentiated, the weights
+    of all heads, [B, H, T, about T / 2], are kept for the backward pass.
 
     Args:
       q: queries [B, T, H, K], any float dtype.

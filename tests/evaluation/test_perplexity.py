@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import pathlib
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowhn_jax import models
+from flowhn_jax.config import DataConfig
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.tokenizer import load_tokenizer
 from flowhn_jax.evaluation import perplexity, run
@@ -75,8 +77,12 @@ def test_text_perplexity_is_the_float64_mean(trained, stride, capsys):
     assert result["perplexity"] == pytest.approx(math.exp(expected / len(TEXT)), rel=1e-5)
 
 
-def test_validation_set_is_scored_whole(trained, capsys):
+@pytest.mark.parametrize("named", [True, False])
+def test_validation_set_is_scored_whole(trained, capsys, named):
+    """The run's own data are taken where the config names none."""
     root, config = trained
+    if not named:
+        config = dataclasses.replace(config, data=DataConfig())
     run.evaluate(config, str(root / "run"), "perplexity")
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     index = json.loads((root / "set" / "index.json").read_text())["splits"]["validation"]
@@ -121,6 +127,10 @@ def test_quality_of_known_sums():
 def test_errors_name_what_is_accepted(trained, tmp_path):
     root, config = trained
     workdir = str(root / "run")
+    with pytest.raises(ValueError, match="--stride goes with --data"):
+        run.evaluate(config, workdir, "perplexity", stride=3)
+    with pytest.raises(ValueError, match="--data goes with --mode=perplexity"):
+        run.evaluate(config, None, "throughput", data="text.txt")
     with pytest.raises(ValueError, match="needs --workdir"):
         run.evaluate(config, None, "perplexity")
     with pytest.raises(FileNotFoundError, match="holds no run"):

@@ -76,6 +76,11 @@ def test_heads_that_do_not_divide():
         reference.load(read("flowhn_ae_split_24")[1], "B", heads=5)
 
 
+def test_small_width_needs_the_number_of_heads():
+    with pytest.raises(ValueError, match=r"Width 32 is too small .* give it with heads="):
+        reference.load(read("flowhn_ae_split_24")[1], "B")
+
+
 def test_mode_of_another_checkpoint():
     """no_split's fusion is twice as wide: loading it as a split says which tensor differs."""
     with pytest.raises(ValueError, match=r"branch_proj.weight has shape \(32, 64\)"):

@@ -54,7 +54,7 @@ def test_reach_is_what_perturbing_the_model_finds(strategy):
     logits = models.forward(config, params, np.concatenate([base, changed]))
     influence = np.any(logits[1:] != logits[:1], axis=-1)  # [j, i]
     assert not np.tril(influence, -1).any(), "a token influences an earlier position"
-    plan = models.build(config).plan(length)
+    plan = config.plan()
     assert influence.sum() / (length * (length + 1) / 2) == pytest.approx(reach(plan))
 
 

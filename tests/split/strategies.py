@@ -11,7 +11,7 @@ DIMS = ModelConfig().dims
 @st.composite
 def splits(draw, strategies=STRATEGIES):
     """A random split of the given strategies."""
-    period = draw(st.integers(2, 20))
+    period = draw(st.integers(3, 20))
     shares = st.floats(0.02, 0.98)
     return SplitConfig(
         strategy=draw(st.sampled_from(strategies)),

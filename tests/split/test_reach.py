@@ -35,6 +35,7 @@ def test_splits_that_never_mix_reach_one_half():
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_reach_of_a_long_context_needs_no_square_matrix(strategy):
-    plan = make_plan(SplitConfig(strategy), DIMS, blocks=6, context=131072)
+@pytest.mark.parametrize("stem", [0, 1])
+def test_reach_of_a_long_context_needs_no_square_matrix(strategy, stem):
+    plan = make_plan(SplitConfig(strategy, stem=stem), DIMS, blocks=6, context=131072)
     assert 0.49 < reach(plan) <= 1

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -9,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+from flowhn_jax import config as config_lib
 from flowhn_jax import flops, models
+from flowhn_jax.config import MeshConfig
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.parallel.mesh import make_mesh, replicated
 from flowhn_jax.training import metrics as metrics_lib
@@ -53,6 +56,21 @@ def rows_without_times(workdir):
     ]
 
 
+def signalling_writer(number):
+    """A MetricsWriter that sends the signal to its own process when the second step is done."""
+
+    class Signalling(metrics_lib.MetricsWriter):
+        steps = 0
+
+        def advance(self):
+            super().advance()
+            self.steps += 1
+            if self.steps == 2:
+                os.kill(os.getpid(), number)
+
+    return Signalling
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
@@ -87,6 +105,25 @@ def test_workdir_holds_what_is_promised(data, uninterrupted):
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [6, 8]
 
 
+def test_eight_devices_end_where_one_does(data, uninterrupted, tmp_path):
+    """Begun on eight devices, gone on with on one: the data are the same, and so is the model."""
+    config = run_config(data)
+    eight = dataclasses.replace(config, mesh=MeshConfig(data=8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flowhn_jax.training.loop.MetricsWriter", signalling_writer(signal.SIGTERM))
+        fit(eight, str(tmp_path))
+    fit(config, str(tmp_path))
+    rows, expected = (metrics_lib.read_rows(str(w)) for w in (tmp_path, uninterrupted[0]))
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3),
+        final_params(tmp_path, config),
+        uninterrupted[1],
+    )
+
+
 def test_loss_falls(data, tmp_path):
     config = run_config(data, steps=40, learning_rate=1e-2, log_every=40, eval_every=40)
     fit(config, str(tmp_path))
@@ -107,19 +144,8 @@ def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(
 ):
     config = run_config(data)
 
-    class Signalling(metrics_lib.MetricsWriter):
-        """Sends the signal when the second step is done."""
-
-        steps = 0
-
-        def advance(self):
-            super().advance()
-            Signalling.steps += 1
-            if Signalling.steps == 2:
-                os.kill(os.getpid(), number)
-
     with monkeypatch.context() as patch:
-        patch.setattr("flowhn_jax.training.loop.MetricsWriter", Signalling)
+        patch.setattr("flowhn_jax.training.loop.MetricsWriter", signalling_writer(number))
         fit(config, str(tmp_path))
     assert f"stopped by {number.name} at step 2" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
@@ -142,8 +168,6 @@ def test_killed_anywhere_the_run_goes_on_bit_for_bit(data, uninterrupted, tmp_pa
         "loop.MetricsWriter = Dying\n"
         "loop.fit(config_lib.parse(json.loads(sys.argv[1])), sys.argv[2])\n"
     )
-    from flowhn_jax import config as config_lib
-
     text = json.dumps(config_lib.to_dict(config))
     command = [sys.executable, "-c", script, text, str(tmp_path)]
     killed = subprocess.run(command, capture_output=True, text=True)
@@ -163,7 +187,7 @@ def test_another_model_in_the_workdir_is_refused(data, uninterrupted):
 def test_other_data_in_the_workdir_is_refused(data, uninterrupted):
     workdir, _ = uninterrupted
     other = small_config("fac_split", data={"path": data, "seed": 1})
-    with pytest.raises(ValueError, match=r"other data: data.seed: 0 -> 1"):
+    with pytest.raises(ValueError, match="batches are of seed 0, but those asked for are of 1"):
         fit(other, str(workdir))
 
 
