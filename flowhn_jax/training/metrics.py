@@ -89,7 +89,7 @@ class MetricsWriter:
         for name, value in row.items():
             if name != "step" and value is not None:
                 self._tensorboard.add_scalar(name, value, row["step"])
-        if self._bar.disable:
-            self.say(f"step {row['step']:>6}/{self._bar.total}  {describe(row)}")
-        else:
-            self._bar.set_postfix_str(describe(row))
+        text = describe(row)
+        self._bar.set_postfix_str(text)
+        if self._bar.disable or "validation_bits_per_byte" in row:
+            self.say(f"step {row['step']:>6}/{self._bar.total}  {text}")
