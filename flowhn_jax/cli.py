@@ -60,9 +60,9 @@ def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
 
 def _check_config_keys(argv: Sequence[str]) -> None:
     known = _keys(config_lib.default())
+    groups = {name.rpartition(".")[0] for name in known}
     for argument in argv:
         key = argument.removeprefix(_PREFIX).partition("=")[0]
-        groups = {name.rpartition(".")[0] for name in known}
         if argument.startswith(_PREFIX) and key not in known and key not in groups:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise ValueError(f"Unknown config key {key!r}; the nearest is {near!r}.")

@@ -188,13 +188,11 @@ def _attention_selection(
 ) -> Selection:
     """What attention gets in block `block`, counted from the first behind the stem."""
     match split.strategy:
-        case "ae_split":
-            first = length // 2
-            start, width = (first, length - first) if block % 2 == 0 else (0, first)
-            return circular_window(start, width, length)
-        case "alternating_reference":
-            first = length - length // 2 if block % 2 == 0 else length // 2
-            start, width = (first, length - first) if block % 2 == 0 else (0, first)
+        case "ae_split" | "alternating_reference":
+            half, even = length // 2, block % 2 == 0
+            if even and split.strategy == "alternating_reference":
+                half = length - half
+            start, width = (half, length - half) if even else (0, half)
             return circular_window(start, width, length)
         case "fa_split_reference":
             return circular_window(0, math.floor(_REFERENCE_ATTENTION_SHARE * length), length)
