@@ -4,7 +4,8 @@ import difflib
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 import ml_collections
 from absl import app, flags, logging
@@ -68,12 +69,15 @@ def _check_config_keys(argv: Sequence[str]) -> None:
             raise ValueError(f"Unknown config key {key!r}; the nearest is {near!r}.")
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+def _parse_flags(argv: Sequence[str], commands: Collection[str] = ()) -> list[str]:
     try:
         _check_config_keys(argv[1:])
         rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise ValueError(f"Unexpected argument {rest[1]!r}; flags are written --name=value.")
+        if commands and (len(rest) < 2 or rest[1] not in commands):
+            found = f"is {rest[1]!r}" if len(rest) > 1 else "is missing"
+            raise ValueError(f"The command {found}; accepted are {', '.join(commands)}.")
+        if len(rest) > (2 if commands else 1):
+            raise ValueError(f"Unexpected argument {rest[-1]!r}; flags are written --name=value.")
     except (flags.Error, ValueError) as error:
         sys.exit(f"error: {error}")
     except Exception as error:  # whatever running the recipe raised
@@ -87,18 +91,20 @@ def _is_ours(error: BaseException) -> bool:
     return _OURS in pathlib.Path(innermost).parents and "site-packages" not in innermost
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main`.
+def run(main: Callable[[], None] | Mapping[str, Callable[[], None]]) -> None:
+    """Parses the flags and runs `main`, or the one of several that the first argument names.
 
     A user's error ends the process with its message and status 1; an error from inside a library,
     where the message alone may not tell enough, with its traceback as well.
     """
 
-    def guarded(_: Sequence[str]) -> None:
+    commands = main if isinstance(main, Mapping) else {}
+
+    def guarded(arguments: Sequence[str]) -> None:
         keep_freed_memory()
         logging.set_verbosity(logging.WARNING)  # libraries' progress; ours goes to stdout
         try:
-            main()
+            (commands[arguments[1]] if commands else main)()
         except (ValueError, OSError, ImportError) as error:
             if not _is_ours(error):
                 traceback.print_exc()
@@ -106,4 +112,4 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             sys.exit("interrupted")
 
-    app.run(guarded, flags_parser=_parse_flags)
+    app.run(guarded, flags_parser=partial(_parse_flags, commands=commands))

@@ -17,8 +17,10 @@ import ml_collections
 from ml_collections import config_dict
 
 from flowhn_jax.split import BranchDims, Plan, SplitConfig, make_plan
+from kernels.operations import check_backends
 
 DTYPES = ("auto", "float32", "bfloat16")
+SSMS = ("mamba1", "mamba2")
 REMATS = ("none", "dots", "full")
 
 
@@ -43,11 +45,13 @@ class ModelConfig:
     blocks: int = 2
     heads: int = 32
     kv_heads: int = 8
-    ssm: str = "mamba1"
+    ssm: str = "mamba1"  # or 'mamba2'
     ssm_state: int = 16
     ssm_conv: int = 4
     ssm_expand: int = 2
-    ssm_dt_rank: int | None = None  # None: width / 16, rounded up
+    ssm_dt_rank: int | None = None  # of mamba1; None: width / 16, rounded up
+    ssm_head_dim: int = 64  # of mamba2
+    ssm_groups: int = 1  # of mamba2's heads, which share B and C
     branch_mlp: bool = True  # False: the paper's figure, without MLPs in the branches
     norm_eps: float = 1e-6
     init_std: float = 0.02
@@ -57,6 +61,7 @@ class ModelConfig:
     def __post_init__(self):
         sizes = ("vocab_size", "context", "width", "mlp_width", "blocks", "heads", "kv_heads")
         _require_positive(self, "model", *sizes, "ssm_state", "ssm_conv", "ssm_expand")
+        _require_positive(self, "model", "ssm_head_dim", "ssm_groups")
         _require_positive(self, "model", "norm_eps", "init_std")
         _require(
             self.width % self.heads == 0,
@@ -74,7 +79,21 @@ class ModelConfig:
         )
         rank = self.ssm_dt_rank
         _require(rank is None or rank > 0, "model.ssm_dt_rank", rank, "above 0, or None")
-        _require(self.ssm == "mamba1", "model.ssm", self.ssm, "'mamba1'")
+        _require(self.ssm in SSMS, "model.ssm", self.ssm, f"one of {', '.join(SSMS)}")
+        if self.ssm == "mamba2":
+            inner = self.ssm_expand * self.width
+            _require(
+                inner % self.ssm_head_dim == 0,
+                "model.ssm_head_dim",
+                self.ssm_head_dim,
+                f"a divisor of model.ssm_expand * model.width = {inner}",
+            )
+            _require(
+                inner // self.ssm_head_dim % self.ssm_groups == 0,
+                "model.ssm_groups",
+                self.ssm_groups,
+                f"a divisor of the {inner // self.ssm_head_dim} heads",
+            )
         _require(self.dtype in DTYPES, "model.dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         stem = self.split.stem
         _require(stem <= self.blocks, "model.split.stem", stem, f"0 to model.blocks={self.blocks}")
@@ -82,16 +101,19 @@ class ModelConfig:
     @property
     def dims(self) -> BranchDims:
         """Sizes of the two branches."""
+        inner, is_mamba2 = self.ssm_expand * self.width, self.ssm == "mamba2"
         return BranchDims(
             width=self.width,
             mlp_width=self.mlp_width if self.branch_mlp else 0,
             heads=self.heads,
             kv_heads=self.kv_heads,
             head_dim=self.width // self.heads,
-            inner=self.ssm_expand * self.width,
+            inner=inner,
             state=self.ssm_state,
             conv=self.ssm_conv,
-            dt_rank=self.ssm_dt_rank or math.ceil(self.width / 16),
+            dt_rank=0 if is_mamba2 else self.ssm_dt_rank or math.ceil(self.width / 16),
+            ssm_heads=inner // self.ssm_head_dim if is_mamba2 else 0,
+            ssm_groups=self.ssm_groups if is_mamba2 else 0,
         )
 
     def plan(self, length: int | None = None) -> Plan:
@@ -127,6 +149,7 @@ class TrainConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.1  # on matrices only
     clip_norm: float = 1.0  # of the global gradient norm; 0: no clipping
+    z_loss: float = 0.0  # weight of the squared log-normalizer (arXiv 2204.02311, section 5)
     remat: str = "none"  # activations kept: all, matrix products' ('dots'), blocks' inputs ('full')
     seed: int = 0  # of the initial parameters
     log_every: int = 10
@@ -145,7 +168,7 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"train.{name}", value, "0 or more and below 1")
-        for name in ("weight_decay", "clip_norm", "eval_windows", "seed"):
+        for name in ("weight_decay", "clip_norm", "z_loss", "eval_windows", "seed"):
             value = getattr(self, name)
             _require(value >= 0, f"train.{name}", value, "0 or more")
         _require(
@@ -169,6 +192,17 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class KernelsConfig:
+    """Which backends run the operations under `kernels/`."""
+
+    # 'auto', 'xla' or OPERATION=BACKEND,...; the variable FLOWHN_KERNELS_BACKEND goes before it
+    backend: str = "auto"
+
+    def __post_init__(self):
+        check_backends(self.backend, "kernels.backend")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that a run needs."""
 
@@ -176,6 +210,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    kernels: KernelsConfig = dataclasses.field(default_factory=KernelsConfig)
 
 
 def _nearest_multiples(found: int, base: int) -> str:

@@ -12,6 +12,16 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=False, max_examples=40)
 hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture
+def rng():
+    """Fresh random numbers in every run; a failure shows the seed."""
+    seed = np.random.SeedSequence().entropy
+    print("seed", seed)
+    return np.random.default_rng(seed)

@@ -7,12 +7,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # Each room may import rooms of its own row and of rows below it.
 ROWS = [
+    ["bench"],
     ["training", "evaluation", "report", "interop"],
     ["models", "data", "parallel"],
     ["flops"],
     ["layers"],
     ["config"],
-    ["split", "kernels", "host_memory"],
+    ["split", "kernels", "host_memory", "timing"],
 ]
 RANK = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 MAINS = {"cli", "__main__"}
@@ -59,7 +60,11 @@ def test_kernels_and_split_know_nothing_of_flax():
 
 def test_optional_packages_are_imported_lazily():
     optional = {"torch", "transformers", "datasets", "matplotlib", "libtpu", "jax_triton", "triton"}
+    # Triton compiles the functions of a module; the backend imports this one when it runs.
+    triton_only = ROOT / "kernels/selective_scan/triton_kernels.py"
     for path, _ in our_files():
+        if path == triton_only:
+            continue
         for node in ast.parse(path.read_text()).body:
             names = []
             if isinstance(node, ast.Import):

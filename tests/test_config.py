@@ -47,7 +47,12 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"model": {"width": 16}}, r"multiple of model.heads = 32, such as 32"),
         ({"model": {"heads": 12, "width": 768}}, r"kv_heads = 8, such as 8 or 16"),
         ({"model": {"blocks": 0}}, r"model.blocks is 0; accepted is above 0"),
-        ({"model": {"ssm": "mamba3"}}, r"'mamba3'; accepted is 'mamba1'"),
+        ({"model": {"ssm": "mamba3"}}, r"'mamba3'; accepted is one of mamba1, mamba2"),
+        ({"model": {"ssm": "mamba2", "ssm_head_dim": 80}}, r"ssm_head_dim is 80; .* = 1536"),
+        ({"model": {"ssm": "mamba2", "ssm_groups": 5}}, r"ssm_groups is 5; .*the 24 heads"),
+        ({"kernels": {"backend": "fast"}}, r"kernels.backend is 'fast': .* 'auto', 'xla' or OPER"),
+        ({"kernels": {"backend": "scan=xla"}}, r"unknown operation 'scan'; accepted: attention"),
+        ({"kernels": {"backend": "ssd=triton"}}, r"ssd: unknown backend 'triton'; accepted: 'xla'"),
         ({"model": {"dtype": "float16"}}, r"one of auto, float32, bfloat16"),
         ({"model": {"split": {"stem": 3}}}, r"model.split.stem is 3; accepted is 0 to"),
         ({"train": {"batch_size": 10, "accumulate": 4}}, r"such as 8 or 12"),
@@ -60,6 +65,12 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
 def test_bad_values_name_what_is_accepted(config, message):
     with pytest.raises(ValueError, match=message):
         config_lib.parse(config)
+
+
+def test_a_bad_environment_variable_is_named(monkeypatch):
+    monkeypatch.setenv("FLOWHN_KERNELS_BACKEND", "attention=flash")
+    with pytest.raises(ValueError, match=r"FLOWHN_KERNELS_BACKEND is 'attention=flash'"):
+        config_lib.parse({})
 
 
 def test_differences_are_named():

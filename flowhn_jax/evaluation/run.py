@@ -12,6 +12,7 @@ from flowhn_jax.parallel.mesh import make_mesh, replicated
 from flowhn_jax.report.table import print_result
 from flowhn_jax.training import workdir as workdir_lib
 from flowhn_jax.training.checkpoint import load_params
+from kernels import backends
 
 
 def evaluate(
@@ -37,6 +38,7 @@ def evaluate(
       ValueError, FileNotFoundError: the flags, the files and the workdir do not fit together.
     """
     mesh = make_mesh(config.mesh, perplexity.eval_batch_size(config))
+    config = workdir_lib.settle_balance(workdir, config)
     if stride is not None and data is None:
         raise ValueError("--stride goes with --data, the text file to score.")
     if mode == "throughput":
@@ -51,7 +53,7 @@ def evaluate(
         config = dataclasses.replace(config, data=workdir_lib.read_config(workdir).data)
     prepared = open_data(config, workdir)
     context = config.model.context
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), backends.use(config.kernels.backend):
         params = load_params(workdir, config.model, replicated(mesh))
         eval_step = perplexity.make_eval_step(config)
         if data is None:

@@ -13,21 +13,12 @@ from flowhn_jax import flops, models
 from flowhn_jax.config import Config
 from flowhn_jax.models.loss import Batch
 from flowhn_jax.parallel.mesh import batch_sharding, replicated
+from flowhn_jax.timing import time_repeats
 from flowhn_jax.training.state import init_state
 from flowhn_jax.training.step import make_train_step
+from kernels import backends
 
 Result = dict[str, Any]
-
-
-def time_repeats(run: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls, each until the device is done; one more goes before."""
-    jax.block_until_ready(run())
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        seconds.append(time.perf_counter() - start)
-    return seconds
 
 
 def random_batch(config: Config, mesh: Mesh) -> Batch:
@@ -81,12 +72,13 @@ def measure(config: Config, mesh: Mesh, repeats: int) -> Result:
     time and the peak of memory are the train step's.
     """
     model = config.model
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), backends.use(config.kernels.backend):
         batch = random_batch(config, mesh)
         state = init_state(config, replicated(mesh))
 
         start = time.perf_counter()
-        train_step = make_train_step(config, mesh).lower(state, batch).compile()
+        with backends.record() as chosen:
+            train_step = make_train_step(config, mesh).lower(state, batch).compile()
         compile_seconds = time.perf_counter() - start
 
         def step() -> Any:
@@ -108,6 +100,7 @@ def measure(config: Config, mesh: Mesh, repeats: int) -> Result:
         "batch_size": config.train.batch_size,
         "context": context,
         "dtype": str(models.compute_dtype(model)),
+        "kernels": backends.describe(chosen),
         "repeats": repeats,
         **_summary("train", train_seconds, config, mesh, flops.train_flops),
         **_summary("forward", forward_seconds, config, mesh, flops.forward_flops),

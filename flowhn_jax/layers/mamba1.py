@@ -1,27 +1,13 @@
 """Jamba's Mamba-1 mixer (arXiv 2312.00752, and 2403.19887 for the norms on dt, B and C)."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from flowhn_jax.layers.linear import linear, rms_norm
+from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
 from kernels.causal_conv import causal_conv
 from kernels.selective_scan import selective_scan
-
-_DT_MIN, _DT_MAX = 1e-3, 1e-1  # of the initial step sizes (arXiv 2312.00752, section 3.6)
-
-
-def _dt_bias_init(key: jax.Array, inner: int) -> jax.Array:
-    """b [E] with softplus(b) log-uniform in 0.001..0.1."""
-    low, high = math.log(_DT_MIN), math.log(_DT_MAX)
-    dt = jnp.exp(jax.random.uniform(key, (inner,), minval=low, maxval=high))
-    return dt + jnp.log(-jnp.expm1(-dt))
-
-
-def _uniform(key: jax.Array, shape: tuple[int, ...], bound: float) -> jax.Array:
-    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
 class Mamba1(nnx.Module):
@@ -48,15 +34,15 @@ class Mamba1(nnx.Module):
         self.in_proj = linear(width, 2 * inner, **kwargs)
         self.x_proj = linear(inner, dt_rank + 2 * state, output_dtype=jnp.float32, **kwargs)
         self.dt_proj = linear(dt_rank, inner, output_dtype=jnp.float32, **kwargs)
-        self.dt_proj.kernel[...] = _uniform(rngs.params(), (dt_rank, inner), dt_rank**-0.5)
+        self.dt_proj.kernel[...] = uniform(rngs.params(), (dt_rank, inner), dt_rank**-0.5)
         self.out_proj = linear(inner, width, **kwargs)
         norm = dict(epsilon=norm_eps, dtype=jnp.float32, rngs=rngs)
         self.dt_norm = rms_norm(dt_rank, **norm)
         self.b_norm = rms_norm(state, **norm)
         self.c_norm = rms_norm(state, **norm)
-        self.conv_weight = nnx.Param(_uniform(rngs.params(), (conv, inner), conv**-0.5))
+        self.conv_weight = nnx.Param(uniform(rngs.params(), (conv, inner), conv**-0.5))
         self.conv_bias = nnx.Param(jnp.zeros(inner))
-        self.dt_bias = nnx.Param(_dt_bias_init(rngs.params(), inner))
+        self.dt_bias = nnx.Param(dt_bias_init(rngs.params(), inner))
         decay = jnp.arange(1, state + 1, dtype=jnp.float32)
         self.a_log = nnx.Param(jnp.broadcast_to(jnp.log(decay), (inner, state)))
         self.d = nnx.Param(jnp.ones(inner))

@@ -1,5 +1,6 @@
 """Models by config: built, initialised and run as pure functions of their parameters."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -30,8 +31,13 @@ def build(config: ModelConfig, rngs: nnx.Rngs | None = None) -> nnx.Module:
     return FlowHN(config, nnx.Rngs(0) if rngs is None else rngs)
 
 
-@functools.lru_cache(maxsize=32)
 def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    # The dtype 'auto' depends on what is compiled for, which may change within a process.
+    return _abstract_of(dataclasses.replace(config, dtype=str(compute_dtype(config))))
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract_of(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
     return nnx.split(nnx.eval_shape(lambda: build(config)), nnx.Param)
 
 

@@ -8,8 +8,10 @@ from flowhn_jax.config import ModelConfig
 from flowhn_jax.layers.attention import Attention
 from flowhn_jax.layers.linear import linear, rms_norm
 from flowhn_jax.layers.mamba1 import Mamba1
+from flowhn_jax.layers.mamba2 import Mamba2
 from flowhn_jax.layers.mlp import SwiGLU
 from flowhn_jax.split import BlockPlan, Selection, merge, take
+from kernels.backends import target_platform
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -21,7 +23,7 @@ def compute_dtype(config: ModelConfig) -> jnp.dtype:
     """Dtype of matrix products: `model.dtype`, where 'auto' is float32 on a CPU else bfloat16."""
     if config.dtype != "auto":
         return jnp.dtype(config.dtype)
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    return jnp.dtype(jnp.float32 if target_platform() == "cpu" else jnp.bfloat16)
 
 
 class Branch(nnx.Module):
@@ -45,23 +47,30 @@ class Branch(nnx.Module):
         return x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x
 
 
+def ssm_mixer(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+    """The mixer of the SSM branch that `model.ssm` names."""
+    dims = config.dims
+    kwargs = dict(
+        norm_eps=config.norm_eps,
+        init_std=config.init_std,
+        dtype=compute_dtype(config),
+        rngs=rngs,
+    )
+    sizes = dims.width, dims.inner, dims.state, dims.conv
+    if config.ssm == "mamba2":
+        return Mamba2(*sizes, config.ssm_head_dim, config.ssm_groups, **kwargs)
+    return Mamba1(*sizes, dims.dt_rank, **kwargs)
+
+
 class Block(nnx.Module):
     """An SSM branch and an attention branch side by side, and the fusion of their outputs."""
 
     def __init__(self, config: ModelConfig, is_split: bool, rngs: nnx.Rngs):
         dims, dtype = config.dims, compute_dtype(config)
         kwargs = dict(init_std=config.init_std, dtype=dtype, rngs=rngs)
-        mamba = Mamba1(
-            dims.width,
-            dims.inner,
-            dims.state,
-            dims.conv,
-            dims.dt_rank,
-            norm_eps=config.norm_eps,
-            **kwargs,
-        )
+        mixer = ssm_mixer(config, rngs)
         attention = Attention(dims.width, dims.heads, dims.kv_heads, dims.head_dim, **kwargs)
-        self.ssm = Branch(config, mamba, rngs)
+        self.ssm = Branch(config, mixer, rngs)
         self.attention = Branch(config, attention, rngs)
         fused_width = dims.width if is_split else 2 * dims.width
         self.branch_proj = linear(fused_width, dims.width, **kwargs)

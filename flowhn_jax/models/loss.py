@@ -16,7 +16,7 @@ Batch = dict[str, jax.Array]
 
 
 class LossSum(NamedTuple):
-    """Summed negative log-likelihood in nats, and the sum of the targets' weights."""
+    """Summed negative log-likelihood in nats, with the z-loss, and the sum of targets' weights."""
 
     nll: jax.Array  # float32 scalar
     targets: jax.Array  # float32 scalar
@@ -29,8 +29,15 @@ def target_weights(batch: Batch) -> jax.Array:
     return target_mask(batch["segment_ids"]).astype(jnp.float32)
 
 
-def loss_sum(config: ModelConfig, params: Params, batch: Batch, *, remat: str = "none") -> LossSum:
-    """Sum of -log p(next token) over the batch's targets, times their weights.
+def loss_sum(
+    config: ModelConfig,
+    params: Params,
+    batch: Batch,
+    *,
+    remat: str = "none",
+    z_loss: float = 0.0,
+) -> LossSum:
+    """Sum of -log p(next token), and of the z-loss, over the batch's targets, times their weights.
 
     The last token of a document is scored on predicting the next one's first, the end-of-text
     token: that is how the model learns where documents end.
@@ -43,5 +50,6 @@ def loss_sum(config: ModelConfig, params: Params, batch: Batch, *, remat: str = 
         model.head.kernel[...],
         tokens[:, 1:].reshape(-1),
         weights.reshape(-1),
+        z_loss=z_loss,
     )
     return LossSum(nll, weights.sum())

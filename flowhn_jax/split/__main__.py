@@ -87,8 +87,9 @@ def lengths_table(config: ModelConfig, lengths: list[int]) -> str:
 
 def main() -> None:
     """Prints the plan of a config."""
-    jax.config.update("jax_platforms", "cpu")  # planning needs no accelerator
     config = cli.parse_config(_CONFIG).model
+    if config.split.balance != "time":  # else planning needs no accelerator
+        jax.config.update("jax_platforms", "cpu")
     try:
         lengths = [int(length) for length in _LENGTHS.value]
     except ValueError:

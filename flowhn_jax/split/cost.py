@@ -1,8 +1,10 @@
 """FLOPs of one branch on a number of tokens, and the share that makes the branches equal.
 
-A multiply and an add are two FLOPs. Matrix products are counted exactly. The selective scan is
-counted as 9 per channel and state plus 2 per channel (the convention of the Mamba authors and of
-VMamba), the depthwise convolution as 2 per tap. Norms, activations and softmax are not counted.
+A multiply and an add are two FLOPs. Matrix products are counted exactly. The selective scan of
+Mamba-1 is counted as 9 per channel and state plus 2 per channel (the convention of its authors and
+of VMamba), Mamba-2's as 5 and 2: the recurrence, in which a head has one decay, whatever the form
+in matrix products takes. The depthwise convolution is 2 per tap. Norms, activations and softmax
+are not counted.
 """
 
 import dataclasses
@@ -20,7 +22,9 @@ class BranchDims:
     inner: int  # E, channels of the SSM mixer
     state: int  # S
     conv: int  # taps of the causal convolution
-    dt_rank: int
+    dt_rank: int  # 0 in Mamba-2
+    ssm_heads: int = 0  # of Mamba-2, each with one decay; 0: Mamba-1
+    ssm_groups: int = 0  # of Mamba-2's heads, which share B and C
 
 
 def _mlp_flops(dims: BranchDims) -> int:
@@ -40,13 +44,17 @@ def attention_branch_flops(dims: BranchDims, tokens: int, *, causal: bool = True
 
 
 def ssm_branch_flops(dims: BranchDims, tokens: int) -> int:
-    """Forward FLOPs of the SSM branch (Mamba-1 mixer and MLP) over `tokens` tokens."""
+    """Forward FLOPs of the SSM branch (Mamba mixer and MLP) over `tokens` tokens."""
     inner, state, rank = dims.inner, dims.state, dims.dt_rank
-    projections = 2 * (
-        dims.width * 2 * inner + inner * (rank + 2 * state) + rank * inner + inner * dims.width
-    )
-    scan = 9 * inner * state + 2 * inner
-    return tokens * (projections + 2 * dims.conv * inner + scan + _mlp_flops(dims))
+    in_and_out = 2 * dims.width * 3 * inner
+    if dims.ssm_heads:
+        shared = 2 * dims.ssm_groups * state  # B and C
+        projections = in_and_out + 2 * dims.width * (shared + dims.ssm_heads)
+        conv_and_scan = 2 * dims.conv * (inner + shared) + 5 * inner * state + 2 * inner
+    else:
+        projections = in_and_out + 2 * inner * (rank + 2 * state) + 2 * rank * inner
+        conv_and_scan = 2 * dims.conv * inner + 9 * inner * state + 2 * inner
+    return tokens * (projections + conv_and_scan + _mlp_flops(dims))
 
 
 def balanced_tokens(dims: BranchDims, length: int) -> int:

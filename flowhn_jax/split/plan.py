@@ -15,15 +15,20 @@ code does where it departs from the paper, and exist for parity with its checkpo
 import dataclasses
 import functools
 import itertools
+import logging
 import math
 
+from flowhn_jax.split import measured
 from flowhn_jax.split.cost import BranchDims, balanced_tokens
+from kernels.backends import target_device_kind
 
 STRATEGIES = ("no_split", "ae_split", "fa_split", "fac_split", "fai_split")
 PARITY_STRATEGIES = ("fa_split_reference", "alternating_reference")
-BALANCES = ("flops", "equal")
+BALANCES = ("flops", "equal", "time")
 SCOPES = ("context", "sequence")
 _REFERENCE_ATTENTION_SHARE = 0.59  # a constant of the authors' code
+
+_log = logging.getLogger(__name__)
 
 Run = tuple[int, int]  # [start, stop)
 
@@ -33,7 +38,7 @@ class SplitConfig:
     """What a user chooses of the split."""
 
     strategy: str = "fac_split"
-    balance: str | float = "flops"  # 'flops', 'equal' or attention's share in (0, 1)
+    balance: str | float = "flops"  # 'flops', 'equal', 'time' or attention's share in (0, 1)
     align: int = 64  # attention's tokens are a multiple of this (not in ae_split, fai_split)
     period: int = 64  # m of fai_split
     shift: int | None = None  # of fai_split; None: half the run
@@ -152,12 +157,43 @@ def circular_window(start: int, width: int, modulus: int) -> Selection:
     return Selection(modulus, runs)
 
 
+def settled(split: SplitConfig, dims: BranchDims, length: int) -> SplitConfig:
+    """`split` with a balance by time replaced by the share that it comes to now and here.
+
+    A model is trained and used with one plan, whatever is measured later or elsewhere.
+    """
+    if split.balance != "time":
+        return split
+    share = min(max(attention_tokens(split, dims, length), 1), length - 1) / length
+    if share == 0.5:  # a half that is asked for is kept, even where fac_split only swaps halves
+        share = 0.5 - 0.25 / length
+    return dataclasses.replace(split, balance=share)
+
+
 def attention_tokens(split: SplitConfig, dims: BranchDims, length: int) -> int:
-    """Attention's share of `length` positions before alignment, in tokens, by `split.balance`."""
-    if split.balance == "flops":
+    """Attention's share of `length` positions before alignment, in tokens, by `split.balance`.
+
+    'time' is the balance by what was measured on the device that is compiled for; where nothing
+    was, a logged line says so and it is that of 'flops'.
+    """
+    if split.balance == "time":
+        kind = target_device_kind()
+        if times := measured.load(kind, dims):
+            return times.balanced_tokens(length)
+        _warn_unmeasured(kind)
+    if split.balance in ("flops", "time"):
         return balanced_tokens(dims, length)
     share = 0.5 if split.balance == "equal" else split.balance
     return round(share * length)
+
+
+@functools.cache
+def _warn_unmeasured(kind: str) -> None:
+    _log.warning(
+        "split.balance 'time': the branches were not measured on %s; run `python -m "
+        "flowhn_jax.bench branches` with this config there. Balanced by FLOPs",
+        kind,
+    )
 
 
 def _aligned(split: SplitConfig, tokens: int, length: int) -> int:

@@ -23,6 +23,7 @@ from flowhn_jax.training.checkpoint import Checkpoints
 from flowhn_jax.training.metrics import MetricsWriter, Row
 from flowhn_jax.training.state import TrainState, abstract_state, init_state
 from flowhn_jax.training.step import make_train_step
+from kernels import backends
 
 
 class _Interrupt:
@@ -87,10 +88,13 @@ class _Clock:
         }
 
 
-def _compile(train_step: Any, state: TrainState, batch: Any) -> tuple[Callable, float]:
+def _compile(train_step: Any, state: TrainState, batch: Any, writer: MetricsWriter) -> Callable:
     start = time.perf_counter()
-    compiled = train_step.lower(state, batch).compile()
-    return compiled, time.perf_counter() - start
+    with backends.record() as chosen:
+        compiled = train_step.lower(state, batch).compile()
+    seconds = time.perf_counter() - start
+    writer.say(f"compiled the train step in {seconds:.1f} s; {backends.describe(chosen)}")
+    return compiled
 
 
 def fit(config: Config, workdir: str) -> None:
@@ -106,11 +110,13 @@ def fit(config: Config, workdir: str) -> None:
     workdir_lib.make(workdir)
     with (
         jax.set_mesh(mesh),
+        backends.use(config.kernels.backend),
         _Interrupt() as interrupt,
         Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
         contextlib.ExitStack() as stack,
     ):
         start = checkpoints.latest_step
+        config = workdir_lib.settle_balance(None if start is None else workdir, config)
         changes = [] if start is None else workdir_lib.check(workdir, config)
         prepared = open_data(config, workdir)
         batches = train_batches(
@@ -169,8 +175,7 @@ def _run(
     for step in range(first + 1, train.steps + 1):
         batch = shard_batch(next(batches), mesh)
         if compiled is None:
-            compiled, seconds = _compile(train_step, state, batch)
-            writer.say(f"compiled the train step in {seconds:.1f} s")
+            compiled = _compile(train_step, state, batch, writer)
             clock.restart()
         state, metrics = compiled(state, batch)
         clock.count_step()

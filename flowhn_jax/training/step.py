@@ -25,7 +25,9 @@ def _gradients(config: Config, params: Params, batch: Batch) -> tuple[jax.Array,
     targets = jnp.maximum(target_weights(batch).sum(), 1)
 
     def part_loss(params: Params, part: Batch) -> jax.Array:
-        return loss_sum(config.model, params, part, remat=config.train.remat).nll / targets
+        train = config.train
+        summed = loss_sum(config.model, params, part, remat=train.remat, z_loss=train.z_loss)
+        return summed.nll / targets
 
     value_and_grad = jax.value_and_grad(part_loss)
     parts = config.train.accumulate
@@ -46,8 +48,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step; it donates the state it is given, and gives the next one laid out alike.
 
-    Metrics are float32 scalars: loss (nats per target), grad_norm (before clipping) and
-    learning_rate.
+    Metrics are float32 scalars: loss (nats per target, z-loss included), grad_norm (before
+    clipping) and learning_rate.
     """
     optimizer = make_optimizer(config.train)
     schedule = learning_rate_schedule(config.train)

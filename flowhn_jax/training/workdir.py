@@ -1,5 +1,6 @@
 """The folder of a run: which config it was begun with, and whether another one may go on in it."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ from typing import Any
 
 from flowhn_jax import config as config_lib
 from flowhn_jax.config import Config
+from flowhn_jax.split.plan import settled
 
 _FILE = "config.json"
 
@@ -29,6 +31,26 @@ def _read(workdir: str) -> dict[str, Any]:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is not JSON: {error}.") from error
+
+
+def settle_balance(workdir: str | None, config: Config) -> Config:
+    """`config` with split.balance='time' as a share of the tokens to attention; a line tells it.
+
+    It is the share of the trained run in `workdir`, so that the run goes on with its own model.
+    With no workdir, or another kind of balance in it, it is what was measured on this device.
+    """
+    model = config.model
+    if model.split.balance != "time":
+        return config
+    origin, split = "as measured", None
+    if workdir is not None and (pathlib.Path(workdir) / _FILE).is_file():
+        balance = read_config(workdir).model.split.balance
+        if isinstance(balance, float):
+            origin, split = f"as in {workdir}", dataclasses.replace(model.split, balance=balance)
+    if split is None:
+        split = settled(model.split, model.dims, model.context)
+    print(f"split.balance 'time', {origin}: {split.balance:.4f} of the tokens to attention")
+    return dataclasses.replace(config, model=dataclasses.replace(model, split=split))
 
 
 def check_model(workdir: str, config: Config) -> None:

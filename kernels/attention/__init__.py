@@ -2,16 +2,36 @@
 
 from jax import Array
 
-from kernels.attention import xla
+from kernels.attention import cudnn, splash, xla
+from kernels.backends import Backend, Operation
 from kernels.checks import check_shapes
 
+OPERATION = Operation(
+    "attention",
+    {
+        "splash": Backend(splash.attention, ("tpu",), splash.unsupported),
+        "cudnn": Backend(cudnn.attention, ("gpu",), cudnn.unsupported),
+        "xla": Backend(xla.attention),
+    },
+    {"tpu": ("splash", "xla"), "gpu": ("cudnn", "xla"), "cpu": ("xla",)},
+)
 
-def attention(q: Array, k: Array, v: Array, segment_ids: Array | None = None) -> Array:
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    segment_ids: Array | None = None,
+    *,
+    window: int | None = None,
+    backend: str | None = None,
+) -> Array:
     """Causal attention with H query heads that share H_kv key-value heads (GQA, arXiv 2305.13245).
 
     Query head h uses key-value head h // (H / H_kv); scores are scaled by K**-0.5; the softmax is
-    float32. The weight of a masked token is exactly zero. Where it is differentiated, the weights
-    of all heads, [B, H, T, about T / 2], are kept for the backward pass.
+    float32. The weight of a masked token is zero. Where it is differentiated, 'xla' keeps the
+    weights of all heads, [B, H, T, about T / 2], for the backward pass; the others compute them
+    again, block by block.
 
     Args:
       q: queries [B, T, H, K], any float dtype.
@@ -19,12 +39,15 @@ def attention(q: Array, k: Array, v: Array, segment_ids: Array | None = None) ->
       v: values [B, T, H_kv, K].
       segment_ids: documents, [B, T], integer: a token attends within its document alone. None: one
         document.
+      window: number of positions that a token sees, its own included; None: all up to its own.
+      backend: 'splash' (TPU), 'cudnn' (NVIDIA) or 'xla'; None: see `kernels.backends`.
 
     Returns:
       [B, T, H, K] in q's dtype.
 
     Raises:
-      ValueError: if shapes do not fit each other.
+      ValueError: if shapes do not fit each other, window is below 1, or `backend` is unknown or
+        cannot serve.
     """
     if q.ndim != 4 or k.ndim != 4:
         raise ValueError(
@@ -43,4 +66,7 @@ def attention(q: Array, k: Array, v: Array, segment_ids: Array | None = None) ->
             f"attention: the {sizes['H']} query heads must be a multiple of the "
             f"{sizes['H_kv']} key-value heads"
         )
-    return xla.attention(q, k, v, segment_ids)
+    if window is not None and window < 1:
+        raise ValueError(f"attention: window must be at least 1, found {window}")
+    run = OPERATION.choose(q, k, v, segment_ids, backend=backend)
+    return run(q, k, v, segment_ids, window=window)

@@ -2,16 +2,42 @@
 
 from functools import partial
 
-import jax
 from jax import Array
 
+from kernels.backends import Backend, Operation
 from kernels.checks import check_shapes
-from kernels.selective_scan import xla
+from kernels.partition import over_mesh
+from kernels.selective_scan import pallas_tpu, triton, xla
+from kernels.selective_scan.step import selective_scan_step
 
-_BACKENDS = {
-    "xla_associative": partial(xla.selective_scan, form="associative"),
-    "xla_sequential": partial(xla.selective_scan, form="sequential"),
-}
+__all__ = ["OPERATION", "selective_scan", "selective_scan_step"]
+
+_LAYOUTS = ("B L E", "B L E", "E S", "B L S", "B L S", "E", "B L E", "E", "B L", "B E S")
+_OUT_LAYOUTS = "B L E", "B E S"
+
+
+def _triton(*arguments: Array | None) -> tuple[Array, Array]:
+    return over_mesh(triton.selective_scan, _LAYOUTS, _OUT_LAYOUTS)(*arguments)
+
+
+def _pallas_tpu(*arguments: Array | None) -> tuple[Array, Array]:
+    return over_mesh(pallas_tpu.selective_scan, _LAYOUTS, _OUT_LAYOUTS)(*arguments)
+
+
+OPERATION = Operation(
+    "selective_scan",
+    {
+        "triton": Backend(_triton, ("gpu",), triton.unsupported),
+        "pallas_tpu": Backend(_pallas_tpu, ("tpu",), pallas_tpu.unsupported),
+        "xla_associative": Backend(partial(xla.selective_scan, form="associative")),
+        "xla_sequential": Backend(partial(xla.selective_scan, form="sequential")),
+    },
+    {
+        "gpu": ("triton", "xla_associative"),
+        "tpu": ("pallas_tpu", "xla_associative"),
+        "cpu": ("xla_sequential",),
+    },
+)
 
 
 def selective_scan(
@@ -52,14 +78,15 @@ def selective_scan(
       initial_state: h before position 0, [B, E, S] float32; it belongs to the document of
         position 0. None: zero.
       return_final_state: whether to return h after position L-1 as well.
-      backend: 'xla_associative' or 'xla_sequential'; None: sequential on a CPU, else associative.
+      backend: 'triton' (NVIDIA), 'pallas_tpu', 'xla_associative' or 'xla_sequential'; None: see
+        `kernels.backends`.
 
     Returns:
       y [B, L, E] in u's dtype or, where asked, (y, final state [B, E, S] float32). Differentiable
       in all float arguments, also through the final state; only in reverse mode, once.
 
     Raises:
-      ValueError: if shapes do not fit each other or the backend is unknown.
+      ValueError: if shapes do not fit each other, or `backend` is unknown or cannot serve.
     """
     if u.ndim != 3 or A.ndim != 2:
         raise ValueError(
@@ -78,11 +105,6 @@ def selective_scan(
         "initial_state": (initial_state, "B E S"),
     }
     check_shapes("selective_scan", sizes, arrays)
-    if backend is None:
-        backend = "xla_sequential" if jax.default_backend() == "cpu" else "xla_associative"
-    if backend not in _BACKENDS:
-        accepted = ", ".join(map(repr, sorted(_BACKENDS)))
-        raise ValueError(f"selective_scan: unknown backend {backend!r}; accepted: {accepted}")
-    run = _BACKENDS[backend]
-    y, state = run(u, dt, A, B, C, D, z, dt_bias, segment_ids, initial_state)
+    arguments = u, dt, A, B, C, D, z, dt_bias, segment_ids, initial_state
+    y, state = OPERATION.choose(*arguments, backend=backend)(*arguments)
     return (y, state) if return_final_state else y

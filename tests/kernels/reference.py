@@ -94,19 +94,42 @@ def causal_conv(x, weight, bias=None, segment_ids=None, initial_state=None):
     return (y if bias is None else y + bias), seen[:, -1, 1:]
 
 
-def attention(q, k, v, segment_ids=None):
+def attention(q, k, v, segment_ids=None, *, window=None):
     """Return the outputs [B, T, H, K]."""
     batch, length, heads, size = q.shape
     k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
     ids = jnp.zeros((batch, length), int) if segment_ids is None else segment_ids
     seen = jnp.tril(ids[:, :, None] == ids[:, None, :])[:, None]
+    if window is not None:
+        seen = jnp.triu(seen, 1 - window)
     weights = seen * jnp.exp(jnp.einsum("bthk,bshk->bhts", q, k) / np.sqrt(size))
     weights = weights / weights.sum(-1, keepdims=True)
     return jnp.einsum("bhts,bshk->bthk", weights, v)
 
 
-def cross_entropy(hidden, head, targets, weights):
+def cross_entropy(hidden, head, targets, weights, z_loss=0.0):
     """Weighted losses of the tokens; those of weight zero may have any target."""
     logits = hidden @ head
     picked = logits[np.arange(len(targets)), jnp.clip(targets, 0, head.shape[1] - 1)]
-    return weights * (jnp.log(jnp.exp(logits).sum(-1)) - picked)
+    lse = jnp.log(jnp.exp(logits).sum(-1))
+    return weights * (lse - picked + z_loss * lse**2)
+
+
+def ssd(x, dt, A, B, C, D, dt_bias=None, segment_ids=None, initial_state=None):
+    """Return (y, final state)."""
+    batch, length, heads, size = x.shape
+    delta = jnp.log1p(jnp.exp(dt if dt_bias is None else dt + dt_bias))
+    B, C = (jnp.repeat(v, heads // v.shape[2], axis=2) for v in (B, C))
+    ids = jnp.zeros((batch, length), int) if segment_ids is None else segment_ids
+    same = jnp.concatenate([jnp.ones((batch, 1)), ids[:, 1:] == ids[:, :-1]], 1)
+
+    def step(h, token):
+        x, delta, B, C, same = token
+        decay = same[:, None] * jnp.exp(delta * A)
+        h = decay[:, :, None, None] * h
+        h = h + (delta[:, :, None] * x)[..., None] * B[:, :, None, :]
+        return h, (h * C[:, :, None, :]).sum(-1) + D[:, None] * x
+
+    h = jnp.zeros((batch, heads, size, B.shape[-1])) if initial_state is None else initial_state
+    h, y = jax.lax.scan(step, h, [v.swapaxes(0, 1) for v in (x, delta, B, C, same)])
+    return y.swapaxes(0, 1), h

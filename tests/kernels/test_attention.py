@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from kernels.attention import attention
+from kernels.attention import attention, splash
 from tests.kernels import reference
 from tests.kernels.reference import assert_close, cotangents_like
+
+interpreted_splash = partial(splash.attention, interpret=True)
 
 
 def arguments(rng, batch, length, heads, groups, size, dtype=np.float32, *, optional=True):
@@ -23,10 +25,10 @@ def arguments(rng, batch, length, heads, groups, size, dtype=np.float32, *, opti
     return args
 
 
-@jax.jit
-def run_with_gradients(args, cotangent):
+@partial(jax.jit, static_argnames=("window", "run"))
+def run_with_gradients(args, cotangent, window=None, run=attention):
     floats = {name: args[name] for name in ("q", "k", "v")}
-    output, vjp = jax.vjp(lambda floats: attention(**args | floats), floats)
+    output, vjp = jax.vjp(lambda floats: run(**args | floats, window=window), floats)
     return output, vjp(cotangent)[0]
 
 
@@ -49,6 +51,53 @@ def test_outputs_and_gradients(rng, length, heads, groups, size, optional, dtype
     expected = reference.in_float64(reference.attention, args, cotangent)
     assert_close(output, expected[0], 1e-5 if dtype == "float32" else 1e-2)
     assert_close(gradients, expected[1], 1e-4 if dtype == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize("window", [1, 5, 70, 500])
+def test_window(rng, window):
+    args = arguments(rng, 2, 300, 4, 2, 5)
+    cotangent = cotangents_like(rng, args["q"])
+    output, gradients = run_with_gradients(args, cotangent, window)
+    expected = reference.in_float64(partial(reference.attention, window=window), args, cotangent)
+    assert_close(output, expected[0], 1e-5)
+    assert_close(gradients, expected[1], 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("length", "heads", "groups", "size", "optional", "window"),
+    [(7, 2, 1, 24, True, None), (300, 4, 2, 24, True, None), (700, 2, 2, 32, False, 130)],
+)
+def test_splash(rng, length, heads, groups, size, optional, window):
+    """The TPU kernel, interpreted."""
+    args = arguments(rng, 2, length, heads, groups, size, jnp.bfloat16, optional=optional)
+    args.setdefault("segment_ids", None)
+    cotangent = cotangents_like(rng, args["q"])
+    output, gradients = run_with_gradients(args, cotangent, window, interpreted_splash)
+    present = {name: x for name, x in args.items() if x is not None}
+    formula = partial(reference.attention, window=window)
+    expected = reference.in_float64(formula, present, cotangent)
+    assert_close(output, expected[0], 1e-2)
+    assert_close(gradients, expected[1], 1e-2)
+
+
+def test_splash_over_a_mesh(rng):
+    args = arguments(rng, 4, 130, 2, 1, 24, jnp.bfloat16)
+    cotangent = cotangents_like(rng, args["q"])
+    one_device = run_with_gradients(args, cotangent, None, interpreted_splash)
+    mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        sharded = run_with_gradients(args, cotangent, None, interpreted_splash)
+    for a, b in zip(*map(jax.tree.leaves, (one_device, sharded)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("length", [1, 127, 576, 584, 1024, 1025, 2048, 5000, 32768])
+def test_splash_blocks(length):
+    block = splash.block_size(length)
+    padded = length + -length % block
+    assert block % 128 == 0
+    assert block <= 640
+    assert padded - length < max(128, 0.2 * length)
 
 
 def test_large_scores_neither_overflow_nor_mix(rng):
@@ -102,5 +151,11 @@ def test_wrong_arguments():
         attention(**args | {"v": args["q"]})
     with pytest.raises(ValueError, match="4 query heads must be a multiple of the 3 key-value"):
         attention(args["q"], args["q"][:, :, :3], args["q"][:, :, :3])
+    with pytest.raises(ValueError, match="window must be at least 1, found 0"):
+        attention(**args, window=0)
+    with pytest.raises(ValueError, match="'flash'; accepted: 'cudnn', 'splash', 'xla'"):
+        attention(**args, backend="flash")
+    with pytest.raises(ValueError, match="'splash' cannot serve: it is for tpu, this is cpu"):
+        attention(**args, backend="splash")
     with pytest.raises(ValueError, match=r"q must be \[B, T, H, K\]"):
         attention(**args | {"q": args["q"][0]})

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kernels.cross_entropy import cross_entropy
@@ -27,38 +28,40 @@ def arguments(rng, tokens, width, vocabulary, dtype=np.float32):
     }
 
 
-@partial(jax.jit, static_argnames=("reduction", "chunk_size"))
-def run(args, reduction, chunk_size=None):
-    return cross_entropy(**args, reduction=reduction, chunk_size=chunk_size)
+@partial(jax.jit, static_argnames=("reduction", "chunk_size", "z_loss"))
+def run(args, reduction, chunk_size=None, z_loss=0.0):
+    return cross_entropy(**args, reduction=reduction, chunk_size=chunk_size, z_loss=z_loss)
 
 
-@partial(jax.jit, static_argnames=("reduction", "chunk_size"))
-def run_with_gradients(args, cotangent, reduction, chunk_size=None):
+@partial(jax.jit, static_argnames=("reduction", "chunk_size", "z_loss"))
+def run_with_gradients(args, cotangent, reduction, chunk_size=None, z_loss=0.0):
     floats = {name: x for name, x in args.items() if name != "targets"}
-    output, vjp = jax.vjp(lambda floats: run(args | floats, reduction, chunk_size), floats)
+    output, vjp = jax.vjp(lambda floats: run(args | floats, reduction, chunk_size, z_loss), floats)
     return output, vjp(cotangent)[0]
 
 
 @both_reductions
 @pytest.mark.parametrize(
-    ("tokens", "width", "vocabulary", "chunk_size", "dtype"),
+    ("tokens", "width", "vocabulary", "chunk_size", "z_loss", "dtype"),
     [
-        (1, 3, 5, None, "float32"),
-        (7, 3, 11, 3, "float32"),
-        (100, 5, 13, 16, "float32"),
-        (33, 5, 13, 8, "bfloat16"),
+        (1, 3, 5, None, 0.0, "float32"),
+        (7, 3, 11, 3, 0.3, "float32"),
+        (100, 5, 13, 16, 0.0, "float32"),
+        (33, 5, 13, 8, 1e-4, "bfloat16"),
     ],
 )
-def test_outputs_and_gradients(rng, reduction, tokens, width, vocabulary, chunk_size, dtype):
+def test_outputs_and_gradients(
+    rng, reduction, tokens, width, vocabulary, chunk_size, z_loss, dtype
+):
     args = arguments(rng, tokens, width, vocabulary, dtype)
     cotangent = cotangents_like(rng, jax.eval_shape(partial(run, reduction=reduction), args))
-    output, gradients = run_with_gradients(args, cotangent, reduction, chunk_size)
+    output, gradients = run_with_gradients(args, cotangent, reduction, chunk_size, z_loss)
     assert output.dtype == jnp.float32
     assert all(gradients[name].dtype == args[name].dtype for name in gradients)
-    np.testing.assert_allclose(output, run(args, reduction, chunk_size), rtol=1e-6)
+    np.testing.assert_allclose(output, run(args, reduction, chunk_size, z_loss), rtol=1e-6)
 
     def losses(**args):
-        weighted = reference.cross_entropy(**args)
+        weighted = reference.cross_entropy(**args, z_loss=z_loss)
         return weighted.sum() if reduction == "sum" else weighted
 
     head = args["head"].astype(dtype)  # as the products see it
@@ -142,10 +145,41 @@ def test_sharded_over_tokens(rng, reduction):
     assert_close(gradients, jax.tree.map(np.asarray, whole), 1e-5)
 
 
+@both_reductions
+def test_over_a_mesh_the_gradient_of_the_head_is_summed_once(rng, reduction):
+    args = arguments(rng, 64, 3, 7)
+    cotangent = jnp.ones(64) if reduction == "none" else jnp.float32(1)
+    one_device = run_with_gradients(args, cotangent, reduction, 4)
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        rows = NamedSharding(mesh, P("data"))
+        sharded = {
+            name: jax.device_put(x, NamedSharding(mesh, P()) if name == "head" else rows)
+            for name, x in args.items()
+        }
+        compiled = run_with_gradients.lower(sharded, cotangent, reduction, 4).compile()
+        results = compiled(sharded, cotangent)
+    assert_close(results, jax.tree.map(np.asarray, one_device), 1e-5)
+    assert compiled.as_text().count("all-reduce(") <= 2  # the head's gradient, the sum
+    assert "all-gather" not in compiled.as_text()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_no_tokens(reduction):
+    hidden, head, targets = jnp.ones((0, 4)), jnp.ones((4, 8)), jnp.zeros(0, jnp.int32)
+    losses, vjp = jax.vjp(
+        lambda h, w: cross_entropy(h, w, targets, reduction=reduction), hidden, head
+    )
+    assert losses.sum() == 0
+    np.testing.assert_array_equal(vjp(losses)[1], jnp.zeros((4, 8)))
+
+
 def test_wrong_arguments():
     args = arguments(np.random.default_rng(0), 9, 3, 7)
     with pytest.raises(ValueError, match=r"unknown reduction 'mean'; accepted: 'sum', 'none'"):
         cross_entropy(**args, reduction="mean")
+    with pytest.raises(ValueError, match=r"z_loss must be 0 or more, found -1"):
+        cross_entropy(**args, z_loss=-1)
     with pytest.raises(ValueError, match=r"chunk_size must be at least 1, found 0"):
         cross_entropy(**args, chunk_size=0)
     with pytest.raises(ValueError, match=r"head must be \[D, V\] = \(3, 3\), found .*\(7, 3\)"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from kernels.selective_scan import selective_scan
+from kernels.selective_scan import selective_scan, selective_scan_step
 from tests.kernels import reference
 from tests.kernels.reference import assert_close, cotangents_like
 
@@ -101,6 +101,20 @@ def test_two_calls_continue_one(rng, backend):
     assert_close((jnp.concatenate([y_first, y_second], 1), state), whole, 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_one_token_after_another_is_the_scan(rng, dtype):
+    args = arguments(rng, 2, 9, 5, 3, dtype)
+    del args["segment_ids"]
+    expected = run(args, None)
+    state, ys = args.pop("initial_state"), []
+    for t in range(9):
+        token = args | {name: args[name][:, t] for name in PER_TOKEN}
+        y, state = selective_scan_step(**token, state=state)
+        ys.append(y)
+    assert ys[0].dtype == dtype
+    assert_close((jnp.stack(ys, 1), state), jax.tree.map(np.asarray, expected), 1e-6)
+
+
 @both_backends
 @hypothesis.settings(max_examples=10)
 @hypothesis.given(st.sets(st.integers(1, 69), min_size=1, max_size=8), st.integers(0, 2**32))
@@ -177,10 +191,12 @@ def test_sharded_over_batch_and_width(rng):
 
 def test_wrong_arguments():
     args = arguments(np.random.default_rng(0), 2, 7, 5, 3)
-    with pytest.raises(ValueError, match=r"'fast'; accepted: 'xla_associative', 'xla_sequential'"):
+    with pytest.raises(ValueError, match=r"'fast'; accepted: 'pallas_tpu', 'triton', 'xla_a"):
         selective_scan(**args, backend="fast")
     for name in args.keys() - {"u", "A"}:
         with pytest.raises(ValueError, match=rf"{name} must be \[.*\] = .*, found shape \(1,"):
             selective_scan(**args | {name: args[name][:1]})
+    with pytest.raises(ValueError, match=r"selective_scan_step: u must be \[B, E\]"):
+        selective_scan_step(*(args[name] for name in ("u", "dt", "A", "B", "C", "D")), state=0)
     with pytest.raises(ValueError, match=r"u must be \[B, L, E\]"):
         selective_scan(**args | {"u": args["u"][0]})

@@ -13,11 +13,19 @@ from flowhn_jax.models.loss import loss_sum
 from flowhn_jax.split import STRATEGIES, reach
 from tests.small import small_config
 
+MAMBA2 = {"ssm": "mamba2", "ssm_head_dim": 8, "ssm_groups": 2}
+
 
 @functools.cache
-def small(strategy, **split):
-    config = small_config(strategy, split=split).model
+def small(strategy, ssm="mamba1", **split):
+    model = MAMBA2 if ssm == "mamba2" else {}
+    config = small_config(strategy, split=split, model=model).model
     return config, models.init(config, jax.random.key(0))
+
+
+of_both_kinds = pytest.mark.parametrize(
+    ("strategy", "ssm"), [*((s, "mamba1") for s in STRATEGIES), ("fai_split", "mamba2")]
+)
 
 
 def random_tokens(shape, seed=0):
@@ -43,10 +51,10 @@ def test_parameter_counts_are_the_papers(recipe, strategy, expected):
     assert models.param_count(config) == expected
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_reach_is_what_perturbing_the_model_finds(strategy):
+@of_both_kinds
+def test_reach_is_what_perturbing_the_model_finds(strategy, ssm):
     """Token j reaches logit i just where changing it changes the logits at i: causality too."""
-    config, params = small(strategy, balance=0.4)
+    config, params = small(strategy, ssm, balance=0.4)
     length = config.context
     base = random_tokens((1, length))
     changed = np.repeat(base, length, axis=0)
@@ -77,10 +85,10 @@ def test_length_beyond_the_context(strategy):
     np.testing.assert_allclose(prefix, whole[:, : config.context], atol=2e-5)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_documents_do_not_see_each_other(strategy):
+@of_both_kinds
+def test_documents_do_not_see_each_other(strategy, ssm):
     """Changing one packed document leaves the others' logits as they were, to the last bit."""
-    config, params = small(strategy)
+    config, params = small(strategy, ssm)
     tokens = random_tokens((2, config.context))
     segment_ids = np.repeat(np.array([[1] * 9 + [2] * 8 + [3] * 7]), 2, axis=0)
     changed = np.where(segment_ids == 1, tokens ^ 1, tokens)

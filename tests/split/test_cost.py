@@ -41,6 +41,19 @@ def test_projections_agree_with_xla():
     assert ssm_branch_flops(dims, tokens) == products + mlp + elementwise
 
 
+def test_mamba2_projections_agree_with_xla():
+    config = ModelConfig(ssm="mamba2", ssm_state=128, ssm_groups=2)
+    dims, tokens = config.dims, 32
+    width, inner, shared = dims.width, dims.inner, 2 * 2 * 128
+    shapes = [(width, 2 * inner + shared + dims.ssm_heads), (inner, width)]
+    shapes += 3 * [(width, dims.mlp_width)]
+    products = sum(
+        compiled_flops(jnp.matmul, (tokens, rows), (rows, columns)) for rows, columns in shapes
+    )
+    conv, scan = 2 * dims.conv * (inner + shared), inner * (5 * dims.state + 2)
+    assert ssm_branch_flops(dims, tokens) == products + tokens * (conv + scan)
+
+
 def test_causal_counts_each_pair_once():
     dims = dataclasses.replace(PAPER_135M, mlp_width=0)
     per_token = attention_branch_flops(dims, 1) - 4 * dims.width

@@ -175,7 +175,7 @@ def test_sequence_scope_plans_for_the_length():
     ("keys", "message"),
     [
         ({"strategy": "fac"}, r"'fac'; accepted are no_split, ae_split, fa_split"),
-        ({"balance": "time"}, r"'time'; accepted are flops, equal"),
+        ({"balance": "measured"}, r"'measured'; accepted are flops, equal, time"),
         ({"balance": 1.0}, r"share 1.0; accepted is 0 < share < 1"),
         ({"scope": "window"}, r"'window'; accepted are context, sequence"),
         ({"align": 0}, r"align is 0; accepted is 1 or more"),

@@ -1,0 +1,76 @@
+"""What was measured on a device, kept on disk: one JSON file for each kind of device.
+
+The files lie in `$FLOWHN_CACHE_DIR`, else `$XDG_CACHE_HOME/flowhn_jax`, else
+`~/.cache/flowhn_jax`. They only ever save time: one that cannot be read counts as empty and one
+that cannot be written is left out, both with a warning in the log. A file is replaced as a whole;
+of two processes that write at the same time, one may lose its entry and measure again.
+"""
+
+import json
+import logging
+import os
+import pathlib
+import re
+import tempfile
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+
+def read(device_kind: str, section: str, key: str) -> Any | None:
+    """Return the value written for a key of a section on this kind of device, or None.
+
+    Args:
+      device_kind: as `jax.Device.device_kind`.
+      section: who wrote it, as 'tile'.
+      key: all that the value depends on besides the kind of device.
+    """
+    path = _path(device_kind)
+    entries = None if path is None else _load(path).get(section)
+    return entries.get(key) if isinstance(entries, dict) else None
+
+
+def write(device_kind: str, section: str, key: str, value: Any) -> None:
+    """Keep a value that JSON can hold, in place of an earlier one."""
+    path = _path(device_kind)
+    if path is None:
+        return
+    content = _load(path)
+    entries = content.get(section)
+    content[section] = (entries if isinstance(entries, dict) else {}) | {key: value}
+    text = json.dumps(content, indent=1, sort_keys=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False
+        ) as file:
+            file.write(text)
+        os.replace(file.name, path)
+    except OSError as error:
+        _log.warning("measurements of this device are not kept: %s", error)
+
+
+def _path(device_kind: str) -> pathlib.Path | None:
+    folder = os.environ.get("FLOWHN_CACHE_DIR")
+    if not folder:
+        try:
+            cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        except RuntimeError as error:  # a user without a home
+            _log.warning("measurements of this device are not kept: %s", error)
+            return None
+        folder = pathlib.Path(cache) / "flowhn_jax"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", device_kind)
+    return pathlib.Path(folder) / f"{name}.json"
+
+
+def _load(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        if isinstance(content, dict):
+            return content
+        _log.warning("%s is not an object of sections, so it counts as empty", path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        _log.warning("%s cannot be read, so it counts as empty: %s", path, error)
+    return {}

@@ -1,0 +1,344 @@
+"""The selective scan on a TPU: two Pallas kernels with their gradient, and how they are called.
+
+The kernels read u, dt and z once and write y once, in their own dtypes; softplus, skip and gate are
+part of them. Where the scan is differentiated, the forward kernel also saves the state at each
+chunk's start, [B, chunks, S, E], from which the backward kernel recomputes the others.
+
+Inside this file the inner width is the minor dimension: A is [S, E] and states are [B, S, E].
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels.manual_axes import vary_alike
+from kernels.selective_scan import pallas_tpu_kernels as kernels
+from kernels.selective_scan.pallas_tpu_kernels import (
+    GROUP,
+    LANES,
+    SUBLANES,
+    Gradients,
+    Inputs,
+    Scratch,
+)
+
+_MAX_STATES = 128
+
+
+def unsupported(
+    u: Any,
+    dt: Any,
+    A: Any,
+    B: Any,
+    C: Any,
+    D: Any,
+    z: Any,
+    dt_bias: Any,
+    segment_ids: Any,
+    initial_state: Any,
+) -> str | None:
+    """Say why these arguments cannot be served, by their shapes and dtypes; None where they can."""
+    del D, dt_bias, segment_ids, initial_state
+    for name, x in {"u": u, "dt": dt, "B": B, "C": C, "z": z}.items():
+        if x is not None and x.dtype not in (jnp.bfloat16, jnp.float32):
+            return f"{name} is {x.dtype}, not bfloat16 or float32"
+    if A.shape[1] > _MAX_STATES:
+        return f"{A.shape[1]} states a channel, more than {_MAX_STATES}"
+    return None
+
+
+def selective_scan(
+    u: Array,
+    dt: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array,
+    z: Array | None,
+    dt_bias: Array | None,
+    segment_ids: Array | None,
+    initial_state: Array | None,
+    *,
+    interpret: bool = False,
+) -> tuple[Array, Array]:
+    """Run the scan by the TPU kernels; returns (y, final state).
+
+    Arguments and results are those of `kernels.selective_scan.selective_scan`, as far as
+    `unsupported` lets them pass. `interpret` runs the kernels on any platform, slowly.
+    """
+    f32 = jnp.float32
+    batch, _, width = u.shape
+    states = A.shape[1]
+    if dt_bias is None:
+        dt_bias = jnp.zeros(width, f32)
+    if initial_state is None:
+        initial_state = jnp.zeros((batch, width, states), f32)
+    resets = None
+    if segment_ids is not None:
+        changes = segment_ids[:, 1:] != segment_ids[:, :-1]
+        resets = jnp.pad(changes.astype(jnp.int32), ((0, 0), (1, 0)))
+
+    # Channels and states that are added have inputs, B and C of zero, and so states of zero.
+    channels, more_states = (0, -width % LANES), (0, -states % SUBLANES)
+
+    def per_token(x: Array | None, minor: tuple[int, int]) -> Array | None:
+        return None if x is None else jnp.pad(x, ((0, 0), (0, 0), minor))
+
+    inputs = Inputs(
+        u=per_token(u, channels),
+        dt=per_token(dt, channels),
+        z=per_token(z, channels),
+        B=per_token(B, more_states),
+        C=per_token(C, more_states),
+        A=jnp.pad(A.astype(f32).T, (more_states, channels)),
+        D=jnp.pad(D.astype(f32), channels)[None],
+        dt_bias=jnp.pad(dt_bias.astype(f32), channels)[None],
+        resets=resets,
+    )
+    h0 = jnp.pad(initial_state.astype(f32).mT, ((0, 0), more_states, channels))
+    y, state = _scan(interpret, *vary_alike((inputs, h0)))
+    return y[..., :width], state[:, :states, :width].mT
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(interpret: bool, inputs: Inputs, h0: Array) -> tuple[Array, Array]:
+    """Return y [B, L, E] in u's dtype and the last state [B, S, E]; E and S are whole registers."""
+    y, state, _ = _call_forward(interpret, inputs, h0, save_starts=False)
+    return y, state
+
+
+def _scan_forward(interpret: bool, inputs: Inputs, h0: Array) -> tuple[Any, Any]:
+    y, state, starts = _call_forward(interpret, inputs, h0, save_starts=True)
+    return (y, state), (inputs, starts)
+
+
+def _scan_backward(interpret: bool, residuals: Any, cotangents: Any) -> tuple[Inputs, Array]:
+    inputs, starts = residuals
+    batch, length, _ = inputs.u.shape
+    grads = _call_backward(interpret, inputs, starts, *cotangents)
+
+    def over_tiles(part: Array, like: Array) -> Array:
+        return part.sum(0).reshape(batch, -1, like.shape[2])[:, :length].astype(like.dtype)
+
+    of_inputs = Inputs(
+        u=grads.u,
+        dt=grads.dt,
+        z=grads.z,
+        B=over_tiles(grads.B, inputs.B),
+        C=over_tiles(grads.C, inputs.C),
+        A=grads.A.sum(0),
+        D=grads.D.sum(0),
+        dt_bias=grads.dt_bias.sum(0),
+        resets=None,
+    )
+    return of_inputs, grads.initial_state
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+class _Tiles(NamedTuple):
+    """What one grid step works on."""
+
+    chunk: int  # tokens
+    width: int  # channels
+
+
+def _tiles(inputs: Inputs) -> _Tiles:
+    """Choose the tiles so that the backward kernel fits in 16 MiB of VMEM (TPU v4, v5e's default).
+
+    For a chunk it keeps the states, 4 bytes x chunk x S x width, the products to be summed for the
+    gradients of B and C, twice that of 128 channels, and two each of its blocks. Wide tiles share
+    the reading of B and C; 512 channels of 16 states take 8 of 64 registers.
+    """
+    _, length, width = inputs.u.shape
+    states = inputs.A.shape[0]
+    chunk = LANES if states <= 32 else LANES // 2 if states <= 64 else LANES // 4
+    widest = LANES * max(1, 64 // max(states, 16))
+    tile = next(n for n in (4 * LANES, 2 * LANES, LANES) if width % n == 0 and n <= widest)
+    return _Tiles(min(chunk, length + -length % GROUP), tile)
+
+
+def _arrange(inputs: Inputs, tiles: _Tiles) -> Inputs:
+    """B and C as [B, chunks, S, 128], tokens in lanes, and the resets as [B, chunks, 1, T]."""
+    chunk = tiles.chunk
+
+    def chunks(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk), (0, 0)))
+        return x.reshape(x.shape[0], -1, chunk, x.shape[2]).mT
+
+    def lanes(x: Array) -> Array:
+        return jnp.pad(chunks(x.astype(jnp.float32)), ((0, 0), (0, 0), (0, 0), (0, LANES - chunk)))
+
+    resets = None if inputs.resets is None else chunks(inputs.resets[..., None])
+    return inputs._replace(B=lanes(inputs.B), C=lanes(inputs.C), resets=resets)
+
+
+class _Specs:
+    """The blocks of a grid (sequences, tiles of channels, chunks)."""
+
+    def __init__(self, inputs: Inputs, tiles: _Tiles, *, reverse: bool):
+        batch, length, width = inputs.u.shape
+        states = inputs.A.shape[0]
+        chunk, tile = tiles.chunk, tiles.width
+        chunks = pl.cdiv(length, chunk)
+
+        def at(t: Any) -> Any:
+            return chunks - 1 - t if reverse else t
+
+        self.grid = batch, width // tile, chunks
+        self.tokens = pl.BlockSpec((None, chunk, tile), lambda b, e, t: (b, at(t), e))
+        self.state = pl.BlockSpec((None, states, tile), lambda b, e, t: (b, 0, e))
+        self.starts = pl.BlockSpec((None, None, states, tile), lambda b, e, t: (b, at(t), 0, e))
+        self.channel_sums = pl.BlockSpec((None, 1, tile), lambda b, e, t: (b, 0, e))
+        self.token_sums = pl.BlockSpec(
+            (None, None, None, 1, chunk * states), lambda b, e, t: (e, b, at(t), 0, 0)
+        )
+        columns = pl.BlockSpec((None, None, states, LANES), lambda b, e, t: (b, at(t), 0, 0))
+        per_channel = pl.BlockSpec((1, tile), lambda b, e, t: (0, e))
+        resets = pl.BlockSpec(
+            (None, None, 1, chunk), lambda b, e, t: (b, at(t), 0, 0), memory_space=pltpu.SMEM
+        )
+        self.inputs = Inputs(
+            u=self.tokens,
+            dt=self.tokens,
+            z=None if inputs.z is None else self.tokens,
+            B=columns,
+            C=columns,
+            A=pl.BlockSpec((states, tile), lambda b, e, t: (0, e)),
+            D=per_channel,
+            dt_bias=per_channel,
+            resets=None if inputs.resets is None else resets,
+        )
+
+
+def _call_forward(
+    interpret: bool, inputs: Inputs, h0: Array, *, save_starts: bool
+) -> tuple[Array, Array, Array | None]:
+    """Return y, the last state and, where asked, the states at the chunks' starts."""
+    tiles = _tiles(inputs)
+    specs = _Specs(inputs, tiles, reverse=False)
+    batch, length, _ = inputs.u.shape
+    starts = _like(h0, (batch, specs.grid[2], *h0.shape[1:])) if save_starts else None
+    return _call(
+        partial(kernels.forward, length=length),
+        specs,
+        (_arrange(inputs, tiles), h0),
+        in_specs=(specs.inputs, specs.state),
+        out_shape=(_like(inputs.u), _like(h0), starts),
+        out_specs=(specs.tokens, specs.state, specs.starts if save_starts else None),
+        operations=(6, 1),
+        interpret=interpret,
+        name="selective_scan_forward",
+    )
+
+
+def _call_backward(
+    interpret: bool, inputs: Inputs, starts: Array, dy: Array, dh_final: Array
+) -> Gradients:
+    """Return the gradients; those of B and C by tile of channels, of A, D, dt_bias by sequence."""
+    tiles = _tiles(inputs)
+    specs = _Specs(inputs, tiles, reverse=True)
+    batch, length, width = inputs.u.shape
+    states = inputs.A.shape[0]
+    token_sums = _like(dh_final, (specs.grid[1], batch, specs.grid[2], 1, tiles.chunk * states))
+    channel_sums = _like(dh_final, (batch, 1, width))
+    gated = inputs.z is not None
+    (grads,) = _call(
+        partial(kernels.backward, length=length),
+        specs,
+        (_arrange(inputs, tiles), starts, dy, dh_final),
+        in_specs=(specs.inputs, specs.starts, specs.tokens, specs.state),
+        out_shape=(
+            Gradients(
+                u=_like(inputs.u),
+                dt=_like(inputs.dt),
+                z=_like(inputs.z) if gated else None,
+                B=token_sums,
+                C=token_sums,
+                A=_like(dh_final),
+                D=channel_sums,
+                dt_bias=channel_sums,
+                initial_state=_like(dh_final),
+            ),
+        ),
+        out_specs=(
+            Gradients(
+                u=specs.tokens,
+                dt=specs.tokens,
+                z=specs.tokens if gated else None,
+                B=specs.token_sums,
+                C=specs.token_sums,
+                A=specs.state,
+                D=specs.channel_sums,
+                dt_bias=specs.channel_sums,
+                initial_state=specs.state,
+            ),
+        ),
+        scratch_shapes=(
+            Scratch(
+                states=pltpu.VMEM((tiles.chunk + 1, states, tiles.width), jnp.float32),
+                B=pltpu.VMEM((tiles.chunk * states, LANES), jnp.float32),
+                C=pltpu.VMEM((tiles.chunk * states, LANES), jnp.float32),
+            ),
+        ),
+        operations=(22, 2),
+        interpret=interpret,
+        name="selective_scan_backward",
+    )
+    return grads
+
+
+def _like(x: Array, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
+    """What a kernel returns: x's dtype and, inside `jax.shard_map`, varying as x does."""
+    return jax.ShapeDtypeStruct(
+        x.shape if shape is None else shape,
+        x.dtype,
+        manual_axis_type=jax.typeof(x).manual_axis_type,
+    )
+
+
+def _call(
+    kernel: Any,
+    specs: _Specs,
+    arguments: tuple[Any, ...],
+    *,
+    out_shape: Any,
+    operations: tuple[int, int],
+    interpret: bool,
+    name: str,
+    **options: Any,
+) -> Any:
+    """Call a kernel; `operations` are (floating point operations, exponentials) a state number."""
+    inputs = arguments[0]
+    batch, tiles_of_channels, _ = specs.grid
+    per_tile = [x for x in (inputs.B, inputs.C, inputs.resets) if x is not None]
+    per_sequence = [inputs.A, inputs.D, inputs.dt_bias]
+    state_numbers = inputs.u.size * inputs.A.shape[0]
+
+    def moved(tree: Any) -> int:
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    return pl.pallas_call(
+        kernel,
+        grid=specs.grid,
+        out_shape=out_shape,
+        cost_estimate=pl.CostEstimate(
+            flops=operations[0] * state_numbers,
+            transcendentals=operations[1] * state_numbers,
+            bytes_accessed=moved((arguments, out_shape))
+            + (tiles_of_channels - 1) * moved(per_tile)
+            + (batch - 1) * moved(per_sequence),
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")
+        ),
+        interpret=interpret,
+        name=name,
+        **options,
+    )(*arguments)

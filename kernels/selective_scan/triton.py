@@ -1,0 +1,335 @@
+"""The selective scan on NVIDIA GPUs, as Triton kernels called through jax-triton.
+
+The kernels (`triton_kernels`) read u, dt and z once each and write y once, with the time step's
+bias and softplus, the skip D and the gate inside. Where the scan is differentiated, the forward
+kernel also writes the state before each chunk of tokens, and the backward kernel recomputes the
+states of one chunk at a time from it.
+
+A program is one warp: 32 channels, or fewer with several states of each at the same time. Per
+token and state the forward kernel issues about 9 instructions, one of them the exponential, and the
+backward kernel about 27; the time steps' softplus, the gate and the loads add about 74 and 143 per
+token, shared by all states. Sums over states stay inside a thread. Sums over channels, the
+gradients of B and C, cross the threads of a warp once and leave one sum per program for XLA to
+add: no atomics, so that every run gives the same bits. With 16 tokens and 32 channels these sums
+take S / 4 bytes for every token and channel, as do the states before the chunks. A second pass,
+over the chunks in parallel, could add up more channels before it writes, but it would compute all
+exponentials and read all inputs again, which costs more than these sums.
+
+The parallelism is batch * E / channels: a small batch leaves much of a large GPU idle.
+"""
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from kernels.backends import target_capability, target_device_kind
+from kernels.manual_axes import vary_alike
+from kernels.tuning import choose_tile
+
+_f32 = jnp.float32
+_DTYPES = ("bfloat16", "float32")
+_THREADS = 32  # of one program
+_MAX_BATCH = 65535  # the second dimension of a grid
+_LEAST_CAPABILITY = 80  # the first with bfloat16
+
+
+class Tile(NamedTuple):
+    """What one program works on at a time."""
+
+    tokens: int  # of a chunk; a power of two
+    channels: int  # 1, 2, 4, ..., 32
+
+
+class Launch(NamedTuple):
+    """One run of a kernel of `triton_kernels`."""
+
+    kernel: str
+    inputs: tuple[Array, ...]
+    outputs: dict[str, jax.ShapeDtypeStruct]  # in the kernel's order
+    grid: tuple[int, ...]
+    constants: dict[str, Any]
+
+
+Run = Callable[[Launch], tuple[Array, ...]]
+
+
+class _Arrays(NamedTuple):
+    """The scan's arguments as the kernels take them."""
+
+    u: Array  # [B, L, E]
+    dt: Array  # [B, L, E]
+    A: Array  # [S, E], float32
+    B: Array  # [B, L, S], float32
+    C: Array  # [B, L, S], float32
+    D: Array  # [E], float32
+    z: Array | None  # [B, L, E]
+    dt_bias: Array | None  # [E], float32
+    segment_ids: Array | None  # [B, L], int32
+    initial_state: Array  # [B, S, E], float32
+
+
+# The largest for which no kernel runs out of registers on sm_80 and sm_90.
+DEFAULT = Tile(tokens=16, channels=32)
+
+
+def selective_scan(
+    u: Array,
+    dt: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array,
+    z: Array | None,
+    dt_bias: Array | None,
+    segment_ids: Array | None,
+    initial_state: Array | None,
+) -> tuple[Array, Array]:
+    """Run the scan on an NVIDIA GPU; returns (y, final state).
+
+    Arguments and results are those of `kernels.selective_scan.selective_scan`; call it only where
+    `unsupported` returns None. How many tokens and channels a program works on is measured once on
+    each kind of device (`kernels.tuning`); `FLOWHN_SELECTIVE_SCAN_TILE=tokens,channels` sets it.
+
+    Raises:
+      ValueError: if the environment's tile is not one.
+    """
+    arrays = u, dt, A, B, C, D, z, dt_bias, segment_ids, initial_state
+    run = partial(call_triton, compute_capability=target_capability())
+    return scan_with(run, _choose(arrays), *arrays)
+
+
+def unsupported(
+    u: Array,
+    dt: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array,
+    z: Array | None,
+    dt_bias: Array | None,
+    segment_ids: Array | None,
+    initial_state: Array | None,
+) -> str | None:
+    """Say why these arguments, or this installation, cannot be served; None: they can.
+
+    Looks at shapes and dtypes only. Whether an NVIDIA GPU is compiled for, the caller knows.
+    """
+    capability = target_capability()
+    if capability is None:
+        return f"the compute capability of {target_device_kind()} is not known"
+    if capability < _LEAST_CAPABILITY:
+        return f"it takes a compute capability of {_LEAST_CAPABILITY}, this GPU's is {capability}"
+    for module, package in {"triton": "triton", "jax_triton": "jax-triton"}.items():
+        if importlib.util.find_spec(module) is None:
+            return f"the package {package} is not installed"
+    for name, x in {"u": u, "dt": dt, "B": B, "C": C, "z": z}.items():
+        if x is not None and x.dtype not in _DTYPES:
+            return f"{name} is {x.dtype}, not {' or '.join(_DTYPES)}"
+    if u.shape[0] > _MAX_BATCH:
+        return f"the batch size {u.shape[0]} is above {_MAX_BATCH}"
+    if 0 in u.shape or 0 in A.shape:
+        return f"u {u.shape} or A {A.shape} is empty"
+    return None
+
+
+def scan_with(
+    run: Run,
+    tile: Tile,
+    u: Array,
+    dt: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array,
+    z: Array | None,
+    dt_bias: Array | None,
+    segment_ids: Array | None,
+    initial_state: Array | None,
+) -> tuple[Array, Array]:
+    """As `selective_scan`, with the tile and with what runs the kernels."""
+    batch, _, width = u.shape
+    if initial_state is None:
+        state = jnp.zeros((batch, A.shape[1], width), _f32)
+    else:
+        state = initial_state.astype(_f32).mT
+    arrays = _Arrays(
+        u=u,
+        dt=dt,
+        A=A.astype(_f32).T,
+        B=B.astype(_f32),
+        C=C.astype(_f32),
+        D=D.astype(_f32),
+        z=z,
+        dt_bias=None if dt_bias is None else dt_bias.astype(_f32),
+        segment_ids=None if segment_ids is None else segment_ids.astype(jnp.int32),
+        initial_state=state,
+    )
+    y, state = _scan(run, tile, vary_alike(arrays))
+    return y, state.mT
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scan(run: Run, tile: Tile, arrays: _Arrays) -> tuple[Array, Array]:
+    """Return y [B, L, E] and the last state [B, S, E]."""
+    results = _execute(run, _forward(tile, arrays, keeps_starts=False))
+    return results["y"], results["last"]
+
+
+def _scan_forward(run: Run, tile: Tile, arrays: _Arrays):
+    """The residuals are the arguments, with the state before each chunk in place of the initial."""
+    results = _execute(run, _forward(tile, arrays, keeps_starts=True))
+    residuals = arrays._replace(initial_state=results["starts"])
+    return (results["y"], results["last"]), residuals
+
+
+def _scan_backward(run: Run, tile: Tile, residuals: _Arrays, cotangents):
+    results = _execute(run, _backward(tile, residuals, *cotangents))
+    gradients = _Arrays(
+        u=results["du"],
+        dt=results["ddt"],
+        A=results["dA"].sum(0),
+        B=results["dB"].sum(0).mT,
+        C=results["dC"].sum(0).mT,
+        D=results["dD"].sum(0),
+        z=None if residuals.z is None else results["dz"],
+        dt_bias=None if residuals.dt_bias is None else results["dbias"].sum(0),
+        segment_ids=None,
+        initial_state=results["dinitial"],
+    )
+    return (gradients,)
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _forward(tile: Tile, arrays: _Arrays, *, keeps_starts: bool) -> Launch:
+    batch, length, width = arrays.u.shape
+    states = arrays.A.shape[0]
+    starts = (batch, -(-length // tile.tokens), states, width) if keeps_starts else (1,)
+    return Launch(
+        kernel="forward",
+        inputs=(*_pointers(arrays), arrays.initial_state),
+        outputs={
+            "y": jax.ShapeDtypeStruct(arrays.u.shape, arrays.u.dtype),
+            "last": jax.ShapeDtypeStruct((batch, states, width), _f32),
+            "starts": jax.ShapeDtypeStruct(starts, _f32),
+        },
+        grid=(-(-width // tile.channels), batch),
+        constants=_constants(tile, arrays) | {"KEEPS_STARTS": keeps_starts},
+    )
+
+
+def _backward(tile: Tile, residuals: _Arrays, dy: Array, dlast: Array) -> Launch:
+    batch, length, width = residuals.u.shape
+    states = residuals.A.shape[0]
+    programs = -(-width // tile.channels)
+    dz = jax.ShapeDtypeStruct((1,), _f32) if residuals.z is None else residuals.z
+    return Launch(
+        kernel="backward",
+        inputs=(*_pointers(residuals), residuals.initial_state, dy, dlast),
+        outputs={
+            "du": jax.ShapeDtypeStruct(residuals.u.shape, residuals.u.dtype),
+            "ddt": jax.ShapeDtypeStruct(residuals.dt.shape, residuals.dt.dtype),
+            "dz": jax.ShapeDtypeStruct(dz.shape, dz.dtype),
+            "dB": jax.ShapeDtypeStruct((programs, batch, states, length), _f32),
+            "dC": jax.ShapeDtypeStruct((programs, batch, states, length), _f32),
+            "dA": jax.ShapeDtypeStruct((batch, states, width), _f32),
+            "dD": jax.ShapeDtypeStruct((batch, width), _f32),
+            "dbias": jax.ShapeDtypeStruct((batch, width), _f32),
+            "dinitial": jax.ShapeDtypeStruct((batch, states, width), _f32),
+        },
+        grid=(programs, batch),
+        constants=_constants(tile, residuals),
+    )
+
+
+def _pointers(arrays: _Arrays) -> tuple[Array, ...]:
+    """The inputs that both kernels have; one that the caller left out is u, and is not read."""
+    return tuple(arrays.u if x is None else x for x in arrays[:-1])
+
+
+def _constants(tile: Tile, arrays: _Arrays) -> dict[str, Any]:
+    _, length, width = arrays.u.shape
+    return {
+        "L": length,
+        "E": width,
+        "S": arrays.A.shape[0],
+        "TOKENS": tile.tokens,
+        "CHANNELS": tile.channels,
+        "STATES": _THREADS // tile.channels,
+        "HAS_Z": arrays.z is not None,
+        "HAS_BIAS": arrays.dt_bias is not None,
+        "HAS_IDS": arrays.segment_ids is not None,
+    }
+
+
+def _execute(run: Run, launch: Launch) -> dict[str, Array]:
+    """Run the kernel; results by name. jax-triton does not say that they differ between devices."""
+    results = vary_alike((launch.inputs, tuple(run(launch))))[1]
+    return dict(zip(launch.outputs, results, strict=True))
+
+
+def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[Array, ...]:
+    """Run a kernel through jax-triton: on the GPU here or, given its capability (90), for another.
+
+    Without a GPU the latter can only be compiled.
+    """
+    import jax_triton
+
+    from kernels.selective_scan import triton_kernels
+
+    return jax_triton.triton_call(
+        *launch.inputs,
+        kernel=getattr(triton_kernels, launch.kernel),
+        name=f"selective_scan_{launch.kernel}",
+        out_shape=tuple(launch.outputs.values()),
+        grid=launch.grid,
+        num_warps=1,
+        num_stages=1,
+        compute_capability=compute_capability,
+        **launch.constants,
+    )
+
+
+def _choose(arrays: tuple[Array | None, ...]) -> Tile:
+    shapes = [None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
+    u = shapes[0]
+    described = ", ".join("-" if x is None else f"{x.dtype}{list(x.shape)}" for x in shapes)
+    versions = [importlib.metadata.version(name) for name in ("jax", "jax-triton", "triton")]
+    tile = Tile(
+        *choose_tile(
+            "selective_scan",
+            f"{described} {' '.join(versions)}",
+            candidates(u.shape[0] * u.shape[2]),
+            DEFAULT,
+            lambda tile: partial(_forward_and_backward, tile, shapes),
+            [x for x in shapes if x is not None],
+        )
+    )
+    if tile.channels not in (1, 2, 4, 8, 16, 32) or tile.tokens.bit_count() != 1:
+        raise ValueError(
+            "FLOWHN_SELECTIVE_SCAN_TILE must be tokens,channels: powers of two, at most 32 "
+            f"channels; found {tile.tokens},{tile.channels}"
+        )
+    return tile
+
+
+def candidates(channels: int) -> list[Tile]:
+    """The tiles to try; the narrow ones, which write more sums, only where programs are few."""
+    widths = (32, 16) if channels > 16384 else (32, 16, 8)
+    return [Tile(tokens, width) for tokens in (16, 8) for width in widths]
+
+
+def _forward_and_backward(tile: Tile, shapes, *arrays: Array) -> list[Array]:
+    """What is timed; the arrays are those that are not None."""
+    present = iter(arrays)
+    arguments = [None if x is None else next(present) for x in shapes]
+    outputs, vjp = jax.vjp(partial(scan_with, call_triton, tile), *arguments)
+    gradients = jax.tree.leaves(vjp(outputs))
+    return [g for g in gradients if g.dtype != jax.dtypes.float0]

@@ -1,0 +1,334 @@
+"""The selective scan as Triton kernels. Imported only where Triton is installed.
+
+One program is one warp: CHANNELS channels of one sequence and, at a time, STATES states of each,
+where CHANNELS * STATES = 32. It walks over the sequence in chunks of TOKENS tokens, and in a chunk
+over the states. What it knows of each token is a tile [1, CHANNELS] and what it knows of each token
+and state a tile [STATES, CHANNELS], one number a thread; tuples hold the tiles of a chunk's tokens.
+So scans over time are plain multiplications and additions in registers, without any exchange
+between threads, and the softplus and the gate are computed once for all states.
+
+The state between two chunks passes through global memory (which the cache keeps): the number of
+registers does not depend on the number of states, and the gradient needs it there in any case.
+
+Arrays are those of `kernels.selective_scan`, but with the states before the channels (A [S, E],
+states [..., S, E]), so that threads of a warp read neighbours, and with B and C
+in float32. Rows are counted in 64 bits. An array whose HAS_ flag is off is not read.
+"""
+
+# ruff: noqa: RUF005 - Triton knows no unpacking inside a tuple
+
+import triton
+import triton.language as tl
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def forward(
+    u_ptr,
+    dt_ptr,
+    A_ptr,
+    B_ptr,
+    C_ptr,
+    D_ptr,
+    z_ptr,
+    bias_ptr,
+    ids_ptr,
+    initial_ptr,
+    y_ptr,
+    last_ptr,
+    starts_ptr,
+    L: tl.constexpr,
+    E: tl.constexpr,
+    S: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STATES: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+    KEEPS_STARTS: tl.constexpr,
+):
+    """Outputs y [B, L, E], the last state [B, S, E] and, if kept, starts [B, chunks, S, E].
+
+    Those are the states before each chunk.
+    """
+    chunks: tl.constexpr = (L + TOKENS - 1) // TOKENS
+    groups: tl.constexpr = (S + STATES - 1) // STATES
+    e = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    batch = tl.program_id(1).to(tl.int64)
+    D = tl.load(D_ptr + e, e < E, 0.0)
+    bias = tl.load(bias_ptr + e, e < E, 0.0) if HAS_BIAS else 0.0
+    _copy_states(last_ptr, initial_ptr, batch, e, E, S, STATES)
+
+    for chunk in range(chunks):
+        u, delta, x, keep, y = (), (), (), (), ()
+        for t in tl.static_range(TOKENS):
+            token = chunk * TOKENS + t
+            row = batch * L + token
+            inside = (e < E) & (token < L)
+            u_t = tl.load(u_ptr + row * E + e, inside, 0.0).to(tl.float32)
+            dt = tl.load(dt_ptr + row * E + e, inside, 0.0).to(tl.float32) + bias
+            delta_t = tl.where(inside, _softplus(dt), 0.0)
+            u, delta, x = u + (u_t,), delta + (delta_t,), x + (delta_t * u_t,)
+            keep = keep + (_continues(ids_ptr, row, token, L, HAS_IDS),)
+            y = y + (tl.zeros([STATES, CHANNELS], tl.float32),)
+        for group in range(groups):
+            s = group * STATES + tl.arange(0, STATES)[:, None]
+            at, exists = s * E + e, (s < S) & (e < E)
+            A = tl.load(A_ptr + at, exists, 0.0) * _LOG2_E
+            h = tl.load(last_ptr + batch * S * E + at, exists, 0.0)
+            if KEEPS_STARTS:
+                tl.store(starts_ptr + (batch * chunks + chunk) * S * E + at, h, exists)
+            y_before = y
+            y = ()
+            for t in tl.static_range(TOKENS):
+                token = chunk * TOKENS + t
+                place, there = (batch * L + token) * S + s, (s < S) & (token < L)
+                B = tl.load(B_ptr + place, there, 0.0)
+                C = tl.load(C_ptr + place, there, 0.0)
+                h = _decay(delta[t], A, keep[t], HAS_IDS) * h + x[t] * B
+                y = y + (y_before[t] + C * h,)
+            tl.store(last_ptr + batch * S * E + at, h, exists)
+        for t in tl.static_range(TOKENS):
+            token = chunk * TOKENS + t
+            place = (batch * L + token) * E + e
+            inside = (e < E) & (token < L)
+            out = tl.sum(y[t], 0, keep_dims=True) + D * u[t]
+            if HAS_Z:
+                z = tl.load(z_ptr + place, inside, 0.0).to(tl.float32)
+                out *= z * tl.sigmoid(z)
+            tl.store(y_ptr + place, out.to(y_ptr.dtype.element_ty), inside)
+        tl.debug_barrier()
+
+
+@triton.jit
+def backward(
+    u_ptr,
+    dt_ptr,
+    A_ptr,
+    B_ptr,
+    C_ptr,
+    D_ptr,
+    z_ptr,
+    bias_ptr,
+    ids_ptr,
+    starts_ptr,
+    dy_ptr,
+    dlast_ptr,
+    du_ptr,
+    ddt_ptr,
+    dz_ptr,
+    dB_ptr,
+    dC_ptr,
+    dA_ptr,
+    dD_ptr,
+    dbias_ptr,
+    dinitial_ptr,
+    L: tl.constexpr,
+    E: tl.constexpr,
+    S: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STATES: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+):
+    """The gradients, from the last chunk to the first.
+
+    Those of arrays without a batch dimension are of one sequence each: dA [B, S, E], dD and
+    dbias [B, E]. Those of B and C are of the channels of one program each: dB and dC
+    [programs, B, S, L].
+    """
+    chunks: tl.constexpr = (L + TOKENS - 1) // TOKENS
+    groups: tl.constexpr = (S + STATES - 1) // STATES
+    e = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    batch = tl.program_id(1).to(tl.int64)
+    sequences = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + batch  # before this one
+    D = tl.load(D_ptr + e, e < E, 0.0)
+    bias = tl.load(bias_ptr + e, e < E, 0.0) if HAS_BIAS else 0.0
+    dD = tl.zeros([1, CHANNELS], tl.float32)
+    dbias = tl.zeros([1, CHANNELS], tl.float32)
+    _copy_states(dinitial_ptr, dlast_ptr, batch, e, E, S, STATES)
+
+    for step in range(chunks):
+        chunk = chunks - 1 - step
+        delta, x, dy, keep = (), (), (), ()
+        y, dx, dexponent = (), (), ()
+        for t in tl.static_range(TOKENS):
+            token = chunk * TOKENS + t
+            row = batch * L + token
+            inside = (e < E) & (token < L)
+            u = tl.load(u_ptr + row * E + e, inside, 0.0).to(tl.float32)
+            dt = tl.load(dt_ptr + row * E + e, inside, 0.0).to(tl.float32) + bias
+            dy_t = tl.load(dy_ptr + row * E + e, inside, 0.0).to(tl.float32)
+            if HAS_Z:
+                z = tl.load(z_ptr + row * E + e, inside, 0.0).to(tl.float32)
+                dy_t *= z * tl.sigmoid(z)
+            delta_t = tl.where(inside, _softplus(dt), 0.0)
+            delta, x, dy = delta + (delta_t,), x + (delta_t * u,), dy + (dy_t,)
+            keep = keep + (_continues(ids_ptr, row, token, L, HAS_IDS),)
+            zero = tl.zeros([STATES, CHANNELS], tl.float32)
+            y, dx, dexponent = y + (zero,), dx + (zero,), dexponent + (zero,)
+        for group in range(groups):
+            s = group * STATES + tl.arange(0, STATES)[:, None]
+            at, exists = s * E + e, (s < S) & (e < E)
+            A = tl.load(A_ptr + at, exists, 0.0)
+            h = tl.load(starts_ptr + (batch * chunks + chunk) * S * E + at, exists, 0.0)
+            sums_at = (sequences * S + s) * L  # in dB and dC
+            decay, decayed, dC = (), (), ()
+            y_before = y
+            y = ()
+            for t in tl.static_range(TOKENS):
+                token = chunk * TOKENS + t
+                place, there = (batch * L + token) * S + s, (s < S) & (token < L)
+                B = tl.load(B_ptr + place, there, 0.0)
+                decay_t = _decay(delta[t], A * _LOG2_E, keep[t], HAS_IDS)
+                decayed_t = decay_t * h
+                h = decayed_t + x[t] * B
+                decay, decayed, dC = decay + (decay_t,), decayed + (decayed_t,), dC + (h * dy[t],)
+                if HAS_Z:
+                    C = tl.load(C_ptr + place, there, 0.0)
+                    y = y + (y_before[t] + C * h,)
+                else:
+                    y = y + (y_before[t],)
+            _store_sums(dC, dC_ptr + sums_at, chunk, s < S, L, TOKENS, CHANNELS, STATES)
+            dh = tl.load(dinitial_ptr + batch * S * E + at, exists, 0.0)  # after the chunk
+            dA = tl.zeros([STATES, CHANNELS], tl.float32)
+            dB, dx_after, dexponent_after = (), (), ()
+            for t in tl.static_range(TOKENS - 1, -1, -1):
+                token = chunk * TOKENS + t
+                place, there = (batch * L + token) * S + s, (s < S) & (token < L)
+                B = tl.load(B_ptr + place, there, 0.0)
+                C = tl.load(C_ptr + place, there, 0.0)
+                g = dh + C * dy[t]
+                dh = decay[t] * g
+                of_exponent = g * decayed[t]  # the gradient of delta * A
+                dA += of_exponent * delta[t]
+                dB = (g * x[t],) + dB
+                dx_after = (dx[t] + g * B,) + dx_after
+                dexponent_after = (dexponent[t] + of_exponent * A,) + dexponent_after
+            dx, dexponent = dx_after, dexponent_after
+            tl.store(dinitial_ptr + batch * S * E + at, dh, exists)
+            dA += tl.load(dA_ptr + batch * S * E + at, exists & (step > 0), 0.0)
+            tl.store(dA_ptr + batch * S * E + at, dA, exists)
+            _store_sums(dB, dB_ptr + sums_at, chunk, s < S, L, TOKENS, CHANNELS, STATES)
+        for t in tl.static_range(TOKENS):
+            token = chunk * TOKENS + t
+            row = batch * L + token
+            place = row * E + e
+            inside = (e < E) & (token < L)
+            u = tl.load(u_ptr + place, inside, 0.0).to(tl.float32)
+            dt = tl.load(dt_ptr + row * E + e, inside, 0.0).to(tl.float32) + bias
+            dx_t = tl.sum(dx[t], 0, keep_dims=True)
+            ddt = (tl.sum(dexponent[t], 0, keep_dims=True) + dx_t * u) * tl.sigmoid(dt)
+            du = dx_t * delta[t] + D * dy[t]
+            tl.store(du_ptr + place, du.to(du_ptr.dtype.element_ty), inside)
+            tl.store(ddt_ptr + place, ddt.to(ddt_ptr.dtype.element_ty), inside)
+            dD += dy[t] * u
+            dbias += tl.where(inside, ddt, 0.0)
+            if HAS_Z:
+                z = tl.load(z_ptr + place, inside, 0.0).to(tl.float32)
+                gate = tl.sigmoid(z)
+                out = tl.sum(y[t], 0, keep_dims=True) + D * u
+                of_out = tl.load(dy_ptr + place, inside, 0.0).to(tl.float32)
+                dz = of_out * out * gate * (1 + z * (1 - gate))
+                tl.store(dz_ptr + place, dz.to(dz_ptr.dtype.element_ty), inside)
+        tl.debug_barrier()
+    tl.store(dD_ptr + batch * E + e, dD, e < E)
+    tl.store(dbias_ptr + batch * E + e, dbias, e < E)
+
+
+@triton.jit
+def _copy_states(
+    to_ptr, from_ptr, batch, e, E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr
+):
+    """Copy the program's states of one array [B, S, E] to another."""
+    for group in range((S + STATES - 1) // STATES):
+        s = group * STATES + tl.arange(0, STATES)[:, None]
+        at, exists = (batch * S + s) * E + e, (s < S) & (e < E)
+        tl.store(to_ptr + at, tl.load(from_ptr + at, exists, 0.0), exists)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _softplus(x):
+    """max(x, 0) + log(1 + p), p = exp(-|x|), with the digits of p kept where p is small.
+
+    log(1 + p) = 2 artanh(r), r = p / (2 + p) <= 1/3, by the series of artanh.
+    """
+    p = tl.exp(-tl.abs(x))
+    r = p / (2 + p)
+    square = r * r
+    series = 1 / 9 + square * (1 / 11 + square * (1 / 13))
+    series = 1 / 3 + square * (1 / 5 + square * (1 / 7 + square * series))
+    return tl.maximum(x, 0.0) + 2 * r * (1 + square * series)
+
+
+@triton.jit
+def _continues(ids_ptr, row, token, L: tl.constexpr, HAS_IDS: tl.constexpr):
+    """Whether a token belongs to the document of the token before."""
+    follows = (token > 0) & (token < L)
+    if HAS_IDS:
+        here = tl.load(ids_ptr + row, follows, 0)
+        follows = here == tl.load(ids_ptr + row - 1, follows, 0)
+    return follows
+
+
+@triton.jit
+def _decay(delta, A, keep, HAS_IDS: tl.constexpr):
+    """exp(delta A) of A * log2(e); 0 where the state is reset."""
+    decay = tl.exp2(delta * A)
+    if HAS_IDS:
+        decay = tl.where(keep, decay, 0.0)
+    return decay
+
+
+@triton.jit
+def _store_sums(
+    values,
+    to,
+    chunk,
+    exists,
+    L: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STATES: tl.constexpr,
+):
+    """Sum the tiles [STATES, CHANNELS] of each token over the channels; store the chunk's sums.
+
+    At each step every thread gives away half of its tiles and adds its partner's other half to what
+    it keeps: together about one exchange a tile, where a sum of each tile takes log2(CHANNELS).
+    Thread i is left with the sums of tokens i, i + CHANNELS, ...
+    """
+    lane = tl.arange(0, CHANNELS)[None, :]
+    for i in tl.static_range(5):
+        if 1 << i < CHANNELS:
+            values = _exchange(values, TOKENS >> i, 1 << i, CHANNELS, STATES)
+    for v in tl.static_range((TOKENS + CHANNELS - 1) // CHANNELS):
+        token = chunk * TOKENS + v * CHANNELS + lane
+        tl.store(to + token, values[v], exists & (token < L) & (lane < TOKENS))
+
+
+@triton.jit
+def _exchange(
+    values,
+    count: tl.constexpr,
+    distance: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STATES: tl.constexpr,
+):
+    """Halve the tiles, which are then sums of two threads; a single tile is summed in both."""
+    lane = tl.arange(0, CHANNELS)[None, :]
+    partner = tl.broadcast_to(lane ^ distance, [STATES, CHANNELS])
+    if count > 1:
+        odd = (lane & distance) != 0
+        sums = ()
+        for v in tl.static_range(count // 2):
+            given = tl.where(odd, values[2 * v], values[2 * v + 1])
+            kept = tl.where(odd, values[2 * v + 1], values[2 * v])
+            sums = sums + (kept + tl.gather(given, partner, 1),)
+    else:
+        sums = (values[0] + tl.gather(values[0], partner, 1),)
+    return sums

@@ -1,0 +1,88 @@
+"""State-space duality, the sequence operation of Mamba-2 (arXiv 2405.21060, section 6)."""
+
+from jax import Array
+
+from kernels.backends import Backend, Operation
+from kernels.checks import check_shapes
+from kernels.ssd import xla
+from kernels.ssd.step import ssd_step
+
+__all__ = ["OPERATION", "ssd", "ssd_step"]
+
+OPERATION = Operation(
+    "ssd",
+    {"xla": Backend(xla.ssd)},
+    {"gpu": ("xla",), "tpu": ("xla",), "cpu": ("xla",)},
+)
+
+
+def ssd(
+    x: Array,
+    dt: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array,
+    dt_bias: Array | None = None,
+    segment_ids: Array | None = None,
+    initial_state: Array | None = None,
+    return_final_state: bool = False,
+    *,
+    backend: str | None = None,
+) -> Array | tuple[Array, Array]:
+    """Run Mamba-2's scan over time, for H heads of P channels with P x S numbers of state each.
+
+        delta_t = softplus(dt_t + dt_bias)
+        h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t^T
+        y_t = h_t C_t + D x_t
+
+    Each head has one decay a token, so that the sums over time are matrix products. On accelerators
+    those round their operands to x's dtype, also in the gradient; they accumulate in float32.
+    Decays, states and all else are float32. Memory beyond inputs and outputs is that of one chunk's
+    matrices and, where it is differentiated, of the state at each chunk's start.
+
+    Args:
+      x: inputs [B, L, H, P], any float dtype, any length L >= 1.
+      dt: time steps before the softplus, [B, L, H].
+      A: [H], negative, float32.
+      B: [B, L, G, S], of G groups of H / G consecutive heads.
+      C: [B, L, G, S].
+      D: [H].
+      dt_bias: [H]; None: zero.
+      segment_ids: documents, [B, L], integer: h_{t-1} counts as zero at each position whose id
+        differs from the one before; None: one document.
+      initial_state: h before position 0, [B, H, P, S] float32; it belongs to the document of
+        position 0. None: zero.
+      return_final_state: whether to return h after position L-1 as well.
+      backend: 'xla'; None: see `kernels.backends`.
+
+    Returns:
+      y [B, L, H, P] in x's dtype or, where asked, (y, final state [B, H, P, S] float32).
+      Differentiable in all float arguments, also through the final state; only in reverse mode,
+      once.
+
+    Raises:
+      ValueError: if shapes do not fit each other, the groups do not divide the heads, or
+        `backend` is unknown or cannot serve.
+    """
+    if x.ndim != 4 or B.ndim != 4:
+        raise ValueError(
+            f"ssd: x must be [B, L, H, P] and B [B, L, G, S], found shapes {x.shape}, {B.shape}"
+        )
+    sizes = dict(zip("BLHP", x.shape, strict=True)) | dict(zip("GS", B.shape[2:], strict=True))
+    arrays = {
+        "dt": (dt, "B L H"),
+        "A": (A, "H"),
+        "B": (B, "B L G S"),
+        "C": (C, "B L G S"),
+        "D": (D, "H"),
+        "dt_bias": (dt_bias, "H"),
+        "segment_ids": (segment_ids, "B L"),
+        "initial_state": (initial_state, "B H P S"),
+    }
+    check_shapes("ssd", sizes, arrays)
+    if sizes["G"] == 0 or sizes["H"] % sizes["G"]:
+        raise ValueError(f"ssd: {sizes['H']} heads do not divide into {sizes['G']} groups")
+    arguments = x, dt, A, B, C, D, dt_bias, segment_ids, initial_state
+    y, state = OPERATION.choose(*arguments, backend=backend)(*arguments)
+    return (y, state) if return_final_state else y

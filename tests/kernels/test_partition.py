@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from kernels.partition import over_mesh
+
+
+def over_last(x, scale, shift):
+    """[B, T], [T], [B] or None -> [B], [B, T]."""
+    y = jnp.tanh(x * scale) + (0 if shift is None else shift[:, None])
+    return y.sum(1), y
+
+
+@pytest.mark.parametrize("batch", [8, 3])  # 3 does not divide over 4 devices: all do all of it
+@pytest.mark.parametrize("shifted", [True, False])
+def test_outputs_and_gradients(rng, batch, shifted):
+    x, scale, shift = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((batch, 5), 5, batch)
+    )
+    seen = []
+
+    def loss(arrays, mapped):
+        def function(x, scale, shift):
+            seen.append(x.shape[0])
+            return over_last(x, scale, shift)
+
+        if mapped:
+            function = over_mesh(function, ("B T", "T", "B"), ("B", "B T"))
+        total, y = function(arrays["x"], arrays["scale"], arrays.get("shift"))
+        return (total**2).sum() + (y**3).sum()
+
+    arrays = {"x": x, "scale": scale} | ({"shift": shift} if shifted else {})
+    plain = jax.jit(jax.value_and_grad(loss), static_argnums=1)(arrays, False)
+    mesh = jax.make_mesh((4, 2), ("data", "other"), (AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        mapped = jax.jit(jax.value_and_grad(loss), static_argnums=1)(arrays, True)
+    assert seen == [batch, batch // 4 if batch == 8 else batch]
+    for a, b in zip(*map(jax.tree.leaves, (plain, mapped)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_mesh_it_is_the_function():
+    assert over_mesh(over_last, ("B T", "T", "B"), ("B", "B T")) is over_last
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), (AxisType.Auto,))):
+        assert over_mesh(over_last, ("B T", "T", "B"), ("B", "B T")) is over_last

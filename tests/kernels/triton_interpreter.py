@@ -1,0 +1,90 @@
+"""Runs Triton kernels in Triton's interpreter, on NumPy arrays and without a GPU.
+
+Triton decides whether to interpret when it is imported, so the kernels run in a process of their
+own, which is started at the first launch and ends with this one.
+"""
+
+import functools
+import importlib
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from unittest import mock
+
+import jax
+import numpy as np
+
+_TYPES = {
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "int32": "i32",
+}
+
+
+def run(launch):
+    """Run a `kernels.selective_scan.triton.Launch`, also inside `jax.jit`."""
+    outputs = tuple(launch.outputs.values())
+
+    def call(*inputs):
+        arrays = [np.asarray(x) for x in inputs]
+        shapes = [(x.shape, x.dtype) for x in outputs]
+        job = interpret, launch.kernel, arrays, shapes, launch.grid, launch.constants
+        return tuple(_process().submit(*job).result())
+
+    return jax.pure_callback(call, outputs, *launch.inputs)
+
+
+@functools.cache
+def _process():
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, context)
+    with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
+        pool.submit(os.getpid).result()
+    return pool
+
+
+def interpret(kernel, inputs, outputs, grid, constants):
+    """Run a kernel on every program of the grid; what it does not write is NaN."""
+    kernels = importlib.import_module("kernels.selective_scan.triton_kernels")
+    inputs = [np.ascontiguousarray(x) for x in inputs]
+    results = [np.full(shape, np.nan, dtype) for shape, dtype in outputs]
+    tensors = [_Tensor(x) for x in (*inputs, *results)]
+    getattr(kernels, kernel)[grid](*tensors, **constants)
+    return results
+
+
+class _Tensor:
+    """What the interpreter asks of a torch tensor on the CPU."""
+
+    def __init__(self, array):
+        self.array = array
+        self.dtype = _TYPES[array.dtype.name]
+        self.shape = array.shape
+
+    def data_ptr(self):
+        return self.array.ctypes.data
+
+    def cpu(self):
+        return self
+
+    def untyped_storage(self):
+        return self
+
+    def new_empty(self, *_, **__):
+        return self
+
+    def set_(self, *_):
+        return self
+
+    def copy_(self, _):
+        return self
+
+    def storage_offset(self):
+        return 0
+
+    def size(self):
+        return self.shape
+
+    def stride(self):
+        return self.array.strides

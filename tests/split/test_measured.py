@@ -1,0 +1,104 @@
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+
+from flowhn_jax.config import ModelConfig
+from flowhn_jax.split import SplitConfig, make_plan, measured, plan
+from flowhn_jax.split.cost import balanced_tokens
+from flowhn_jax.split.measured import BranchTimes
+from flowhn_jax.split.plan import settled
+from kernels import device_cache
+
+DIMS = ModelConfig().dims
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLOWHN_CACHE_DIR", str(tmp_path))
+    make_plan.cache_clear()
+    plan._warn_unmeasured.cache_clear()
+    yield
+    make_plan.cache_clear()
+
+
+def test_fit_finds_the_polynomials(rng):
+    times = BranchTimes(tuple(rng.uniform(1e-4, 1e-3, 3) ** [1, 2, 3]), (2e-3, 3e-6))
+    tokens = np.arange(128, 1025, 128)
+    noise = rng.uniform(0.999, 1.001, (2, len(tokens)))
+    fitted = measured.fit(
+        tokens, times.attention_seconds(tokens) * noise[0], times.ssm_seconds(tokens) * noise[1]
+    )
+    for name in ("attention_seconds", "ssm_seconds"):
+        exact, found = (getattr(t, name)(tokens) for t in (times, fitted))
+        np.testing.assert_allclose(found, exact, rtol=2e-3)
+
+
+def test_balance_is_where_the_times_meet(rng):
+    times = BranchTimes((1e-4, 1e-6, 1e-9), (2e-4, 2e-6))
+    tokens = times.balanced_tokens(1000)
+    excess = [abs(times.attention_seconds(a) - times.ssm_seconds(1000 - a)) for a in range(1001)]
+    assert tokens == int(np.argmin(excess))
+    assert 0 < tokens < 1000
+
+
+def test_both_branches_have_some_tokens():
+    assert BranchTimes((1.0, 0.0, 0.0), (0.0, 1e-9)).balanced_tokens(100) == 1
+    assert BranchTimes((0.0, 1e-9, 0.0), (1.0, 0.0)).balanced_tokens(100) == 99
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"attention": None, "ssm": [1, 2]},
+        {"ssm": [1, 2]},
+        [],
+        {"attention": [1, 2, 3], "ssm": ["a", "b"]},
+        {"attention": [1, 2, 3], "ssm": [float("nan"), 1]},
+    ],
+)
+def test_damaged_times_count_as_none(entry, caplog):
+    device_cache.write("cpu", "branches", measured._key(DIMS), entry)
+    assert measured.load("cpu", DIMS) is None
+    assert "are damaged" in caplog.text
+
+
+def test_a_half_that_was_measured_is_not_one_that_was_asked_for():
+    split = SplitConfig("fac_split", balance="time")
+    measured.save("cpu", DIMS, BranchTimes((0.0, 1.0, 0.0), (0.0, 1.0)))
+    share = settled(split, DIMS, 1024)
+    expected = make_plan(split, DIMS, blocks=2, context=1024)
+    assert make_plan(share, DIMS, blocks=2, context=1024) == expected
+    assert expected.blocks[0].attention.count(1024) != 512
+
+
+def test_the_planner_takes_what_was_measured_here():
+    split = SplitConfig("fa_split", balance="time", align=1)
+    measured.save("cpu", DIMS, BranchTimes((0.0, 3.0, 0.0), (0.0, 1.0)))
+    found = make_plan(split, DIMS, blocks=2, context=1000)
+    assert found.blocks[0].attention.count(1000) == 250
+    share = settled(split, DIMS, 1000)
+    assert share.balance == 0.25
+    assert make_plan(share, DIMS, blocks=2, context=1000) == found
+
+
+def test_without_measurements_a_line_says_so(caplog):
+    split = SplitConfig("fa_split", balance="time", align=1)
+    measured.save("cpu", dataclasses.replace(DIMS, width=1), BranchTimes((0, 3, 0), (0, 1)))
+    measured.save("NVIDIA H100", DIMS, BranchTimes((0, 3, 0), (0, 1)))
+    with caplog.at_level(logging.WARNING):
+        found = make_plan(split, DIMS, blocks=2, context=1000)
+    assert found.blocks[0].attention.count(1000) == balanced_tokens(DIMS, 1000)
+    assert "the branches were not measured on cpu; run `python -m flowhn_jax.bench" in caplog.text
+
+
+@pytest.mark.parametrize("strategy", ["fa_split", "fac_split", "fai_split"])
+@pytest.mark.parametrize("context", [24, 1000, 1024])
+def test_settling_keeps_the_plan(strategy, context):
+    split = SplitConfig(strategy, balance="time")
+    kept = settled(split, DIMS, context)
+    assert isinstance(kept.balance, float)
+    plans = [make_plan(s, DIMS, blocks=3, context=context) for s in (split, kept)]
+    assert plans[0] == plans[1]
+    assert settled(kept, DIMS, context) is kept
