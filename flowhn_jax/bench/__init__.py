@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m flowhn_jax.bench kernels` and `branches`."""

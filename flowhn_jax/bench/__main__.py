@@ -1,0 +1,69 @@
+"""`python -m flowhn_jax.bench kernels|branches`: measures operations, or a model's branches."""
+
+import os
+
+import jax
+from absl import flags
+
+from flowhn_jax import cli
+from flowhn_jax.bench import branches, cases, kernels
+from kernels import backends
+from kernels.operations import OPERATIONS
+
+_OPERATIONS = flags.DEFINE_multi_enum(
+    "operation", [], cases.OPERATION_NAMES, "kernels: these alone; all without it."
+)
+_SIZES = flags.DEFINE_multi_enum(
+    "size", [], cases.SIZES, "kernels: shapes; on a CPU small and 135m without it, else all."
+)
+_BACKENDS = flags.DEFINE_multi_enum(
+    "backend",
+    [],
+    sorted({backends.XLA, *(name for op in OPERATIONS.values() for name in op.backends)}),
+    "kernels: these alone; all that the platform has without it.",
+)
+_LENGTHS = flags.DEFINE_multi_integer(
+    "length", [], "kernels: sequence lengths; 1024, and not on a CPU 2048, 8192 and 32768."
+)
+_TOKENS = flags.DEFINE_integer(
+    "tokens", None, "kernels: tokens of a batch; 1024 on a CPU, else 32768.", lower_bound=1
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "kernels: float32 on a CPU, else bfloat16."
+)
+_PEERS = flags.DEFINE_bool("peers", False, "kernels: measure installed peers beside ours.")
+_REPEATS = flags.DEFINE_integer("repeats", 20, "Timed calls, median taken.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "JSON file to write; bench_COMMAND.json without it.")
+_CONFIG = cli.define_config(required=False)
+
+
+def _kernels() -> None:
+    if _PEERS.value:  # leave them their share of a GPU's memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    is_cpu = jax.default_backend() == "cpu"
+    for length in _LENGTHS.value:
+        if length < 1:
+            raise ValueError(f"--length is {length}; accepted is 1 or more.")
+    kernels.bench_kernels(
+        _OPERATIONS.value or cases.OPERATION_NAMES,
+        _SIZES.value or (("small", "135m") if is_cpu else cases.SIZES),
+        _LENGTHS.value or ((1024,) if is_cpu else (1024, 2048, 8192, 32768)),
+        _BACKENDS.value,
+        tokens=_TOKENS.value or (1024 if is_cpu else 32768),
+        dtype=_DTYPE.value or ("float32" if is_cpu else "bfloat16"),
+        repeats=_REPEATS.value,
+        with_peers=_PEERS.value,
+        out=_OUT.value or "bench_kernels.json",
+    )
+
+
+def _branches() -> None:
+    if _CONFIG.value is None:
+        raise ValueError("bench branches needs --config, the recipe whose branches it measures.")
+    branches.bench_branches(
+        cli.parse_config(_CONFIG), repeats=_REPEATS.value, out=_OUT.value or "bench_branches.json"
+    )
+
+
+if __name__ == "__main__":
+    cli.run({"kernels": _kernels, "branches": _branches})

@@ -1,0 +1,69 @@
+"""What this device can do at the most, measured: the floors that kernels are held against."""
+
+import dataclasses
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+
+from flowhn_jax.timing import time_repeats
+
+_REPEATS = 10
+_EXPS_IN_A_ROW = (4, 32)  # a CPU is quickest at few, an accelerator needs many to be busy
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Measured rates of one device."""
+
+    bytes_per_second: float  # of a copy, read and written
+    matmul_flops_per_second: float  # in the benchmark's dtype
+    exps_per_second: float  # float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The least that an operation can do."""
+
+    bytes: int  # every input and output once
+    matmul_flops: int
+    exps: int
+
+    def floor_seconds(self, rates: Rates) -> float:
+        """Time of the part that takes longest on a device of such rates."""
+        return max(
+            self.bytes / rates.bytes_per_second,
+            self.matmul_flops / rates.matmul_flops_per_second,
+            self.exps / rates.exps_per_second,
+        )
+
+
+def _best_seconds(function, *arguments) -> float:
+    run = jax.jit(function)
+    return min(time_repeats(lambda: run(*arguments), _REPEATS))
+
+
+@cache
+def measure_rates(dtype: str) -> Rates:
+    """Rates of the default device: 1 GiB copied (64 MiB on a CPU), products of large matrices."""
+    is_cpu = jax.default_backend() == "cpu"
+    size = (2**26 if is_cpu else 2**30) // 4
+    x = jnp.ones(size)
+    copy = _best_seconds(lambda x: x + 1, x)
+
+    side = 2048 if is_cpu else 8192
+    matrix = jnp.ones((side, side), dtype)
+    product = _best_seconds(lambda a: a @ a, matrix)
+
+    def exps(count, x):
+        for _ in range(count):
+            x = jnp.exp(-x)
+        return x
+
+    return Rates(
+        bytes_per_second=2 * x.nbytes / copy,
+        matmul_flops_per_second=2 * side**3 / product,
+        exps_per_second=max(
+            count * x.size / _best_seconds(partial(exps, count), x) for count in _EXPS_IN_A_ROW
+        ),
+    )

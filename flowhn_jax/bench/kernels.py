@@ -1,0 +1,207 @@
+"""`bench kernels`: time, memory and error of each operation's backends, beside their floors."""
+
+import json
+import platform
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+
+from flowhn_jax.bench import cases as cases_lib
+from flowhn_jax.bench import peers as peers_lib
+from flowhn_jax.bench.cases import Case
+from flowhn_jax.bench.device import Rates, measure_rates
+from flowhn_jax.bench.peers import Peer, Run
+from flowhn_jax.timing import time_repeats
+from kernels.backends import XLA, target_platform
+from kernels.operations import OPERATIONS
+
+Row = dict[str, Any]
+
+_COLUMNS = (  # key, heading, format
+    ("operation", "operation", "{}"),
+    ("size", "size", "{}"),
+    ("shape", "shape", "{}"),
+    ("backend", "backend", "{}"),
+    ("forward_ms", "forward ms", "{:.3f}"),
+    ("forward_ratio", "x floor", "{:.1f}"),
+    ("both_ms", "fwd+bwd ms", "{:.3f}"),
+    ("both_ratio", "x floor", "{:.1f}"),
+    ("temporary_mib", "temp MiB", "{:.1f}"),
+    ("forward_error", "error", "{:.1e}"),
+    ("both_error", "grad error", "{:.1e}"),
+)
+_WIDTHS = (14, 6, 30, 34, 11, 8, 11, 8, 9, 8, 10)
+
+
+def bench_kernels(
+    operations: Sequence[str],
+    sizes: Sequence[str],
+    lengths: Sequence[int],
+    backends: Sequence[str],
+    *,
+    tokens: int,
+    dtype: str,
+    repeats: int,
+    with_peers: bool,
+    out: str,
+) -> list[Row]:
+    """Measures, prints a table row by row and writes all rows, with the device's rates, to `out`.
+
+    Args:
+      operations: of cases.OPERATION_NAMES.
+      sizes: of cases.SIZES.
+      lengths: of the sequences.
+      backends: names of those to measure; none: all that the platform has.
+      tokens: of a batch.
+      dtype: 'float32' or 'bfloat16'.
+      repeats: timed calls of each function, of which the median counts.
+      with_peers: measure installed peers of an operation in the same run.
+      out: path of the JSON file.
+    """
+    rates = measure_rates(dtype)
+    device = jax.devices()[0]
+    print(
+        f"{device.device_kind}, {dtype}: copies {rates.bytes_per_second / 1e9:,.0f} GB/s, matrix "
+        f"products {rates.matmul_flops_per_second / 1e12:,.2f} TFLOP/s, "
+        f"{rates.exps_per_second / 1e9:,.1f} G exp/s"
+    )
+    print("x floor: time over that of the slowest of least bytes, products and exponentials\n")
+    print(_line([heading for _, heading, _ in _COLUMNS]))
+    rows: list[Row] = []
+    document = {
+        "device": device.device_kind,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "dtype": dtype,
+        "repeats": repeats,
+        "bytes_per_second": rates.bytes_per_second,
+        "matmul_flops_per_second": rates.matmul_flops_per_second,
+        "exps_per_second": rates.exps_per_second,
+        "rows": rows,
+    }
+    _write(out, document)  # fails here, if it does, and not when all is measured
+    for case in cases_lib.cases(operations, sizes, lengths, tokens, dtype):
+        for measure in _measurements(case, backends, rates, repeats, with_peers):
+            rows.append(measure())
+            _write(out, document)
+            print(_line([_cell(rows[-1], key, form) for key, _, form in _COLUMNS]), flush=True)
+            if reason := rows[-1].get("failed"):
+                print(f"  failed: {reason}")
+    print(f"\nwrote {out}")
+    return rows
+
+
+def _write(out: str, document: dict[str, Any]) -> None:
+    with open(out, "w") as file:
+        json.dump(document, file, indent=1)
+
+
+def _line(cells: Sequence[str]) -> str:
+    parts = (
+        cell.ljust(width) if i < 4 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(cells, _WIDTHS, strict=True))
+    )
+    return " ".join(parts)
+
+
+def _cell(row: Row, key: str, form: str) -> str:
+    value = row.get(key)
+    return "-" if value is None else form.format(value)
+
+
+def _measurements(
+    case: Case, backends: Sequence[str], rates: Rates, repeats: int, with_peers: bool
+) -> Iterator[Callable[[], Row]]:
+    """What measures each row of a case."""
+    for name in _backends(case.operation):
+        if backends and (name or XLA) not in backends:
+            continue
+        yield partial(_ours, case, name, rates, repeats)
+    if with_peers:
+        for make in peers_lib.peers(case):
+            yield partial(_peer, case, make, rates, repeats)
+
+
+def _backends(operation: str) -> list[str | None]:
+    """Names of the backends for this platform; None for an operation that has but one."""
+    if operation not in OPERATIONS:
+        return [None]
+    found = OPERATIONS[operation].backends.items()
+    return [name for name, backend in found if target_platform() in backend.platforms]
+
+
+def _ours(case: Case, backend: str | None, rates: Rates, repeats: int) -> Row:
+    run = partial(case.run, backend=backend)
+
+    def with_gradients(inputs, cotangent):
+        integers = {
+            name: x for name, x in inputs.items() if not jnp.issubdtype(x.dtype, jnp.floating)
+        }
+        floats = {name: x for name, x in inputs.items() if name not in integers}
+        output, vjp = jax.vjp(lambda floats: run(**floats, **integers), floats)
+        return output, vjp(cotangent)[0]
+
+    def measure() -> Row:
+        forward = jax.jit(lambda inputs: run(**inputs)).lower(case.inputs).compile()
+        both = jax.jit(with_gradients).lower(case.inputs, case.cotangent).compile()
+        runs = (lambda: forward(case.inputs)), (lambda: both(case.inputs, case.cotangent))
+        return {
+            **_times(case, runs, rates, repeats),
+            "temporary_mib": both.memory_analysis().temp_size_in_bytes / 2**20,
+            "forward_error": case.output_error(forward(case.inputs)),
+            "both_error": case.gradient_error(both(case.inputs, case.sampled_cotangent)[1]),
+        }
+
+    return _row(case, backend or XLA, measure)
+
+
+def _peer(case: Case, make: Callable[[], Peer], rates: Rates, repeats: int) -> Row:
+    def measure() -> Row:
+        peer = make()
+        known = peer.temporary_bytes
+        return {
+            "backend": peer.name,
+            **_times(case, (peer.forward, peer.both), rates, repeats),
+            "temporary_mib": None if known is None else known() / 2**20,
+            "forward_error": case.output_error(peer.to_numpy(peer.forward())),
+        }
+
+    return _row(case, "peer", measure)
+
+
+def _row(case: Case, backend: str, measure: Callable[[], Row]) -> Row:
+    row = {
+        "operation": case.operation,
+        "size": case.size,
+        "shape": case.shape,
+        "backend": backend,
+    }
+    try:
+        return row | measure()
+    except Exception as error:  # out of memory, or a peer that fails: the others go on
+        first_line = next(iter(str(error).splitlines()), "")
+        return row | {"failed": f"{type(error).__name__}: {first_line}"}
+
+
+def _times(case: Case, runs: tuple[Run, Run], rates: Rates, repeats: int) -> Row:
+    row: Row = {}
+    for name, run, work in zip(("forward", "both"), runs, (case.forward, case.both), strict=True):
+        seconds = time_repeats(run, repeats)
+        floor = work.floor_seconds(rates)
+        row |= {
+            f"{name}_ms": 1e3 * statistics.median(seconds),
+            f"{name}_ms_min": 1e3 * min(seconds),
+            f"{name}_ms_max": 1e3 * max(seconds),
+            f"{name}_floor_ms": 1e3 * floor,
+            f"{name}_ratio": statistics.median(seconds) / floor,
+            f"{name}_bytes": work.bytes,
+            f"{name}_matmul_flops": work.matmul_flops,
+            f"{name}_exps": work.exps,
+        }
+    return row
