@@ -1,0 +1,82 @@
+"""Attention's maintained kernels, compiled for TPUs and for an H100."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from kernels import backends
+from kernels.attention import attention
+from tests.aot import cuda_target, tpu_target
+
+pytestmark = pytest.mark.aot
+
+MIB = 2**20
+PAPER_HEADS = [24, 32, 64]  # of 135M, 350M and 1B, each with 32 and 8 heads
+
+every_generation = pytest.mark.parametrize("topology", tpu_target.GENERATIONS.values())
+
+
+def compile_step(mesh, batch, length, heads, groups, size, *, documents, window=None):
+    """Forward and backward in bfloat16, batch over `data`; returns it and the backend taken."""
+
+    def array(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    q, kv = array(batch, length, heads, size), array(batch, length, groups, size)
+    arguments = [q, kv, kv, q]
+    if documents:
+        arguments.append(array(batch, length, dtype=jnp.int32))
+
+    def step(q, k, v, dout, segment_ids=None):
+        run = partial(attention, segment_ids=segment_ids, window=window)
+        out, vjp = jax.vjp(run, q, k, v)
+        return out, vjp(dout)
+
+    with jax.set_mesh(mesh), backends.record() as chosen:
+        shapes = tpu_target.on_mesh(mesh, arguments, [P("data")] * len(arguments))
+        compiled = jax.jit(step).lower(*shapes).compile()
+    return compiled, chosen["attention"]
+
+
+@every_generation
+def test_splash(topology):
+    mesh = tpu_target.mesh(topology, data=len(tpu_target.devices(topology)))
+    _, chosen = compile_step(mesh, 8, 577, 32, 8, 24, documents=True)
+    assert chosen == {"splash"}
+
+
+@pytest.mark.slow
+@every_generation
+@pytest.mark.parametrize("length", [440, 1025, 2048, 8192, 32768])
+@pytest.mark.parametrize("size", [*PAPER_HEADS, 128, 256])
+@pytest.mark.parametrize("documents", [False, True])
+def test_splash_at_more_shapes(topology, length, size, documents):
+    mesh = tpu_target.mesh(topology, data=len(tpu_target.devices(topology)))
+    window = None if documents else 300
+    _, chosen = compile_step(mesh, 8, length, 32, 8, size, documents=documents, window=window)
+    assert chosen == {"splash"}
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize(("length", "window"), [(2048, None), (577, None), (1025, 300)])
+@pytest.mark.parametrize("size", PAPER_HEADS)
+def test_cudnn(length, window, size, documents):
+    """The scores are never whole: at 2048 tokens, in float32, they would take 4 GiB."""
+    cuda_target.needs_cudnn()
+    mesh = cuda_target.h100_mesh(data=1)
+    compiled, chosen = compile_step(
+        mesh, 8, length, 32, 8, size, documents=documents, window=window
+    )
+    assert chosen == {"cudnn"}
+    assert compiled.memory_analysis().temp_size_in_bytes < 256 * MIB
+
+
+def test_cudnn_over_a_mesh_stays_local():
+    cuda_target.needs_cudnn()
+    compiled, _ = compile_step(cuda_target.h100_mesh(data=4), 8, 577, 32, 8, 24, documents=True)
+    text = compiled.as_text()
+    assert "cudnn" in text
+    assert not any(name in text for name in ("all-gather", "all-reduce", "all-to-all"))

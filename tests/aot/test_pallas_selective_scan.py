@@ -1,0 +1,108 @@
+"""The TPU kernels of the selective scan, compiled for every generation of TPUs."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from kernels.selective_scan import pallas_tpu
+from tests.aot import tpu_target
+
+pytestmark = pytest.mark.aot
+
+NAMES = ["u", "dt", "A", "B", "C", "D", "z", "dt_bias", "segment_ids", "initial_state"]
+MIB = 2**20
+
+every_generation = pytest.mark.parametrize("topology", tpu_target.GENERATIONS.values())
+
+
+def arguments(batch, length, width, states, dtype, *, stateful):
+    """Shapes of the arguments and of the cotangents of (y, final state)."""
+
+    def tokens(size):
+        return jax.ShapeDtypeStruct((batch, length, size), dtype)
+
+    def floats(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    args = {name: tokens(width) for name in ("u", "dt", "z")}
+    args |= {name: tokens(states) for name in ("B", "C")}
+    args |= {"A": floats(width, states), "D": floats(width), "dt_bias": floats(width)}
+    if stateful:
+        args["segment_ids"] = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+        args["initial_state"] = floats(batch, width, states)
+    return args, (tokens(width), floats(batch, width, states))
+
+
+def scan(args):
+    return pallas_tpu.selective_scan(*map(args.get, NAMES))
+
+
+def with_gradients(args, cotangents, scan=scan):
+    floats = {name: x for name, x in args.items() if name != "segment_ids"}
+    outputs, vjp = jax.vjp(lambda floats: scan(args | floats), floats)
+    return outputs, vjp(cotangents)[0]
+
+
+def training_step(args, dy):
+    """Outputs and gradients where the final state is of no interest."""
+    return with_gradients(args, dy, lambda args: scan(args)[0])
+
+
+@every_generation
+def test_memory_and_traffic_of_training(topology):
+    """Eight sequences of 2048 tokens: at most 40 MiB beyond arguments and results, and 0.8 GB.
+
+    u, dt, z and dy in, y and the gradients of u, dt and z out, make 0.55 GB.
+    """
+    args, (dy, _) = arguments(8, 2048, 1536, 16, jnp.bfloat16, stateful=False)
+    args, dy = tpu_target.on_one_device(topology, (args, dy))
+    compiled = jax.jit(training_step).lower(args, dy).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 40 * MIB
+    kernels = tpu_target.kernel_traffic(jax.make_jaxpr(training_step)(args, dy).jaxpr)
+    assert kernels > 0.55e9
+    assert kernels + tpu_target.traffic_around_kernels(compiled.as_text()) <= 0.8e9
+
+
+def test_stateful_odd_length():
+    arguments_ = arguments(2, 1025, 1536, 16, jnp.bfloat16, stateful=True)
+    shapes = tpu_target.on_one_device("v5e:2x2", arguments_)
+    jax.jit(with_gradients).lower(*shapes).compile()
+
+
+def test_sharded_over_batch_and_width():
+    """`jax.shard_map` checks over which axes each result varies: its default."""
+    mesh = tpu_target.mesh("v5e:2x2", data=2, model=2)
+    specs = {name: P("data", None, "model") for name in ("u", "dt", "z")}
+    specs |= {name: P("model") for name in ("A", "D", "dt_bias")}
+    specs |= {name: P("data") for name in ("B", "C", "segment_ids")}
+    specs |= {"initial_state": P("data", "model")}
+    outputs = specs["u"], specs["initial_state"]
+    args, cotangents = arguments(4, 300, 512, 16, jnp.bfloat16, stateful=True)
+    args = tpu_target.on_mesh(mesh, args, {name: specs[name] for name in args})
+    cotangents = tpu_target.on_mesh(mesh, cotangents, outputs)
+    sharded = jax.shard_map(scan, mesh=mesh, in_specs=(specs,), out_specs=outputs)
+
+    def run(args, cotangents):
+        return with_gradients(args, cotangents, sharded)
+
+    compiled = jax.jit(run).lower(args, cotangents).compile().as_text()
+    assert compiled.count('custom_call_target="tpu_custom_call"') == 2
+    assert "all-reduce" in compiled  # the gradients of what several devices share
+
+
+PAPER = list(itertools.product([1024, 2048, 8192, 32768], [1536, 2048, 4096], [16]))
+ODD = list(itertools.product([1, 7, 440, 584, 1025], [1536, 192], [16]))
+STATES = list(itertools.product([1025, 2048], [1536], [3, 32, 64, 128]))
+
+
+@pytest.mark.slow
+@every_generation
+@pytest.mark.parametrize("stateful", [False, True], ids=["stateless", "stateful"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize(("length", "width", "states"), PAPER + ODD + STATES)
+def test_compiles(topology, dtype, stateful, length, width, states):
+    shapes = arguments(1, length, width, states, dtype, stateful=stateful)
+    jax.jit(with_gradients).lower(*tpu_target.on_one_device(topology, shapes)).compile()

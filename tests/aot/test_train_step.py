@@ -1,0 +1,76 @@
+"""The real train step with its kernels, compiled for a TPU and for an H100."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from configs import flowhn_135m
+from flowhn_jax import config as config_lib
+from flowhn_jax.parallel.mesh import batch_sharding, replicated
+from flowhn_jax.training.state import abstract_state
+from flowhn_jax.training.step import make_train_step
+from kernels import backends
+from tests.aot import cuda_target, tpu_target
+from tests.small import small_config
+
+pytestmark = pytest.mark.aot
+
+GIB = 2**30
+
+
+def compile_step(mesh: Mesh, config):
+    """The compiled step, and the backends in it by operation."""
+    with jax.set_mesh(mesh), backends.record() as chosen:
+        state = abstract_state(config, replicated(mesh))
+        shape = config.train.batch_size, config.model.context + 1
+        rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
+        batch = {"tokens": rows, "segment_ids": rows}
+        return make_train_step(config, mesh).lower(state, batch).compile(), chosen
+
+
+def paper_135m(sequences):
+    recipe = flowhn_135m.get_config()
+    recipe.train.batch_size = sequences
+    return config_lib.parse(recipe)
+
+
+def mesh_of(target, devices):
+    if target == "v5e":
+        found = tpu_target.devices("v5e:2x2")[:devices]
+        return Mesh(np.array(found), ("data",), axis_types=(AxisType.Auto,))
+    pytest.importorskip("jax_triton", reason="compiles by jax-triton")
+    cuda_target.needs_cudnn()
+    return cuda_target.h100_mesh(data=devices)
+
+
+KERNELS = {
+    "v5e": {"selective_scan": {"pallas_tpu"}, "attention": {"splash"}},
+    "h100": {"selective_scan": {"triton"}, "attention": {"cudnn"}},
+}
+
+
+@pytest.mark.parametrize("target", ["v5e", "h100"])
+def test_a_small_step_over_four_devices(target):
+    """Kernels that XLA cannot cut over devices, under jit alone."""
+    model = {"dtype": "auto", "context": 128, "width": 128, "mlp_width": 256, "blocks": 1}
+    model["vocab_size"] = 512
+    if target == "v5e":
+        model["heads"] = 2
+    else:
+        model["heads"], model["kv_heads"] = 8, 2
+    mesh = mesh_of(target, 4)
+    _, chosen = compile_step(mesh, small_config("fai_split", model=model))
+    assert chosen == KERNELS[target]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "gib"), [("v5e", 2.0), ("h100", 2.0)])
+def test_the_papers_135m_on_one_device(target, gib):
+    """8 x 1024 tokens: the memory beside state and batch is bounded."""
+    compiled, chosen = compile_step(mesh_of(target, 1), paper_135m(8))
+    assert chosen == KERNELS[target]
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    print("temporary memory in GiB", memory / GIB)
+    assert memory < gib * GIB

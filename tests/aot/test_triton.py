@@ -1,0 +1,107 @@
+"""The selective scan's Triton kernels, compiled for NVIDIA GPUs."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kernels.selective_scan import triton as backend
+from tests.aot import cuda_target
+
+pytestmark = pytest.mark.aot
+
+SHARDED = {"u", "dt", "B", "C", "z", "segment_ids", "initial_state"}
+
+
+def arguments(batch, length, width, states, dtype):
+    """Shapes of all arguments, the optional ones included."""
+    tokens = jax.ShapeDtypeStruct((batch, length, width), dtype)
+    inputs = jax.ShapeDtypeStruct((batch, length, states), dtype)
+    channels = jax.ShapeDtypeStruct((width,), jnp.float32)
+    return {
+        "u": tokens,
+        "dt": tokens,
+        "A": jax.ShapeDtypeStruct((width, states), jnp.float32),
+        "B": inputs,
+        "C": inputs,
+        "D": channels,
+        "z": tokens,
+        "dt_bias": channels,
+        "segment_ids": jax.ShapeDtypeStruct((batch, length), jnp.int32),
+        "initial_state": jax.ShapeDtypeStruct((batch, width, states), jnp.float32),
+    }
+
+
+def with_gradients(run, args, tile=backend.DEFAULT):
+    floats = {name: x for name, x in args.items() if name != "segment_ids"}
+    scan = partial(backend.scan_with, run, tile)
+    outputs, vjp = jax.vjp(lambda floats: scan(**args | floats), floats)
+    return outputs, vjp(outputs)[0]
+
+
+@pytest.mark.parametrize("capability", cuda_target.ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("length", "width", "states", "dtype"),
+    [
+        (1024, 1536, 16, jnp.bfloat16),
+        *(
+            pytest.param(*shape, dtype, marks=pytest.mark.slow)
+            for shape in [(2048, 1536, 16), (8192, 2048, 16), (4096, 2048, 64), (32768, 4096, 128)]
+            for dtype in (jnp.bfloat16, jnp.float32)
+        ),
+    ],
+)
+def test_registers_suffice(length, width, states, dtype, capability):
+    assert_nothing_spills(length, width, states, dtype, capability, backend.DEFAULT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tile", backend.candidates(1))
+def test_registers_suffice_for_all_tiles(tile):
+    assert_nothing_spills(2048, 1536, 16, jnp.bfloat16, 90, tile)
+
+
+def assert_nothing_spills(length, width, states, dtype, capability, tile):
+    pytest.importorskip("triton", reason="compiles by Triton")
+    from kernels.selective_scan import triton_kernels
+
+    launches = []
+    run = cuda_target.recorded(launches)
+    args = arguments(8, length, width, states, dtype)
+    jax.eval_shape(partial(with_gradients, run, tile=tile), args)
+    assert [launch.kernel for launch in launches] == ["forward", "backward"]
+    for launch in launches:
+        kernel = getattr(triton_kernels, launch.kernel)
+        needs = cuda_target.compile_kernel(kernel, launch, capability)
+        print(launch.kernel, tile, capability, needs)
+        assert needs.spilled == 0
+
+
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_forward_and_backward_for_an_h100(devices):
+    """Inside `jax.shard_map`, too, which checks what varies between devices."""
+    pytest.importorskip("jax_triton", reason="compiles by jax-triton")
+    mesh = cuda_target.h100_mesh(data=devices)
+    batch, length, width, states = 8, 2048, 1536, 16
+    args = arguments(batch, length, width, states, jnp.bfloat16)
+    specs = {name: P("data") if name in SHARDED else P() for name in args}
+    args = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, specs[name]))
+        for name, x in args.items()
+    }
+    results = P("data"), {name: specs[name] for name in args if name != "segment_ids"}
+    run = partial(backend.call_triton, compute_capability=90)
+
+    @jax.jit
+    @jax.shard_map(mesh=mesh, in_specs=(specs,), out_specs=results)
+    def step(args):
+        return with_gradients(run, args)
+
+    memory = step.lower(args).compile().memory_analysis()
+    tokens = batch * length * width // devices
+    print("temporary memory in MiB", memory.temp_size_in_bytes / 2**20)
+    # The states before the chunks and the sums of the programs: states / 4 bytes of each.
+    assert memory.temp_size_in_bytes < 1.1 * tokens * 2 * states / 4

@@ -1,0 +1,101 @@
+"""TPUs to compile for where there is none: libtpu holds the whole compiler."""
+
+import functools
+import os
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+# The smallest topology of each generation that libtpu describes.
+GENERATIONS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+_ARRAY = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\](\{{[^}}]*\}})?")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)")
+_MOVES_NOTHING = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
+
+
+def devices(topology: str) -> list:
+    """The devices of a topology as 'v5e:2x2'; skips the test where libtpu is not installed."""
+    pytest.importorskip("libtpu", reason="compiles by libtpu")
+    return _devices(topology)
+
+
+@functools.cache
+def _devices(topology: str) -> list:
+    # Without these libtpu asks the network for the machine's TPUs, and admits one process only.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+
+
+def on_one_device(topology: str, tree):
+    """The shapes and dtypes of a tree, placed on the topology's first device."""
+    sharding = SingleDeviceSharding(devices(topology)[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def on_mesh(mesh: Mesh, tree, specs: P):
+    """The shapes and dtypes of a tree, laid over a mesh; `specs` is a tree like it."""
+
+    def place(x, spec):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, tree, specs)
+
+
+def mesh(topology: str, **axes: int) -> Mesh:
+    """A mesh over all devices of a topology, its axes by name and size."""
+    array = np.array(devices(topology)).reshape(*axes.values())
+    return Mesh(array, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+
+
+def kernel_traffic(jaxpr) -> int:
+    """Bytes that the Pallas kernels of a jaxpr say they move."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            total += equation.params["cost_estimate"].bytes_accessed
+            continue
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                total += kernel_traffic(inner)
+    return total
+
+
+def traffic_around_kernels(hlo: str) -> int:
+    """Bytes of main memory that XLA's own operations read and write, in a program with no loop.
+
+    Asynchronous moves are not counted: they bring to VMEM, ahead of time, what a kernel reads.
+
+    Args:
+      hlo: text of the compiled program, where an array in VMEM is marked S(1).
+    """
+    entry = hlo[hlo.index("\nENTRY ") :]
+    entry = re.sub(r"/\*.*?\*/", "", entry[: entry.index("\n}")])
+    results, total = {}, 0
+    for line in entry.splitlines():
+        if found := _INSTRUCTION.match(line):
+            name, result, operation, operands = found.groups()
+            assert operation != "while", line
+            results[name] = _main_memory(result)
+            moves = operation.endswith(("-start", "-done"))
+            if not (moves or operation in _MOVES_NOTHING or "tpu_custom_call" in line):
+                operands = re.findall(r"%([\w.-]+)", operands)
+                total += results[name] + sum(results[operand] for operand in operands)
+    return total
+
+
+def _main_memory(arrays: str) -> int:
+    """Bytes of the arrays, as 'bf16[8,16]{1,0:T(8,128)}', that are not in VMEM or SMEM."""
+    return sum(
+        _BYTES[dtype] * int(np.prod([int(n) for n in shape.split(",") if n]))
+        for dtype, shape, layout in _ARRAY.findall(arrays)
+        if not re.search(r"S\([1-9]\)", layout)
+    )
