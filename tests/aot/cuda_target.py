@@ -1,7 +1,6 @@
 """NVIDIA GPUs to compile for where there is none: by XLA's CUDA plugin and by Triton."""
 
 import functools
-import importlib.util
 import os
 import pathlib
 import re
@@ -58,8 +57,7 @@ def h100_mesh(**axes: int) -> Mesh:
 
 def needs_cudnn() -> None:
     """Skips the test where cuDNN, which plans attention, is not installed."""
-    if importlib.util.find_spec("nvidia.cudnn") is None:
-        pytest.skip("compiles by cuDNN")
+    pytest.importorskip("nvidia.cudnn", reason="compiles by cuDNN")
 
 
 @functools.cache
