@@ -101,9 +101,10 @@ def compile_kernel(kernel, launch, capability: int) -> Resources:
         attrs={(i,): [["tt.divisibility", 16]] for i in range(len(arrays))},
     )
     target, options = GPUTarget("cuda", capability, 32), {"num_warps": 1, "num_stages": 1}
-    ptx = triton.compile(source, target=target, options=options).asm["ptx"]
     assembler = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
+        triton.knobs.cache.dir = folder  # jax-triton, where it is imported, has set none
+        ptx = triton.compile(source, target=target, options=options).asm["ptx"]
         path = pathlib.Path(folder) / "kernel.ptx"
         path.write_text(ptx)
         command = [assembler, "-v", f"--gpu-name={ARCHITECTURES[capability]}", path]
