@@ -5,6 +5,7 @@ from absl import flags
 from flowhn_jax import cli
 
 _CONFIG = cli.define_config()
+_join_processes = cli.define_processes()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the trained run.")
 _MODE = flags.DEFINE_enum("mode", None, ["perplexity", "throughput"], "What to do.", required=True)
 _DATA = flags.DEFINE_string(
@@ -20,6 +21,7 @@ def main() -> None:
     """Runs the mode by the flags and prints its table and its JSON line."""
     from flowhn_jax.evaluation import run
 
+    _join_processes()
     run.evaluate(
         cli.parse_config(_CONFIG),
         _WORKDIR.value,

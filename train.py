@@ -5,6 +5,7 @@ from absl import flags
 from flowhn_jax import cli
 
 _CONFIG = cli.define_config()
+_join_processes = cli.define_processes()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for checkpoints and metrics; resumes there.", required=True
 )
@@ -14,6 +15,7 @@ def main() -> None:
     """Trains by the flags."""
     from flowhn_jax.training.loop import fit
 
+    _join_processes()
     fit(cli.parse_config(_CONFIG), _WORKDIR.value)
 
 

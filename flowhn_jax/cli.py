@@ -28,6 +28,22 @@ def define_config(required: bool = True) -> flags.FlagHolder:
     return holder
 
 
+def define_processes() -> Callable[[], None]:
+    """Defines the flags of a run of several processes; what it returns joins them."""
+    coordinator = flags.DEFINE_string(
+        "coordinator_address", None, "Several processes: host:port of process 0."
+    )
+    processes = flags.DEFINE_integer("num_processes", None, "Several processes: their number.")
+    process = flags.DEFINE_integer("process_id", None, "Several processes: this one's, from 0.")
+
+    def join() -> None:
+        from flowhn_jax.parallel import distributed
+
+        distributed.initialize(coordinator.value, processes.value, process.value)
+
+    return join
+
+
 def parse_config(holder: flags.FlagHolder) -> config_lib.Config:
     """The validated config of the flag that `define_config` made.
 

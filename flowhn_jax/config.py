@@ -183,12 +183,20 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; -1: all that are left."""
+    """Devices along each axis of the mesh; -1, for one of them at most: all that are left."""
 
-    data: int = -1
+    data: int = -1  # sequences
+    fsdp: int = 1  # sequences, and parameters with their optimizer state
+    branch: int = 1  # 2: the attention branch on one group of devices, the SSM on the other
+    tensor: int = 1  # heads, channels, MLP units and vocabulary
 
     def __post_init__(self):
-        _require(self.data == -1 or self.data > 0, "mesh.data", self.data, "-1 or above 0")
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            _require(size == -1 or size > 0, f"mesh.{name}", size, "-1 or above 0")
+        _require(self.branch in (1, 2), "mesh.branch", self.branch, "1 or 2")
+        left = [name for name, size in sizes.items() if size == -1]
+        _require(len(left) <= 1, "mesh", sizes, "one axis of -1 at most")
 
 
 @dataclasses.dataclass(frozen=True)

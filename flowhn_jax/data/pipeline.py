@@ -1,7 +1,7 @@
 """Batches from a prepared set, for training and for validation.
 
-Rows have one global order, and process i of n reads the i-th n-th of each batch, so that the global
-batch of a step is the same, row by row, for any number of processes.
+Rows have one global order, and part i of n is the i-th n-th of each batch, so that the global batch
+of a step is the same, row by row, for any number of processes.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from flowhn_jax.data.prepared import PreparedSet
@@ -60,7 +61,7 @@ class TrainBatches(Iterator[Batch]):
         dataset = dataset.batch(rows, drop_remainder=True)[process_index::process_count]
         self._iterator = iter(dataset.to_iter_dataset(_READ_OPTIONS))
         self._order = {"data": prepared.fingerprint, "seed": seed, "batch_size": batch_size}
-        self._writes = process_index == 0
+        self._writes = jax.process_index() == 0
 
     def __next__(self) -> Batch:
         return next(self._iterator)

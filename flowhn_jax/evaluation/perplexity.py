@@ -16,7 +16,7 @@ from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch, LossSum, loss_sum
-from flowhn_jax.parallel.mesh import batch_sharding, shard_batch
+from flowhn_jax.parallel.mesh import batch_sharding, data_shard, shard_batch
 
 EvalStep = Callable[[Params, Batch], LossSum]
 
@@ -152,11 +152,12 @@ def validate(
 
     For a part of the set the bytes are taken in proportion to the targets.
     """
+    part, parts = data_shard(mesh)
     batches = validation_batches(
         prepared,
         batch_size=eval_batch_size(config),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=parts,
         max_windows=max_windows,
     )
     split = prepared.splits["validation"]

@@ -2,13 +2,15 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 
 from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
 from flowhn_jax.evaluation import perplexity, throughput
-from flowhn_jax.parallel.mesh import make_mesh, replicated
+from flowhn_jax.parallel.distributed import is_first
+from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.report.table import print_result
 from flowhn_jax.training import workdir as workdir_lib
 from flowhn_jax.training.checkpoint import load_params
@@ -44,7 +46,7 @@ def evaluate(
     if mode == "throughput":
         if data is not None:
             raise ValueError("--data goes with --mode=perplexity; throughput takes random tokens.")
-        print_result(throughput.measure(config, mesh, repeats))
+        _print(throughput.measure(config, mesh, repeats))
         return
     if workdir is None:
         raise ValueError(f"--mode={mode} needs --workdir, the folder of a trained run.")
@@ -54,7 +56,7 @@ def evaluate(
     prepared = open_data(config, workdir)
     context = config.model.context
     with jax.set_mesh(mesh), backends.use(config.kernels.backend):
-        params = load_params(workdir, config.model, replicated(mesh))
+        params = load_params(workdir, config.model, mesh)
         eval_step = perplexity.make_eval_step(config)
         if data is None:
             source, stride = f"{prepared.folder} (validation)", context
@@ -65,7 +67,12 @@ def evaluate(
             quality = perplexity.score_text(
                 config, mesh, eval_step, params, text, tokenizer, stride
             )
-    print_result({"data": source, "context": context, "stride": stride, **quality.to_dict()})
+    _print({"data": source, "context": context, "stride": stride, **quality.to_dict()})
+
+
+def _print(result: dict[str, Any]) -> None:
+    if is_first():
+        print_result(result)
 
 
 def _read_text(data: str) -> bytes:

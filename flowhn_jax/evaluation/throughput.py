@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from flowhn_jax import flops, models
 from flowhn_jax.config import Config
 from flowhn_jax.models.loss import Batch
-from flowhn_jax.parallel.mesh import batch_sharding, replicated
+from flowhn_jax.parallel.mesh import batch_sharding
 from flowhn_jax.timing import time_repeats
 from flowhn_jax.training.state import init_state
 from flowhn_jax.training.step import make_train_step
@@ -74,7 +74,7 @@ def measure(config: Config, mesh: Mesh, repeats: int) -> Result:
     model = config.model
     with jax.set_mesh(mesh), backends.use(config.kernels.backend):
         batch = random_batch(config, mesh)
-        state = init_state(config, replicated(mesh))
+        state = init_state(config, mesh)
 
         start = time.perf_counter()
         with backends.record() as chosen:

@@ -86,6 +86,8 @@ def to_our_layout(name: str, array: np.ndarray) -> np.ndarray:
     """A tensor of theirs in our layout: kernels [in, out], convolution [taps, channels]."""
     if name.endswith("conv1d.weight"):
         return array[:, 0, :].T
+    if name.endswith("mamba.in_proj.weight"):  # u's channels, then z's
+        return array.T.reshape(array.shape[1], 2, -1)
     if array.ndim == 2 and not name.endswith(("A_log", "embed_tokens.weight")):
         return array.T
     return array

@@ -9,18 +9,18 @@ from flax import nnx
 
 def linear(
     in_features: int,
-    out_features: int,
+    out_features: int | tuple[int, ...],
     *,
     init_std: float,
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
     output_dtype: jnp.dtype | None = None,
-) -> nnx.Linear:
-    """x [..., in] @ kernel [in, out] without bias; kernel normal with `init_std`, in float32.
+) -> nnx.LinearGeneral:
+    """x [..., in] @ kernel [in, *out] without bias; kernel normal with `init_std`, in float32.
 
     `output_dtype` keeps the accumulator of the product where more than `dtype` is needed.
     """
-    return nnx.Linear(
+    return nnx.LinearGeneral(
         in_features,
         out_features,
         use_bias=False,

@@ -31,7 +31,7 @@ class Mamba1(nnx.Module):
     ):
         self.splits = (dt_rank, dt_rank + state)
         kwargs = dict(init_std=init_std, dtype=dtype, rngs=rngs)
-        self.in_proj = linear(width, 2 * inner, **kwargs)
+        self.in_proj = linear(width, (2, inner), **kwargs)
         self.x_proj = linear(inner, dt_rank + 2 * state, output_dtype=jnp.float32, **kwargs)
         self.dt_proj = linear(dt_rank, inner, output_dtype=jnp.float32, **kwargs)
         self.dt_proj.kernel[...] = uniform(rngs.params(), (dt_rank, inner), dt_rank**-0.5)
@@ -49,7 +49,7 @@ class Mamba1(nnx.Module):
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
         """x [B, T, D], segment_ids [B, T] -> [B, T, D]; state restarts at each segment's start."""
-        u, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        u, z = jnp.unstack(self.in_proj(x), axis=-2)
         u = causal_conv(u, self.conv_weight[...], self.conv_bias[...], segment_ids=segment_ids)
         u = jax.nn.silu(u)
         dt, b, c = jnp.split(self.x_proj(u), self.splits, axis=-1)

@@ -7,6 +7,7 @@ from flax import nnx
 from flowhn_jax.layers.linear import linear
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
 from kernels.causal_conv import causal_conv
+from kernels.partition import constrain
 from kernels.ssd import ssd
 
 _A_MIN, _A_MAX = 1.0, 16.0  # of the initial decay rates, as in the authors' code
@@ -76,7 +77,9 @@ class Mamba2(nnx.Module):
         batch, length, _ = x.shape
         z, xbc, dt = jnp.split(self.in_proj(x), self.splits, axis=-1)
         xbc = causal_conv(xbc, self.conv_weight[...], self.conv_bias[...], segment_ids=segment_ids)
-        u, b, c = jnp.split(jax.nn.silu(xbc), self.convolved_splits, axis=-1)
+        # Not cut over devices before it is in parts: they would not be whole heads.
+        xbc = constrain(jax.nn.silu(xbc), "B T C")
+        u, b, c = jnp.split(xbc, self.convolved_splits, axis=-1)
         y = ssd(
             u.reshape(batch, length, -1, self.head_dim),
             dt,

@@ -1,5 +1,7 @@
 """FlowHN (arXiv 2505.19472): parallel hybrid blocks whose branches share the tokens."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,8 +12,12 @@ from flowhn_jax.layers.linear import linear, rms_norm
 from flowhn_jax.layers.mamba1 import Mamba1
 from flowhn_jax.layers.mamba2 import Mamba2
 from flowhn_jax.layers.mlp import SwiGLU
+from flowhn_jax.parallel.branch import Part, is_parallel, side_by_side
 from flowhn_jax.split import BlockPlan, Selection, merge, take
 from kernels.backends import target_platform
+from kernels.partition import constrain
+
+_STREAM = "B stream D"
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -81,22 +87,34 @@ class Block(nnx.Module):
         self, x: jax.Array, plan: BlockPlan, segment_ids: jax.Array | None = None
     ) -> jax.Array:
         """x [B, T, D], segment_ids [B, T] -> [B, T, D]."""
-        x = x + self.branch_proj(self._branches(x, plan, segment_ids))
-        return x + self.final_proj(self.norm(x))
+        fused = constrain(self._branches(x, plan, segment_ids), _STREAM)
+        x = x + self.branch_proj(fused)
+        return constrain(x + self.final_proj(self.norm(x)), _STREAM)
 
     def _branches(self, x, plan, segment_ids):
         """Both branches' outputs: [B, T, D] where tokens are split, else [B, T, 2D], SSM first."""
+
+        def part(branch: Branch, selection: Selection) -> Part:
+            inputs = x, segment_ids
+            if plan.is_split:
+                inputs = jax.tree.map(lambda v: take(v, selection), inputs)
+            graph, params = nnx.split(branch)
+            return Part(partial(_run, graph), params, inputs)
+
+        parts = part(self.ssm, plan.ssm), part(self.attention, plan.attention)
+        if is_parallel():
+            ssm, attention = side_by_side(*parts)
+        else:
+            ssm, attention = (part.run() for part in parts)
         if not plan.is_split:
-            outputs = self.ssm(x, segment_ids), self.attention(x, segment_ids)
-            return jnp.concatenate(outputs, axis=-1)
+            return jnp.concatenate((ssm, attention), axis=-1)
+        return merge(attention, ssm, plan)
 
-        def run(branch: Branch, selection: Selection) -> jax.Array:
-            tokens = take(x, selection)
-            if tokens.shape[1] == 0:  # a short prefix may lie within one branch
-                return tokens
-            return branch(tokens, None if segment_ids is None else take(segment_ids, selection))
 
-        return merge(run(self.attention, plan.attention), run(self.ssm, plan.ssm), plan)
+def _run(graph: nnx.GraphDef, params: nnx.State, inputs: tuple[jax.Array, jax.Array | None]):
+    """A branch on its tokens; a short prefix may lie within the other branch."""
+    x, segment_ids = inputs
+    return nnx.merge(graph, params)(x, segment_ids) if x.shape[1] else x
 
 
 class FlowHN(nnx.Module):
@@ -135,7 +153,7 @@ class FlowHN(nnx.Module):
         Returns:
           [B, T, D] in the compute dtype.
         """
-        x = self.embed(tokens)
+        x = constrain(self.embed(tokens), _STREAM)
         plans = self.config.plan(tokens.shape[1]).blocks
         for block, plan in zip(self.blocks, plans, strict=True):
             if remat == "none":

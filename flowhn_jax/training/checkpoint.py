@@ -3,12 +3,13 @@
 import pathlib
 from typing import Any
 
-import jax
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.models import Params
+from flowhn_jax.parallel.rules import with_shardings
 from flowhn_jax.training.state import TrainState
 
 
@@ -69,8 +70,8 @@ class Checkpoints:
         return TrainState(params=parts["params"], **parts["optimizer"])
 
 
-def load_params(workdir: str, config: ModelConfig, sharding: jax.sharding.Sharding) -> Params:
-    """Parameters of the newest checkpoint in `workdir`.
+def load_params(workdir: str, config: ModelConfig, mesh: Mesh) -> Params:
+    """Parameters of the newest checkpoint in `workdir`, laid over the mesh.
 
     Raises:
       FileNotFoundError: there is none.
@@ -80,8 +81,5 @@ def load_params(workdir: str, config: ModelConfig, sharding: jax.sharding.Shardi
     with ocp.training.Checkpointer(_directory(workdir)) as checkpointer:
         if checkpointer.latest is None:
             raise FileNotFoundError(f"{workdir!r} holds no whole checkpoint yet; let train go on.")
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            models.abstract_params(config),
-        )
+        abstract = with_shardings(models.abstract_params(config), mesh)
         return checkpointer.load_checkpointables(None, {"params": abstract})["params"]

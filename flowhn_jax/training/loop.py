@@ -16,11 +16,12 @@ from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import train_batches
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.evaluation.perplexity import eval_batch_size, make_eval_step, validate
-from flowhn_jax.parallel.mesh import make_mesh, replicated, shard_batch
+from flowhn_jax.parallel.distributed import any_process, first_before_others, is_first
+from flowhn_jax.parallel.mesh import data_shard, make_mesh, shard_batch
 from flowhn_jax.split.plan import partition_warning
 from flowhn_jax.training import workdir as workdir_lib
 from flowhn_jax.training.checkpoint import Checkpoints
-from flowhn_jax.training.metrics import MetricsWriter, Row
+from flowhn_jax.training.metrics import MetricsWriter, Row, SilentWriter
 from flowhn_jax.training.state import TrainState, abstract_state, init_state
 from flowhn_jax.training.step import make_train_step
 from kernels import backends
@@ -107,7 +108,8 @@ def fit(config: Config, workdir: str) -> None:
       ValueError: the config, the data and the workdir do not fit together.
     """
     mesh = make_mesh(config.mesh, eval_batch_size(config))
-    workdir_lib.make(workdir)
+    with first_before_others("workdir"):
+        workdir_lib.make(workdir)
     with (
         jax.set_mesh(mesh),
         backends.use(config.kernels.backend),
@@ -118,21 +120,25 @@ def fit(config: Config, workdir: str) -> None:
         start = checkpoints.latest_step
         config = workdir_lib.settle_balance(None if start is None else workdir, config)
         changes = [] if start is None else workdir_lib.check(workdir, config)
-        prepared = open_data(config, workdir)
+        with first_before_others("data"):
+            prepared = open_data(config, workdir)
+        part, parts = data_shard(mesh)
         batches = train_batches(
             prepared,
             batch_size=config.train.batch_size,
             seed=config.data.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
         )
         stack.callback(batches.close)
         if start is None:
-            state = init_state(config, replicated(mesh))
+            state = init_state(config, mesh)
         else:
-            state = checkpoints.restore(abstract_state(config, replicated(mesh)), batches)
-        workdir_lib.write_config(workdir, config)
-        with MetricsWriter(workdir, start or 0, config.train.steps) as writer:
+            state = checkpoints.restore(abstract_state(config, mesh), batches)
+        if is_first():
+            workdir_lib.write_config(workdir, config)
+        writes = MetricsWriter if is_first() else SilentWriter
+        with writes(workdir, start or 0, config.train.steps) as writer:
             _describe(config, prepared, mesh, writer)
             if start is not None:
                 writer.say(f"resuming {workdir} at step {start}")
@@ -181,10 +187,13 @@ def _run(
         clock.count_step()
         writer.advance()
 
-        stop = interrupt.received is not None
         last = step == train.steps
         evaluates = step % train.eval_every == 0 or last
-        if step % train.log_every == 0 or evaluates:
+        logs = step % train.log_every == 0 or evaluates
+        stop = interrupt.received is not None
+        if jax.process_count() > 1:  # agreed on where all wait for the devices anyway
+            stop = logs and any_process(stop)
+        if logs:
             values = {name: float(value) for name, value in metrics.items()}  # waits for the device
             row = {"step": step, **values, **clock.read(step, mesh)}
             if evaluates:
@@ -200,10 +209,8 @@ def _run(
             checkpoints.save(state, batches)
             clock.restart()
         if stop:
-            writer.say(
-                f"stopped by {interrupt.received.name} at step {step}; "
-                "the same command goes on from here"
-            )
+            name = interrupt.received.name if interrupt.received else "another process"
+            writer.say(f"stopped by {name} at step {step}; the same command goes on from here")
             return
     if first >= train.steps:
         writer.say(f"all {train.steps} steps are done already")

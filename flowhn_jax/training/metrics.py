@@ -47,6 +47,28 @@ def describe(row: Row) -> str:
     return text
 
 
+class SilentWriter:
+    """A MetricsWriter that writes and says nothing: that of all processes but the first."""
+
+    def __init__(self, workdir: str, start: int, steps: int):
+        """As MetricsWriter."""
+
+    def __enter__(self) -> "SilentWriter":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def advance(self) -> None:
+        """One step is done."""
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+
+    def write(self, row: Row) -> None:
+        """Logs one step's row."""
+
+
 class MetricsWriter:
     """Writes a run's rows; use as a context manager, in one process only."""
 

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Sharding
+from jax.sharding import Mesh
 
 from flowhn_jax import models
 from flowhn_jax.config import Config, TrainConfig
 from flowhn_jax.models import Params
+from flowhn_jax.parallel.rules import with_shardings
 
 
 @jax.tree_util.register_dataclass
@@ -58,22 +59,21 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(clip, adamw)
 
 
-def init_state(config: Config, sharding: Sharding) -> TrainState:
-    """A fresh state, made on the devices of `sharding`; the same for any number of devices."""
+def init_state(config: Config, mesh: Mesh) -> TrainState:
+    """A fresh state, each device making its own part; the same for any mesh."""
     optimizer = make_optimizer(config.train)
 
     def init(key: jax.Array) -> TrainState:
         params = models.init(config.model, key)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    return jax.jit(init, out_shardings=sharding)(jax.random.key(config.train.seed))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(config.train.seed))
 
 
-def abstract_state(config: Config, sharding: Sharding) -> TrainState:
-    """Shapes, dtypes and sharding of the state, as jax.ShapeDtypeStruct."""
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, as jax.ShapeDtypeStruct."""
     params = models.abstract_params(config.model)
     opt_state = jax.eval_shape(make_optimizer(config.train).init, params)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state
-    )
+    return with_shardings(state, mesh)

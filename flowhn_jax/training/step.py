@@ -11,7 +11,12 @@ from flowhn_jax.config import Config
 from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch, loss_sum, target_weights
 from flowhn_jax.parallel.mesh import replicated
-from flowhn_jax.training.state import TrainState, learning_rate_schedule, make_optimizer
+from flowhn_jax.training.state import (
+    TrainState,
+    abstract_state,
+    learning_rate_schedule,
+    make_optimizer,
+)
 
 Metrics = dict[str, jax.Array]
 
@@ -65,4 +70,6 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+    out_shardings = layout, replicated(mesh)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)

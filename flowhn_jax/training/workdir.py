@@ -8,6 +8,7 @@ from typing import Any
 
 from flowhn_jax import config as config_lib
 from flowhn_jax.config import Config
+from flowhn_jax.parallel.distributed import is_first, of_first
 from flowhn_jax.split.plan import settled
 
 _FILE = "config.json"
@@ -49,7 +50,10 @@ def settle_balance(workdir: str | None, config: Config) -> Config:
             origin, split = f"as in {workdir}", dataclasses.replace(model.split, balance=balance)
     if split is None:
         split = settled(model.split, model.dims, model.context)
-    print(f"split.balance 'time', {origin}: {split.balance:.4f} of the tokens to attention")
+    # Each host has its own measurements, but one program runs on all.
+    split = dataclasses.replace(split, balance=of_first(split.balance))
+    if is_first():
+        print(f"split.balance 'time', {origin}: {split.balance:.4f} of the tokens to attention")
     return dataclasses.replace(config, model=dataclasses.replace(model, split=split))
 
 

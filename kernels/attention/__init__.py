@@ -1,10 +1,15 @@
 """Causal grouped-query attention."""
 
+from functools import partial
+
 from jax import Array
 
 from kernels.attention import cudnn, splash, xla
 from kernels.backends import Backend, Operation
 from kernels.checks import check_shapes
+from kernels.partition import over_mesh
+
+_LAYOUTS = ("B T H K", "B T G K", "B T G K", "B T")
 
 OPERATION = Operation(
     "attention",
@@ -69,4 +74,4 @@ def attention(
     if window is not None and window < 1:
         raise ValueError(f"attention: window must be at least 1, found {window}")
     run = OPERATION.choose(q, k, v, segment_ids, backend=backend)
-    return run(q, k, v, segment_ids, window=window)
+    return over_mesh(partial(run, window=window), _LAYOUTS, _LAYOUTS[0])(q, k, v, segment_ids)

@@ -4,16 +4,11 @@ cuDNN is told of documents by a mask, [B, 1, T, T] in bfloat16: its packed layou
 without, needs the greatest number of documents in a window beforehand, and a Hopper GPU.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from kernels.backends import target_capability, target_device_kind
-from kernels.partition import over_mesh
-
-_LAYOUTS = ("B T H K", "B T G K", "B T G K", "B T")
 
 
 def unsupported(q: Array, k: Array, v: Array, segment_ids: Array | None) -> str | None:
@@ -27,7 +22,7 @@ def unsupported(q: Array, k: Array, v: Array, segment_ids: Array | None) -> str 
     if size % 8 or size > largest:
         return f"it takes head sizes that are multiples of 8 up to {largest}, this is {size}"
     try:  # whether cuDNN is installed, and new enough for these shapes
-        jax.eval_shape(partial(_attend, window=None), q, k, v, segment_ids)
+        jax.eval_shape(attention, q, k, v, segment_ids)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -37,12 +32,6 @@ def attention(
     q: Array, k: Array, v: Array, segment_ids: Array | None, *, window: int | None = None
 ) -> Array:
     """Attend; arguments and result as in `kernels.attention.attention`."""
-    return over_mesh(partial(_attend, window=window), _LAYOUTS, _LAYOUTS[0])(q, k, v, segment_ids)
-
-
-def _attend(
-    q: Array, k: Array, v: Array, segment_ids: Array | None, *, window: int | None
-) -> Array:
     length = q.shape[1]
     tail = length % 2  # the gradient of odd lengths is not supported
     q, k, v = (jnp.pad(x, ((0, 0), (0, tail), (0, 0), (0, 0))) for x in (q, k, v))

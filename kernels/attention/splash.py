@@ -3,17 +3,12 @@
 Lengths are padded at the end to a multiple of a block; causal masks keep the padding unseen.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kernels.partition import over_mesh
-
 _LANES = 128  # blocks are multiples of it
 _LARGEST_BLOCK = 640  # backward, scores of larger blocks do not fit the fast memory of a v5e
-_LAYOUTS = ("B T H K", "B T G K", "B T G K", "B T")
 
 
 def unsupported(q: Array, k: Array, v: Array, segment_ids: Array | None) -> str | None:
@@ -33,19 +28,6 @@ def attention(
     interpret: bool = False,
 ) -> Array:
     """Attend; arguments and result as in `kernels.attention.attention`, `interpret` for tests."""
-    local = partial(_attend, window=window, interpret=interpret)
-    return over_mesh(local, _LAYOUTS, _LAYOUTS[0])(q, k, v, segment_ids)
-
-
-def _attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    segment_ids: Array | None,
-    *,
-    window: int | None,
-    interpret: bool,
-) -> Array:
     # Here, as it takes most of a second to import.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 

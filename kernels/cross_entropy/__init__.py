@@ -75,7 +75,8 @@ def cross_entropy(
     in_range = (targets >= 0) & (targets < vocabulary)
     weights = jnp.where(in_range | (weights == 0), weights, jnp.nan)
     local = partial(_on_one_device, reduction, z_loss, chunk_size)
-    losses = over_mesh(local, ("N D", "D V", "N", "N"), "N")(hidden, head, targets, weights)
+    layouts = "N D", "D V", "N", "N"
+    losses = over_mesh(local, layouts, "N", reduced="V")(hidden, head, targets, weights)
     return losses.sum() if reduction == "sum" else losses
 
 
@@ -87,14 +88,20 @@ def _on_one_device(
     head: Array,
     targets: Array,
     weights: Array,
+    *,
+    axes: tuple[str, ...],
 ) -> Array:
-    """The weighted losses of a device's tokens, [N] or, for 'sum', [1]."""
+    """The weighted losses of a device's tokens, [N] or, for 'sum', [1].
+
+    `axes` are the mesh axes that the vocabulary is cut over: head is this device's part of it.
+    """
     tokens = hidden.shape[0]
     chunks = max(1, -(-tokens // chunk_size))
     tail = -tokens % chunks
     hidden, head, targets, weights = vary_alike((hidden, head, targets, weights))
     hidden = jnp.pad(hidden, ((0, tail), (0, 0)))
     targets, padded_weights = (jnp.pad(x, (0, tail)) for x in (targets, weights))
+    options = xla.Options(chunks, z_loss, axes)
     if reduction == "sum":
-        return xla.weighted_sum(chunks, z_loss, hidden, head, targets, padded_weights)[None]
-    return weights * xla.token_losses(chunks, z_loss, hidden, head, targets)[:tokens]
+        return xla.weighted_sum(options, hidden, head, targets, padded_weights)[None]
+    return weights * xla.token_losses(options, hidden, head, targets)[:tokens]

@@ -14,45 +14,64 @@ from jax import Array, lax
 from kernels.precision import product_precision
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+class Options(NamedTuple):
+    """What the functions of this file do not differentiate.
+
+    Attributes:
+      chunks: of the tokens, their number a multiple of it.
+      z_loss: weight of lse**2.
+      axes: mesh axes of `jax.shard_map` that the vocabulary is cut over: head and its gradient are
+        a device's part; hidden, targets and weights are the same on all devices, and the devices'
+        gradients of them are parts of a sum, as `jax.shard_map` without `check_vma` has it.
+    """
+
+    chunks: int
+    z_loss: float
+    axes: tuple[str, ...] = ()
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def weighted_sum(
-    chunks: int, z_loss: float, hidden: Array, head: Array, targets: Array, weights: Array
+    options: Options, hidden: Array, head: Array, targets: Array, weights: Array
 ) -> Array:
-    """Sum of weights * losses, a float32 scalar; hidden [N, D], N a multiple of `chunks`."""
-    return jnp.sum(weights * token_losses(chunks, z_loss, hidden, head, targets))
+    """Sum of weights * losses, a float32 scalar; hidden [N, D], head [D, V]."""
+    return jnp.sum(weights * token_losses(options, hidden, head, targets))
 
 
-def _weighted_sum_forward(chunks, z_loss, hidden, head, targets, weights):
-    losses, dhidden, dhead = _losses_and_gradients(chunks, z_loss, hidden, head, targets, weights)
+def _weighted_sum_forward(options, hidden, head, targets, weights):
+    losses, dhidden, dhead = _losses_and_gradients(options, hidden, head, targets, weights)
     return jnp.sum(weights * losses), (losses, dhidden, dhead)
 
 
-def _weighted_sum_backward(chunks, z_loss, residuals, dtotal):
+def _weighted_sum_backward(options, residuals, dtotal):
     losses, dhidden, dhead = residuals
+    dweights = dtotal * losses
+    dtotal = _over(lax.psum, options.axes, dtotal)
     dhidden, dhead = ((dtotal * x).astype(x.dtype) for x in (dhidden, dhead))
-    return dhidden, dhead, None, dtotal * losses
+    return dhidden, dhead, None, dweights
 
 
 weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def token_losses(chunks: int, z_loss: float, hidden: Array, head: Array, targets: Array) -> Array:
-    """Losses [N] float32, not weighted; hidden [N, D], N a multiple of `chunks`."""
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def token_losses(options: Options, hidden: Array, head: Array, targets: Array) -> Array:
+    """Losses [N] float32, not weighted; hidden [N, D], head [D, V]."""
     head = head.astype(hidden.dtype)
 
     def step(_, chunk):
-        return None, _chunk(z_loss, head, *chunk).losses
+        return None, _chunk(options, head, *chunk).losses
 
-    return _join(lax.scan(step, None, _split((hidden, targets), chunks))[1])
-
-
-def _token_losses_forward(chunks, z_loss, hidden, head, targets):
-    return token_losses(chunks, z_loss, hidden, head, targets), (hidden, head, targets)
+    return _join(lax.scan(step, None, _split((hidden, targets), options.chunks))[1])
 
 
-def _token_losses_backward(chunks, z_loss, residuals, dlosses):
-    _, dhidden, dhead = _losses_and_gradients(chunks, z_loss, *residuals, dlosses)
+def _token_losses_forward(options, hidden, head, targets):
+    return token_losses(options, hidden, head, targets), (hidden, head, targets)
+
+
+def _token_losses_backward(options, residuals, dlosses):
+    dlosses = _over(lax.psum, options.axes, dlosses)
+    _, dhidden, dhead = _losses_and_gradients(options, *residuals, dlosses)
     return dhidden, dhead, None
 
 
@@ -60,27 +79,27 @@ token_losses.defvjp(_token_losses_forward, _token_losses_backward)
 
 
 def _losses_and_gradients(
-    chunks: int, z_loss: float, hidden: Array, head: Array, targets: Array, scale: Array
+    options: Options, hidden: Array, head: Array, targets: Array, scale: Array
 ):
     """Losses [N], and dhidden [N, D] and dhead [D, V] of sum(scale * losses), in their dtypes."""
     product_head = head.astype(hidden.dtype)
 
     def step(dhead, chunk):
         hidden, targets, scale = chunk
-        losses, lse, softmax, hit = _chunk(z_loss, product_head, hidden, targets)
-        if z_loss:
-            softmax = softmax * (1 + 2 * z_loss * lse)[:, None]
+        losses, lse, softmax, hit = _chunk(options, product_head, hidden, targets)
+        if options.z_loss:
+            softmax = softmax * (1 + 2 * options.z_loss * lse)[:, None]
         dlogits = ((softmax - hit) * scale[:, None]).astype(hidden.dtype)
         dhead = dhead + _dot(hidden.T, dlogits)
         return dhead, (losses, _dot(dlogits, product_head.T).astype(hidden.dtype))
 
     dhead = jnp.zeros_like(head, jnp.float32)
-    dhead, outputs = lax.scan(step, dhead, _split((hidden, targets, scale), chunks))
+    dhead, outputs = lax.scan(step, dhead, _split((hidden, targets, scale), options.chunks))
     return *map(_join, outputs), dhead.astype(head.dtype)
 
 
 class _Chunk(NamedTuple):
-    """What the loss and its gradients need of n tokens."""
+    """What the loss and its gradients need of n tokens and a device's part of the vocabulary."""
 
     losses: Array  # [n] float32
     lse: Array  # logsumexp of the logits [n] float32
@@ -88,18 +107,25 @@ class _Chunk(NamedTuple):
     hit: Array  # the targets one-hot, [n, V] bool
 
 
-def _chunk(z_loss: float, head: Array, hidden: Array, targets: Array) -> _Chunk:
+def _chunk(options: Options, head: Array, hidden: Array, targets: Array) -> _Chunk:
+    axes = options.axes
     logits = _dot(hidden, head)
-    peak = logits.max(-1, keepdims=True)
+    peak = _over(lax.pmax, axes, logits.max(-1, keepdims=True))
     exps = jnp.exp(logits - peak)
-    total = exps.sum(-1, keepdims=True)
+    total = _over(lax.psum, axes, exps.sum(-1, keepdims=True))
     lse = (peak + jnp.log(total))[:, 0]
-    # Compared, not gathered: that stays local where the vocabulary is sharded.
-    hit = lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
-    losses = lse - jnp.where(hit, logits, 0).sum(-1)
-    if z_loss:
-        losses = losses + z_loss * lse**2
+    first = lax.axis_index(axes) * logits.shape[1] if axes else 0
+    # Compared, not gathered: a target may lie in another device's part.
+    hit = first + lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
+    losses = lse - _over(lax.psum, axes, jnp.where(hit, logits, 0).sum(-1))
+    if options.z_loss:
+        losses = losses + options.z_loss * lse**2
     return _Chunk(losses, lse, exps / total, hit)
+
+
+def _over(collective, axes: tuple[str, ...], x: Array) -> Array:
+    """x summed, or the like, over the devices along the axes, which may be none."""
+    return collective(x, axes) if axes else x
 
 
 def _dot(a: Array, b: Array) -> Array:

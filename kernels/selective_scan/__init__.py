@@ -16,19 +16,11 @@ _LAYOUTS = ("B L E", "B L E", "E S", "B L S", "B L S", "E", "B L E", "E", "B L",
 _OUT_LAYOUTS = "B L E", "B E S"
 
 
-def _triton(*arguments: Array | None) -> tuple[Array, Array]:
-    return over_mesh(triton.selective_scan, _LAYOUTS, _OUT_LAYOUTS)(*arguments)
-
-
-def _pallas_tpu(*arguments: Array | None) -> tuple[Array, Array]:
-    return over_mesh(pallas_tpu.selective_scan, _LAYOUTS, _OUT_LAYOUTS)(*arguments)
-
-
 OPERATION = Operation(
     "selective_scan",
     {
-        "triton": Backend(_triton, ("gpu",), triton.unsupported),
-        "pallas_tpu": Backend(_pallas_tpu, ("tpu",), pallas_tpu.unsupported),
+        "triton": Backend(triton.selective_scan, ("gpu",), triton.unsupported),
+        "pallas_tpu": Backend(pallas_tpu.selective_scan, ("tpu",), pallas_tpu.unsupported),
         "xla_associative": Backend(partial(xla.selective_scan, form="associative")),
         "xla_sequential": Backend(partial(xla.selective_scan, form="sequential")),
     },
@@ -106,5 +98,6 @@ def selective_scan(
     }
     check_shapes("selective_scan", sizes, arrays)
     arguments = u, dt, A, B, C, D, z, dt_bias, segment_ids, initial_state
-    y, state = OPERATION.choose(*arguments, backend=backend)(*arguments)
+    run = OPERATION.choose(*arguments, backend=backend)
+    y, state = over_mesh(run, _LAYOUTS, _OUT_LAYOUTS)(*arguments)
     return (y, state) if return_final_state else y

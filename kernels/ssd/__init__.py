@@ -4,6 +4,7 @@ from jax import Array
 
 from kernels.backends import Backend, Operation
 from kernels.checks import check_shapes
+from kernels.partition import over_mesh
 from kernels.ssd import xla
 from kernels.ssd.step import ssd_step
 
@@ -84,5 +85,9 @@ def ssd(
     if sizes["G"] == 0 or sizes["H"] % sizes["G"]:
         raise ValueError(f"ssd: {sizes['H']} heads do not divide into {sizes['G']} groups")
     arguments = x, dt, A, B, C, D, dt_bias, segment_ids, initial_state
-    y, state = OPERATION.choose(*arguments, backend=backend)(*arguments)
+    run = OPERATION.choose(*arguments, backend=backend)
+    # One group is all heads'; several are cut over devices with their heads.
+    groups = "B L 1 S" if sizes["G"] == 1 else "B L G S"
+    layouts = "B L H P", "B L H", "H", groups, groups, "H", "H", "B L", "B H P S"
+    y, state = over_mesh(run, layouts, ("B L H P", "B H P S"))(*arguments)
     return (y, state) if return_final_state else y

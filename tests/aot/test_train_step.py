@@ -8,7 +8,7 @@ from jax.sharding import AxisType, Mesh
 
 from configs import flowhn_135m
 from flowhn_jax import config as config_lib
-from flowhn_jax.parallel.mesh import batch_sharding, replicated
+from flowhn_jax.parallel.mesh import batch_sharding
 from flowhn_jax.training.state import abstract_state
 from flowhn_jax.training.step import make_train_step
 from kernels import backends
@@ -23,7 +23,7 @@ GIB = 2**30
 def compile_step(mesh: Mesh, config):
     """The compiled step, and the backends in it by operation."""
     with jax.set_mesh(mesh), backends.record() as chosen:
-        state = abstract_state(config, replicated(mesh))
+        state = abstract_state(config, mesh)
         shape = config.train.batch_size, config.model.context + 1
         rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
         batch = {"tokens": rows, "segment_ids": rows}

@@ -14,7 +14,7 @@ from flowhn_jax.config import DataConfig
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.tokenizer import load_tokenizer
 from flowhn_jax.evaluation import perplexity, run
-from flowhn_jax.parallel.mesh import make_mesh, replicated
+from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training.checkpoint import load_params
 from flowhn_jax.training.loop import fit
 from tests.small import small_config
@@ -60,8 +60,7 @@ def test_text_perplexity_is_the_float64_mean(trained, stride, capsys):
     )
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    sharding = replicated(make_mesh(config.mesh, 4))
-    params = load_params(str(root / "run"), config.model, sharding)
+    params = load_params(str(root / "run"), config.model, make_mesh(config.mesh, 4))
     tokens = np.concatenate([[256], load_tokenizer("bytes").encode(TEXT)])
     starts = [0]
     while starts[-1] + 24 < len(TEXT):

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from kernels.attention import attention, splash
+from kernels.partition import over_mesh
 from tests.kernels import reference
 from tests.kernels.reference import assert_close, cotangents_like
 
@@ -85,8 +86,14 @@ def test_splash_over_a_mesh(rng):
     cotangent = cotangents_like(rng, args["q"])
     one_device = run_with_gradients(args, cotangent, None, interpreted_splash)
     mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
+
+    def over_devices(q, k, v, segment_ids, window):
+        run = partial(interpreted_splash, window=window)
+        layouts = "B T H K", "B T G K", "B T G K", "B T"
+        return over_mesh(run, layouts, layouts[0])(q, k, v, segment_ids)
+
     with jax.set_mesh(mesh):
-        sharded = run_with_gradients(args, cotangent, None, interpreted_splash)
+        sharded = run_with_gradients(args, cotangent, None, over_devices)
     for a, b in zip(*map(jax.tree.leaves, (one_device, sharded)), strict=True):
         np.testing.assert_array_equal(a, b)
 

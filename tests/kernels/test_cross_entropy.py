@@ -164,6 +164,22 @@ def test_over_a_mesh_the_gradient_of_the_head_is_summed_once(rng, reduction):
     assert "all-gather" not in compiled.as_text()
 
 
+@both_reductions
+def test_a_vocabulary_over_devices(rng, reduction):
+    """Each device has its part of the head and of its gradient, and no more of them."""
+    args = arguments(rng, 40, 3, 12)
+    cotangent = jnp.asarray(rng.standard_normal(40 if reduction == "none" else ()), jnp.float32)
+    one_device = run_with_gradients(args, cotangent, reduction, 4)
+    mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), (jax.sharding.AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        head = jax.device_put(args["head"], NamedSharding(mesh, P(None, "tensor")))
+        compiled = run_with_gradients.lower(args | {"head": head}, cotangent, reduction, 4)
+        compiled = compiled.compile()
+        results = compiled(args | {"head": head}, cotangent)
+    assert_close(results, jax.tree.map(np.asarray, one_device), 1e-5)
+    assert results[1]["head"].sharding.spec == P(None, "tensor")
+
+
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_no_tokens(reduction):
     hidden, head, targets = jnp.ones((0, 4)), jnp.ones((4, 8)), jnp.zeros(0, jnp.int32)

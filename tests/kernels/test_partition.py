@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from kernels.partition import over_mesh
+from kernels.partition import constrain, over_mesh
 
 
 def over_last(x, scale, shift):
@@ -45,3 +45,40 @@ def test_without_a_mesh_it_is_the_function():
     assert over_mesh(over_last, ("B T", "T", "B"), ("B", "B T")) is over_last
     with jax.set_mesh(jax.make_mesh((1,), ("data",), (AxisType.Auto,))):
         assert over_mesh(over_last, ("B T", "T", "B"), ("B", "B T")) is over_last
+
+
+def test_query_heads_stay_with_their_key_value_heads():
+    shapes = []
+
+    def attend(q, k):
+        shapes.append((q.shape, k.shape))
+        return q
+
+    mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), (AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        for groups in (4, 2):  # two key-value heads do not divide over four devices
+            mapped = over_mesh(attend, ("B H", "B G"), "B H")
+            jax.jit(mapped)(jnp.ones((6, 8)), jnp.ones((6, groups)))
+    assert shapes == [((3, 2), (3, 1)), ((3, 8), (3, 2))]
+
+
+def test_sums_over_a_letter_that_is_cut():
+    def total(x, *, axes):
+        return jax.lax.psum(x.sum(1), axes)
+
+    x = jnp.arange(24.0).reshape(2, 12)
+    for sizes in ((2, 4), (1, 1)):
+        with jax.set_mesh(jax.make_mesh(sizes, ("fsdp", "tensor"), (AxisType.Auto,) * 2)):
+            mapped = over_mesh(total, ("B V",), "B", reduced="V")
+            np.testing.assert_array_equal(jax.jit(mapped)(x), x.sum(1))
+
+
+def test_constrain():
+    x = jnp.ones((8, 3, 6))
+    assert constrain(x, "B T D") is x
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh):
+        cut = jax.jit(lambda x: constrain(x, "B T E"))(x)
+        uneven = jax.jit(lambda x: constrain(x, "T E B"))(x)
+    assert cut.sharding.shard_shape(x.shape) == (2, 3, 3)
+    assert uneven.sharding.shard_shape(x.shape) == (8, 3, 6)

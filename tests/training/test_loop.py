@@ -14,7 +14,7 @@ from flowhn_jax import config as config_lib
 from flowhn_jax import flops, models
 from flowhn_jax.config import MeshConfig
 from flowhn_jax.data.prepare import prepare
-from flowhn_jax.parallel.mesh import make_mesh, replicated
+from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training import metrics as metrics_lib
 from flowhn_jax.training import workdir as workdir_lib
 from flowhn_jax.training.checkpoint import load_params
@@ -45,7 +45,7 @@ def run_config(data, **train):
 
 def final_params(workdir, config):
     mesh = make_mesh(config.mesh, config.train.batch_size)
-    return jax.device_get(load_params(str(workdir), config.model, replicated(mesh)))
+    return jax.device_get(load_params(str(workdir), config.model, mesh))
 
 
 def rows_without_times(workdir):

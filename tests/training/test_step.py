@@ -7,7 +7,7 @@ import pytest
 
 from flowhn_jax import models
 from flowhn_jax.config import MeshConfig, TrainConfig
-from flowhn_jax.parallel.mesh import make_mesh, replicated, shard_batch
+from flowhn_jax.parallel.mesh import make_mesh, shard_batch
 from flowhn_jax.training.state import decay_mask, init_state, learning_rate_schedule
 from flowhn_jax.training.step import make_train_step
 from tests.small import small_config
@@ -27,7 +27,7 @@ def run_steps(config, devices, steps=3):
     mesh = make_mesh(MeshConfig(data=devices), config.train.batch_size // config.train.accumulate)
     step = make_train_step(config, mesh)
     with jax.set_mesh(mesh):
-        state = init_state(config, replicated(mesh))
+        state = init_state(config, mesh)
         losses = []
         for seed in range(steps):
             state, metrics = step(state, shard_batch(padded_batch(config, seed), mesh))
@@ -60,7 +60,7 @@ def test_loss_is_the_mean_over_targets_that_are_not_padding():
     config = small_config("fac_split")
     batch = padded_batch(config)
     mesh = make_mesh(MeshConfig(data=1), 8)
-    state = init_state(config, replicated(mesh))
+    state = init_state(config, mesh)
     logits = models.forward(
         config.model, state.params, batch["tokens"][:, :-1], batch["segment_ids"][:, :-1]
     )
@@ -78,7 +78,7 @@ def test_gradient_norm_is_clipped_before_adam():
     train = {"beta1": 0.0, "beta2": 0.0, "epsilon": 1e6, "weight_decay": 0.0, "clip_norm": 0.5}
     config = small_config("fac_split", train={**train, "learning_rate": 1e6, "warmup": 0.0})
     mesh = make_mesh(MeshConfig(data=1), 8)
-    state = init_state(config, replicated(mesh))
+    state = init_state(config, mesh)
     before = jax.device_get(state.params)
     state, metrics = make_train_step(config, mesh)(state, padded_batch(config))
     moved = jax.tree.map(lambda a, b: np.sum((a - b) ** 2), before, jax.device_get(state.params))
@@ -112,17 +112,10 @@ def test_schedule_without_warmup_starts_at_the_peak():
 def test_bfloat16_keeps_float32_masters():
     config = small_config("fac_split", model={"dtype": "bfloat16"})
     mesh = make_mesh(MeshConfig(data=1), 8)
-    state = init_state(config, replicated(mesh))
+    state = init_state(config, mesh)
     state, metrics = make_train_step(config, mesh)(state, padded_batch(config))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
     exact = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
-    fresh = init_state(exact, replicated(mesh))
+    fresh = init_state(exact, mesh)
     _, reference = make_train_step(exact, mesh)(fresh, padded_batch(config))
     assert float(metrics["loss"]) == pytest.approx(float(reference["loss"]), rel=2e-2)
-
-
-def test_mesh_that_does_not_fit():
-    with pytest.raises(ValueError, match=r"mesh.data is 9, but there are 8 devices"):
-        make_mesh(MeshConfig(data=9), 9)
-    with pytest.raises(ValueError, match=r"= 6 sequences do not divide over mesh.data = 4"):
-        make_mesh(MeshConfig(data=4), 6)

@@ -1,0 +1,82 @@
+"""Several processes of one run: who they are, and what the first one does before the others."""
+
+import contextlib
+import glob
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def initialize(
+    coordinator_address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Joins this process to the others of its run; before anything else of JAX.
+
+    The others are those that the arguments name, else the tasks of a SLURM step of several, else
+    the hosts of a Cloud TPU, else none.
+
+    Args:
+      coordinator_address: host:port of process 0, the same in all processes.
+      num_processes: how many there are.
+      process_id: which one this is, 0 to num_processes - 1.
+
+    Raises:
+      ValueError: some arguments are given and some are not, or they do not fit each other.
+    """
+    arguments = coordinator_address, num_processes, process_id
+    if all(argument is None for argument in arguments):
+        if int(os.environ.get("SLURM_NTASKS", 1)) > 1 or _on_cloud_tpu():
+            jax.distributed.initialize()
+        return
+    if any(argument is None for argument in arguments):
+        raise ValueError(
+            "--coordinator_address, --num_processes and --process_id go together; found "
+            f"{coordinator_address!r}, {num_processes} and {process_id}."
+        )
+    if not 0 <= process_id < num_processes:
+        raise ValueError(f"--process_id is {process_id}; accepted is 0 to {num_processes - 1}.")
+    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+
+
+def _on_cloud_tpu() -> bool:
+    """Whether this host has TPU chips and their library; one host alone may initialize, too."""
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    asked = os.environ.get("JAX_PLATFORMS", "tpu")
+    return bool(chips) and "tpu" in asked and importlib.util.find_spec("libtpu") is not None
+
+
+def is_first() -> bool:
+    """Whether this process writes the logs and small files of the run."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def first_before_others(name: str) -> Iterator[None]:
+    """What is inside is run by the first process, and only then by the others, which find it done.
+
+    Args:
+      name: of the step, for the message where a process does not come by.
+    """
+    if not is_first():
+        multihost_utils.sync_global_devices(name)
+    yield
+    if is_first() and jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; all must call it, and wait for each other."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def of_first(value: float) -> float:
+    """The value that the first process has."""
+    if jax.process_count() == 1:
+        return value
+    return float(multihost_utils.broadcast_one_to_all(np.array(value)))

@@ -1,0 +1,55 @@
+import jax
+import pytest
+from jax.sharding import AxisType
+
+from flowhn_jax.config import MeshConfig
+from flowhn_jax.parallel.mesh import axis_sizes, batch_sharding, make_mesh
+
+
+def test_one_axis_takes_what_is_left():
+    sizes = axis_sizes(MeshConfig(data=2, fsdp=-1, tensor=2), 16)
+    assert sizes == {"data": 2, "fsdp": 4, "branch": 1, "tensor": 2}
+    mesh = make_mesh(MeshConfig(fsdp=2, branch=2), 4)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "branch": 2, "tensor": 1}
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert batch_sharding(mesh).shard_shape((4, 7)) == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch", "message"),
+    [
+        (dict(data=9), 9, r"data=9, fsdp=1, branch=1, tensor=1 needs 9 devices, .* there are 8"),
+        (dict(tensor=3), 8, r"tensor=3 leaves no whole number for -1: 8 devices .* by 3"),
+        (dict(data=2, fsdp=2), 6, r"= 6 sequences do not divide .* = 2 x 2 .* multiple of 4"),
+    ],
+)
+def test_what_does_not_fit(mesh, batch, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(MeshConfig(**mesh), batch)
+
+
+def test_fewer_devices_than_there_are():
+    mesh = make_mesh(MeshConfig(data=2, tensor=2), 2)
+    assert set(mesh.devices.flat) <= set(jax.devices()[:4])
+
+
+def test_several_slices_have_data_between_them(monkeypatch):
+    """Devices of a slice are together along all other axes."""
+
+    class Device:
+        platform, device_kind, process_index = "tpu", "TPU v5 lite", 0
+
+        def __init__(self, i):
+            self.id, self.slice_index = i, i // 8
+            self.coords, self.core_on_chip = (i % 2, i % 8 // 2, 0), 0
+
+    devices = [Device(i) for i in range(16)]
+    with pytest.raises(ValueError, match=r"mesh.data = 1 does not divide over the 2 slices"):
+        make_mesh(MeshConfig(data=1, fsdp=16), 16, devices)
+    seen = {}
+    monkeypatch.setattr(
+        "flowhn_jax.parallel.mesh.Mesh", lambda array, names, axis_types: seen.update(array=array)
+    )
+    make_mesh(MeshConfig(data=4, fsdp=-1), 16, devices)
+    slices = [[device.slice_index for device in row] for row in seen["array"].reshape(4, 4)]
+    assert slices == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]

@@ -1,0 +1,85 @@
+"""A run on a mesh of eight devices is the run on one."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from flowhn_jax.config import MeshConfig
+from flowhn_jax.parallel.mesh import make_mesh, shard_batch
+from flowhn_jax.training.state import init_state
+from flowhn_jax.training.step import make_train_step
+from tests.small import small_config
+
+STEPS = 10
+# Every combination of axes that has more than one device.
+MESHES = [
+    dict(data=8),
+    dict(fsdp=8),
+    dict(tensor=2),
+    dict(branch=2),
+    dict(data=4, fsdp=2),
+    dict(data=4, tensor=2),
+    dict(data=4, branch=2),
+    dict(fsdp=4, tensor=2),
+    dict(fsdp=4, branch=2),
+    dict(branch=2, tensor=2),
+    dict(data=2, fsdp=2, tensor=2),
+    dict(data=2, fsdp=2, branch=2),
+    dict(data=2, branch=2, tensor=2),
+    dict(fsdp=2, branch=2, tensor=2),
+]
+FEW = [dict(data=2, fsdp=2, tensor=2), dict(fsdp=2, branch=2, tensor=2)]
+
+
+def train(config, **axes):
+    mesh = make_mesh(MeshConfig(**{"data": 1} | axes), config.train.batch_size)
+    rng = np.random.default_rng(0)
+    shape = config.train.batch_size, config.model.context + 1
+    losses = []
+    with jax.set_mesh(mesh):
+        state = init_state(config, mesh)
+        step = make_train_step(config, mesh)
+        for _ in range(STEPS):
+            tokens = rng.integers(0, config.model.vocab_size, shape).astype(np.int32)
+            segment_ids = np.where(np.arange(shape[1]) < 11, 1, 2) * np.ones(shape, np.int32)
+            batch = {"tokens": tokens, "segment_ids": segment_ids}
+            state, metrics = step(state, shard_batch(batch, mesh))
+            losses.append(float(metrics["loss"]))
+    return losses, jax.device_get(state.params)
+
+
+def recipe(strategy="fac_split", ssm="mamba1"):
+    model = {"ssm": ssm, "ssm_head_dim": 8, "blocks": 2, "vocab_size": 64}
+    return small_config(strategy, model=model, train={"steps": STEPS, "learning_rate": 1e-3})
+
+
+@functools.cache
+def on_one_device(**names):
+    return train(recipe(**names))
+
+
+def assert_same(found, expected):
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (found[1], expected[1])), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [mesh if mesh in FEW else pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES],
+)
+def test_every_combination_of_axes(axes):
+    assert_same(train(recipe(), **axes), on_one_device())
+
+
+@pytest.mark.parametrize("strategy", ["no_split", "ae_split", "fa_split", "fai_split"])
+def test_every_strategy(strategy):
+    expected = on_one_device(strategy=strategy)
+    assert_same(train(recipe(strategy), fsdp=2, branch=2, tensor=2), expected)
+
+
+def test_mamba2():
+    expected = on_one_device(ssm="mamba2")
+    assert_same(train(recipe(ssm="mamba2"), fsdp=2, branch=2, tensor=2), expected)
