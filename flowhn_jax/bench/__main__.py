@@ -1,12 +1,15 @@
-"""`python -m flowhn_jax.bench kernels|branches`: measures operations, or a model's branches."""
+"""`python -m flowhn_jax.bench kernels|branches|parallel`: operations, or a model's branches."""
 
 import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 from absl import flags
 
 from flowhn_jax import cli
-from flowhn_jax.bench import branches, cases, kernels
+from flowhn_jax.bench import branches, cases, kernels, parallel
 from kernels import backends
 from kernels.operations import OPERATIONS
 
@@ -57,13 +60,16 @@ def _kernels() -> None:
     )
 
 
-def _branches() -> None:
+def _of_config(name: str, bench: Callable[..., Any]) -> None:
     if _CONFIG.value is None:
-        raise ValueError("bench branches needs --config, the recipe whose branches it measures.")
-    branches.bench_branches(
-        cli.parse_config(_CONFIG), repeats=_REPEATS.value, out=_OUT.value or "bench_branches.json"
-    )
+        raise ValueError(f"bench {name} needs --config, the recipe whose branches it measures.")
+    config = cli.parse_config(_CONFIG)
+    bench(config, repeats=_REPEATS.value, out=_OUT.value or f"bench_{name}.json")
 
 
 if __name__ == "__main__":
-    cli.run({"kernels": _kernels, "branches": _branches})
+    commands = {"branches": branches.bench_branches, "parallel": parallel.bench_parallel}
+    cli.run(
+        {"kernels": _kernels}
+        | {name: partial(_of_config, name, bench) for name, bench in commands.items()}
+    )

@@ -1,0 +1,31 @@
+import json
+
+import jax
+import pytest
+
+from flowhn_jax.bench.parallel import bench_parallel
+from flowhn_jax.split import measured
+from flowhn_jax.split.measured import BranchTimes
+from tests.small import small_config
+
+
+def test_both_ways_give_the_same(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLOWHN_CACHE_DIR", str(tmp_path))
+    config = small_config()
+    measured.save("cpu", config.model.dims, BranchTimes((0.0, 1.0, 0.0), (0.0, 3.0)))
+    rows = bench_parallel(config, repeats=2, out=str(tmp_path / "out.json"))
+    assert [row["balance"] for row in rows] == ["equal", "flops", "time"]
+    assert [row["attention_tokens"] for row in rows][::2] == [12, 18]
+    for row in rows:
+        assert 0 < row["largest_difference"] < 1e-4
+        ratio = row["one_device_seconds"] / row["two_devices_seconds"]
+        assert row["ratio"] == pytest.approx(ratio)
+    assert json.loads((tmp_path / "out.json").read_text())["rows"] == rows
+
+
+def test_what_it_cannot_measure(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="a strategy that splits tokens; found 'no_split'"):
+        bench_parallel(small_config("no_split"), repeats=1, out=str(tmp_path / "out.json"))
+    monkeypatch.setattr(jax, "devices", lambda: [None])
+    with pytest.raises(ValueError, match="needs two devices, but there is one"):
+        bench_parallel(small_config(), repeats=1, out=str(tmp_path / "out.json"))
