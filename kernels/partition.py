@@ -72,7 +72,7 @@ def over_mesh(
             on_present,
             in_specs=tuple(spec(layouts[i]) for i in present),
             out_specs=jax.tree.map(spec, out_layouts),
-            axis_names=active,
+            axis_names=_automatic(mesh),  # with none left to XLA it does not cut the kernel itself
             check_vma=False,
         )(*(arguments[i] for i in present))
 
@@ -91,11 +91,12 @@ def constrain(x: Array, layout: str) -> Array:
 
 def _active(mesh: jax.sharding.AbstractMesh) -> set[str]:
     """The axes of more than one device that are left to XLA."""
-    return {
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto and mesh.shape[name] > 1
-    }
+    return {name for name in _automatic(mesh) if mesh.shape[name] > 1}
+
+
+def _automatic(mesh: jax.sharding.AbstractMesh) -> set[str]:
+    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name for name, kind in axes if kind == AxisType.Auto}
 
 
 def _cut(

@@ -1,14 +1,16 @@
 """The real train step with its kernels, compiled for a TPU and for an H100."""
 
+import math
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from configs import flowhn_135m
 from flowhn_jax import config as config_lib
-from flowhn_jax.parallel.mesh import batch_sharding
+from flowhn_jax.config import MeshConfig
+from flowhn_jax.parallel.mesh import batch_sharding, make_mesh
 from flowhn_jax.training.state import abstract_state
 from flowhn_jax.training.step import make_train_step
 from kernels import backends
@@ -36,13 +38,16 @@ def paper_135m(sequences):
     return config_lib.parse(recipe)
 
 
-def mesh_of(target, devices):
+def mesh_of(target, **axes):
+    axes = {"data": 1} | axes
+    count = math.prod(axes.values())
     if target == "v5e":
-        found = tpu_target.devices("v5e:2x2")[:devices]
-        return Mesh(np.array(found), ("data",), axis_types=(AxisType.Auto,))
-    pytest.importorskip("jax_triton", reason="compiles by jax-triton")
-    cuda_target.needs_cudnn()
-    return cuda_target.h100_mesh(data=devices)
+        devices = tpu_target.devices("v5e:2x2")[:count]
+    else:
+        pytest.importorskip("jax_triton", reason="compiles by jax-triton")
+        cuda_target.needs_cudnn()
+        devices = list(cuda_target.h100_mesh(data=count).devices.flat)
+    return make_mesh(MeshConfig(**axes), 8, devices)
 
 
 KERNELS = {
@@ -51,8 +56,16 @@ KERNELS = {
 }
 
 
+@pytest.mark.parametrize(
+    "axes",
+    [
+        pytest.param(dict(data=4), marks=pytest.mark.slow),
+        dict(fsdp=2, tensor=2),
+        pytest.param(dict(fsdp=2, branch=2), marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("target", ["v5e", "h100"])
-def test_a_small_step_over_four_devices(target):
+def test_a_small_step_over_four_devices(target, axes):
     """Kernels that XLA cannot cut over devices, under jit alone."""
     model = {"dtype": "auto", "context": 128, "width": 128, "mlp_width": 256, "blocks": 1}
     model["vocab_size"] = 512
@@ -60,7 +73,7 @@ def test_a_small_step_over_four_devices(target):
         model["heads"] = 2
     else:
         model["heads"], model["kv_heads"] = 8, 2
-    mesh = mesh_of(target, 4)
+    mesh = mesh_of(target, **axes)
     _, chosen = compile_step(mesh, small_config("fai_split", model=model))
     assert chosen == KERNELS[target]
 
@@ -69,7 +82,7 @@ def test_a_small_step_over_four_devices(target):
 @pytest.mark.parametrize(("target", "gib"), [("v5e", 2.0), ("h100", 2.0)])
 def test_the_papers_135m_on_one_device(target, gib):
     """8 x 1024 tokens: the memory beside state and batch is bounded."""
-    compiled, chosen = compile_step(mesh_of(target, 1), paper_135m(8))
+    compiled, chosen = compile_step(mesh_of(target), paper_135m(8))
     assert chosen == KERNELS[target]
     memory = compiled.memory_analysis().temp_size_in_bytes
     print("temporary memory in GiB", memory / GIB)
