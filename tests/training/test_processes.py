@@ -51,7 +51,7 @@ def fit_in_two_processes(config, workdir):
     results = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     return [
-        [line for line in out.splitlines() if "peer ranks" not in line]  # gloo's
+        [line for line in out.splitlines() if line and "peer ranks" not in line]  # gloo's
         for out, _ in results
     ]
 
