@@ -3,6 +3,14 @@
 from jax import Array
 
 
+def refused_dtype(arrays: dict[str, Array | None], accepted: tuple[str, ...]) -> str | None:
+    """Which array, by name, is of another dtype than a backend takes; None: none is."""
+    for name, x in arrays.items():
+        if x is not None and x.dtype not in accepted:
+            return f"{name} is {x.dtype}, not {' or '.join(accepted)}"
+    return None
+
+
 def check_shapes(
     operation: str, sizes: dict[str, int], arrays: dict[str, tuple[Array | None, str]]
 ) -> None:

@@ -10,15 +10,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
+from kernels.partition import AXES
+
 AXIS = "branch"
-_BATCH_AXES = ("data", "fsdp", "tensor")
+_BATCH_AXES = (*AXES["B"], "tensor")
 
 
 class Part(NamedTuple):
     """What one group of devices is to compute.
 
     Attributes:
-      function: from parameters and inputs to [B, T, D]; sequences do not depend on each other.
+      function: from parameters and inputs to [B, T, D], T that of the inputs; sequences do not
+        depend on each other.
       params: a tree of arrays.
       inputs: a tree of arrays [B, T, ...], and None.
     """
@@ -53,8 +56,8 @@ def side_by_side(first: Part, second: Part) -> tuple[Array, Array]:
       Both results, on all devices.
     """
     parts = first, second
-    shapes = [jax.eval_shape(part.run) for part in parts]
-    batch, longer = shapes[0].shape[0], max(shape.shape[1] for shape in shapes)
+    lengths = [jax.tree.leaves(part.inputs)[0].shape[1] for part in parts]
+    batch, longer = jax.tree.leaves(first.inputs)[0].shape[0], max(lengths)
     mesh = jax.sharding.get_abstract_mesh()
     axes = [name for name in _BATCH_AXES if name in mesh.axis_names]
     while batch % math.prod(mesh.shape[name] for name in axes):
@@ -74,4 +77,4 @@ def side_by_side(first: Part, second: Part) -> tuple[Array, Array]:
         out_specs=P(None, tuple(axes)),
         check_vma=False,  # kernels of libraries do not say over which axes their results vary
     )(*((part.params, part.inputs) for part in parts))
-    return tuple(out[:, : shape.shape[1]] for out, shape in zip(both, shapes, strict=True))
+    return tuple(out[:, :length] for out, length in zip(both, lengths, strict=True))

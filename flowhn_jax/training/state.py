@@ -67,8 +67,8 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
         params = models.init(config.model, key)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(config.train.seed))
+    out_shardings = state_shardings(config, mesh)
+    return jax.jit(init, out_shardings=out_shardings)(jax.random.key(config.train.seed))
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
@@ -77,3 +77,8 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     opt_state = jax.eval_shape(make_optimizer(config.train).init, params)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
     return with_shardings(state, mesh)
+
+
+def state_shardings(config: Config, mesh: Mesh) -> TrainState:
+    """The shardings of the state, in its place."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))

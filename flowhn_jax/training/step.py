@@ -10,12 +10,13 @@ from jax.sharding import Mesh
 from flowhn_jax.config import Config
 from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch, loss_sum, target_weights
-from flowhn_jax.parallel.mesh import replicated
+from flowhn_jax.parallel.mesh import batch_sharding, replicated
 from flowhn_jax.training.state import (
     TrainState,
     abstract_state,
     learning_rate_schedule,
     make_optimizer,
+    state_shardings,
 )
 
 Metrics = dict[str, jax.Array]
@@ -70,6 +71,14 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
-    out_shardings = layout, replicated(mesh)
+    out_shardings = state_shardings(config, mesh), replicated(mesh)
     return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def lower_train_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
+    """The step for a mesh whose devices need not be here, ready to be compiled."""
+    shape = config.train.batch_size, config.model.context + 1
+    rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
+    batch = {"tokens": rows, "segment_ids": rows}
+    with jax.set_mesh(mesh):
+        return make_train_step(config, mesh).lower(abstract_state(config, mesh), batch)

@@ -16,6 +16,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels.checks import refused_dtype
 from kernels.manual_axes import vary_alike
 from kernels.selective_scan import pallas_tpu_kernels as kernels
 from kernels.selective_scan.pallas_tpu_kernels import (
@@ -27,6 +28,7 @@ from kernels.selective_scan.pallas_tpu_kernels import (
     Scratch,
 )
 
+_DTYPES = ("bfloat16", "float32")
 _MAX_STATES = 128
 
 
@@ -44,9 +46,8 @@ def unsupported(
 ) -> str | None:
     """Say why these arguments cannot be served, by their shapes and dtypes; None where they can."""
     del D, dt_bias, segment_ids, initial_state
-    for name, x in {"u": u, "dt": dt, "B": B, "C": C, "z": z}.items():
-        if x is not None and x.dtype not in (jnp.bfloat16, jnp.float32):
-            return f"{name} is {x.dtype}, not bfloat16 or float32"
+    if reason := refused_dtype({"u": u, "dt": dt, "B": B, "C": C, "z": z}, _DTYPES):
+        return reason
     if A.shape[1] > _MAX_STATES:
         return f"{A.shape[1]} states a channel, more than {_MAX_STATES}"
     return None

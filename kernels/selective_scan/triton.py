@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from kernels.backends import target_capability, target_device_kind
+from kernels.checks import refused_dtype
 from kernels.manual_axes import vary_alike
 from kernels.tuning import choose_tile
 
@@ -128,9 +129,8 @@ def unsupported(
     for module, package in {"triton": "triton", "jax_triton": "jax-triton"}.items():
         if importlib.util.find_spec(module) is None:
             return f"the package {package} is not installed"
-    for name, x in {"u": u, "dt": dt, "B": B, "C": C, "z": z}.items():
-        if x is not None and x.dtype not in _DTYPES:
-            return f"{name} is {x.dtype}, not {' or '.join(_DTYPES)}"
+    if reason := refused_dtype({"u": u, "dt": dt, "B": B, "C": C, "z": z}, _DTYPES):
+        return reason
     if u.shape[0] > _MAX_BATCH:
         return f"the batch size {u.shape[0]} is above {_MAX_BATCH}"
     if 0 in u.shape or 0 in A.shape:

@@ -2,17 +2,13 @@
 
 import math
 
-import jax
-import jax.numpy as jnp
 import pytest
-from jax.sharding import Mesh
 
 from configs import flowhn_135m
 from flowhn_jax import config as config_lib
 from flowhn_jax.config import MeshConfig
-from flowhn_jax.parallel.mesh import batch_sharding, make_mesh
-from flowhn_jax.training.state import abstract_state
-from flowhn_jax.training.step import make_train_step
+from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.training.step import lower_train_step
 from kernels import backends
 from tests.aot import cuda_target, tpu_target
 from tests.small import small_config
@@ -22,14 +18,10 @@ pytestmark = pytest.mark.aot
 GIB = 2**30
 
 
-def compile_step(mesh: Mesh, config):
+def compile_and_record(mesh, config):
     """The compiled step, and the backends in it by operation."""
-    with jax.set_mesh(mesh), backends.record() as chosen:
-        state = abstract_state(config, mesh)
-        shape = config.train.batch_size, config.model.context + 1
-        rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
-        batch = {"tokens": rows, "segment_ids": rows}
-        return make_train_step(config, mesh).lower(state, batch).compile(), chosen
+    with backends.record() as chosen:
+        return lower_train_step(config, mesh).compile(), chosen
 
 
 def paper_135m(sequences):
@@ -74,7 +66,7 @@ def test_a_small_step_over_four_devices(target, axes):
     else:
         model["heads"], model["kv_heads"] = 8, 2
     mesh = mesh_of(target, **axes)
-    _, chosen = compile_step(mesh, small_config("fai_split", model=model))
+    _, chosen = compile_and_record(mesh, small_config("fai_split", model=model))
     assert chosen == KERNELS[target]
 
 
@@ -82,7 +74,7 @@ def test_a_small_step_over_four_devices(target, axes):
 @pytest.mark.parametrize(("target", "gib"), [("v5e", 2.0), ("h100", 2.0)])
 def test_the_papers_135m_on_one_device(target, gib):
     """8 x 1024 tokens: the memory beside state and batch is bounded."""
-    compiled, chosen = compile_step(mesh_of(target), paper_135m(8))
+    compiled, chosen = compile_and_record(mesh_of(target), paper_135m(8))
     assert chosen == KERNELS[target]
     memory = compiled.memory_analysis().temp_size_in_bytes
     print("temporary memory in GiB", memory / GIB)

@@ -3,24 +3,13 @@
 import re
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from flowhn_jax import models
 from flowhn_jax.config import MeshConfig
-from flowhn_jax.parallel.mesh import batch_sharding, make_mesh
-from flowhn_jax.training.state import abstract_state
-from flowhn_jax.training.step import make_train_step
+from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.training.step import lower_train_step
 from tests.small import small_config
-
-
-def compile_step(config, **axes):
-    mesh = make_mesh(MeshConfig(**{"data": 1} | axes), config.train.batch_size)
-    with jax.set_mesh(mesh):
-        shape = config.train.batch_size, config.model.context + 1
-        rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
-        batch = {"tokens": rows, "segment_ids": rows}
-        return make_train_step(config, mesh).lower(abstract_state(config, mesh), batch).compile()
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +20,8 @@ def config():
 
 @pytest.fixture(scope="module")
 def steps(config):
-    return {n: compile_step(config, data=8 // n, fsdp=n) for n in (1, 2, 8)}
+    meshes = {n: make_mesh(MeshConfig(data=8 // n, fsdp=n), 8) for n in (1, 2, 8)}
+    return {n: lower_train_step(config, mesh).compile() for n, mesh in meshes.items()}
 
 
 def test_memory_falls_with_fsdp(steps):
