@@ -188,6 +188,7 @@ class MeshConfig:
     data: int = -1  # sequences
     fsdp: int = 1  # sequences, and parameters with their optimizer state
     branch: int = 1  # 2: the attention branch on one group of devices, the SSM on the other
+    sequence: int = 1  # positions of long sequences, and parameters with their optimizer state
     tensor: int = 1  # heads, channels, MLP units and vocabulary
 
     def __post_init__(self):
@@ -197,6 +198,8 @@ class MeshConfig:
         _require(self.branch in (1, 2), "mesh.branch", self.branch, "1 or 2")
         left = [name for name, size in sizes.items() if size == -1]
         _require(len(left) <= 1, "mesh", sizes, "one axis of -1 at most")
+        both = self.branch == 2 and self.sequence != 1
+        _require(not both, "mesh.sequence", self.sequence, "1 where mesh.branch is 2")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ arguments along the dimensions in which the operation is independent, by `jax.sh
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +14,20 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 # The mesh axes that a dimension is cut over, by the letter or word that stands for it in layouts.
+# Of several the last ones are left out where they do not divide it.
 AXES = {
     "B": ("data", "fsdp"),  # sequences
-    "stream": ("branch",),  # positions of a sequence between the branches of one block and the next
-    "N": ("data", "fsdp", "branch"),  # tokens of all sequences
+    "stream": ("branch", "sequence"),  # positions between the branches of one block and the next
+    "L": ("sequence",),  # positions that a branch is given
+    "N": ("data", "fsdp", "branch", "sequence"),  # tokens of all sequences
     "E": ("tensor",),  # channels of a state-space mixer
-    "H": ("tensor",),  # heads
-    "G": ("tensor",),  # key-value heads, or groups of heads
+    "H": ("tensor",),  # heads of a state-space mixer
+    "G": ("tensor",),  # groups of them
+    "heads": ("tensor", "sequence"),  # query heads, each of which needs all positions
+    "kv_heads": ("tensor", "sequence"),
     "F": ("tensor",),  # hidden units of an MLP
     "V": ("tensor",),  # vocabulary
+    "shard": ("fsdp", "sequence"),  # a parameter's model width, to be gathered where it is used
 }
 
 
@@ -31,7 +36,7 @@ def over_mesh(
     layouts: Sequence[str],
     out_layouts: Any,
     *,
-    reduced: str | None = None,
+    meets: Sequence[str] = (),
 ) -> Callable[..., Any]:
     """`function` over the mesh that is set; itself where there is none, or one device.
 
@@ -40,8 +45,8 @@ def over_mesh(
         depend on another.
       layouts: of each argument, a letter a dimension, as 'B L E'.
       out_layouts: a tree of layouts, as the function's results.
-      reduced: a letter in which the operation is not independent: the function is given the mesh
-        axes that it is cut over as the keyword `axes`, a tuple, to sum over.
+      meets: letters in which the parts do depend on each other, as the function knows: it is given
+        the mesh axes that each is cut over, a tuple, in this order behind its arguments.
     """
     mesh = jax.sharding.get_abstract_mesh()
     active = _active(mesh)
@@ -54,9 +59,9 @@ def over_mesh(
             for letter, size in zip(layouts[i].split(), arguments[i].shape, strict=True)
         }
         cut = _cut(mesh, active, sizes)
-        keywords = {} if reduced is None else {"axes": cut.get(reduced) or ()}
+        axes = [cut.get(letter) or () for letter in meets]
         if not active:
-            return function(*arguments, **keywords)
+            return function(*arguments, *axes)
 
         def spec(layout: str) -> P:
             return P(*map(cut.get, layout.split()))
@@ -65,7 +70,7 @@ def over_mesh(
             whole = list(arguments)
             for i, x in zip(present, arrays, strict=True):
                 whole[i] = x
-            return function(*whole, **keywords)
+            return function(*whole, *axes)
 
         # Kernels of libraries do not say over which axes their results vary: not checked.
         return jax.shard_map(
@@ -76,7 +81,14 @@ def over_mesh(
             check_vma=False,
         )(*(arguments[i] for i in present))
 
-    return function if reduced is None and not active else mapped
+    return mapped if active or meets else function
+
+
+def ways(letter: str) -> int:
+    """Into how many parts the mesh that is set would cut the dimension."""
+    mesh = jax.sharding.get_abstract_mesh()
+    active = _active(mesh)
+    return math.prod(mesh.shape[name] for name in AXES[letter] if name in active)
 
 
 def constrain(x: Array, layout: str) -> Array:
@@ -102,19 +114,29 @@ def _automatic(mesh: jax.sharding.AbstractMesh) -> set[str]:
 def _cut(
     mesh: jax.sharding.AbstractMesh, active: Iterable[str], sizes: dict[str, int]
 ) -> dict[str, tuple[str, ...] | None]:
-    """The axes that each letter is cut over: all or none of `AXES`, and for all letters alike.
+    """The axes that each letter is cut over, for all letters alike.
 
-    Where one letter does not divide, another of the same axes is not cut either: query heads would
-    part from their key-value heads.
+    Where one letter does not divide by an axis, another is not cut over it either: query heads
+    would part from their key-value heads. What is gathered anyhow keeps to itself.
     """
+
+    def fitting(letter: str, usable: set[str]) -> tuple[str, ...]:
+        names = tuple(name for name in AXES.get(letter, ()) if name in usable)
+        return divided(names, sizes[letter], mesh.shape)
+
     usable = set(active)
-    while True:
-        cut = {letter: tuple(a for a in AXES.get(letter, ()) if a in usable) for letter in sizes}
-        uneven = [
-            letter
-            for letter, names in cut.items()
-            if sizes[letter] % math.prod(mesh.shape[name] for name in names)
-        ]
-        if not uneven:
-            return {letter: names or None for letter, names in cut.items()}
-        usable -= {name for letter in uneven for name in cut[letter]}
+    for letter in sizes:
+        if letter != "shard":
+            usable -= {name for name in AXES.get(letter, ()) if name not in fitting(letter, usable)}
+    usable_by_shards = set(active)
+    return {
+        letter: fitting(letter, usable_by_shards if letter == "shard" else usable) or None
+        for letter in sizes
+    }
+
+
+def divided(names: tuple[str, ...], size: int, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes that divide a dimension of so many, without the last ones that do not."""
+    while size % math.prod(mesh_shape[name] for name in names):
+        names = names[:-1]
+    return names

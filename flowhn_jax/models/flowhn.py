@@ -17,7 +17,7 @@ from flowhn_jax.split import BlockPlan, Selection, merge, take
 from kernels.backends import target_platform
 from kernels.partition import constrain
 
-_STREAM = "B stream D"
+_STREAM, _BRANCH = "B stream D", "B L D"
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -49,8 +49,10 @@ class Branch(nnx.Module):
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         """x [B, T, D] -> [B, T, D]."""
+        x = constrain(x, _BRANCH)
         x = x + self.mixer(self.norm(x), segment_ids)
-        return x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x
+        x = x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x
+        return constrain(x, _BRANCH)
 
 
 def ssm_mixer(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:

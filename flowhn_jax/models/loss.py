@@ -45,11 +45,6 @@ def loss_sum(
     model = models.bind(config, params)
     tokens, weights = batch["tokens"], target_weights(batch)
     hidden = model(tokens[:, :-1], batch["segment_ids"][:, :-1], remat=remat)
-    nll = cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]),
-        model.head.kernel[...],
-        tokens[:, 1:].reshape(-1),
-        weights.reshape(-1),
-        z_loss=z_loss,
-    )
+    head = model.head.kernel[...]
+    nll = cross_entropy(hidden, head, tokens[:, 1:], weights, z_loss=z_loss)
     return LossSum(nll, weights.sum())

@@ -1,6 +1,5 @@
 """Which mesh axes the parameters, their gradients and their optimizer state are cut over."""
 
-import math
 import re
 from typing import Any
 
@@ -8,43 +7,47 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-_BOTH = ("tensor", "fsdp")
+from kernels.partition import AXES, divided
+
+_SHARD = AXES["shard"]
+_ALL = ("tensor", *_SHARD)
 
 # By the end of a parameter's path; the first that matches counts. Of a matrix product's two
-# dimensions the model's width goes over fsdp, and heads, channels, MLP units and vocabulary go over
-# tensor: the first product of a branch is cut by its outputs, the last one by its inputs.
+# dimensions the model's width goes over fsdp and sequence, and heads, channels, MLP units and
+# vocabulary go over tensor: the first product of a branch is cut by its outputs, the last one by
+# its inputs.
 _RULES = tuple(
     (re.compile(rf"(^|/){pattern}$"), spec)
     for pattern, spec in (
-        ("embed/embedding", P("tensor", "fsdp")),
-        ("head/kernel", P("fsdp", "tensor")),
-        ("[qkv]_proj/kernel", P("fsdp", "tensor")),
-        ("o_proj/kernel", P("tensor", "fsdp")),
-        ("mlp/(gate|up)_proj/kernel", P("fsdp", "tensor")),
-        ("mlp/down_proj/kernel", P("tensor", "fsdp")),
+        ("embed/embedding", P("tensor", _SHARD)),
+        ("head/kernel", P(_SHARD, "tensor")),
+        ("[qkv]_proj/kernel", P(_SHARD, "tensor")),
+        ("o_proj/kernel", P("tensor", _SHARD)),
+        ("mlp/(gate|up)_proj/kernel", P(_SHARD, "tensor")),
+        ("mlp/down_proj/kernel", P("tensor", _SHARD)),
         # Mamba-1's is [D, 2, E], of u and z. Mamba-2's is [D, ...], of unlike parts, which no cut
         # would leave with their heads.
-        ("ssm/mixer/in_proj/kernel", P("fsdp", None, "tensor")),
-        ("mixer/x_proj/kernel", P(_BOTH, None)),
-        ("mixer/dt_proj/kernel", P(None, _BOTH)),
-        ("mixer/out_proj/kernel", P("tensor", "fsdp")),
-        ("mixer/conv_weight", P(None, _BOTH)),
-        ("mixer/a_log", P(_BOTH)),
+        ("ssm/mixer/in_proj/kernel", P(_SHARD, None, "tensor")),
+        ("mixer/x_proj/kernel", P(_ALL, None)),
+        ("mixer/dt_proj/kernel", P(None, _ALL)),
+        ("mixer/out_proj/kernel", P("tensor", _SHARD)),
+        ("mixer/conv_weight", P(None, _ALL)),
+        ("mixer/a_log", P(_ALL)),
         ("mixer/(conv_bias|d|dt_bias)", P("tensor")),
-        ("(branch|final)_proj/kernel", P("fsdp", "tensor")),
+        ("(branch|final)_proj/kernel", P(_SHARD, "tensor")),
         (r"(\w+_)?norm/scale", P()),
     )
 )
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The mesh axes of a parameter's dimensions; an axis that does not divide one is left out.
+    """The mesh axes of a parameter's dimensions; the last that do not divide one are left out.
 
     Args:
       path: as 'blocks/0/ssm/mixer/in_proj/kernel'; it may have a longer path before it, as an
         optimizer's state of the parameter has.
       shape: of the parameter.
-      mesh: with the axes fsdp and tensor.
+      mesh: with the axes fsdp, sequence and tensor.
 
     Raises:
       ValueError: no rule names the parameter.
@@ -53,12 +56,11 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     if spec is None:
         raise ValueError(f"No sharding rule names the parameter {path!r}.")
 
-    def divided(size: int, axes: Any) -> Any:
+    def cut(size: int, axes: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
         names = (axes,) if isinstance(axes, str) else axes or ()
-        fits = size % math.prod(mesh.shape[name] for name in names) == 0
-        return axes if fits else None
+        return divided(names, size, mesh.shape) or None
 
-    return P(*map(divided, shape, spec))
+    return P(*map(cut, shape, spec))
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:

@@ -1,15 +1,17 @@
 """Causal grouped-query attention."""
 
+import math
 from functools import partial
 
+import jax.numpy as jnp
 from jax import Array
 
 from kernels.attention import cudnn, splash, xla
 from kernels.backends import Backend, Operation
 from kernels.checks import check_shapes
-from kernels.partition import over_mesh
+from kernels.partition import over_mesh, ways
 
-_LAYOUTS = ("B T H K", "B T G K", "B T G K", "B T")
+_LAYOUTS = ("B T heads size", "B T kv_heads size", "B T kv_heads size", "B T")
 
 OPERATION = Operation(
     "attention",
@@ -73,5 +75,8 @@ def attention(
         )
     if window is not None and window < 1:
         raise ValueError(f"attention: window must be at least 1, found {window}")
+    repeats = math.lcm(sizes["H_kv"], ways("heads")) // sizes["H_kv"]
+    if repeats > 1 and sizes["H"] // sizes["H_kv"] % repeats == 0:  # so that heads can be cut
+        k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))
     run = OPERATION.choose(q, k, v, segment_ids, backend=backend)
     return over_mesh(partial(run, window=window), _LAYOUTS, _LAYOUTS[0])(q, k, v, segment_ids)

@@ -1,9 +1,15 @@
 """Depthwise causal convolution over time."""
 
-from jax import Array
+import jax.numpy as jnp
+from jax import Array, lax
 
 from kernels.causal_conv import xla
 from kernels.checks import check_shapes
+from kernels.partition import over_mesh, ways
+from kernels.sequence import Axes, before
+
+_LAYOUTS = "B L E", "taps E", "E", "B L", "B before E"
+_OUT_LAYOUTS = _LAYOUTS[0], _LAYOUTS[4]
 
 
 def causal_conv(
@@ -50,5 +56,31 @@ def causal_conv(
         "initial_state": (initial_state, "B W-1 E"),
     }
     check_shapes("causal_conv", sizes | {"W-1": sizes["W"] - 1}, arrays)
-    y, state = xla.causal_conv(x, weight, bias, segment_ids, initial_state)
+    run = xla.causal_conv
+    if 1 < ways("L") <= sizes["L"] // max(1, sizes["W"] - 1):  # else XLA finds what a device needs
+        run = over_mesh(_over_sequence, _LAYOUTS, _OUT_LAYOUTS, meets="L")
+    y, state = run(x, weight, bias, segment_ids, initial_state)
     return (y, state) if return_final_state else y
+
+
+def _over_sequence(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    segment_ids: Array | None,
+    initial_state: Array | None,
+    axes: Axes,
+) -> tuple[Array, Array]:
+    """This device's outputs, from the last inputs of the device before it, and the final state."""
+    if not axes:
+        return xla.causal_conv(x, weight, bias, segment_ids, initial_state)
+    count, device = weight.shape[0] - 1, lax.axis_index(axes)
+    inputs = before(x, count, axes)
+    if segment_ids is not None:
+        same = before(segment_ids, count, axes) == segment_ids[:, :1]
+        inputs = jnp.where(same[..., None], inputs, 0)
+    if initial_state is not None:
+        inputs = jnp.where(device == 0, initial_state.astype(x.dtype), inputs)
+    y, state = xla.causal_conv(x, weight, bias, segment_ids, inputs)
+    is_last = device == lax.axis_size(axes) - 1
+    return y, lax.psum(jnp.where(is_last, state, 0), axes)

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Literal
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from kernels.backends import target_platform
 from kernels.checks import check_shapes
@@ -15,6 +15,8 @@ from kernels.partition import over_mesh
 # Of a chunk's logits. Each chunk adds to the head's gradient, a pass over D x V numbers: on an
 # accelerator it takes about 2000 tokens before the products outweigh that.
 _CHUNK_BYTES = {"cpu": 128 * 2**20, "gpu": 512 * 2**20, "tpu": 512 * 2**20}
+
+Axes = tuple[str, ...]  # of a mesh
 
 
 def cross_entropy(
@@ -34,7 +36,8 @@ def cross_entropy(
     which the others leave free, near zero.
 
     Args:
-      hidden: [N, D], float; its dtype is that of the matrix products.
+      hidden: [N, D] or [B, T, D], float; its dtype is that of the matrix products. N below stands
+        for both: a mesh cuts sequences and positions, or tokens, where they lie.
       head: [D, V], float; cast to hidden's dtype for the products, which accumulate in float32.
       targets: [N], integer, in 0..V-1. Where the weight is zero any value will do; elsewhere one
         out of range makes the loss NaN.
@@ -53,15 +56,18 @@ def cross_entropy(
     Raises:
       ValueError: if shapes do not fit each other, or an option is not as above.
     """
-    if hidden.ndim != 2:
-        raise ValueError(f"cross_entropy: hidden must be [N, D], found shape {hidden.shape}")
-    tokens, vocabulary = hidden.shape[0], head.shape[-1]
+    if hidden.ndim not in (2, 3):
+        raise ValueError(
+            f"cross_entropy: hidden must be [N, D] or [B, T, D], found shape {hidden.shape}"
+        )
+    tokens = "N" if hidden.ndim == 2 else "B T"
+    vocabulary = head.shape[-1]
     if weights is None:
-        weights = jnp.ones(tokens, jnp.float32)
+        weights = jnp.ones(hidden.shape[:-1], jnp.float32)
     check_shapes(
         "cross_entropy",
-        {"N": tokens, "D": hidden.shape[1], "V": vocabulary},
-        {"head": (head, "D V"), "targets": (targets, "N"), "weights": (weights, "N")},
+        dict(zip(f"{tokens} D".split(), hidden.shape, strict=True)) | {"V": vocabulary},
+        {"head": (head, "D V"), "targets": (targets, tokens), "weights": (weights, tokens)},
     )
     if reduction not in ("sum", "none"):
         raise ValueError(f"cross_entropy: unknown reduction {reduction!r}; accepted: 'sum', 'none'")
@@ -75,9 +81,11 @@ def cross_entropy(
     in_range = (targets >= 0) & (targets < vocabulary)
     weights = jnp.where(in_range | (weights == 0), weights, jnp.nan)
     local = partial(_on_one_device, reduction, z_loss, chunk_size)
-    layouts = "N D", "D V", "N", "N"
-    losses = over_mesh(local, layouts, "N", reduced="V")(hidden, head, targets, weights)
-    return losses.sum() if reduction == "sum" else losses
+    tokens = tokens.replace("T", "stream")
+    layouts = f"{tokens} D", "shard V", tokens, tokens
+    out = "" if reduction == "sum" else tokens
+    meets = "V", "shard", *tokens.split()
+    return over_mesh(local, layouts, out, meets=meets)(hidden, head, targets, weights)
 
 
 def _on_one_device(
@@ -88,20 +96,27 @@ def _on_one_device(
     head: Array,
     targets: Array,
     weights: Array,
-    *,
-    axes: tuple[str, ...],
+    of_vocabulary: Axes,
+    of_shards: Axes,
+    *of_tokens: Axes,
 ) -> Array:
-    """The weighted losses of a device's tokens, [N] or, for 'sum', [1].
+    """The weighted losses of this device's tokens or, for 'sum', their sum over all devices.
 
-    `axes` are the mesh axes that the vocabulary is cut over: head is this device's part of it.
+    The mesh's axes are those that the vocabulary is cut over, head's D, and the tokens.
     """
-    tokens = hidden.shape[0]
+    tokens = targets.size
     chunks = max(1, -(-tokens // chunk_size))
-    tail = -tokens % chunks
     hidden, head, targets, weights = vary_alike((hidden, head, targets, weights))
-    hidden = jnp.pad(hidden, ((0, tail), (0, 0)))
-    targets, padded_weights = (jnp.pad(x, (0, tail)) for x in (targets, weights))
-    options = xla.Options(chunks, z_loss, axes)
+
+    def flat(x: Array) -> Array:
+        x = x.reshape(tokens, *x.shape[weights.ndim :])
+        return jnp.pad(x, ((0, -tokens % chunks), *((0, 0),) * (x.ndim - 1)))
+
     if reduction == "sum":
-        return xla.weighted_sum(options, hidden, head, targets, padded_weights)[None]
-    return weights * xla.token_losses(options, hidden, head, targets)[:tokens]
+        options = xla.Options(chunks, z_loss, of_vocabulary, of_shards, sum(of_tokens, ()))
+        return xla.weighted_sum(options, flat(hidden), head, flat(targets), flat(weights))
+    if of_shards:
+        head = lax.all_gather(head, of_shards, tiled=True)
+    options = xla.Options(chunks, z_loss, of_vocabulary)
+    losses = xla.token_losses(options, flat(hidden), head, flat(targets))
+    return weights * losses[:tokens].reshape(weights.shape)

@@ -17,41 +17,60 @@ from kernels.precision import product_precision
 class Options(NamedTuple):
     """What the functions of this file do not differentiate.
 
+    The axes are those of `jax.shard_map` without `check_vma`, by which each device gives its part
+    of the gradient of an array that several devices hold.
+
     Attributes:
       chunks: of the tokens, their number a multiple of it.
       z_loss: weight of lse**2.
-      axes: mesh axes of `jax.shard_map` that the vocabulary is cut over: head and its gradient are
-        a device's part; hidden, targets and weights are the same on all devices, and the devices'
-        gradients of them are parts of a sum, as `jax.shard_map` without `check_vma` has it.
+      vocabulary: axes that the vocabulary is cut over: head and its gradient are a device's part;
+        hidden, targets and weights are the same on all devices along them.
+      shards: axes that the head's D is cut over. `weighted_sum` gathers it, and leaves each device
+        its part of the gradient.
+      tokens: axes that the tokens are cut over; for `weighted_sum` only.
     """
 
     chunks: int
     z_loss: float
-    axes: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()
+    shards: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def weighted_sum(
     options: Options, hidden: Array, head: Array, targets: Array, weights: Array
 ) -> Array:
-    """Sum of weights * losses, a float32 scalar; hidden [N, D], head [D, V]."""
-    return jnp.sum(weights * token_losses(options, hidden, head, targets))
+    """Sum of weights * losses over all devices, a float32 scalar; hidden [N, D], head [D, V]."""
+    losses = token_losses(options, hidden, _gathered(options, head, hidden.dtype), targets)
+    return _over(lax.psum, options.tokens, jnp.sum(weights * losses))
 
 
 def _weighted_sum_forward(options, hidden, head, targets, weights):
-    losses, dhidden, dhead = _losses_and_gradients(options, hidden, head, targets, weights)
-    return jnp.sum(weights * losses), (losses, dhidden, dhead)
+    whole = _gathered(options, head, hidden.dtype)
+    losses, dhidden, dhead = _losses_and_gradients(options, hidden, whole, targets, weights)
+    if options.shards:
+        dhead = lax.psum_scatter(dhead, options.shards, tiled=True)
+    total = _over(lax.psum, options.tokens, jnp.sum(weights * losses))
+    return total, (losses, dhidden, dhead.astype(head.dtype))
 
 
 def _weighted_sum_backward(options, residuals, dtotal):
     losses, dhidden, dhead = residuals
+    dtotal = _over(lax.psum, options.tokens, dtotal)
     dweights = dtotal * losses
-    dtotal = _over(lax.psum, options.axes, dtotal)
+    dtotal = _over(lax.psum, options.vocabulary, dtotal)
     dhidden, dhead = ((dtotal * x).astype(x.dtype) for x in (dhidden, dhead))
     return dhidden, dhead, None, dweights
 
 
 weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
+
+
+def _gathered(options: Options, head: Array, dtype: jnp.dtype) -> Array:
+    """The whole D of a device's part of the vocabulary, in the products' dtype."""
+    head = head.astype(dtype)
+    return lax.all_gather(head, options.shards, tiled=True) if options.shards else head
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -70,9 +89,10 @@ def _token_losses_forward(options, hidden, head, targets):
 
 
 def _token_losses_backward(options, residuals, dlosses):
-    dlosses = _over(lax.psum, options.axes, dlosses)
-    _, dhidden, dhead = _losses_and_gradients(options, *residuals, dlosses)
-    return dhidden, dhead, None
+    hidden, head, targets = residuals
+    dlosses = _over(lax.psum, options.vocabulary, dlosses)
+    _, dhidden, dhead = _losses_and_gradients(options, hidden, head, targets, dlosses)
+    return dhidden, dhead.astype(head.dtype), None
 
 
 token_losses.defvjp(_token_losses_forward, _token_losses_backward)
@@ -81,7 +101,7 @@ token_losses.defvjp(_token_losses_forward, _token_losses_backward)
 def _losses_and_gradients(
     options: Options, hidden: Array, head: Array, targets: Array, scale: Array
 ):
-    """Losses [N], and dhidden [N, D] and dhead [D, V] of sum(scale * losses), in their dtypes."""
+    """Losses [N], and dhidden [N, D] and dhead [D, V], float32, of sum(scale * losses)."""
     product_head = head.astype(hidden.dtype)
 
     def step(dhead, chunk):
@@ -95,7 +115,7 @@ def _losses_and_gradients(
 
     dhead = jnp.zeros_like(head, jnp.float32)
     dhead, outputs = lax.scan(step, dhead, _split((hidden, targets, scale), options.chunks))
-    return *map(_join, outputs), dhead.astype(head.dtype)
+    return *map(_join, outputs), dhead
 
 
 class _Chunk(NamedTuple):
@@ -108,7 +128,7 @@ class _Chunk(NamedTuple):
 
 
 def _chunk(options: Options, head: Array, hidden: Array, targets: Array) -> _Chunk:
-    axes = options.axes
+    axes = options.vocabulary
     logits = _dot(hidden, head)
     peak = _over(lax.pmax, axes, logits.max(-1, keepdims=True))
     exps = jnp.exp(logits - peak)

@@ -9,6 +9,7 @@ from kernels.checks import check_shapes
 from kernels.partition import over_mesh
 from kernels.selective_scan import pallas_tpu, triton, xla
 from kernels.selective_scan.step import selective_scan_step
+from kernels.sequence import over_sequence
 
 __all__ = ["OPERATION", "selective_scan", "selective_scan_step"]
 
@@ -99,5 +100,6 @@ def selective_scan(
     check_shapes("selective_scan", sizes, arrays)
     arguments = u, dt, A, B, C, D, z, dt_bias, segment_ids, initial_state
     run = OPERATION.choose(*arguments, backend=backend)
-    y, state = over_mesh(run, _LAYOUTS, _OUT_LAYOUTS)(*arguments)
+    local = partial(over_sequence, run)
+    y, state = over_mesh(local, _LAYOUTS, _OUT_LAYOUTS, meets="L")(*arguments)
     return (y, state) if return_final_state else y

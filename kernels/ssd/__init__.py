@@ -1,10 +1,13 @@
 """State-space duality, the sequence operation of Mamba-2 (arXiv 2405.21060, section 6)."""
 
+from functools import partial
+
 from jax import Array
 
 from kernels.backends import Backend, Operation
 from kernels.checks import check_shapes
 from kernels.partition import over_mesh
+from kernels.sequence import over_sequence
 from kernels.ssd import xla
 from kernels.ssd.step import ssd_step
 
@@ -89,5 +92,6 @@ def ssd(
     # One group is all heads'; several are cut over devices with their heads.
     groups = "B L 1 S" if sizes["G"] == 1 else "B L G S"
     layouts = "B L H P", "B L H", "H", groups, groups, "H", "H", "B L", "B H P S"
-    y, state = over_mesh(run, layouts, ("B L H P", "B H P S"))(*arguments)
+    local = partial(over_sequence, run)
+    y, state = over_mesh(local, layouts, ("B L H P", "B H P S"), meets="L")(*arguments)
     return (y, state) if return_final_state else y

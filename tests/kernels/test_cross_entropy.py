@@ -180,6 +180,33 @@ def test_a_vocabulary_over_devices(rng, reduction):
     assert results[1]["head"].sharding.spec == P(None, "tensor")
 
 
+@both_reductions
+def test_a_head_in_shards_over_sequences_and_positions(rng, reduction):
+    """The head is gathered, and each device is left its part of the gradient."""
+    args = arguments(rng, 48, 8, 12)
+    by_sequence = {
+        name: x if name == "head" else x.reshape(4, 12, *x.shape[1:]) for name, x in args.items()
+    }
+    shape = (4, 12) if reduction == "none" else ()
+    cotangent = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    one_device = run_with_gradients(by_sequence, cotangent, reduction, 5)
+    flat = cotangent.ravel() if reduction == "none" else cotangent
+    of_flat = run_with_gradients(args, flat, reduction, 5)
+    assert_close(jax.tree.map(jnp.ravel, one_device), jax.tree.map(np.ravel, of_flat), 1e-6)
+    axes = {"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2}
+    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), (jax.sharding.AxisType.Auto,) * 4)
+    spec = P(("fsdp", "sequence"), "tensor")
+    with jax.set_mesh(mesh):
+        arrays = by_sequence | {"head": jax.device_put(args["head"], NamedSharding(mesh, spec))}
+        compiled = run_with_gradients.lower(arrays, cotangent, reduction, 5).compile()
+        results = compiled(arrays, cotangent)
+    assert_close(results, jax.tree.map(np.asarray, one_device), 1e-5)
+    assert results[1]["head"].sharding.spec == spec
+    # 8 x 6 of float32, a device's part of the vocabulary, is never summed whole.
+    assert "f32[8,6]{1,0} all-reduce" not in compiled.as_text()
+    assert "reduce-scatter(" in compiled.as_text()
+
+
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_no_tokens(reduction):
     hidden, head, targets = jnp.ones((0, 4)), jnp.ones((4, 8)), jnp.zeros(0, jnp.int32)
@@ -202,5 +229,5 @@ def test_wrong_arguments():
         cross_entropy(**args | {"head": args["head"].T})
     with pytest.raises(ValueError, match=r"targets must be \[N\] = \(9,\), found .*\(8,\)"):
         cross_entropy(**args | {"targets": args["targets"][1:]})
-    with pytest.raises(ValueError, match=r"hidden must be \[N, D\]"):
-        cross_entropy(**args | {"hidden": args["hidden"][None]})
+    with pytest.raises(ValueError, match=r"hidden must be \[N, D\] or \[B, T, D\]"):
+        cross_entropy(**args | {"hidden": args["hidden"][0]})

@@ -13,7 +13,7 @@ from flowhn_jax.training.step import make_train_step
 from tests.small import small_config
 
 STEPS = 10
-# Every combination of axes that has more than one device.
+# Every combination of data, fsdp, branch and tensor that has more than one device.
 MESHES = [
     dict(data=8),
     dict(fsdp=8),
@@ -31,6 +31,7 @@ MESHES = [
     dict(fsdp=2, branch=2, tensor=2),
 ]
 FEW = [dict(data=2, fsdp=2, tensor=2), dict(fsdp=2, branch=2, tensor=2)]
+WITH_SEQUENCE = [dict(sequence=4), dict(data=2, sequence=4), dict(fsdp=2, sequence=2, tensor=2)]
 
 
 def train(config, **axes):
@@ -68,18 +69,24 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize(
     "axes",
-    [mesh if mesh in FEW else pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES],
+    [
+        mesh if mesh in FEW else pytest.param(mesh, marks=pytest.mark.slow)
+        for mesh in MESHES + WITH_SEQUENCE
+    ],
 )
 def test_every_combination_of_axes(axes):
     assert_same(train(recipe(), **axes), on_one_device())
 
 
+WAYS = [dict(fsdp=2, branch=2, tensor=2), dict(fsdp=2, sequence=4)]
+
+
 @pytest.mark.parametrize("strategy", ["no_split", "ae_split", "fa_split", "fai_split"])
-def test_every_strategy(strategy):
-    expected = on_one_device(strategy=strategy)
-    assert_same(train(recipe(strategy), fsdp=2, branch=2, tensor=2), expected)
+@pytest.mark.parametrize("axes", WAYS, ids=["branch", "sequence"])
+def test_every_strategy(strategy, axes):
+    assert_same(train(recipe(strategy), **axes), on_one_device(strategy=strategy))
 
 
-def test_mamba2():
-    expected = on_one_device(ssm="mamba2")
-    assert_same(train(recipe(ssm="mamba2"), fsdp=2, branch=2, tensor=2), expected)
+@pytest.mark.parametrize("axes", WAYS, ids=["branch", "sequence"])
+def test_mamba2(axes):
+    assert_same(train(recipe(ssm="mamba2"), **axes), on_one_device(ssm="mamba2"))
