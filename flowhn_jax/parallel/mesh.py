@@ -1,4 +1,4 @@
-"""The device mesh of a run: axes data, fsdp, branch and tensor, and what is laid over the first."""
+"""The device mesh of a run: axes data, fsdp, branch, sequence and tensor, and how batches lie."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flowhn_jax.config import MeshConfig
+from flowhn_jax.config import MeshConfig, ModelConfig
 from kernels.partition import AXES
 
 
@@ -74,8 +74,35 @@ def make_mesh(
         )
     in_slice = [n // slices if name == "data" else n for name, n in sizes.items()]
     of_slices = [slices if name == "data" else 1 for name in sizes]
-    array = mesh_utils.create_hybrid_device_mesh(in_slice, of_slices, devices[:used])
+    array = mesh_utils.create_hybrid_device_mesh(
+        in_slice, of_slices, devices[:used], allow_split_physical_axes=True
+    )
     return Mesh(array, tuple(sizes), axis_types=axes)
+
+
+def check_sequence(model: ModelConfig, mesh: Mesh) -> None:
+    """Raise a ValueError where the model's positions or heads do not divide over the mesh.
+
+    Else devices along `sequence` would do each other's work.
+    """
+    parts = mesh.shape["sequence"]
+    if parts == 1:
+        return
+    for block in model.plan().blocks:
+        for branch, selection in (("attention", block.attention), ("the SSM", block.ssm)):
+            tokens = selection.count(model.context)
+            if tokens % parts:
+                raise ValueError(
+                    f"mesh.sequence = {parts} does not divide the {tokens} tokens of {branch} in a "
+                    f"context of {model.context}; accepted is a divisor, or another "
+                    "model.split.align or model.split.period."
+                )
+    ways = parts * mesh.shape["tensor"]
+    if model.heads % ways:
+        raise ValueError(
+            f"mesh.sequence x mesh.tensor = {ways} does not divide model.heads = {model.heads}, "
+            "which attention cuts instead of positions; accepted is a divisor."
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

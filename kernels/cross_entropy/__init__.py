@@ -4,7 +4,7 @@ from functools import partial
 from typing import Literal
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from kernels.backends import target_platform
 from kernels.checks import check_shapes
@@ -115,8 +115,7 @@ def _on_one_device(
     if reduction == "sum":
         options = xla.Options(chunks, z_loss, of_vocabulary, of_shards, sum(of_tokens, ()))
         return xla.weighted_sum(options, flat(hidden), head, flat(targets), flat(weights))
-    if of_shards:
-        head = lax.all_gather(head, of_shards, tiled=True)
+    head = xla.gathered(head, of_shards)
     options = xla.Options(chunks, z_loss, of_vocabulary)
     losses = xla.token_losses(options, flat(hidden), head, flat(targets))
     return weights * losses[:tokens].reshape(weights.shape)

@@ -42,15 +42,17 @@ def weighted_sum(
     options: Options, hidden: Array, head: Array, targets: Array, weights: Array
 ) -> Array:
     """Sum of weights * losses over all devices, a float32 scalar; hidden [N, D], head [D, V]."""
-    losses = token_losses(options, hidden, _gathered(options, head, hidden.dtype), targets)
+    losses = token_losses(
+        options, hidden, gathered(head.astype(hidden.dtype), options.shards), targets
+    )
     return _over(lax.psum, options.tokens, jnp.sum(weights * losses))
 
 
 def _weighted_sum_forward(options, hidden, head, targets, weights):
-    whole = _gathered(options, head, hidden.dtype)
+    whole = gathered(head.astype(hidden.dtype), options.shards)
     losses, dhidden, dhead = _losses_and_gradients(options, hidden, whole, targets, weights)
-    if options.shards:
-        dhead = lax.psum_scatter(dhead, options.shards, tiled=True)
+    for axis in options.shards:  # one by one: XLA sums whole arrays over a whole slice of TPUs
+        dhead = lax.psum_scatter(dhead, axis, tiled=True)
     total = _over(lax.psum, options.tokens, jnp.sum(weights * losses))
     return total, (losses, dhidden, dhead.astype(head.dtype))
 
@@ -67,10 +69,11 @@ def _weighted_sum_backward(options, residuals, dtotal):
 weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
 
 
-def _gathered(options: Options, head: Array, dtype: jnp.dtype) -> Array:
-    """The whole D of a device's part of the vocabulary, in the products' dtype."""
-    head = head.astype(dtype)
-    return lax.all_gather(head, options.shards, tiled=True) if options.shards else head
+def gathered(head: Array, shards: tuple[str, ...]) -> Array:
+    """The whole D of a head of which each device along the axes has a part."""
+    for axis in reversed(shards):
+        head = lax.all_gather(head, axis, tiled=True)
+    return head
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

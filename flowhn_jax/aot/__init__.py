@@ -1,0 +1,1 @@
+"""Train steps compiled for machines that are not here: what they need, and what they send."""

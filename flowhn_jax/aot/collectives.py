@@ -1,0 +1,165 @@
+"""What the devices of a compiled program send each other, and how long their links take for it."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from flowhn_jax.aot.hlo import Instruction, Program, size
+from flowhn_jax.aot.topology import Topology
+
+# What each of n devices receives for b bytes of its own argument.
+_RECEIVED = {
+    "all-gather": lambda b, n: (n - 1) * b,
+    "reduce-scatter": lambda b, n: (n - 1) * b / n,
+    "all-reduce": lambda b, n: 2 * (n - 1) * b / n,
+    "all-to-all": lambda b, n: (n - 1) * b / n,
+    "ragged-all-to-all": lambda b, n: (n - 1) * b / n,
+    "collective-permute": lambda b, n: b,
+    "send": lambda b, n: b,  # to other slices of TPUs
+}
+
+
+class Traffic(NamedTuple):
+    """All collectives of one kind in a step.
+
+    Attributes:
+      count: how many run.
+      received: bytes that a device receives.
+      seconds: what the links take for them, one after the other.
+    """
+
+    count: int
+    received: float
+    seconds: float
+
+
+def traffic(program: Program, devices: Sequence[jax.Device], topology: Topology) -> dict:
+    """`Traffic` by kind.
+
+    Times are those of an algorithm that uses all links of the group at once, and nothing else does;
+    two permutations in opposite directions share no link and count once.
+
+    Args:
+      program: the compiled step.
+      devices: of its mesh, in the mesh's order.
+      topology: which they are of.
+    """
+    total: dict[str, Traffic] = {}
+    seen: set[tuple[str, str]] = set()
+    for name, runs in program.runs().items():
+        instructions = program.computations[name]
+        permutations = [pairs for x in instructions.values() if (pairs := _pairs(x)) is not None]
+        for instruction in instructions.values():
+            kind = instruction.opcode.removesuffix("-start")
+            if kind not in _RECEIVED or _is_again(instruction, seen):
+                continue
+            received, seconds = _cost(kind, instruction, instructions, devices, topology)
+            pairs = _pairs(instruction)
+            if pairs is not None and {(b, a) for a, b in pairs} in permutations:
+                seconds /= 2
+            before = total.get(kind, Traffic(0, 0.0, 0.0))
+            added = runs, runs * received, runs * seconds
+            total[kind] = Traffic(*(a + b for a, b in zip(before, added, strict=True)))
+    return total
+
+
+def _is_again(instruction: Instruction, seen: set[tuple[str, str]]) -> bool:
+    """Whether another part of the same collective came before: TPUs do one in several fusions."""
+    chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
+    channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+    if chain is None or channel is None:
+        return False
+    key = chain[1], channel[1]
+    if key in seen:
+        return True
+    seen.add(key)
+    return False
+
+
+def _cost(
+    kind: str,
+    instruction: Instruction,
+    instructions: dict[str, Instruction],
+    devices: Sequence[jax.Device],
+    topology: Topology,
+) -> tuple[float, float]:
+    """Bytes that a device receives, and the links' time."""
+    operands = instruction.operands[:1] if kind == "send" else instruction.operands
+    own = sum(size(instructions[operand].result) for operand in operands)
+    if kind == "send":
+        return own, own / topology.chip.network_rate
+    pairs = _pairs(instruction)
+    if pairs is not None:
+        hops = max(_hops([devices[a], devices[b]]) for a, b in pairs)
+        ends = [[devices[a], devices[b]] for a, b in pairs if a != b]
+        seconds = max((topology.seconds(pair, own, hops) for pair in ends), default=0.0)
+        return own, seconds
+    groups = replica_groups(instruction.attributes, len(devices))
+    received = _RECEIVED[kind](own, len(groups[0]))
+    return received, max(
+        topology.seconds([devices[i] for i in group], received) for group in groups
+    )
+
+
+def _hops(pair: list[jax.Device]) -> int:
+    coords = [getattr(device, "coords", (0,)) for device in pair]
+    return sum(abs(a - b) for a, b in zip(*coords, strict=True))
+
+
+def _pairs(instruction: Instruction) -> set[tuple[int, int]] | None:
+    """Of a permutation, who sends to whom; None of all else."""
+    found = re.search(r"source_target_pairs=\{(.*?)\}\}", instruction.attributes)
+    if found is None:
+        return None
+    return {(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)", found[1] + "}")}
+
+
+def replica_groups(attributes: str, devices: int) -> list[list[int]]:
+    """The groups of a collective, as places in the mesh's order, in whichever way XLA writes them.
+
+    '{{0,1},{2,3}}', '[2,2]<=[4]', '[2,2]<=[2,2]T(1,0)' or "mesh['a'=2,'b'=2] {'b'}".
+
+    Raises:
+      ValueError: they are written in another way.
+    """
+    text = attributes.partition("replica_groups=")[2]
+    if text.startswith("{"):
+        inside = text[1 : text.index("}}") + 1] if text.startswith("{{") else ""
+        groups = [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)", inside)]
+        return groups or [list(range(devices))]
+    if found := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        shape, source, order = (list(map(int, x.split(","))) if x else None for x in found.groups())
+        ids = np.arange(devices).reshape(source)
+        return ids.transpose(order).reshape(shape).tolist()
+    if found := re.match(
+        r"mesh\[([^\]]*)\](?:, ?device_ids=\(?\[?([\d,]*)\]?\)?)? ?\{([^}]*)\}", text
+    ):
+        axes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        chosen = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[3])
+        return _mesh_groups(axes, chosen)
+    raise ValueError(f"These groups of devices cannot be read: {text[:120]!r}")
+
+
+def _mesh_groups(axes: dict[str, int], chosen: list[tuple[str, str, str]]) -> list[list[int]]:
+    """Groups along axes, or along parts of them: (name, size before the part, its size)."""
+    shape, along = [], {}
+    for name, total in axes.items():
+        parts = [(int(before), int(n)) for axis, before, n in chosen if axis == name and before]
+        if not parts and any(axis == name for axis, _, _ in chosen):
+            parts = [(1, total)]
+        done = 1
+        for before, n in sorted(parts):
+            if before > done:
+                shape.append(before // done)
+            along[len(shape)] = None
+            shape.append(n)
+            done = before * n
+        if done < total:
+            shape.append(total // done)
+    others = [i for i in range(len(shape)) if i not in along]
+    ids = np.arange(math.prod(shape)).reshape(shape).transpose(*others, *along)
+    return ids.reshape(-1, math.prod(shape[i] for i in along)).tolist()

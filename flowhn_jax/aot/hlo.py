@@ -1,0 +1,156 @@
+"""The text of a compiled program (HLO), as far as is needed to see what it sends and keeps."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_BYTES = {
+    **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2"), 1),
+    **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2),
+    **dict.fromkeys(("f32", "s32", "u32"), 4),
+    **dict.fromkeys(("f64", "s64", "u64"), 8),
+}
+_ARRAY = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\](\{{[^}}]*\}})?")
+_HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
+_BEGIN = re.compile(r"\s+(ROOT )?%?[\w.-]+ = ")
+_CALLS = re.compile(
+    r"(?:calls|true_computation|false_computation)=%([\w.-]+)|branch_computations=\{([^}]*)\}"
+)
+
+
+class Instruction(NamedTuple):
+    """One line: `name = result opcode(operands), attributes`."""
+
+    name: str
+    result: str  # type, as 'bf16[8,16]{1,0:T(8,128)}', or several in parentheses
+    opcode: str
+    operands: tuple[str, ...]  # names; a parameter's number, a constant's value
+    attributes: str
+
+
+class Program:
+    """The computations of a program by name, each a list of instructions as they are scheduled."""
+
+    def __init__(self, text: str):
+        """`text` is that of `jax.stages.Compiled.as_text`."""
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry = ""
+        lines: list[str] | None = None  # of the computation under way
+        for line in text.splitlines():
+            if lines is None:
+                if found := _HEADER.match(line):
+                    name, lines = found[2], []
+                    self.entry = name if found[1] else self.entry
+            elif line == "}":
+                instructions = map(_parse, lines)
+                self.computations[name] = {each.name: each for each in instructions}
+                lines = None
+            elif _BEGIN.match(line):
+                lines.append(line)
+            else:  # some attributes have lines of their own
+                lines[-1] += line
+
+    def runs(self) -> dict[str, int]:
+        """How often each computation runs in one run of the program; of branches, as if all did."""
+        counts: dict[str, int] = defaultdict(int)
+
+        def run(name: str, times: int) -> None:
+            counts[name] += times
+            for instruction in self.computations[name].values():
+                for called, again in self.called(name, instruction):
+                    run(called, times * again)
+
+        run(self.entry, 1)
+        return counts
+
+    def called(self, computation: str, instruction: Instruction) -> Iterator[tuple[str, int]]:
+        """The computations that an instruction runs, and how often; not a reduction's sum."""
+        attributes = instruction.attributes
+        if instruction.opcode == "while":
+            body = re.search(r"body=%([\w.-]+)", attributes)[1]
+            yield body, self._trips(computation, instruction)
+            return
+        for one, several in _CALLS.findall(attributes):
+            for name in [one] if one else re.findall(r"%([\w.-]+)", several):
+                yield name, 1
+
+    def _trips(self, computation: str, loop: Instruction) -> int:
+        """How often a loop's body runs: as XLA says, or as its counter does."""
+        if known := re.search(r'"?known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
+            return int(known[1])
+        found = re.search(r"condition=%([\w.-]+), body=%([\w.-]+)", loop.attributes)
+        condition, body = (self.computations[name] for name in found.groups())
+        compare = next(x for x in reversed(condition.values()) if x.opcode == "compare")
+        counter, limit = (condition[name] for name in compare.operands)
+        if counter.opcode != "get-tuple-element" or limit.opcode != "constant":
+            raise ValueError(f"The loop {loop.name} has no counter that can be read.")
+        index = int(re.search(r"index=(\d+)", counter.attributes)[1])
+        start = self._constant(self.computations[computation], loop.operands[0], index) or 0
+        step = self._step(body, index)
+        return -(-(int(limit.operands[0]) - start) // step)
+
+    def _constant(self, instructions: dict[str, Instruction], name: str, index: int) -> int | None:
+        """The constant in a place of a tuple; None where it is none."""
+        tuple_ = instructions.get(name)
+        if tuple_ is None or tuple_.opcode != "tuple":
+            return None
+        value = instructions[tuple_.operands[index]]
+        while value.opcode in ("copy", "bitcast"):
+            value = instructions[value.operands[0]]
+        return int(value.operands[0]) if value.opcode == "constant" else None
+
+    def _step(self, body: dict[str, Instruction], index: int) -> int:
+        """By how much a loop's counter grows; 1 where its sum is within a fusion."""
+        root = next(reversed(body.values()))
+        added = body[root.operands[index]]
+        while added.opcode in ("copy", "bitcast"):
+            added = body[added.operands[0]]
+        if added.opcode == "add":
+            for name in added.operands:
+                if body[name].opcode == "constant":
+                    return int(body[name].operands[0])
+        return 1
+
+
+def size(result: str, *, main_memory_only: bool = False) -> int:
+    """Bytes of a type, or of all in a tuple; on TPUs other memories than the main one are S(n)."""
+    return sum(
+        _BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
+        for dtype, shape, layout in _ARRAY.findall(result)
+        if not (main_memory_only and re.search(r"S\([1-9]\)", layout))
+    )
+
+
+def _parse(line: str) -> Instruction:
+    name, _, rest = re.sub(r"/\*.*?\*/", "", line).strip().partition(" = ")
+    end = _closing(rest) if rest.startswith("(") else rest.index(" ")
+    result, rest = rest[:end], rest[end:].lstrip()
+    opcode, _, rest = rest.partition("(")
+    end = _closing("(" + rest) - 1
+    operands = tuple(part.split()[-1].lstrip("%") for part in split(rest[: end - 1]))
+    return Instruction(
+        name.removeprefix("ROOT ").lstrip("%"), result, opcode, operands, rest[end:].lstrip(", ")
+    )
+
+
+def _closing(text: str) -> int:
+    """The place behind the parenthesis that closes the first one."""
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if not depth:
+            return i + 1
+    raise ValueError(f"A parenthesis is not closed: {text[:80]!r}")
+
+
+def split(text: str) -> list[str]:
+    """The parts between commas that are not within brackets."""
+    parts, depth, start = [], 0, 0
+    for i, character in enumerate(text):
+        depth += (character in "({[") - (character in ")}]")
+        if character == "," and not depth:
+            parts.append(text[start:i])
+            start = i + 1
+    return [part for part in (*parts, text[start:]) if part.strip()]

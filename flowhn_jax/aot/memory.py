@@ -1,0 +1,146 @@
+"""What a device's memory holds in a compiled train step, by kind."""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+
+from flowhn_jax.aot.hlo import Instruction, Program, size, split
+from flowhn_jax.training.state import TrainState
+
+_SAME_BUFFER = ("bitcast", "get-tuple-element", "tuple", "while", "optimization-barrier")
+_NO_BUFFER = ("parameter", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device."""
+
+    parameters: int
+    optimizer: int
+    batch: int
+    activations: int  # at the peak, what the forward pass made: for the backward pass, mostly
+    temporaries: int  # at the peak, all else: gradients, gathered parameters, results under way
+    program: int
+
+    @property
+    def total(self) -> int:
+        """What the step needs."""
+        return sum(dataclasses.asdict(self).values())
+
+
+def memory(compiled: jax.stages.Compiled, program: Program, state: TrainState) -> Memory:
+    """Of the compiled step, from XLA's sizes and from the schedule.
+
+    Args:
+      compiled: the step.
+      program: its text.
+      state: shapes, dtypes and shardings of the train state.
+    """
+    sizes = compiled.memory_analysis()
+    parameters, optimizer = shard_bytes(state.params), shard_bytes((state.step, state.opt_state))
+    kept = min(activations(program), sizes.temp_size_in_bytes)
+    return Memory(
+        parameters=parameters,
+        optimizer=optimizer,
+        # Beside the state: the arguments that are left, and results that take no argument's place.
+        batch=sizes.argument_size_in_bytes
+        - parameters
+        - optimizer
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes,
+        activations=kept,
+        temporaries=sizes.temp_size_in_bytes - kept,
+        program=sizes.generated_code_size_in_bytes,
+    )
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes of a tree's arrays on one device."""
+    return sum(
+        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree)
+    )
+
+
+def activations(program: Program) -> int:
+    """Bytes of the forward pass's results that are in use where the most memory is.
+
+    Buffers are followed through the schedule, those inside loops included; a result counts to the
+    forward pass by the name that autodiff gave to what made it.
+    """
+    return _peak(program, program.entry)[1]
+
+
+def _peak(program: Program, computation: str) -> tuple[int, int]:
+    """The most bytes in use at a time while it runs, and how many of them are forward results."""
+    instructions = program.computations[computation]
+    last_use: dict[_Buffer, int] = {}
+    for position, instruction in enumerate(instructions.values()):
+        for operand in instruction.operands:
+            last_use |= dict.fromkeys(_sources(instructions, operand), position)
+    ending: dict[int, list[_Buffer]] = {}
+    for buffer, position in last_use.items():
+        ending.setdefault(position, []).append(buffer)
+
+    sizes: dict[_Buffer, tuple[int, int]] = {}  # in use: bytes, and bytes of forward results
+    live = forward = 0
+    peak = 0, 0
+    for position, instruction in enumerate(instructions.values()):
+        for buffer, held in _made(instruction):
+            if buffer in last_use:
+                sizes[buffer] = held, held * _is_forward(instruction)
+                live, forward = live + sizes[buffer][0], forward + sizes[buffer][1]
+        inside = 0
+        if instruction.opcode in ("while", "conditional", "call"):
+            called = program.called(computation, instruction)
+            inside = max(_peak(program, name)[0] for name, _ in called)
+        peak = max(peak, (live + inside, forward))
+        for buffer in ending.get(position, ()):
+            held = sizes.pop(buffer, (0, 0))
+            live, forward = live - held[0], forward - held[1]
+    return peak
+
+
+_Buffer = tuple[str, int | None]  # who made it, and which of several results it is
+
+
+def _made(instruction: Instruction) -> list[tuple[_Buffer, int]]:
+    """The buffers in main memory that an instruction makes, and their bytes."""
+    opcode, name = instruction.opcode, instruction.name
+    if opcode in _SAME_BUFFER or opcode in _NO_BUFFER or opcode.endswith("-start"):
+        return []
+    if not instruction.result.startswith("("):
+        return [((name, None), size(instruction.result, main_memory_only=True))]
+    parts = split(instruction.result[1:-1])
+    return [((name, i), size(part, main_memory_only=True)) for i, part in enumerate(parts)]
+
+
+def _sources(
+    instructions: dict[str, Instruction], name: str, index: int | None = None
+) -> list[_Buffer]:
+    """The buffers that a name stands for, or one of its places."""
+    instruction = instructions.get(name)
+    if instruction is None:
+        return []
+    opcode, operands = instruction.opcode, instruction.operands
+    if opcode == "get-tuple-element":
+        index = int(re.search(r"index=(\d+)", instruction.attributes)[1])
+        return _sources(instructions, operands[0], index)
+    if opcode == "tuple" and index is not None:
+        return _sources(instructions, operands[index])
+    if opcode in _SAME_BUFFER or opcode.endswith("-start"):
+        return [buffer for operand in operands for buffer in _sources(instructions, operand, index)]
+    own = [(name, index)]
+    if index is None and instruction.result.startswith("("):
+        own = [(name, i) for i in range(len(split(instruction.result[1:-1])))]
+    if opcode.endswith("-done"):  # until then its start reads what it was given
+        own += _sources(instructions, operands[0])
+    return own
+
+
+def _is_forward(instruction: Instruction) -> bool:
+    """Whether autodiff's name for it is of the first pass and not of the transposed one."""
+    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    return found is not None and "jvp(" in found[1] and "transpose(" not in found[1]

@@ -1,0 +1,197 @@
+"""Machines by name, as 'v5e:4x4' or 'gpu:h100x8': devices to compile for, memory and links."""
+
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+GIB = 2**30
+
+_PLANE = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
+_CUBE = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16"
+# The slices of each generation of TPUs that Google Cloud offers.
+_SHAPES = {
+    "v4": _CUBE.split(),
+    "v5e": _PLANE.split(),
+    "v5p": [*_CUBE.split(), "16x16x24"],
+    "v6e": _PLANE.split(),
+}
+_H100_NODE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a program is held against; rates are of one direction, in bytes a second.
+
+    TPUs by Google Cloud's pages on v4, v5e, v5p and v6e: the bidirectional rate a chip over twice
+    its ports, and the network's rate a host over its chips. `memory` is what libtpu leaves to a
+    program. H100: NVIDIA's data sheet of the SXM, and 400 Gb/s InfiniBand a GPU.
+    """
+
+    memory: int  # bytes
+    link_rate: float  # of one link of a TPU; of a GPU into its node's switch
+    network_rate: float  # of a chip to other slices or nodes
+    latency: float  # seconds a hop
+    wraps: int | None = None  # a torus's dimension is a ring where it is a multiple of it
+
+
+_CHIPS = {
+    "v4": Chip(int(30.75 * GIB), 50e9, 6.25e9, 1e-6, wraps=4),
+    "v5e": Chip(int(15.75 * GIB), 50e9, 3.125e9, 1e-6, wraps=16),
+    "v5p": Chip(int(95.73 * GIB), 100e9, 6.25e9, 1e-6, wraps=4),
+    "v6e": Chip(int(31.24 * GIB), 100e9, 12.5e9, 1e-6, wraps=16),
+    "h100": Chip(84942979072, 450e9, 50e9, 1e-5),
+}
+
+# What XLA asks of a GPU when it compiles for it.
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  device_vendor: "NVIDIA Corporation" platform_version: "Compute Capability 9.0a"
+  device_address_bits: 64 ecc_enabled: true name: "NVIDIA H100 80GB HBM3"
+  driver_version: "13.0.0" runtime_version: "13.0.0"
+  compile_time_toolkit_version: "13.0.0" dnn_version: "9.10.0"
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+runtime_version { major: 13 minor: 0 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+# Without the first two libtpu asks the network for the machine's TPUs, and admits one process only;
+# without the others it complains that there is no machine. What is compiled for is not this one.
+_LIBTPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A machine, or several slices of it that the network joins."""
+
+    name: str
+    slices: int
+    chip: Chip
+    shape: tuple[int, ...]  # of a slice of TPUs; of GPUs the number of nodes and of each one's GPUs
+    devices: tuple[jax.Device, ...]
+
+    def seconds(self, group: Sequence[jax.Device], received: float, hops: int = 0) -> float:
+        """Time in which each device of a group can receive so many bytes from the others.
+
+        In a torus the chip with the fewest links to others of the group has the longest time: in a
+        box of chips a corner, with a link in each dimension, and two where the dimension is a ring.
+        Groups that are not whole boxes share their box's links. There is no contention with other
+        groups in the machine beside that, and no time is less than the latency of the hops.
+
+        Args:
+          group: the devices.
+          received: bytes a device.
+          hops: those a message takes in turn; 0: as many as the group's box has along a diagonal.
+        """
+        chip, size = self.chip, len(group)
+        if size == 1:
+            return 0.0
+        if len({self._slice(device) for device in group}) > 1:
+            return max(received / chip.network_rate, chip.latency)
+        if chip.wraps is None:
+            return max(received / chip.link_rate, chip.latency)
+        spans = [len({device.coords[i] for device in group}) for i in range(3)]
+        used = [
+            max(device.coords[i] for device in group) - min(device.coords[i] for device in group)
+            for i in range(3)
+        ]
+        shape = (*self.shape, 1)[:3]
+        links = sum(
+            2 if span == side and side % chip.wraps == 0 else 1
+            for span, side in zip(spans, shape, strict=True)
+            if span > 1
+        )
+        shared = math.prod(extent + 1 for extent in used) / size
+        hops = hops or sum(used)
+        return max(received * shared / (links * chip.link_rate), hops * chip.latency)
+
+    def _slice(self, device: jax.Device) -> int:
+        """Which of the parts that the network joins the device is in."""
+        if self.chip.wraps is None:
+            return device.id // self.shape[1]
+        return getattr(device, "slice_index", None) or 0
+
+
+def names() -> str:
+    """The topologies that there are, for a message."""
+    tpus = "; ".join(f"{kind}:{' '.join(shapes)}" for kind, shapes in _SHAPES.items())
+    return f"{tpus}; gpu:h100xN with N up to {_H100_NODE}, or a multiple of it"
+
+
+def describe(name: str, slices: int = 1) -> Topology:
+    """The topology of a name.
+
+    Args:
+      name: as 'v5e:4x4' or 'gpu:h100x8'.
+      slices: of TPUs, joined by the network.
+
+    Raises:
+      ValueError: there is no such topology, or GPUs come in no slices.
+      ImportError: the compiler for it is not installed.
+    """
+    kind, _, shape = name.partition(":")
+    if kind == "gpu":
+        model, _, count = shape.partition("x")
+        ok = model == "h100" and count.isdecimal() and int(count) > 0
+        ok = ok and (int(count) <= _H100_NODE or int(count) % _H100_NODE == 0)
+    else:
+        ok = shape in _SHAPES.get(kind, ())
+    if not ok:
+        raise ValueError(f"There is no topology {name!r}; accepted are {names()}.")
+    if slices < 1 or (kind == "gpu" and slices > 1):
+        raise ValueError(f"{name} in {slices} slices: accepted is 1 or more, of TPUs only.")
+    if kind == "gpu":
+        total = int(count)
+        node = min(total, _H100_NODE)
+        return Topology(name, 1, _CHIPS["h100"], (total // node, node), _gpus(total))
+    sides = tuple(map(int, shape.split("x")))
+    return Topology(name, slices, _CHIPS[kind], sides, _tpus(name, slices))
+
+
+@functools.cache
+def _tpus(name: str, slices: int) -> tuple[jax.Device, ...]:
+    _need("libtpu", name)
+    for variable, value in _LIBTPU_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    options = {"num_slices": slices} if slices > 1 else {}
+    if name.startswith("v4:"):
+        options["chip_config_name"] = "megacore"  # a chip is one device
+    return tuple(topologies.get_topology_desc(name, "tpu", **options).devices)
+
+
+@functools.cache
+def _gpus(count: int) -> tuple[jax.Device, ...]:
+    _need("jax_cuda13_plugin", "GPUs")
+    # Without it the plugin looks for the libraries of a CUDA installation.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    options = {"target_config": _H100, "topology": f"1x1x{count}"}
+    return tuple(topologies.get_topology_desc("", "cuda", **options).devices)
+
+
+def _need(module: str, name: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(
+            f"Compiling for {name} needs {module}: pip install -r requirements-aot.txt."
+        )
