@@ -107,8 +107,12 @@ def _is_ours(error: BaseException) -> bool:
     return _OURS in pathlib.Path(innermost).parents and "site-packages" not in innermost
 
 
-def run(main: Callable[[], None] | Mapping[str, Callable[[], None]]) -> None:
+def run(
+    main: Callable[[], None] | Mapping[str, Callable[[], None]], *, compiles_only: bool = False
+) -> None:
     """Parses the flags and runs `main`, or the one of several that the first argument names.
+
+    With `compiles_only` freed memory is not kept, for which XLA's compiler threads would queue.
 
     A user's error ends the process with its message and status 1; an error from inside a library,
     where the message alone may not tell enough, with its traceback as well.
@@ -117,7 +121,8 @@ def run(main: Callable[[], None] | Mapping[str, Callable[[], None]]) -> None:
     commands = main if isinstance(main, Mapping) else {}
 
     def guarded(arguments: Sequence[str]) -> None:
-        keep_freed_memory()
+        if not compiles_only:
+            keep_freed_memory()
         logging.set_verbosity(logging.WARNING)  # libraries' progress; ours goes to stdout
         try:
             (commands[arguments[1]] if commands else main)()

@@ -28,6 +28,10 @@ AXES = {
     "F": ("tensor",),  # hidden units of an MLP
     "V": ("tensor",),  # vocabulary
     "shard": ("fsdp", "sequence"),  # a parameter's model width, to be gathered where it is used
+    # On the way from an embedding in shards to the stream, which takes an axis at a time:
+    "row": ("data",),  # sequences
+    "column": ("branch",),  # positions
+    "part": ("fsdp",),  # model width
 }
 
 

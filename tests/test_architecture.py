@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # Each room may import rooms of its own row and of rows below it.
 ROWS = [
-    ["bench"],
+    ["bench", "aot"],
     ["training", "evaluation", "report", "interop"],
     ["models", "data", "parallel"],
     ["flops"],

@@ -17,6 +17,9 @@ _MFU = flags.DEFINE_float("mfu", 0.5, "MFU assumed of a step that sends nothing.
 _LARGEST = flags.DEFINE_bool(
     "largest_batch", False, "Find the most sequences a chip, of powers of two, that fit."
 )
+_PLAN = flags.DEFINE_bool(
+    "plan_only", False, "TPUs: end before machine code is made, in a twentieth of the time."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 
 
@@ -29,11 +32,11 @@ def main() -> None:
     config = cli.parse_config(_CONFIG)
     machine = topology.describe(_TOPOLOGY.value, _SLICES.value)
     make = report.largest_batch if _LARGEST.value else report.report
-    found = make(config, machine, _MFU.value)
+    found = make(config, machine, mfu=_MFU.value, plan_only=_PLAN.value)
     print(json.dumps(found.to_dict()) if _JSON.value else found)
     if not found.fits:
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, compiles_only=True)

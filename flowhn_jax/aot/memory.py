@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from flowhn_jax.aot.hlo import Instruction, Program, size, split
+from flowhn_jax.models.loss import Batch
 from flowhn_jax.training.state import TrainState
 
 _SAME_BUFFER = ("bitcast", "get-tuple-element", "tuple", "while", "optimization-barrier")
@@ -23,7 +24,7 @@ class Memory:
     batch: int
     activations: int  # at the peak, what the forward pass made: for the backward pass, mostly
     temporaries: int  # at the peak, all else: gradients, gathered parameters, results under way
-    program: int
+    program: int  # machine code; 0 where it was not made
 
     @property
     def total(self) -> int:
@@ -31,30 +32,21 @@ class Memory:
         return sum(dataclasses.asdict(self).values())
 
 
-def memory(compiled: jax.stages.Compiled, program: Program, state: TrainState) -> Memory:
-    """Of the compiled step, from XLA's sizes and from the schedule.
+def memory(program: Program, state: TrainState, batch: Batch, data: int, code: int = 0) -> Memory:
+    """Of a step, from XLA's sizes and from the schedule.
 
     Args:
-      compiled: the step.
-      program: its text.
+      program: the step's text.
       state: shapes, dtypes and shardings of the train state.
+      batch: those of the batch.
+      data: bytes of the program's arguments, results and temporaries.
+      code: bytes of the machine code.
     """
-    sizes = compiled.memory_analysis()
     parameters, optimizer = shard_bytes(state.params), shard_bytes((state.step, state.opt_state))
-    kept = min(activations(program), sizes.temp_size_in_bytes)
-    return Memory(
-        parameters=parameters,
-        optimizer=optimizer,
-        # Beside the state: the arguments that are left, and results that take no argument's place.
-        batch=sizes.argument_size_in_bytes
-        - parameters
-        - optimizer
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes,
-        activations=kept,
-        temporaries=sizes.temp_size_in_bytes - kept,
-        program=sizes.generated_code_size_in_bytes,
-    )
+    rows = shard_bytes(batch)
+    beside = data - parameters - optimizer - rows
+    kept = min(activations(program), beside)
+    return Memory(parameters, optimizer, rows, kept, beside - kept, code)
 
 
 def shard_bytes(tree: Any) -> int:

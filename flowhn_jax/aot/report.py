@@ -12,12 +12,13 @@ from flowhn_jax import flops, models
 from flowhn_jax.aot.collectives import Traffic, traffic
 from flowhn_jax.aot.hlo import Program
 from flowhn_jax.aot.memory import Memory, memory
+from flowhn_jax.aot.plan import plan
 from flowhn_jax.aot.topology import GIB, Topology
 from flowhn_jax.config import Config
 from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.parallel.mesh import check_sequence, make_mesh
 from flowhn_jax.training.state import abstract_state
-from flowhn_jax.training.step import lower_train_step
+from flowhn_jax.training.step import abstract_batch, lower_train_step
 from kernels import backends
 from kernels.partition import AXES
 
@@ -57,6 +58,11 @@ class Report:
         return math.prod(self.mesh.values())
 
     @property
+    def is_plan(self) -> bool:
+        """Whether no machine code was made."""
+        return self.memory is not None and not self.memory.program
+
+    @property
     def fits(self) -> bool:
         """Whether a chip's memory holds it."""
         return self.memory is not None and self.needed <= self.topology.chip.memory
@@ -86,6 +92,7 @@ class Report:
             "kernels": self.kernels,
             "jax": jax.__version__,
             "compile_seconds": self.compile_seconds,
+            "plan_only": self.is_plan,
             "fits": self.fits,
             "memory": by_kind,
             "memory_needed": self.needed,
@@ -107,7 +114,8 @@ class Report:
             f"{self.parameters:,} parameters; {self.strategy}, context {self.context:,}",
             f"{self.topology.name}{slices}: {self.chips} chips, mesh {', '.join(axes) or 'of one'};"
             f" {self.sequences} sequences a step, {self.sequences / self.chips:g} a chip",
-            f"compiled in {self.compile_seconds:.1f} s; {self.kernels}",
+            f"{'planned' if self.is_plan else 'compiled'} in {self.compile_seconds:.1f} s; "
+            f"{self.kernels}",
             "",
             f"{'memory of a chip':<24}{'GiB':>8}",
         ]
@@ -115,7 +123,7 @@ class Report:
             lines.append(f"{'temporaries alone':<24}{self.needed / GIB:>8.2f}")
         else:
             parts = {**dataclasses.asdict(self.memory), "total": self.memory.total}
-            lines += [f"{name:<24}{held / GIB:>8.2f}" for name, held in parts.items()]
+            lines += [f"{name:<24}{held / GIB:>8.2f}" for name, held in parts.items() if held]
         verdict = "fits" if self.fits else "does not fit"
         lines.append(f"{'there are':<24}{chip.memory / GIB:>8.2f}  it {verdict}")
         if self.memory is None:
@@ -135,13 +143,16 @@ class Report:
         return "\n".join(lines)
 
 
-def report(config: Config, topology: Topology, mfu: float) -> Report:
+def report(
+    config: Config, topology: Topology, mfu: float = 0.5, *, plan_only: bool = False
+) -> Report:
     """Compiles the train step of a config for a topology.
 
     Args:
       config: the run's; its mesh takes the topology's devices.
       topology: the machine.
       mfu: share of the chips' peak assumed of a step without communication.
+      plan_only: whether to end where the program and its memory are planned, for TPUs.
 
     Raises:
       ValueError: mesh, batch and devices do not fit each other, or the chip's peak is not known.
@@ -154,13 +165,19 @@ def report(config: Config, topology: Topology, mfu: float) -> Report:
     start = time.perf_counter()
     needed, held, sent = 0, None, {}
     with jax.set_mesh(mesh), backends.use(config.kernels.backend), backends.record() as chosen:
+        lowered = lower_train_step(config, mesh)
         try:
-            compiled = lower_train_step(config, mesh).compile()
-        except jax.errors.JaxRuntimeError as error:
+            if plan_only:
+                text, data = plan(config, topology.name, topology.slices)
+                code = 0
+            else:
+                text, data, code = _compile(lowered)
+        except RuntimeError as error:
             needed = _needed(error)
         else:
-            program = Program(compiled.as_text())
-            held = memory(compiled, program, abstract_state(config, mesh))
+            program = Program(text)
+            arguments = abstract_state(config, mesh), abstract_batch(config, mesh)
+            held = memory(program, *arguments, data, code)
             needed = held.total
             sent = traffic(program, list(mesh.devices.flat), topology)
     return Report(
@@ -181,7 +198,17 @@ def report(config: Config, topology: Topology, mfu: float) -> Report:
     )
 
 
-def _needed(error: jax.errors.JaxRuntimeError) -> int:
+def _compile(lowered: jax.stages.Lowered) -> tuple[str, int, int]:
+    """The program's text, bytes of its data, and of its code."""
+    compiled = lowered.compile()
+    sizes = compiled.memory_analysis()
+    arguments = sizes.argument_size_in_bytes
+    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    data = arguments + results + sizes.temp_size_in_bytes
+    return compiled.as_text(), data, sizes.generated_code_size_in_bytes
+
+
+def _needed(error: RuntimeError) -> int:
     """Bytes that a program needs which does not fit; another error is raised again."""
     found = _OUT_OF_MEMORY.search(str(error))
     if found is None:
@@ -190,11 +217,12 @@ def _needed(error: jax.errors.JaxRuntimeError) -> int:
     return int(float(figure) * 1024 ** (1 + "KMGT".index(unit)))
 
 
-def largest_batch(config: Config, topology: Topology, mfu: float) -> Report:
+def largest_batch(config: Config, topology: Topology, **options: Any) -> Report:
     """The report of the most sequences a chip, of powers of two, that fit.
 
     From the config's batch a larger one is tried as long as one fits, or a smaller one until it
     does. A step is taken over where twice the temporaries of a step that was compiled fit, too.
+    `options` are those of `report`.
 
     Raises:
       ValueError: not even one sequence for each of the devices that share the batch fits.
@@ -205,7 +233,7 @@ def largest_batch(config: Config, topology: Topology, mfu: float) -> Report:
     best, too_many = None, None
     while each and each != too_many:
         train = dataclasses.replace(config.train, batch_size=each * parts)
-        found = report(dataclasses.replace(config, train=train), topology, mfu)
+        found = report(dataclasses.replace(config, train=train), topology, **options)
         if found.fits:
             best = found
             if too_many == 2 * each:

@@ -10,7 +10,7 @@ from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
 from flowhn_jax.evaluation import perplexity, throughput
 from flowhn_jax.parallel.distributed import is_first
-from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.parallel.mesh import check_sequence, make_mesh
 from flowhn_jax.report.table import print_result
 from flowhn_jax.training import workdir as workdir_lib
 from flowhn_jax.training.checkpoint import load_params
@@ -40,6 +40,7 @@ def evaluate(
       ValueError, FileNotFoundError: the flags, the files and the workdir do not fit together.
     """
     mesh = make_mesh(config.mesh, perplexity.eval_batch_size(config))
+    check_sequence(config.model, mesh)
     config = workdir_lib.settle_balance(workdir, config)
     if stride is not None and data is None:
         raise ValueError("--stride goes with --data, the text file to score.")

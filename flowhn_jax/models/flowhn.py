@@ -18,6 +18,8 @@ from kernels.backends import target_platform
 from kernels.partition import constrain
 
 _STREAM, _BRANCH = "B stream D", "B L D"
+# From the embedding's layout to the stream's: XLA finds no way of its own, and gathers x whole.
+_FROM_EMBEDDING = "row column shard", "row stream part", _STREAM
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -155,7 +157,9 @@ class FlowHN(nnx.Module):
         Returns:
           [B, T, D] in the compute dtype.
         """
-        x = constrain(self.embed(tokens), _STREAM)
+        x = self.embed(constrain(tokens, "row column"))
+        for layout in _FROM_EMBEDDING:
+            x = constrain(x, layout)
         plans = self.config.plan(tokens.shape[1]).blocks
         for block, plan in zip(self.blocks, plans, strict=True):
             if remat == "none":

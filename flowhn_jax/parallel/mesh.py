@@ -64,20 +64,21 @@ def make_mesh(
             f"The mesh {sizes} takes {used} of {len(devices)} devices; with several processes it "
             "must take all."
         )
-    axes = (AxisType.Auto,) * len(sizes)
-    slices = len({getattr(device, "slice_index", 0) for device in devices[:used]})
+    devices = devices[:used]
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # A torus's dimensions may be split: else few meshes would fit.
+    options = {"devices": devices, "allow_split_physical_axes": True}
     if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axes, devices=devices[:used])
-    if sizes["data"] % slices:
+        array = mesh_utils.create_device_mesh(tuple(sizes.values()), **options)
+    elif sizes["data"] % slices:
         raise ValueError(
             f"mesh.data = {sizes['data']} does not divide over the {slices} slices of TPUs."
         )
-    in_slice = [n // slices if name == "data" else n for name, n in sizes.items()]
-    of_slices = [slices if name == "data" else 1 for name in sizes]
-    array = mesh_utils.create_hybrid_device_mesh(
-        in_slice, of_slices, devices[:used], allow_split_physical_axes=True
-    )
-    return Mesh(array, tuple(sizes), axis_types=axes)
+    else:
+        in_slice = [n // slices if name == "data" else n for name, n in sizes.items()]
+        of_slices = [slices if name == "data" else 1 for name in sizes]
+        array = mesh_utils.create_hybrid_device_mesh(in_slice, of_slices, **options)
+    return Mesh(array, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def check_sequence(model: ModelConfig, mesh: Mesh) -> None:

@@ -17,7 +17,7 @@ from flowhn_jax.data.pipeline import train_batches
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.evaluation.perplexity import eval_batch_size, make_eval_step, validate
 from flowhn_jax.parallel.distributed import any_process, first_before_others, is_first
-from flowhn_jax.parallel.mesh import data_shard, make_mesh, shard_batch
+from flowhn_jax.parallel.mesh import check_sequence, data_shard, make_mesh, shard_batch
 from flowhn_jax.split.plan import partition_warning
 from flowhn_jax.training import workdir as workdir_lib
 from flowhn_jax.training.checkpoint import Checkpoints
@@ -108,6 +108,7 @@ def fit(config: Config, workdir: str) -> None:
       ValueError: the config, the data and the workdir do not fit together.
     """
     mesh = make_mesh(config.mesh, eval_batch_size(config))
+    check_sequence(config.model, mesh)
     with first_before_others("workdir"):
         workdir_lib.make(workdir)
     with (

@@ -75,10 +75,15 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
 
 
-def lower_train_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
-    """The step for a mesh whose devices need not be here, ready to be compiled."""
+def abstract_batch(config: Config, mesh: Mesh) -> Batch:
+    """Shapes, dtypes and shardings of a step's batch, as jax.ShapeDtypeStruct."""
     shape = config.train.batch_size, config.model.context + 1
     rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
-    batch = {"tokens": rows, "segment_ids": rows}
+    return {"tokens": rows, "segment_ids": rows}
+
+
+def lower_train_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
+    """The step for a mesh whose devices need not be here, ready to be compiled."""
+    arguments = abstract_state(config, mesh), abstract_batch(config, mesh)
     with jax.set_mesh(mesh):
-        return make_train_step(config, mesh).lower(abstract_state(config, mesh), batch)
+        return make_train_step(config, mesh).lower(*arguments)

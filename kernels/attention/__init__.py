@@ -9,7 +9,7 @@ from jax import Array
 from kernels.attention import cudnn, splash, xla
 from kernels.backends import Backend, Operation
 from kernels.checks import check_shapes
-from kernels.partition import over_mesh, ways
+from kernels.partition import constrain, over_mesh, ways
 
 _LAYOUTS = ("B T heads size", "B T kv_heads size", "B T kv_heads size", "B T")
 
@@ -77,6 +77,6 @@ def attention(
         raise ValueError(f"attention: window must be at least 1, found {window}")
     repeats = math.lcm(sizes["H_kv"], ways("heads")) // sizes["H_kv"]
     if repeats > 1 and sizes["H"] // sizes["H_kv"] % repeats == 0:  # so that heads can be cut
-        k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))
+        k, v = (constrain(jnp.repeat(x, repeats, axis=2), "B L H size") for x in (k, v))
     run = OPERATION.choose(q, k, v, segment_ids, backend=backend)
     return over_mesh(partial(run, window=window), _LAYOUTS, _LAYOUTS[0])(q, k, v, segment_ids)

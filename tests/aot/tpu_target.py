@@ -1,15 +1,14 @@
 """TPUs to compile for where there is none: libtpu holds the whole compiler."""
 
-import functools
-import os
 import re
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+
+from flowhn_jax.aot.topology import describe
 
 # The smallest topology of each generation that libtpu describes.
 GENERATIONS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -23,15 +22,7 @@ _MOVES_NOTHING = ("parameter", "get-tuple-element", "tuple", "bitcast", "constan
 def devices(topology: str) -> list:
     """The devices of a topology as 'v5e:2x2'; skips the test where libtpu is not installed."""
     pytest.importorskip("libtpu", reason="compiles by libtpu")
-    return _devices(topology)
-
-
-@functools.cache
-def _devices(topology: str) -> list:
-    # Without these libtpu asks the network for the machine's TPUs, and admits one process only.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+    return list(describe(topology).devices)
 
 
 def on_one_device(topology: str, tree):

@@ -3,14 +3,15 @@ import pytest
 from jax.sharding import AxisType
 
 from flowhn_jax.config import MeshConfig
-from flowhn_jax.parallel.mesh import axis_sizes, batch_sharding, make_mesh
+from flowhn_jax.parallel.mesh import axis_sizes, batch_sharding, check_sequence, make_mesh
+from tests.small import small_config
 
 
 def test_one_axis_takes_what_is_left():
     sizes = axis_sizes(MeshConfig(data=2, fsdp=-1, tensor=2), 16)
-    assert sizes == {"data": 2, "fsdp": 4, "branch": 1, "tensor": 2}
+    assert sizes == {"data": 2, "fsdp": 4, "branch": 1, "sequence": 1, "tensor": 2}
     mesh = make_mesh(MeshConfig(fsdp=2, branch=2), 4)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "branch": 2, "tensor": 1}
+    assert list(mesh.shape.values()) == [2, 2, 2, 1, 1]
     assert set(mesh.axis_types) == {AxisType.Auto}
     assert batch_sharding(mesh).shard_shape((4, 7)) == (1, 7)
 
@@ -18,7 +19,11 @@ def test_one_axis_takes_what_is_left():
 @pytest.mark.parametrize(
     ("mesh", "batch", "message"),
     [
-        (dict(data=9), 9, r"data=9, fsdp=1, branch=1, tensor=1 needs 9 devices, .* there are 8"),
+        (
+            dict(data=9),
+            9,
+            r"data=9, fsdp=1, branch=1, sequence=1, tensor=1 needs 9 devices",
+        ),
         (dict(tensor=3), 8, r"tensor=3 leaves no whole number for -1: 8 devices .* by 3"),
         (dict(data=2, fsdp=2), 6, r"= 6 sequences do not divide .* = 2 x 2 .* multiple of 4"),
     ],
@@ -53,3 +58,28 @@ def test_several_slices_have_data_between_them(monkeypatch):
     make_mesh(MeshConfig(data=4, fsdp=-1), 16, devices)
     slices = [[device.slice_index for device in row] for row in seen["array"].reshape(4, 4)]
     assert slices == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
+
+
+@pytest.mark.parametrize(
+    ("axes", "model", "message"),
+    [
+        (
+            dict(sequence=4),
+            {"context": 22},
+            r"sequence = 4 does not divide the 6 tokens of the SSM",
+        ),
+        (dict(sequence=2, tensor=4), {}, r"tensor = 8 does not divide model.heads = 4"),
+    ],
+)
+def test_positions_and_heads_that_do_not_divide(axes, model, message):
+    split = {"balance": 16 / 22, "align": 1} if model else {"balance": 0.25, "align": 4}
+    config = small_config(model=model, split=split)
+    mesh = make_mesh(MeshConfig(data=1, **axes), 8)
+    with pytest.raises(ValueError, match=message):
+        check_sequence(config.model, mesh)
+    check_sequence(config.model, make_mesh(MeshConfig(), 8))
+
+
+def test_branches_and_sequences_do_not_go_together():
+    with pytest.raises(ValueError, match=r"mesh.sequence is 2; accepted is 1 where mesh.branch"):
+        MeshConfig(branch=2, sequence=2)
