@@ -94,20 +94,13 @@ def _cost(
         return own, own / topology.chip.network_rate
     pairs = _pairs(instruction)
     if pairs is not None:
-        hops = max(_hops([devices[a], devices[b]]) for a, b in pairs)
-        ends = [[devices[a], devices[b]] for a, b in pairs if a != b]
-        seconds = max((topology.seconds(pair, own, hops) for pair in ends), default=0.0)
-        return own, seconds
+        between = [(devices[a], devices[b]) for a, b in pairs if a != b]
+        return own, topology.seconds_of_pairs(between, own) if between else 0.0
     groups = replica_groups(instruction.attributes, len(devices))
     received = _RECEIVED[kind](own, len(groups[0]))
     return received, max(
         topology.seconds([devices[i] for i in group], received) for group in groups
     )
-
-
-def _hops(pair: list[jax.Device]) -> int:
-    coords = [getattr(device, "coords", (0,)) for device in pair]
-    return sum(abs(a - b) for a, b in zip(*coords, strict=True))
 
 
 def _pairs(instruction: Instruction) -> set[tuple[int, int]] | None:

@@ -92,18 +92,14 @@ class Topology:
     shape: tuple[int, ...]  # of a slice of TPUs; of GPUs the number of nodes and of each one's GPUs
     devices: tuple[jax.Device, ...]
 
-    def seconds(self, group: Sequence[jax.Device], received: float, hops: int = 0) -> float:
-        """Time in which each device of a group can receive so many bytes from the others.
+    def seconds(self, group: Sequence[jax.Device], received: float) -> float:
+        """Time in which each device of a group can receive so many bytes from all others.
 
         In a torus the chip with the fewest links to others of the group has the longest time: in a
         box of chips a corner, with a link in each dimension, and two where the dimension is a ring.
         Groups that are not whole boxes share their box's links. There is no contention with other
-        groups in the machine beside that, and no time is less than the latency of the hops.
-
-        Args:
-          group: the devices.
-          received: bytes a device.
-          hops: those a message takes in turn; 0: as many as the group's box has along a diagonal.
+        groups in the machine beside that, and no time is less than the latency of the hops along
+        the box's diagonal.
         """
         chip, size = self.chip, len(group)
         if size == 1:
@@ -124,8 +120,32 @@ class Topology:
             if span > 1
         )
         shared = math.prod(extent + 1 for extent in used) / size
-        hops = hops or sum(used)
-        return max(received * shared / (links * chip.link_rate), hops * chip.latency)
+        return max(received * shared / (links * chip.link_rate), sum(used) * chip.latency)
+
+    def seconds_of_pairs(
+        self, pairs: Sequence[tuple[jax.Device, jax.Device]], received: float
+    ) -> float:
+        """Time in which the second of each pair receives so many bytes from the first.
+
+        In a torus a message takes a link in each hop, and all links together have the mean of the
+        hops to bear.
+        """
+        chip = self.chip
+        if any(self._slice(a) != self._slice(b) for a, b in pairs):
+            return max(received / chip.network_rate, chip.latency)
+        if chip.wraps is None:
+            return max(received / chip.link_rate, chip.latency)
+        hops = [self._hops(a, b) for a, b in pairs]
+        load = max(1.0, sum(hops) / len(hops))
+        return max(received * load / chip.link_rate, max(hops) * chip.latency)
+
+    def _hops(self, a: jax.Device, b: jax.Device) -> int:
+        """Links of a torus between two chips of a slice."""
+        total = 0
+        for i, side in enumerate((*self.shape, 1)[:3]):
+            apart = abs(a.coords[i] - b.coords[i])
+            total += min(apart, side - apart) if side % self.chip.wraps == 0 else apart
+        return total
 
     def _slice(self, device: jax.Device) -> int:
         """Which of the parts that the network joins the device is in."""

@@ -77,6 +77,17 @@ def attention(
         raise ValueError(f"attention: window must be at least 1, found {window}")
     repeats = math.lcm(sizes["H_kv"], ways("heads")) // sizes["H_kv"]
     if repeats > 1 and sizes["H"] // sizes["H_kv"] % repeats == 0:  # so that heads can be cut
-        k, v = (constrain(jnp.repeat(x, repeats, axis=2), "B L H size") for x in (k, v))
+        k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))
+    q, k, v = (_by_position(x) for x in (q, k, v))
     run = OPERATION.choose(q, k, v, segment_ids, backend=backend)
-    return over_mesh(partial(run, window=window), _LAYOUTS, _LAYOUTS[0])(q, k, v, segment_ids)
+    out = over_mesh(partial(run, window=window), _LAYOUTS, _LAYOUTS[0])(q, k, v, segment_ids)
+    return _by_position(out)
+
+
+def _by_position(x: Array) -> Array:
+    """x [B, T, H, K], cut over `sequence` by positions, where there are such devices.
+
+    Heads and positions then change places between attention and the products around it. Left to
+    itself XLA makes the products of heads, for which it gathers all positions of their inputs.
+    """
+    return constrain(x, "B L H size") if ways("L") > 1 else x

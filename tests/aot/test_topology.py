@@ -60,8 +60,26 @@ def test_groups_that_interleave_share_their_links():
 def test_no_time_is_less_than_the_hops():
     topology = torus("v5e", 4, 4)
     assert topology.seconds(topology.devices, 4) == pytest.approx(6e-6)
-    assert topology.seconds(topology.devices[:2], 4, hops=1) == pytest.approx(1e-6)
+    assert topology.seconds(topology.devices[:2], 4) == pytest.approx(1e-6)
     assert topology.seconds(topology.devices[:1], GB) == 0
+
+
+@pytest.mark.parametrize(
+    ("topology", "steps", "rate"),
+    [
+        (torus("v5e", 4, 4), 1, 50 * GB / 1.5),  # three pairs a hop apart and one three
+        (torus("v5e", 16, 16), 1, 50 * GB),
+        (torus("v5e", 16, 16), 4, 50 * GB / 4),
+        (torus("v5e", 4, 4, slices=2), 16, 3.125 * GB),
+        (Topology("", 1, _CHIPS["h100"], (2, 8), tuple(map(Device, range(8)))), 3, 450 * GB),
+    ],
+)
+def test_pairs_of_devices(topology, steps, rate):
+    """Along a row, each device to the one so many steps behind it."""
+    row = list(topology.devices) if steps > 4 else line(topology, 1)
+    pairs = [(a, row[(i + steps) % len(row)]) for i, a in enumerate(row)]
+    assert topology.seconds_of_pairs(pairs, GB) == pytest.approx(GB / rate)
+    assert topology.seconds_of_pairs(pairs, 1) >= topology.chip.latency
 
 
 def test_gpus_of_one_node_and_of_two():
