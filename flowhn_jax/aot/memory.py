@@ -60,7 +60,7 @@ def activations(program: Program) -> int:
     """Bytes of the forward pass's results that are in use where the most memory is.
 
     Buffers are followed through the schedule, those inside loops included; a result counts to the
-    forward pass by the name that autodiff gave to what made it.
+    forward pass by the name that autodiff gave to what made it, and a copy as what it is of.
     """
     return _peak(program, program.entry)[1]
 
@@ -76,22 +76,27 @@ def _peak(program: Program, computation: str) -> tuple[int, int]:
     for buffer, position in last_use.items():
         ending.setdefault(position, []).append(buffer)
 
-    sizes: dict[_Buffer, tuple[int, int]] = {}  # in use: bytes, and bytes of forward results
-    live = forward = 0
+    in_use: dict[_Buffer, int] = {}  # bytes
+    is_forward: dict[_Buffer, bool] = {}
     peak = 0, 0
     for position, instruction in enumerate(instructions.values()):
-        for buffer, held in _made(instruction):
-            if buffer in last_use:
-                sizes[buffer] = held, held * _is_forward(instruction)
-                live, forward = live + sizes[buffer][0], forward + sizes[buffer][1]
-        inside = 0
+        made = _made(instruction)
+        if made or instruction.opcode == "while":
+            read = [b for operand in instruction.operands for b in _sources(instructions, operand)]
+            own = _is_forward(instruction, any(is_forward.get(b) for b in read))
+            # A loop fills buffers that were only allocated before.
+            is_forward |= {b: own for b in read if "op_name" not in instructions[b[0]].attributes}
+            is_forward |= {buffer: own for buffer, _ in made}
+        in_use |= {buffer: held for buffer, held in made if buffer in last_use}
+        live, inside = sum(in_use.values()), 0
         if instruction.opcode in ("while", "conditional", "call"):
             called = program.called(computation, instruction)
             inside = max(_peak(program, name)[0] for name, _ in called)
-        peak = max(peak, (live + inside, forward))
+        if live + inside > peak[0]:
+            forward = sum(held for buffer, held in in_use.items() if is_forward[buffer])
+            peak = live + inside, forward
         for buffer in ending.get(position, ()):
-            held = sizes.pop(buffer, (0, 0))
-            live, forward = live - held[0], forward - held[1]
+            in_use.pop(buffer, None)
     return peak
 
 
@@ -132,7 +137,7 @@ def _sources(
     return own
 
 
-def _is_forward(instruction: Instruction) -> bool:
-    """Whether autodiff's name for it is of the first pass and not of the transposed one."""
+def _is_forward(instruction: Instruction, unnamed: bool) -> bool:
+    """Whether autodiff's name for it is of the first pass; XLA's copies have no name."""
     found = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    return found is not None and "jvp(" in found[1] and "transpose(" not in found[1]
+    return unnamed if found is None else "jvp(" in found[1] and "transpose(" not in found[1]

@@ -19,7 +19,8 @@ ENTRY %main (p: f32[10]) -> f32[10] {
   %p = f32[10]{0} parameter(0)
   %a = f32[10]{0} negate(%p), metadata={op_name="jit(f)/jvp(x)/neg"}
   %b = f32[20]{0} concatenate(%a, %a), metadata={op_name="jit(f)/jvp(x)/concatenate"}
-  %c = f32[5]{0} slice(%b), metadata={op_name="jit(f)/jvp(x)/slice"}
+  %c.1 = f32[5]{0:S(1)} slice(%b), metadata={op_name="jit(f)/jvp(x)/slice"}
+  %c = f32[5]{0} copy(%c.1)
   %d = (f32[30]{0}, f32[40]{0:S(1)}) custom-call(%c), metadata={op_name="transpose(jvp(x))/d"}
   %e = f32[30]{0} get-tuple-element(%d), index=0
   %f = f32[30]{0} bitcast(%e)
