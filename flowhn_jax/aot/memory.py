@@ -24,7 +24,7 @@ class Memory:
     batch: int
     activations: int  # at the peak, what the forward pass made: for the backward pass, mostly
     temporaries: int  # at the peak, all else: gradients, gathered parameters, results under way
-    program: int  # machine code; 0 where it was not made
+    program: int  # machine code, or what is allowed for it
 
     @property
     def total(self) -> int:
@@ -32,7 +32,7 @@ class Memory:
         return sum(dataclasses.asdict(self).values())
 
 
-def memory(program: Program, state: TrainState, batch: Batch, data: int, code: int = 0) -> Memory:
+def memory(program: Program, state: TrainState, batch: Batch, data: int, code: int) -> Memory:
     """Of a step, from XLA's sizes and from the schedule.
 
     Args:

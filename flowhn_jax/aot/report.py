@@ -12,7 +12,7 @@ from flowhn_jax import flops, models
 from flowhn_jax.aot.collectives import Traffic, traffic
 from flowhn_jax.aot.hlo import Program
 from flowhn_jax.aot.memory import Memory, memory
-from flowhn_jax.aot.plan import plan
+from flowhn_jax.aot.plan import CODE, plan
 from flowhn_jax.aot.topology import GIB, Topology
 from flowhn_jax.config import Config
 from flowhn_jax.evaluation.perplexity import eval_batch_size
@@ -35,6 +35,7 @@ class Report:
       needed: bytes that it needs or, where it was not compiled, its temporaries alone.
       traffic: by kind of collective; empty where it was not compiled.
       compute_seconds: of the step's model FLOPs at the assumed MFU.
+      is_plan: whether no machine code was made.
     """
 
     topology: Topology
@@ -51,16 +52,12 @@ class Report:
     step_flops: int
     mfu: float
     compute_seconds: float
+    is_plan: bool
 
     @property
     def chips(self) -> int:
         """Devices of the mesh."""
         return math.prod(self.mesh.values())
-
-    @property
-    def is_plan(self) -> bool:
-        """Whether no machine code was made."""
-        return self.memory is not None and not self.memory.program
 
     @property
     def fits(self) -> bool:
@@ -123,7 +120,7 @@ class Report:
             lines.append(f"{'temporaries alone':<24}{self.needed / GIB:>8.2f}")
         else:
             parts = {**dataclasses.asdict(self.memory), "total": self.memory.total}
-            lines += [f"{name:<24}{held / GIB:>8.2f}" for name, held in parts.items() if held]
+            lines += [f"{name:<24}{held / GIB:>8.2f}" for name, held in parts.items()]
         verdict = "fits" if self.fits else "does not fit"
         lines.append(f"{'there are':<24}{chip.memory / GIB:>8.2f}  it {verdict}")
         if self.memory is None:
@@ -169,7 +166,7 @@ def report(
         try:
             if plan_only:
                 text, data = plan(config, topology.name, topology.slices)
-                code = 0
+                code = CODE
             else:
                 text, data, code = _compile(lowered)
         except RuntimeError as error:
@@ -195,6 +192,7 @@ def report(
         step_flops=step_flops,
         mfu=mfu,
         compute_seconds=step_flops / mesh.size / peak / mfu,
+        is_plan=plan_only,
     )
 
 

@@ -76,7 +76,9 @@ def test_a_plan_is_the_program_without_its_code():
     assert not whole.is_plan
     assert planned.traffic == whole.traffic
     assert planned.kernels == whole.kernels
-    assert planned.needed == pytest.approx(whole.needed - whole.memory.program, rel=0.02)
+    data = [each.needed - each.memory.program for each in (planned, whole)]
+    assert data[0] == pytest.approx(data[1], abs=2**18)
+    assert planned.memory.program > whole.memory.program
     assert planned.memory.activations == whole.memory.activations
     assert "planned in" in str(planned)
 
@@ -95,7 +97,7 @@ def test_a_mesh_that_does_not_fit_the_machine():
     with pytest.raises(ValueError, match=r"needs 32 devices, but there are 16"):
         report(config_for_tpus(fsdp=32), topology())
     with pytest.raises(ValueError, match=r"sequence x mesh.tensor = 16 does not divide"):
-        report(config_for_tpus(sequence=16), topology())
+        report(config_for_tpus(sequence=8, tensor=2), topology())
 
 
 def test_gpus():
