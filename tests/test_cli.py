@@ -52,6 +52,8 @@ def call(*arguments, check=True):
         (["eval.py", TINY, "--mode=perplexity", "--workdir=nowhere"], "holds no run"),
         (["-m", "flowhn_jax.split", TINY, "--lengths=1,x"], "--lengths is '1,x'"),
         (["-m", "flowhn_jax.split", TINY, "--plot=plan.xyz"], "Cannot draw to 'plan.xyz'"),
+        (["-m", "flowhn_jax.aot", TINY], "--topology must have a value"),
+        (["-m", "flowhn_jax.aot", TINY, "--topology=v5e:3x3"], "accepted are v4:2x2x1 2x2x2"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -37,7 +37,9 @@ class Traffic(NamedTuple):
     seconds: float
 
 
-def traffic(program: Program, devices: Sequence[jax.Device], topology: Topology) -> dict:
+def traffic(
+    program: Program, devices: Sequence[jax.Device], topology: Topology
+) -> dict[str, Traffic]:
     """`Traffic` by kind.
 
     Times are those of an algorithm that uses all links of the group at once, and nothing else does;

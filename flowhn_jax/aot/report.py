@@ -152,8 +152,10 @@ def report(
       plan_only: whether to end where the program and its memory are planned, for TPUs.
 
     Raises:
-      ValueError: mesh, batch and devices do not fit each other, or the chip's peak is not known.
+      ValueError: mesh, batch and devices do not fit each other, or GPUs are to be planned only.
     """
+    if plan_only and topology.is_gpu:
+        raise ValueError("--plan_only is for TPUs; programs for GPUs are compiled whole.")
     model, devices = config.model, topology.devices
     mesh = make_mesh(config.mesh, eval_batch_size(config), devices)
     check_sequence(model, mesh)

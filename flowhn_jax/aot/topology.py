@@ -92,6 +92,11 @@ class Topology:
     shape: tuple[int, ...]  # of a slice of TPUs; of GPUs the number of nodes and of each one's GPUs
     devices: tuple[jax.Device, ...]
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether its devices are GPUs, in nodes, and not TPUs, in a torus."""
+        return self.chip.wraps is None
+
     def seconds(self, group: Sequence[jax.Device], received: float) -> float:
         """Time in which each device of a group can receive so many bytes from all others.
 
@@ -106,7 +111,7 @@ class Topology:
             return 0.0
         if len({self._slice(device) for device in group}) > 1:
             return max(received / chip.network_rate, chip.latency)
-        if chip.wraps is None:
+        if self.is_gpu:
             return max(received / chip.link_rate, chip.latency)
         spans = [len({device.coords[i] for device in group}) for i in range(3)]
         used = [
@@ -133,7 +138,7 @@ class Topology:
         chip = self.chip
         if any(self._slice(a) != self._slice(b) for a, b in pairs):
             return max(received / chip.network_rate, chip.latency)
-        if chip.wraps is None:
+        if self.is_gpu:
             return max(received / chip.link_rate, chip.latency)
         hops = [self._hops(a, b) for a, b in pairs]
         load = max(1.0, sum(hops) / len(hops))
@@ -149,7 +154,7 @@ class Topology:
 
     def _slice(self, device: jax.Device) -> int:
         """Which of the parts that the network joins the device is in."""
-        if self.chip.wraps is None:
+        if self.is_gpu:
             return device.id // self.shape[1]
         return getattr(device, "slice_index", None) or 0
 

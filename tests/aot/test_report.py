@@ -100,6 +100,12 @@ def test_a_mesh_that_does_not_fit_the_machine():
         report(config_for_tpus(sequence=8, tensor=2), topology())
 
 
+def test_programs_for_gpus_are_compiled_whole():
+    pytest.importorskip("jax_cuda13_plugin")
+    with pytest.raises(ValueError, match="is for TPUs"):
+        report(config_for_tpus(fsdp=-1), describe("gpu:h100x8"), plan_only=True)
+
+
 def test_gpus():
     from tests.aot import cuda_target
 
