@@ -221,8 +221,9 @@ def largest_batch(config: Config, topology: Topology, **options: Any) -> Report:
     """The report of the most sequences a chip, of powers of two, that fit.
 
     From the config's batch a larger one is tried as long as one fits, or a smaller one until it
-    does. A step is taken over where twice the temporaries of a step that was compiled fit, too.
-    `options` are those of `report`.
+    does. A step is taken over where twice the temporaries of one that was compiled fit, too, and
+    none is tried where they would take half as much again as there is. `options` are those of
+    `report`.
 
     Raises:
       ValueError: not even one sequence for each of the devices that share the batch fits.
@@ -236,11 +237,11 @@ def largest_batch(config: Config, topology: Topology, **options: Any) -> Report:
         found = report(dataclasses.replace(config, train=train), topology, **options)
         if found.fits:
             best = found
-            if too_many == 2 * each:
-                break
             held = found.memory
             temporaries = held.activations + held.temporaries
             room = topology.chip.memory - (held.total - temporaries)
+            if too_many == 2 * each or 2 * temporaries > 1.5 * room:
+                break
             each *= 2 ** max(1, int(math.log2(room / temporaries)))
             each = min(each, too_many // 2) if too_many else each
         else:

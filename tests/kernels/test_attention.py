@@ -89,7 +89,7 @@ def test_splash_over_a_mesh(rng):
 
     def over_devices(q, k, v, segment_ids, window):
         run = partial(interpreted_splash, window=window)
-        layouts = "B T H K", "B T G K", "B T G K", "B T"
+        layouts = "B T heads K", "B T kv_heads K", "B T kv_heads K", "B T"
         return over_mesh(run, layouts, layouts[0])(q, k, v, segment_ids)
 
     with jax.set_mesh(mesh):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from kernels.partition import constrain, over_mesh
+from kernels.partition import constrain, over_mesh, ways
 
 
 def over_last(x, scale, shift):
@@ -57,19 +57,19 @@ def test_query_heads_stay_with_their_key_value_heads():
     mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), (AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
         for groups in (4, 2):  # two key-value heads do not divide over four devices
-            mapped = over_mesh(attend, ("B H", "B G"), "B H")
+            mapped = over_mesh(attend, ("B heads", "B kv_heads"), "B heads")
             jax.jit(mapped)(jnp.ones((6, 8)), jnp.ones((6, groups)))
     assert shapes == [((3, 2), (3, 1)), ((3, 8), (3, 2))]
 
 
 def test_sums_over_a_letter_that_is_cut():
-    def total(x, *, axes):
+    def total(x, axes):
         return jax.lax.psum(x.sum(1), axes)
 
     x = jnp.arange(24.0).reshape(2, 12)
     for sizes in ((2, 4), (1, 1)):
         with jax.set_mesh(jax.make_mesh(sizes, ("fsdp", "tensor"), (AxisType.Auto,) * 2)):
-            mapped = over_mesh(total, ("B V",), "B", reduced="V")
+            mapped = over_mesh(total, ("B V",), "B", meets="V")
             np.testing.assert_array_equal(jax.jit(mapped)(x), x.sum(1))
 
 
@@ -81,4 +81,19 @@ def test_constrain():
         cut = jax.jit(lambda x: constrain(x, "B T E"))(x)
         uneven = jax.jit(lambda x: constrain(x, "T E B"))(x)
     assert cut.sharding.shard_shape(x.shape) == (2, 3, 3)
-    assert uneven.sharding.shard_shape(x.shape) == (8, 3, 6)
+    assert uneven.sharding.shard_shape(x.shape) == (8, 3, 3)  # 6 divides by data alone
+
+
+def test_shards_do_not_keep_others_whole():
+    """Five do not divide over fsdp; the tokens do."""
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), (AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        cut = jax.jit(lambda x: constrain(x, "B shard"))(jnp.ones((8, 5)))
+    assert cut.sharding.shard_shape(cut.shape) == (2, 5)
+
+
+def test_ways():
+    assert ways("B") == 1
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), (AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        assert [ways(letter) for letter in ("B", "heads", "L")] == [2, 4, 1]

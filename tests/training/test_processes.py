@@ -57,7 +57,9 @@ def fit_in_two_processes(config, workdir):
 
 
 def config_on(folder, **axes):
+    """Positions and heads divide over eight devices."""
     config = config_lib.to_dict(run_config(folder))
+    config["model"] |= {"heads": 8, "split": config["model"]["split"] | {"align": 8}}
     return config_lib.parse(config | {"mesh": {"data": 1} | axes})
 
 
@@ -73,6 +75,8 @@ def losses(workdir):
         pytest.param(dict(data=8), marks=pytest.mark.slow),
         # The processes hold the same sequences, and halves of the parameters.
         pytest.param(dict(fsdp=1, tensor=4, branch=2), marks=pytest.mark.slow),
+        # States and the inputs of convolutions go from one process to the other.
+        pytest.param(dict(sequence=8), marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_are_one(data, tmp_path, axes, capsys):  # noqa: F811
