@@ -14,6 +14,7 @@ _BYTES = {
 }
 _ARRAY = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\](\{{[^}}]*\}})?")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
+_END = re.compile(r"\}(, execution_thread=.*)?$")
 _BEGIN = re.compile(r"\s+(ROOT )?%?[\w.-]+ = ")
 _CALLS = re.compile(
     r"(?:calls|true_computation|false_computation)=%([\w.-]+)|branch_computations=\{([^}]*)\}"
@@ -43,7 +44,7 @@ class Program:
                 if found := _HEADER.match(line):
                     name, lines = found[2], []
                     self.entry = name if found[1] else self.entry
-            elif line == "}":
+            elif _END.match(line):
                 instructions = map(_parse, lines)
                 self.computations[name] = {each.name: each for each in instructions}
                 lines = None
@@ -71,6 +72,9 @@ class Program:
         if instruction.opcode == "while":
             body = re.search(r"body=%([\w.-]+)", attributes)[1]
             yield body, self._trips(computation, instruction)
+            return
+        if instruction.opcode == "call":
+            yield re.search(r"to_apply=%([\w.-]+)", attributes)[1], 1
             return
         for one, several in _CALLS.findall(attributes):
             for name in [one] if one else re.findall(r"%([\w.-]+)", several):

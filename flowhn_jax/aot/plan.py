@@ -43,7 +43,7 @@ def plan(config: Config, topology: str, slices: int) -> Plan:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         process = multiprocessing.get_context("spawn").Process(
-            target=_compile, args=(config, topology, slices, name)
+            target=_compile, args=(config, topology, slices, name), daemon=True
         )
         process.start()
         try:

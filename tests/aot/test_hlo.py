@@ -14,7 +14,7 @@ TEXT = """HloModule jit_f, is_scheduled=true
 %inner (p.1: f32[8]) -> f32[8] {
   %p.1 = f32[8]{0:T(128)} parameter(0)
   ROOT %neg = f32[8]{0:T(128)S(1)} negate(%p.1)
-}
+}, execution_thread="sparsecore"
 
 %body (p.2: (s32[], f32[8])) -> (s32[], f32[8]) {
   %two = s32[]{:T(128)} constant(2)
