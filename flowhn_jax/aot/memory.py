@@ -84,9 +84,9 @@ def _peak(program: Program, computation: str) -> tuple[int, int]:
         if made or instruction.opcode == "while":
             read = [b for operand in instruction.operands for b in _sources(instructions, operand)]
             own = _is_forward(instruction, any(is_forward.get(b) for b in read))
-            # A loop fills buffers that were only allocated before.
-            is_forward |= {b: own for b in read if "op_name" not in instructions[b[0]].attributes}
             is_forward |= {buffer: own for buffer, _ in made}
+        if instruction.opcode == "while":  # it fills buffers that were only allocated before
+            is_forward |= {b: own for b in read if "op_name" not in instructions[b[0]].attributes}
         in_use |= {buffer: held for buffer, held in made if buffer in last_use}
         live, inside = sum(in_use.values()), 0
         if instruction.opcode in ("while", "conditional", "call"):
