@@ -37,8 +37,11 @@ def test_a_parameter_without_a_rule_is_an_error():
 def test_an_axis_that_does_not_divide_is_left_out():
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2), 8)
     path = "opt_state/1/0/mu/blocks/3/attention/mlp/up_proj/kernel"
-    assert parameter_spec(path, (8, 6), mesh) == P("fsdp", "tensor")
+    assert parameter_spec(path, (8, 6), mesh) == P(("fsdp", "sequence"), "tensor")
     assert parameter_spec(path, (6, 6), mesh) == P(None, "tensor")
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, sequence=4), 8)
+    assert parameter_spec(path, (6, 6), mesh) == P("fsdp", "tensor")
+    assert parameter_spec(path, (8, 6), mesh) == P(("fsdp", "sequence"), "tensor")
 
 
 @pytest.mark.parametrize("axes", [dict(fsdp=8), dict(fsdp=4, tensor=2), dict(fsdp=2, tensor=4)])
