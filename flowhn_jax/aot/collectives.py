@@ -61,7 +61,8 @@ def traffic(
                 continue
             received, seconds = _cost(kind, instruction, instructions, devices, topology)
             pairs = _pairs(instruction)
-            if pairs is not None and {(b, a) for a, b in pairs} in permutations:
+            opposite = {(b, a) for a, b in pairs or ()}
+            if opposite != pairs and opposite in permutations:
                 seconds /= 2
             before = total.get(kind, Traffic(0, 0.0, 0.0))
             added = runs, runs * received, runs * seconds
@@ -130,11 +131,9 @@ def replica_groups(attributes: str, devices: int) -> list[list[int]]:
         shape, source, order = (list(map(int, x.split(","))) if x else None for x in found.groups())
         ids = np.arange(devices).reshape(source)
         return ids.transpose(order).reshape(shape).tolist()
-    if found := re.match(
-        r"mesh\[([^\]]*)\](?:, ?device_ids=\(?\[?([\d,]*)\]?\)?)? ?\{([^}]*)\}", text
-    ):
+    if found := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", text):
         axes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        chosen = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[3])
+        chosen = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[2])
         return _mesh_groups(axes, chosen)
     raise ValueError(f"These groups of devices cannot be read: {text[:120]!r}")
 

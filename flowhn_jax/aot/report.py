@@ -228,7 +228,7 @@ def largest_batch(config: Config, topology: Topology, **options: Any) -> Report:
     Raises:
       ValueError: not even one sequence for each of the devices that share the batch fits.
     """
-    mesh = make_mesh(config.mesh, eval_batch_size(config), topology.devices)
+    mesh = make_mesh(config.mesh, 0, topology.devices)  # for any batch
     parts = math.prod(mesh.shape[name] for name in AXES["B"]) * config.train.accumulate
     each = 2 ** int(math.log2(max(1, config.train.batch_size // parts)))
     best, too_many = None, None

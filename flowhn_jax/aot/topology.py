@@ -37,7 +37,7 @@ class Chip:
     link_rate: float  # of one link of a TPU; of a GPU into its node's switch
     network_rate: float  # of a chip to other slices or nodes
     latency: float  # seconds a hop
-    wraps: int | None = None  # a torus's dimension is a ring where it is a multiple of it
+    wraps: int | None = None  # dimensions of a torus that are multiples of it are rings
 
 
 _CHIPS = {
@@ -109,8 +109,13 @@ class Topology:
         chip, size = self.chip, len(group)
         if size == 1:
             return 0.0
-        if len({self._slice(device) for device in group}) > 1:
-            return max(received / chip.network_rate, chip.latency)
+        parts: dict[int, list[jax.Device]] = {}
+        for device in group:
+            parts.setdefault(self._slice(device), []).append(device)
+        if len(parts) > 1:  # one device of each part gets it from the network, and hands it on
+            from_network = received * (len(parts) - 1) / (size - 1) / chip.network_rate
+            within = max(self.seconds(part, received) for part in parts.values())
+            return max(from_network, within, chip.latency)
         if self.is_gpu:
             return max(received / chip.link_rate, chip.latency)
         spans = [len({device.coords[i] for device in group}) for i in range(3)]
@@ -120,8 +125,8 @@ class Topology:
         ]
         shape = (*self.shape, 1)[:3]
         links = sum(
-            2 if span == side and side % chip.wraps == 0 else 1
-            for span, side in zip(spans, shape, strict=True)
+            2 if span == side and self._is_ring(i) else 1
+            for i, (span, side) in enumerate(zip(spans, shape, strict=True))
             if span > 1
         )
         shared = math.prod(extent + 1 for extent in used) / size
@@ -149,8 +154,13 @@ class Topology:
         total = 0
         for i, side in enumerate((*self.shape, 1)[:3]):
             apart = abs(a.coords[i] - b.coords[i])
-            total += min(apart, side - apart) if side % self.chip.wraps == 0 else apart
+            total += min(apart, side - apart) if self._is_ring(i) else apart
         return total
+
+    def _is_ring(self, dimension: int) -> bool:
+        """Whether a dimension of a slice of TPUs is closed; in 3D only cubes' are."""
+        sides = self.shape if len(self.shape) == 3 else self.shape[dimension : dimension + 1]
+        return bool(sides) and all(side % self.chip.wraps == 0 for side in sides)
 
     def _slice(self, device: jax.Device) -> int:
         """Which of the parts that the network joins the device is in."""

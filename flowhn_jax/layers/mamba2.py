@@ -77,8 +77,8 @@ class Mamba2(nnx.Module):
         batch, length, _ = x.shape
         z, xbc, dt = jnp.split(self.in_proj(x), self.splits, axis=-1)
         xbc = causal_conv(xbc, self.conv_weight[...], self.conv_bias[...], segment_ids=segment_ids)
-        # Not cut over devices before it is in parts: they would not be whole heads.
-        xbc = constrain(jax.nn.silu(xbc), "B T C")
+        # Its channels are not cut before they are in parts: they would not be whole heads.
+        xbc = constrain(jax.nn.silu(xbc), "B L C")
         u, b, c = jnp.split(xbc, self.convolved_splits, axis=-1)
         y = ssd(
             u.reshape(batch, length, -1, self.head_dim),

@@ -65,7 +65,8 @@ def make_mesh(
             "must take all."
         )
     devices = devices[:used]
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    is_tpu = devices[0].platform == "tpu"  # JAX calls the nodes of GPUs slices, too
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if is_tpu else 1
     # A torus's dimensions may be split: else few meshes would fit.
     options = {"devices": devices, "allow_split_physical_axes": True}
     if slices == 1:
@@ -133,8 +134,8 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
     if sum(map(len, parts)) != ways:
         raise ValueError(
             f"The mesh {dict(mesh.shape)} cuts sequences so that processes hold some of each "
-            "other's; accepted is one whose branch and tensor axes lie within a process, or take "
-            "whole ones."
+            "other's; accepted is one whose branch, sequence and tensor axes lie within a "
+            "process, or take whole ones."
         )
     return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 

@@ -65,6 +65,14 @@ def test_permutations_in_opposite_directions_take_their_time_once():
     assert both.seconds == pytest.approx(one.seconds)
 
 
+def test_a_swap_is_not_its_own_opposite():
+    machine = torus("v5e", *MESH)
+    swap = compiled(lambda x: lax.ppermute(x, "a", [(0, 1), (1, 0)]))
+    (found,) = traffic(swap, machine.devices, machine).values()
+    pair = machine.devices[0], machine.devices[4]
+    assert found.seconds == machine.seconds_of_pairs([pair], OWN)
+
+
 def test_parts_of_one_collective_in_several_fusions_count_once():
     gather = (
         "f32[8]{0} all-gather(%p), channel_id=CHANNEL, replica_groups={{0,1,2,3}}, dimensions={0}, "

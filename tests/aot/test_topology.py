@@ -43,7 +43,8 @@ GB = 1e9
         (torus("v5p", 4, 4, 4), None, 6 * 100 * GB),
         (torus("v5p", 2, 2, 1), None, 2 * 100 * GB),
         (torus("v4", 4, 4, 4), 2, 2 * 50 * GB),
-        (torus("v5e", 4, 4, slices=2), None, 3.125 * GB),
+        (torus("v4", 2, 4, 4), 2, 50 * GB),  # not a cube, and so not a torus
+        (torus("v5e", 4, 4, slices=2), None, 3.125 * GB * 31),  # one share of 31 by the network
     ],
 )
 def test_the_rate_at_which_the_slowest_chip_of_a_group_receives(topology, dimension, rate):
@@ -85,7 +86,9 @@ def test_pairs_of_devices(topology, steps, rate):
 def test_gpus_of_one_node_and_of_two():
     topology = Topology("", 1, _CHIPS["h100"], (2, 8), tuple(map(Device, range(16))))
     assert topology.seconds(topology.devices[:8], 9 * GB) == pytest.approx(0.02)
-    assert topology.seconds(topology.devices, 9 * GB) == pytest.approx(0.18)
+    assert topology.seconds(topology.devices, 15 * GB) == pytest.approx(15 / 450)
+    pair = topology.devices[0], topology.devices[8]
+    assert topology.seconds(pair, 9 * GB) == pytest.approx(9 / 50)
 
 
 @pytest.mark.parametrize(
