@@ -18,7 +18,7 @@ _LARGEST = flags.DEFINE_bool(
     "largest_batch", False, "Find the most sequences a chip, of powers of two, that fit."
 )
 _PLAN = flags.DEFINE_bool(
-    "plan_only", False, "TPUs: end before machine code is made, in a twentieth of the time."
+    "plan_only", False, "TPUs: end before machine code is made, in a quarter of the time or less."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 

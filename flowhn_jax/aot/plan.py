@@ -1,7 +1,7 @@
 """A train step for TPUs as XLA plans it, without its machine code.
 
-The program, its schedule and its memory stand early; the code that is made of them takes nearly all
-of the time. XLA has no switch to end there, but it can write down what it has: a process of its own
+The program, its schedule and its memory stand early; the code that is made of them takes most of
+the time. XLA has no switch to end there, but it can write down what it has: a process of its own
 compiles, and is ended when both are written.
 """
 
