@@ -45,8 +45,11 @@ class Program:
                     name, lines = found[2], []
                     self.entry = name if found[1] else self.entry
             elif _END.match(line):
-                instructions = map(_parse, lines)
-                self.computations[name] = {each.name: each for each in instructions}
+                computation = self.computations[name] = {}
+                for instruction in map(_parse, lines):
+                    for operand in instruction.operands:
+                        _spell_out(computation, operand)
+                    computation[instruction.name] = instruction
                 lines = None
             elif _BEGIN.match(line):
                 lines.append(line)
@@ -137,6 +140,17 @@ def _parse(line: str) -> Instruction:
     return Instruction(
         name.removeprefix("ROOT ").lstrip("%"), result, opcode, operands, rest[end:].lstrip(", ")
     )
+
+
+def _spell_out(computation: dict[str, Instruction], operand: str) -> None:
+    """Adds the get-tuple-element that an operand as 'name#1' is short for."""
+    base, mark, index = operand.rpartition("#")
+    if not mark or operand in computation:
+        return
+    _spell_out(computation, base)
+    element = split(computation[base].result[1:-1])[int(index)].strip()
+    attributes = f"index={index}"
+    computation[operand] = Instruction(operand, element, "get-tuple-element", (base,), attributes)
 
 
 def _closing(text: str) -> int:

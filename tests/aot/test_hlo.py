@@ -54,6 +54,18 @@ def test_a_program_of_a_tpu():
     assert 'op_name="jit(f)/jvp()/neg"' in fused.attributes
 
 
+def test_places_of_tuples_in_short():
+    """As later versions of XLA write them."""
+    short = TEXT.replace("%i = s32[]{:T(128)} get-tuple-element(%p.2), index=0\n", "")
+    short = short.replace("add(%i, ", "add(%p.2#0, ")
+    short = short.replace("%j = s32[]{:T(128)} get-tuple-element(%p.3), index=0\n", "")
+    short = short.replace("compare(%j, ", "compare(%p.3#0, ")
+    program = Program(short)
+    assert dict(program.runs()) == dict(Program(TEXT).runs())
+    place = program.computations["body"]["p.2#0"]
+    assert place == ("p.2#0", "s32[]{:T(128)}", "get-tuple-element", ("p.2",), "index=0")
+
+
 def test_loops_within_loops_as_xla_counts_them():
     def f(x):
         def outer(_, x):
