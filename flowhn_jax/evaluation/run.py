@@ -40,8 +40,8 @@ def evaluate(
       ValueError, FileNotFoundError: the flags, the files and the workdir do not fit together.
     """
     mesh = make_mesh(config.mesh, perplexity.eval_batch_size(config))
-    check_sequence(config.model, mesh)
     config = workdir_lib.settle_balance(workdir, config)
+    check_sequence(config.model, mesh)
     if stride is not None and data is None:
         raise ValueError("--stride goes with --data, the text file to score.")
     if mode == "throughput":

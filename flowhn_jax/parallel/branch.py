@@ -1,6 +1,5 @@
 """Branch parallelism: the two branches of a block at the same time, on two groups of devices."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-from kernels.partition import AXES
+from kernels.partition import AXES, divided
 
 AXIS = "branch"
 _BATCH_AXES = (*AXES["B"], "tensor")
@@ -59,9 +58,8 @@ def side_by_side(first: Part, second: Part) -> tuple[Array, Array]:
     lengths = [jax.tree.leaves(part.inputs)[0].shape[1] for part in parts]
     batch, longer = jax.tree.leaves(first.inputs)[0].shape[0], max(lengths)
     mesh = jax.sharding.get_abstract_mesh()
-    axes = [name for name in _BATCH_AXES if name in mesh.axis_names]
-    while batch % math.prod(mesh.shape[name] for name in axes):
-        axes.pop()  # these devices repeat the work of their neighbours
+    names = tuple(name for name in _BATCH_AXES if name in mesh.axis_names)
+    axes = divided(names, batch, mesh.shape)  # along others devices repeat their neighbours' work
 
     def on_a_group(*arguments: tuple[Any, Any]) -> Array:
         def run(part: Part, argument: tuple[Any, Any]) -> Array:
@@ -73,8 +71,8 @@ def side_by_side(first: Part, second: Part) -> tuple[Array, Array]:
 
     both = jax.shard_map(
         on_a_group,
-        in_specs=((P(), P(tuple(axes))),) * 2,
-        out_specs=P(None, tuple(axes)),
+        in_specs=((P(), P(axes)),) * 2,
+        out_specs=P(None, axes),
         check_vma=False,  # kernels of libraries do not say over which axes their results vary
     )(*((part.params, part.inputs) for part in parts))
     return tuple(out[:, :length] for out, length in zip(both, lengths, strict=True))
