@@ -108,7 +108,6 @@ def fit(config: Config, workdir: str) -> None:
       ValueError: the config, the data and the workdir do not fit together.
     """
     mesh = make_mesh(config.mesh, eval_batch_size(config))
-    check_sequence(config.model, mesh)
     with first_before_others("workdir"):
         workdir_lib.make(workdir)
     with (
@@ -120,6 +119,7 @@ def fit(config: Config, workdir: str) -> None:
     ):
         start = checkpoints.latest_step
         config = workdir_lib.settle_balance(None if start is None else workdir, config)
+        check_sequence(config.model, mesh)
         changes = [] if start is None else workdir_lib.check(workdir, config)
         with first_before_others("data"):
             prepared = open_data(config, workdir)
