@@ -19,9 +19,42 @@ from ml_collections import config_dict
 from flowhn_jax.split import BranchDims, Plan, SplitConfig, make_plan
 from kernels.operations import check_backends
 
+RIVALS = ("llama", "mamba1", "mamba2", "jamba", "shm", "hymba", "falcon_h1")
+KINDS = ("flowhn", *RIVALS)
 DTYPES = ("auto", "float32", "bfloat16")
 SSMS = ("mamba1", "mamba2")
 REMATS = ("none", "dots", "full")
+
+_WITH_ATTENTION = ("flowhn", "llama", "jamba", "shm", "hymba", "falcon_h1")
+_WITH_SSM = ("flowhn", "mamba1", "mamba2", "jamba", "shm", "hymba", "falcon_h1")
+_WITH_MAMBA2 = ("flowhn", "mamba2", "falcon_h1")
+# The kinds of model that read a key of `model`; where a key is not here, all do.
+_READ_BY = {
+    "mlp_width": _WITH_ATTENTION,
+    "heads": _WITH_ATTENTION,
+    "kv_heads": _WITH_ATTENTION,
+    "head_dim": ("flowhn", "llama", "jamba", "shm", "falcon_h1"),
+    "rope_theta": ("llama", "hymba", "falcon_h1"),
+    "attention_period": ("jamba",),
+    "attention_offset": ("jamba",),
+    "meta_tokens": ("hymba",),
+    "window": ("hymba",),
+    "ssm": ("flowhn",),
+    "ssm_state": _WITH_SSM,
+    "ssm_conv": _WITH_SSM,
+    "ssm_expand": _WITH_SSM,
+    "ssm_dt_rank": ("flowhn", "mamba1", "jamba", "shm", "hymba"),
+    "ssm_head_dim": _WITH_MAMBA2,
+    "ssm_groups": _WITH_MAMBA2,
+    "branch_mlp": ("flowhn",),
+    "multipliers": ("falcon_h1",),
+    "split": ("flowhn",),
+}
+
+
+def reads(kind: str, key: str) -> bool:
+    """Whether models of a kind read a key of `model`."""
+    return kind in _READ_BY.get(key, KINDS)
 
 
 def _require(ok: bool, key: str, found: Any, accepted: str) -> None:
@@ -35,20 +68,50 @@ def _require_positive(config: Any, prefix: str, *names: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of a FlowHN model; the defaults are the paper's 135M."""
+class Multipliers:
+    """Falcon-H1's factors on its activations (arXiv 2507.22448, section 3.2.3)."""
 
+    embedding: float = 1.0
+    head: float = 1.0
+    attention_in: float = 1.0
+    attention_out: float = 1.0
+    key: float = 1.0
+    ssm_in: float = 1.0
+    ssm_out: float = 1.0
+    ssm_z: float = 1.0  # these five on the parts of what the mixer's in_proj makes
+    ssm_x: float = 1.0
+    ssm_b: float = 1.0
+    ssm_c: float = 1.0
+    ssm_dt: float = 1.0
+    mlp_gate: float = 1.0
+    mlp_down: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a model, FlowHN or a rival; the defaults are the paper's FlowHN 135M.
+
+    A key that the kind of model does not read is refused unless it has its default.
+    """
+
+    kind: str = "flowhn"  # or one of RIVALS
     vocab_size: int = 65536
     context: int = 1024  # N, the length that the split is planned for
     width: int = 768
     mlp_width: int = 2048
-    blocks: int = 2
+    blocks: int = 2  # of a rival: its layers
     heads: int = 32
     kv_heads: int = 8
-    ssm: str = "mamba1"  # or 'mamba2'
+    head_dim: int | None = None  # None: width / heads
+    rope_theta: float = 10000.0  # base of the rotary positions (of llama, hymba, falcon_h1)
+    attention_period: int = 8  # of jamba: one layer of so many attends,
+    attention_offset: int = 4  # that with this index among them
+    meta_tokens: int = 128  # of hymba, before every sequence
+    window: int = 1024  # of hymba's attention but in the first, middle and last layer
+    ssm: str = "mamba1"  # or 'mamba2', of flowhn
     ssm_state: int = 16
     ssm_conv: int = 4
-    ssm_expand: int = 2
+    ssm_expand: float = 2.0  # channels of the mixer, over the width
     ssm_dt_rank: int | None = None  # of mamba1; None: width / 16, rounded up
     ssm_head_dim: int = 64  # of mamba2
     ssm_groups: int = 1  # of mamba2's heads, which share B and C
@@ -56,20 +119,57 @@ class ModelConfig:
     norm_eps: float = 1e-6
     init_std: float = 0.02
     dtype: str = "auto"  # of matrix products; 'auto': bfloat16, but float32 on a CPU
+    multipliers: Multipliers = dataclasses.field(default_factory=Multipliers)  # of falcon_h1
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
 
     def __post_init__(self):
+        _require(self.kind in KINDS, "model.kind", self.kind, f"one of {', '.join(KINDS)}")
+        self._check_unread()
         sizes = ("vocab_size", "context", "width", "mlp_width", "blocks", "heads", "kv_heads")
         _require_positive(self, "model", *sizes, "ssm_state", "ssm_conv", "ssm_expand")
-        _require_positive(self, "model", "ssm_head_dim", "ssm_groups")
-        _require_positive(self, "model", "norm_eps", "init_std")
-        _require(
-            self.width % self.heads == 0,
-            "model.width",
-            self.width,
-            f"a multiple of model.heads = {self.heads}, "
-            + _nearest_multiples(self.width, self.heads),
-        )
+        _require_positive(self, "model", "ssm_head_dim", "ssm_groups", "norm_eps", "init_std")
+        _require_positive(self, "model", "rope_theta", "attention_period", "meta_tokens", "window")
+        _require(self.dtype in DTYPES, "model.dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        if reads(self.kind, "heads"):
+            self._check_heads()
+        if reads(self.kind, "ssm_state"):
+            self._check_ssm()
+        period, offset = self.attention_period, self.attention_offset
+        accepted = f"0 to model.attention_period - 1 = {period - 1}"
+        _require(0 <= offset < period, "model.attention_offset", offset, accepted)
+        stem = self.split.stem
+        _require(stem <= self.blocks, "model.split.stem", stem, f"0 to model.blocks={self.blocks}")
+
+    def _check_unread(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            made = field.default is dataclasses.MISSING
+            default = field.default_factory() if made else field.default
+            if value != default and not reads(self.kind, field.name):
+                raise ValueError(
+                    f"model.{field.name} is {value!r}, but model.kind {self.kind!r} does not read "
+                    f"it; accepted is its default, {default!r}."
+                )
+
+    def _check_heads(self) -> None:
+        width = self.width
+        if self.kind == "hymba":
+            _require(
+                self.inner % self.heads == 0,
+                "model.heads",
+                self.heads,
+                f"a divisor of model.ssm_expand * model.width = {self.inner}",
+            )
+        elif self.head_dim is None:
+            _require(
+                width % self.heads == 0,
+                "model.width",
+                width,
+                f"a multiple of model.heads = {self.heads}, "
+                + _nearest_multiples(width, self.heads),
+            )
+        else:
+            _require_positive(self, "model", "head_dim")
         _require(
             self.heads % self.kv_heads == 0,
             "model.heads",
@@ -77,47 +177,71 @@ class ModelConfig:
             f"a multiple of model.kv_heads = {self.kv_heads}, "
             + _nearest_multiples(self.heads, self.kv_heads),
         )
-        rank = self.ssm_dt_rank
+        size = self.dims.head_dim
+        if reads(self.kind, "rope_theta"):
+            _require(size % 2 == 0, "the size of a head", size, "an even one, for rotary positions")
+
+    def _check_ssm(self) -> None:
+        inner, rank = self.ssm_expand * self.width, self.ssm_dt_rank
+        accepted = f"one whose product with model.width = {self.width} is whole"
+        _require(inner == self.inner, "model.ssm_expand", self.ssm_expand, accepted)
         _require(rank is None or rank > 0, "model.ssm_dt_rank", rank, "above 0, or None")
         _require(self.ssm in SSMS, "model.ssm", self.ssm, f"one of {', '.join(SSMS)}")
-        if self.ssm == "mamba2":
-            inner = self.ssm_expand * self.width
+        if self.is_mamba2:
             _require(
-                inner % self.ssm_head_dim == 0,
+                self.inner % self.ssm_head_dim == 0,
                 "model.ssm_head_dim",
                 self.ssm_head_dim,
-                f"a divisor of model.ssm_expand * model.width = {inner}",
+                f"a divisor of model.ssm_expand * model.width = {self.inner}",
             )
             _require(
-                inner // self.ssm_head_dim % self.ssm_groups == 0,
+                self.inner // self.ssm_head_dim % self.ssm_groups == 0,
                 "model.ssm_groups",
                 self.ssm_groups,
-                f"a divisor of the {inner // self.ssm_head_dim} heads",
+                f"a divisor of the {self.inner // self.ssm_head_dim} heads",
             )
-        _require(self.dtype in DTYPES, "model.dtype", self.dtype, f"one of {', '.join(DTYPES)}")
-        stem = self.split.stem
-        _require(stem <= self.blocks, "model.split.stem", stem, f"0 to model.blocks={self.blocks}")
+
+    @property
+    def name(self) -> str:
+        """What tells models of one size apart: FlowHN's strategy, else the kind."""
+        return self.split.strategy if self.kind == "flowhn" else self.kind
+
+    @property
+    def inner(self) -> int:
+        """E, channels of an SSM mixer."""
+        return int(self.ssm_expand * self.width)
+
+    @property
+    def is_mamba2(self) -> bool:
+        """Whether its SSM mixers are Mamba-2's."""
+        return self.kind in ("mamba2", "falcon_h1") or self.ssm == "mamba2"
 
     @property
     def dims(self) -> BranchDims:
-        """Sizes of the two branches."""
-        inner, is_mamba2 = self.ssm_expand * self.width, self.ssm == "mamba2"
+        """Sizes of the mixers and the MLP."""
+        head_dim = self.inner // self.heads if self.kind == "hymba" else self.head_dim
         return BranchDims(
             width=self.width,
             mlp_width=self.mlp_width if self.branch_mlp else 0,
             heads=self.heads,
             kv_heads=self.kv_heads,
-            head_dim=self.width // self.heads,
-            inner=inner,
+            head_dim=self.width // self.heads if head_dim is None else head_dim,
+            inner=self.inner,
             state=self.ssm_state,
             conv=self.ssm_conv,
-            dt_rank=0 if is_mamba2 else self.ssm_dt_rank or math.ceil(self.width / 16),
-            ssm_heads=inner // self.ssm_head_dim if is_mamba2 else 0,
-            ssm_groups=self.ssm_groups if is_mamba2 else 0,
+            dt_rank=0 if self.is_mamba2 else self.ssm_dt_rank or math.ceil(self.width / 16),
+            ssm_heads=self.inner // self.ssm_head_dim if self.is_mamba2 else 0,
+            ssm_groups=self.ssm_groups if self.is_mamba2 else 0,
         )
 
     def plan(self, length: int | None = None) -> Plan:
-        """The split of a sequence of `length` tokens; None: of the whole context."""
+        """The split of a sequence of `length` tokens; None: of the whole context.
+
+        Raises:
+          ValueError: the model is a rival, which has no split, or as of `make_plan`.
+        """
+        if self.kind != "flowhn":
+            raise ValueError(f"model.kind {self.kind!r} has no split; accepted is 'flowhn'.")
         return make_plan(
             self.split, self.dims, blocks=self.blocks, context=self.context, length=length
         )
@@ -222,6 +346,10 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     kernels: KernelsConfig = dataclasses.field(default_factory=KernelsConfig)
+
+    def __post_init__(self):
+        alone = self.mesh.branch == 2 and self.model.kind != "flowhn"
+        _require(not alone, "mesh.branch", 2, f"1 for model.kind {self.model.kind!r}")
 
 
 def _nearest_multiples(found: int, base: int) -> str:

@@ -1,14 +1,18 @@
 """Analytic FLOPs of a model, peak FLOP/s of a chip, and model FLOPs utilisation (MFU).
 
-Counted from the tokens that each branch really gets, by the conventions of `split/cost.py`, with
-two names for two conventions of attention scores: causal-halved (the work that has to be done) and
-PaLM-style (all T² pairs; arXiv 2204.02311, appendix B). Training is three forward passes.
+One walk over a model's layers counts the tokens that each really gets, by the conventions of
+`split/cost.py`, with two names for two conventions of attention scores: causal-halved (the work
+that has to be done) and PaLM-style (all T² pairs; arXiv 2204.02311, appendix B). Training is three
+forward passes.
 """
 
-import jax
+import math
 
+import jax
+from flax import nnx
+
+from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
-from flowhn_jax.split import attention_branch_flops, ssm_branch_flops
 
 # Dense bf16 FLOP/s of one JAX device, from the vendors' data sheets; TPU v7x has two a chip.
 _PEAK_FLOPS = {
@@ -32,13 +36,18 @@ _PEAK_FLOPS = {
 
 def forward_flops(config: ModelConfig, length: int, *, causal: bool = True) -> int:
     """FLOPs of one forward pass over one sequence of `length` tokens, head included."""
-    dims, width = config.dims, config.width
-    total = 2 * width * config.vocab_size * length
-    for block in config.plan(length).blocks:
-        total += attention_branch_flops(dims, block.attention.count(length), causal=causal)
-        total += ssm_branch_flops(dims, block.ssm.count(length))
-        fused_width = width if block.is_split else 2 * width
-        total += 2 * length * width * (fused_width + width)
+    parts = models.abstract_model(config).parts(length)
+    return sum(_part_flops(part, tokens, causal) for part, tokens in parts)
+
+
+def _part_flops(part: nnx.Module, tokens: int, causal: bool) -> int:
+    """Of all matrix products inside it, and of what its mixers do besides."""
+    total = 0
+    for _, module in nnx.iter_modules(part):
+        if isinstance(module, nnx.LinearGeneral):
+            total += 2 * tokens * math.prod(module.kernel.shape)
+        elif hasattr(module, "mixing_flops"):
+            total += module.mixing_flops(tokens, causal=causal)
     return total
 
 

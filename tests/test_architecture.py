@@ -7,10 +7,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # Each room may import rooms of its own row and of rows below it.
 ROWS = [
-    ["bench", "aot"],
+    ["bench", "aot", "compare"],
     ["training", "evaluation", "report", "interop"],
-    ["models", "data", "parallel"],
     ["flops"],
+    ["models", "data", "parallel"],
     ["layers"],
     ["config"],
     ["split", "kernels", "host_memory", "timing"],

@@ -3,8 +3,20 @@ import pathlib
 
 import pytest
 
-from configs import common, flowhn_1b, flowhn_135m, flowhn_350m, flowhn_tiny
+from configs import (
+    baseline_1b,
+    baseline_135m,
+    baseline_350m,
+    baseline_tiny,
+    common,
+    flowhn_1b,
+    flowhn_135m,
+    flowhn_350m,
+    flowhn_tiny,
+)
 from flowhn_jax import config as config_lib
+from flowhn_jax import models
+from flowhn_jax.config import RIVALS
 from flowhn_jax.split import STRATEGIES
 
 
@@ -13,6 +25,36 @@ from flowhn_jax.split import STRATEGIES
 def test_recipes_parse(recipe, strategy):
     config = config_lib.parse(recipe.get_config(strategy))
     assert config.model.split.strategy == strategy
+
+
+@pytest.mark.parametrize(
+    ("rivals", "flowhn"),
+    [
+        (baseline_tiny, flowhn_tiny),
+        (baseline_135m, flowhn_135m),
+        (baseline_350m, flowhn_350m),
+        (baseline_1b, flowhn_1b),
+    ],
+)
+def test_rivals_are_of_flowhns_size(rivals, flowhn):
+    """The parameters of all within 3 % of no_split's; the same head, data and recipe."""
+    ours = config_lib.parse(flowhn.get_config("no_split"))
+    count = models.param_count(ours.model)
+    print(f"{'no_split':<10} {count:>13,}")
+    for kind in RIVALS:
+        theirs = config_lib.parse(rivals.get_config(kind))
+        found = models.param_count(theirs.model)
+        print(f"{kind:<10} {found:>13,} {100 * (found / count - 1):+.2f} %")
+        assert abs(found / count - 1) < 0.03, kind
+        assert theirs.model.kind == kind
+        for key in ("vocab_size", "width", "context", "init_std", "dtype"):
+            assert getattr(theirs.model, key) == getattr(ours.model, key)
+        assert (theirs.train, theirs.data) == (ours.train, ours.data)
+
+
+def test_unknown_rival():
+    with pytest.raises(ValueError, match=r"'lama'; accepted are llama, mamba1, .*falcon_h1"):
+        baseline_tiny.get_config("lama")
 
 
 def test_default_strategy_is_fac_split():
@@ -60,6 +102,15 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"train": {"warmup": 1.5}}, r"train.warmup is 1.5; accepted is 0 to 1"),
         ({"train": {"learning_rate": float("nan")}}, r"learning_rate is nan; accepted is above 0"),
         ({"mesh": {"data": 0}}, r"mesh.data is 0"),
+        ({"model": {"kind": "lama"}}, r"'lama'; accepted is one of flowhn, llama, mamba1"),
+        ({"model": {"kind": "llama", "ssm_state": 8}}, r"ssm_state is 8, but .*'llama' does not"),
+        ({"model": {"window": 8}}, r"window is 8, but model.kind 'flowhn' does not read it"),
+        ({"model": {"kind": "llama", "split": {"stem": 1}}}, r"model.split is .*not read it"),
+        ({"model": {"kind": "jamba", "attention_offset": 8}}, r"accepted is 0 to .* = 7"),
+        ({"model": {"kind": "llama", "head_dim": 7}}, r"size of a head is 7; .*an even one"),
+        ({"model": {"kind": "hymba", "heads": 40}}, r"heads is 40; .* = 1536"),
+        ({"model": {"ssm_expand": 1.3, "width": 32}}, r"product with model.width = 32 is whole"),
+        ({"model": {"kind": "llama"}, "mesh": {"branch": 2}}, r"1 for model.kind 'llama'"),
     ],
 )
 def test_bad_values_name_what_is_accepted(config, message):
@@ -85,5 +136,6 @@ def test_differences_are_named():
 
 def test_recipes_are_all_tested():
     files = pathlib.Path(common.__file__).parent.glob("*.py")
-    tested = {"__init__", "common", "flowhn_tiny", "flowhn_135m", "flowhn_350m", "flowhn_1b"}
-    assert {file.stem for file in files} == tested
+    sizes = ("tiny", "135m", "350m", "1b")
+    recipes = {f"{family}_{size}" for family in ("flowhn", "baseline") for size in sizes}
+    assert {file.stem for file in files} == recipes | {"__init__", "common", "rivals"}

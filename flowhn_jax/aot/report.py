@@ -182,7 +182,7 @@ def report(
     return Report(
         topology=topology,
         mesh=dict(mesh.shape),
-        strategy=model.split.strategy,
+        strategy=model.name,
         parameters=models.param_count(model),
         context=model.context,
         sequences=config.train.batch_size,

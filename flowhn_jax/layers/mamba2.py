@@ -1,14 +1,17 @@
 """The Mamba-2 mixer (arXiv 2405.21060, section 7)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from flowhn_jax.layers.linear import linear
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
+from flowhn_jax.split.cost import conv_flops, ssd_flops
 from kernels.causal_conv import causal_conv
 from kernels.partition import constrain
-from kernels.ssd import ssd
+from kernels.ssd import ssd, ssd_step
 
 _A_MIN, _A_MAX = 1.0, 16.0  # of the initial decay rates, as in the authors' code
 
@@ -30,11 +33,20 @@ class GatedRMSNorm(nnx.Module):
         return normed.reshape(gated.shape) * self.scale[...]
 
 
+class Mamba2Cache(NamedTuple):
+    """What a mixer keeps of the tokens before: inputs of the convolution, and the state."""
+
+    conv: jax.Array  # [B, taps - 1, E + 2 G S]
+    state: jax.Array  # [B, H, P, S] float32
+
+
 class Mamba2(nnx.Module):
     """State space with one decay a head: D -> E channels, in heads of P with P x S states -> D.
 
     The heads of each of G groups share B and C, and their channels are normed together. Decays, the
-    state and the norm are float32 whatever `dtype` is.
+    state and the norm are float32 whatever `dtype` is. Without `norms` the gate alone, silu(z), is
+    on what is projected to the result. `multipliers` are factors on what in_proj makes: z, x, B, C
+    and dt (Falcon-H1, arXiv 2507.22448).
     """
 
     def __init__(
@@ -50,13 +62,16 @@ class Mamba2(nnx.Module):
         init_std: float,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
+        norms: bool = True,
+        multipliers: tuple[float, float, float, float, float] | None = None,
     ):
         if inner % (head_dim * groups):
             raise ValueError(
                 f"Mamba2: {inner} channels are not heads of {head_dim} in {groups} equal groups"
             )
-        self.head_dim = head_dim
-        self.groups = groups
+        self.inner, self.state, self.conv, self.dtype = inner, state, conv, dtype
+        self.head_dim, self.groups = head_dim, groups
+        self.norms, self.multipliers = norms, multipliers
         heads = inner // head_dim
         convolved = inner + 2 * groups * state
         self.splits = (inner, inner + convolved)  # of what in_proj makes: z; x, B and C; dt
@@ -64,7 +79,8 @@ class Mamba2(nnx.Module):
         kwargs = dict(init_std=init_std, dtype=dtype, rngs=rngs)
         self.in_proj = linear(width, inner + convolved + heads, **kwargs)
         self.out_proj = linear(inner, width, **kwargs)
-        self.norm = GatedRMSNorm(inner, groups, epsilon=norm_eps)
+        if norms:
+            self.norm = GatedRMSNorm(inner, groups, epsilon=norm_eps)
         self.conv_weight = nnx.Param(uniform(rngs.params(), (conv, convolved), conv**-0.5))
         self.conv_bias = nnx.Param(jnp.zeros(convolved))
         self.dt_bias = nnx.Param(dt_bias_init(rngs.params(), heads))
@@ -74,20 +90,63 @@ class Mamba2(nnx.Module):
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
         """x [B, T, D], segment_ids [B, T] -> [B, T, D]; state restarts at each segment's start."""
-        batch, length, _ = x.shape
-        z, xbc, dt = jnp.split(self.in_proj(x), self.splits, axis=-1)
+        z, xbc, dt = self._projected(x)
         xbc = causal_conv(xbc, self.conv_weight[...], self.conv_bias[...], segment_ids=segment_ids)
         # Its channels are not cut before they are in parts: they would not be whole heads.
         xbc = constrain(jax.nn.silu(xbc), "B L C")
-        u, b, c = jnp.split(xbc, self.convolved_splits, axis=-1)
-        y = ssd(
-            u.reshape(batch, length, -1, self.head_dim),
-            dt,
-            -jnp.exp(self.a_log[...]),
-            b.reshape(batch, length, self.groups, -1),
-            c.reshape(batch, length, self.groups, -1),
-            self.d[...],
-            dt_bias=self.dt_bias[...],
-            segment_ids=segment_ids,
+        bias = self.dt_bias[...]
+        y = ssd(*self._ssd_inputs(xbc, dt), dt_bias=bias, segment_ids=segment_ids)
+        return self.out_proj(self._gated(y, z))
+
+    def init_cache(self, batch: int, length: int) -> Mamba2Cache:
+        """The cache before the first token; its size does not depend on `length`."""
+        del length
+        channels = self.inner + 2 * self.groups * self.state
+        conv = jnp.zeros((batch, self.conv - 1, channels), self.dtype)
+        heads = self.inner // self.head_dim
+        state = jnp.zeros((batch, heads, self.head_dim, self.state), jnp.float32)
+        return Mamba2Cache(conv, state)
+
+    def step(self, x: jax.Array, cache: Mamba2Cache) -> tuple[jax.Array, Mamba2Cache]:
+        """One token of each sequence: x [B, D] -> ([B, D], the cache behind it)."""
+        z, xbc, dt = self._projected(x)
+        xbc, conv = causal_conv(
+            xbc[:, None],
+            self.conv_weight[...],
+            self.conv_bias[...],
+            initial_state=cache.conv,
+            return_final_state=True,
         )
-        return self.out_proj(self.norm(y.reshape(z.shape), z))
+        inputs = self._ssd_inputs(jax.nn.silu(xbc[:, 0]), dt)
+        y, state = ssd_step(*inputs, cache.state, dt_bias=self.dt_bias[...])
+        return self.out_proj(self._gated(y, z)), Mamba2Cache(conv, state)
+
+    def mixing_flops(self, tokens: int, *, causal: bool) -> int:
+        """FLOPs of a sequence but for its projections', by the convention of `split/cost.py`."""
+        del causal
+        channels = self.inner + 2 * self.groups * self.state
+        scan = ssd_flops(self.inner, self.state)
+        return tokens * (scan + conv_flops(channels, self.conv))
+
+    def _projected(self, x: jax.Array) -> list[jax.Array]:
+        """z [..., E], what is convolved (x, B and C), and dt [..., H], of x [..., D]."""
+        projected = self.in_proj(x)
+        if self.multipliers is not None:
+            shared = self.groups * self.state
+            sizes = self.inner, self.inner, shared, shared, self.inner // self.head_dim
+            factors = zip(self.multipliers, sizes, strict=True)
+            factors = [jnp.full(size, factor, self.dtype) for factor, size in factors]
+            projected = projected * jnp.concatenate(factors)
+        return jnp.split(projected, self.splits, axis=-1)
+
+    def _ssd_inputs(self, xbc: jax.Array, dt: jax.Array) -> tuple[jax.Array, ...]:
+        """x, dt, A, B, C and D of the scan over xbc [..., E + 2 G S]."""
+        u, b, c = jnp.split(xbc, self.convolved_splits, axis=-1)
+        u = u.reshape(*u.shape[:-1], -1, self.head_dim)
+        b, c = (v.reshape(*v.shape[:-1], self.groups, -1) for v in (b, c))
+        return u, dt, -jnp.exp(self.a_log[...]), b, c, self.d[...]
+
+    def _gated(self, y: jax.Array, z: jax.Array) -> jax.Array:
+        """y [..., H, P], gated by z [..., E] -> [..., E]."""
+        y = y.reshape(z.shape)
+        return self.norm(y, z) if self.norms else y * jax.nn.silu(z)

@@ -10,25 +10,47 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flowhn_jax.config import ModelConfig
-from flowhn_jax.models.flowhn import FlowHN, compute_dtype
+from flowhn_jax.layers.decoder import compute_dtype
+from flowhn_jax.models.falcon_h1 import FalconH1
+from flowhn_jax.models.flowhn import FlowHN
+from flowhn_jax.models.hymba import Hymba
+from flowhn_jax.models.jamba import SHM, Jamba
+from flowhn_jax.models.language_model import LanguageModel
+from flowhn_jax.models.llama import Llama
+from flowhn_jax.models.mamba import Mamba
 
 __all__ = [
     "Params",
+    "abstract_model",
     "abstract_params",
     "bind",
     "build",
+    "can_decode",
     "compute_dtype",
     "forward",
     "init",
+    "init_cache",
     "param_count",
+    "step",
 ]
+
+_MODELS: dict[str, type[LanguageModel]] = {
+    "flowhn": FlowHN,
+    "llama": Llama,
+    "mamba1": Mamba,
+    "mamba2": Mamba,
+    "jamba": Jamba,
+    "shm": SHM,
+    "hymba": Hymba,
+    "falcon_h1": FalconH1,
+}
 
 Params = dict[str, Any]  # nested dict of float32 arrays
 
 
-def build(config: ModelConfig, rngs: nnx.Rngs | None = None) -> nnx.Module:
+def build(config: ModelConfig, rngs: nnx.Rngs | None = None) -> LanguageModel:
     """The model that `config` describes; random parameters from `rngs` (default: key 0)."""
-    return FlowHN(config, nnx.Rngs(0) if rngs is None else rngs)
+    return _MODELS[config.kind](config, nnx.Rngs(0) if rngs is None else rngs)
 
 
 def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
@@ -39,6 +61,11 @@ def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
 @functools.lru_cache(maxsize=32)
 def _abstract_of(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
     return nnx.split(nnx.eval_shape(lambda: build(config)), nnx.Param)
+
+
+def abstract_model(config: ModelConfig) -> LanguageModel:
+    """The model with jax.ShapeDtypeStruct for its parameters."""
+    return nnx.merge(*_abstract(config))
 
 
 def abstract_params(config: ModelConfig) -> Params:
@@ -56,7 +83,7 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
     return nnx.to_pure_dict(nnx.state(build(config, nnx.Rngs(key)), nnx.Param))
 
 
-def bind(config: ModelConfig, params: Params) -> nnx.Module:
+def bind(config: ModelConfig, params: Params) -> LanguageModel:
     """The model holding `params`; cheap, made anew wherever a traced function needs it."""
     return nnx.merge(_abstract(config)[0], nnx.State(params))
 
@@ -70,6 +97,41 @@ def forward(
 ) -> jax.Array:
     """Logits [B, T, V] float32 of tokens [B, T] int32, documents marked by segment_ids [B, T]."""
     model = bind(config, params)
-    hidden = model(tokens, segment_ids)
+    return _logits(model, model(tokens, segment_ids))
+
+
+def _logits(model: LanguageModel, hidden: jax.Array) -> jax.Array:
+    """hidden [..., D] -> [..., V] float32."""
     kernel = model.head.kernel[...].astype(hidden.dtype)
-    return jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
+    return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def can_decode(config: ModelConfig) -> bool:
+    """Whether the model has `step`, one token at a time."""
+    return config.kind != "flowhn"
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def init_cache(config: ModelConfig, params: Params, batch: int, length: int) -> list[Any]:
+    """What `step` keeps of `batch` sequences of at most `length` tokens, before the first one."""
+    return bind(config, params).init_cache(batch, length)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def step(
+    config: ModelConfig, params: Params, tokens: jax.Array, cache: list[Any]
+) -> tuple[jax.Array, list[Any]]:
+    """One more token of each sequence.
+
+    Args:
+      config: of a model for which `can_decode` holds.
+      params: as of `init`.
+      tokens: [B] int32.
+      cache: of `init_cache` or of the step before; it is used up.
+
+    Returns:
+      (logits [B, V] float32 of the token after it, the cache behind it).
+    """
+    model = bind(config, params)
+    hidden, cache = model.step(tokens, cache)
+    return _logits(model, hidden), cache

@@ -90,6 +90,24 @@ def check_sequence(model: ModelConfig, mesh: Mesh) -> None:
     parts = mesh.shape["sequence"]
     if parts == 1:
         return
+    if model.kind == "flowhn":
+        _check_branches(model, parts)
+    else:
+        meta = model.meta_tokens if model.kind == "hymba" else 0
+        if (model.context + meta) % parts:
+            raise ValueError(
+                f"mesh.sequence = {parts} does not divide the {model.context + meta} positions of "
+                f"{model.kind}; accepted is a divisor."
+            )
+    ways = parts * mesh.shape["tensor"]
+    if model.kind not in ("mamba1", "mamba2") and model.heads % ways:
+        raise ValueError(
+            f"mesh.sequence x mesh.tensor = {ways} does not divide model.heads = {model.heads}, "
+            "which attention cuts instead of positions; accepted is a divisor."
+        )
+
+
+def _check_branches(model: ModelConfig, parts: int) -> None:
     for block in model.plan().blocks:
         for branch, selection in (("attention", block.attention), ("the SSM", block.ssm)):
             tokens = selection.count(model.context)
@@ -99,12 +117,6 @@ def check_sequence(model: ModelConfig, mesh: Mesh) -> None:
                     f"context of {model.context}; accepted is a divisor, or another "
                     "model.split.align or model.split.period."
                 )
-    ways = parts * mesh.shape["tensor"]
-    if model.heads % ways:
-        raise ValueError(
-            f"mesh.sequence x mesh.tensor = {ways} does not divide model.heads = {model.heads}, "
-            "which attention cuts instead of positions; accepted is a divisor."
-        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -27,15 +27,16 @@ _RULES = tuple(
         ("mlp/down_proj/kernel", P("tensor", _SHARD)),
         # Mamba-1's is [D, 2, E], of u and z. Mamba-2's is [D, ...], of unlike parts, which no cut
         # would leave with their heads.
-        ("ssm/mixer/in_proj/kernel", P(_SHARD, None, "tensor")),
-        ("mixer/x_proj/kernel", P(_ALL, None)),
-        ("mixer/dt_proj/kernel", P(None, _ALL)),
-        ("mixer/out_proj/kernel", P("tensor", _SHARD)),
-        ("mixer/conv_weight", P(None, _ALL)),
-        ("mixer/a_log", P(_ALL)),
-        ("mixer/(conv_bias|d|dt_bias)", P("tensor")),
+        ("in_proj/kernel", P(_SHARD, None, "tensor")),
+        ("x_proj/kernel", P(_ALL, None)),
+        ("dt_proj/kernel", P(None, _ALL)),
+        ("out_proj/kernel", P("tensor", _SHARD)),
+        ("conv_weight", P(None, _ALL)),
+        ("a_log", P(_ALL)),
+        ("(conv_bias|d|dt_bias)", P("tensor")),
         ("(branch|final)_proj/kernel", P(_SHARD, "tensor")),
         (r"(\w+_)?norm/scale", P()),
+        ("meta", P(None, _SHARD)),
     )
 )
 

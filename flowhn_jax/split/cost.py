@@ -27,6 +27,40 @@ class BranchDims:
     ssm_groups: int = 0  # of Mamba-2's heads, which share B and C
 
 
+def score_flops(
+    q_width: int, tokens: int, *, causal: bool = True, window: int | None = None, prefix: int = 0
+) -> int:
+    """FLOPs of attention's scores and of their product with the values, over all query heads.
+
+    Args:
+      q_width: query heads times their size.
+      tokens: of the sequence, with its prefix.
+      causal: whether pairs at or before the query alone are counted, not all tokens².
+      window: positions that a token sees, its own included, besides the prefix; None: all.
+      prefix: leading positions that all later ones see, too.
+    """
+    pairs = tokens * (tokens + 1) // 2 if causal else tokens**2
+    if causal and window is not None:  # of query i all i - window + 1 - prefix between are unseen
+        unseen = max(0, tokens - window - prefix)
+        pairs -= unseen * (unseen + 1) // 2
+    return 4 * q_width * pairs
+
+
+def scan_flops(inner: int, state: int) -> int:
+    """FLOPs of Mamba-1's scan, a token."""
+    return 9 * inner * state + 2 * inner
+
+
+def ssd_flops(inner: int, state: int) -> int:
+    """FLOPs of Mamba-2's scan, a token."""
+    return 5 * inner * state + 2 * inner
+
+
+def conv_flops(channels: int, taps: int) -> int:
+    """FLOPs of a depthwise convolution, a token."""
+    return 2 * taps * channels
+
+
 def _mlp_flops(dims: BranchDims) -> int:
     return 6 * dims.width * dims.mlp_width  # gate, up and down projections
 
@@ -39,8 +73,7 @@ def attention_branch_flops(dims: BranchDims, tokens: int, *, causal: bool = True
     """
     q_width, kv_width = dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim
     projections = 2 * dims.width * (2 * q_width + 2 * kv_width)
-    pairs = tokens * (tokens + 1) // 2 if causal else tokens**2
-    return tokens * (projections + _mlp_flops(dims)) + 4 * q_width * pairs
+    return tokens * (projections + _mlp_flops(dims)) + score_flops(q_width, tokens, causal=causal)
 
 
 def ssm_branch_flops(dims: BranchDims, tokens: int) -> int:
@@ -50,10 +83,10 @@ def ssm_branch_flops(dims: BranchDims, tokens: int) -> int:
     if dims.ssm_heads:
         shared = 2 * dims.ssm_groups * state  # B and C
         projections = in_and_out + 2 * dims.width * (shared + dims.ssm_heads)
-        conv_and_scan = 2 * dims.conv * (inner + shared) + 5 * inner * state + 2 * inner
+        conv_and_scan = conv_flops(inner + shared, dims.conv) + ssd_flops(inner, state)
     else:
         projections = in_and_out + 2 * inner * (rank + 2 * state) + 2 * rank * inner
-        conv_and_scan = 2 * dims.conv * inner + 9 * inner * state + 2 * inner
+        conv_and_scan = conv_flops(inner, dims.conv) + scan_flops(inner, state)
     return tokens * (projections + conv_and_scan + _mlp_flops(dims))
 
 

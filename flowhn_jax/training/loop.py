@@ -152,15 +152,13 @@ def _describe(config: Config, prepared: PreparedSet, mesh: Mesh, writer: Metrics
     model = config.model
     device = mesh.devices.flat[0]
     writer.say(f"{models.param_count(model):,} parameters")
-    writer.say(
-        f"{model.split.strategy}, context {model.context}, on {mesh.size} x {device.device_kind}"
-    )
+    writer.say(f"{model.name}, context {model.context}, on {mesh.size} x {device.device_kind}")
     train, validation = prepared.splits["train"], prepared.splits["validation"]
     writer.say(
         f"data {prepared.folder}: {train.tokens:,} training tokens, "
         f"{validation.tokens:,} validation tokens, tokenizer {prepared.tokenizer.spec}"
     )
-    if warning := partition_warning(model.split, model.plan()):
+    if model.kind == "flowhn" and (warning := partition_warning(model.split, model.plan())):
         writer.say(f"warning: {warning}")
 
 

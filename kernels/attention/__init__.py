@@ -7,9 +7,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from kernels.attention import cudnn, splash, xla
+from kernels.attention.step import attention_step
 from kernels.backends import Backend, Operation
 from kernels.checks import check_shapes
 from kernels.partition import constrain, over_mesh, ways
+
+__all__ = ["OPERATION", "attention", "attention_step"]
 
 _LAYOUTS = ("B T heads size", "B T kv_heads size", "B T kv_heads size", "B T")
 
@@ -31,6 +34,7 @@ def attention(
     segment_ids: Array | None = None,
     *,
     window: int | None = None,
+    prefix: int = 0,
     backend: str | None = None,
 ) -> Array:
     """Causal attention with H query heads that share H_kv key-value heads (GQA, arXiv 2305.13245).
@@ -47,14 +51,16 @@ def attention(
       segment_ids: documents, [B, T], integer: a token attends within its document alone. None: one
         document.
       window: number of positions that a token sees, its own included; None: all up to its own.
+      prefix: number of leading positions that all later ones see, whatever the window and their
+        document, as Hymba's meta tokens (arXiv 2411.13676, section 2.4).
       backend: 'splash' (TPU), 'cudnn' (NVIDIA) or 'xla'; None: see `kernels.backends`.
 
     Returns:
       [B, T, H, K] in q's dtype.
 
     Raises:
-      ValueError: if shapes do not fit each other, window is below 1, or `backend` is unknown or
-        cannot serve.
+      ValueError: if shapes do not fit each other, window is below 1, prefix not 0 to T, or
+        `backend` is unknown or cannot serve.
     """
     if q.ndim != 4 or k.ndim != 4:
         raise ValueError(
@@ -75,12 +81,15 @@ def attention(
         )
     if window is not None and window < 1:
         raise ValueError(f"attention: window must be at least 1, found {window}")
+    if not 0 <= prefix <= sizes["T"]:
+        raise ValueError(f"attention: prefix must be 0 to T = {sizes['T']}, found {prefix}")
     repeats = math.lcm(sizes["H_kv"], ways("heads")) // sizes["H_kv"]
     if repeats > 1 and sizes["H"] // sizes["H_kv"] % repeats == 0:  # so that heads can be cut
         k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))
     q, k, v = (_by_position(x) for x in (q, k, v))
-    run = OPERATION.choose(q, k, v, segment_ids, backend=backend)
-    out = over_mesh(partial(run, window=window), _LAYOUTS, _LAYOUTS[0])(q, k, v, segment_ids)
+    run = OPERATION.choose(q, k, v, segment_ids, prefix, backend=backend)
+    options = {"window": window} | ({"prefix": prefix} if prefix else {})
+    out = over_mesh(partial(run, **options), _LAYOUTS, _LAYOUTS[0])(q, k, v, segment_ids)
     return _by_position(out)
 
 

@@ -11,8 +11,12 @@ _LANES = 128  # blocks are multiples of it
 _LARGEST_BLOCK = 640  # backward, scores of larger blocks do not fit the fast memory of a v5e
 
 
-def unsupported(q: Array, k: Array, v: Array, segment_ids: Array | None) -> str | None:
+def unsupported(
+    q: Array, k: Array, v: Array, segment_ids: Array | None, prefix: int = 0
+) -> str | None:
     """Why these arguments cannot be served; None where they can."""
+    if prefix:
+        return "it has no prefix that the tokens of all documents see"
     if not q.dtype == k.dtype == v.dtype == jnp.bfloat16:
         return f"it takes bfloat16, these are {q.dtype}, {k.dtype} and {v.dtype}"
     return None

@@ -1,0 +1,18 @@
+"""Rivals of FlowHN 135M: `--config=configs/baseline_135m.py:llama`, or another of SIZES."""
+
+from configs import flowhn_135m, rivals
+
+SIZES = {
+    "llama": dict(blocks=5, mlp_width=2224),
+    "mamba1": dict(blocks=9),
+    "mamba2": dict(blocks=9, ssm_state=128),
+    "jamba": dict(blocks=8, mlp_width=272),
+    "shm": dict(blocks=4, mlp_width=2432),
+    # Twice as many channels as the width would leave no room for MLPs in six layers.
+    "hymba": dict(blocks=6, mlp_width=1184, ssm_expand=1, window=512),
+    "falcon_h1": dict(blocks=4, mlp_width=1296, ssm_state=128),
+}
+
+
+def get_config(kind: str = "llama"):
+    return rivals.get_config(flowhn_135m.get_config("no_split"), kind, SIZES)

@@ -1,0 +1,110 @@
+"""What all models share: embedding, blocks, final norm and an untied head."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flowhn_jax.config import ModelConfig
+from flowhn_jax.layers.decoder import compute_dtype
+from flowhn_jax.layers.linear import linear, rms_norm
+from kernels.partition import constrain
+
+STREAM = "B stream D"
+# From the embedding's layout to the stream's: XLA finds no way of its own, and gathers x whole.
+_FROM_EMBEDDING = "row column shard", "row stream part", STREAM
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def checkpointed(block: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """A block whose backward pass keeps what `remat` says; see `LanguageModel.__call__`."""
+    if remat == "none":
+        return block
+    return jax.checkpoint(lambda *args: block(*args), policy=_REMAT_POLICIES[remat])
+
+
+class LanguageModel(nnx.Module):
+    """A stack of blocks, which a model makes in `block`."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        dtype = compute_dtype(config)
+        self.config = config
+        self.embed = nnx.Embed(
+            config.vocab_size,
+            config.width,
+            dtype=dtype,
+            param_dtype=jnp.float32,
+            embedding_init=jax.nn.initializers.normal(config.init_std),
+            rngs=rngs,
+        )
+        self.blocks = nnx.List([self.block(index, rngs) for index in range(config.blocks)])
+        self.final_norm = rms_norm(config.width, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
+        self.head = linear(
+            config.width, config.vocab_size, init_std=config.init_std, dtype=dtype, rngs=rngs
+        )
+
+    def block(self, index: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Block `index`, from [B, T, D] and segment_ids [B, T] to [B, T, D]."""
+        raise NotImplementedError
+
+    def __call__(
+        self, tokens: jax.Array, segment_ids: jax.Array | None = None, *, remat: str = "none"
+    ) -> jax.Array:
+        """Final hidden states, ready for the head.
+
+        Args:
+          tokens: [B, T] int32.
+          segment_ids: [B, T] int32, documents of a packed sequence; None: one document.
+          remat: what the backward pass keeps: 'none' recomputes nothing, 'dots' keeps the results
+            of matrix products, 'full' only the blocks' inputs.
+
+        Returns:
+          [B, T, D] in the compute dtype.
+        """
+        x = self.embedded(constrain(tokens, "row column"))
+        for layout in _FROM_EMBEDDING:
+            x = constrain(x, layout)
+        return self.normed(self.through_blocks(x, segment_ids, remat))
+
+    def embedded(self, tokens: jax.Array) -> jax.Array:
+        """tokens [...] -> [..., D]."""
+        return self.embed(tokens)
+
+    def normed(self, x: jax.Array) -> jax.Array:
+        """x [..., D] behind the blocks -> what the head takes."""
+        return self.final_norm(x)
+
+    def through_blocks(self, x: jax.Array, segment_ids: jax.Array | None, remat: str) -> jax.Array:
+        """x [B, T, D] -> [B, T, D]."""
+        for block in self.blocks:
+            x = constrain(checkpointed(block, remat)(x, segment_ids), STREAM)
+        return x
+
+    def init_cache(self, batch: int, length: int) -> list[Any]:
+        """The blocks' caches before the first of `length` tokens."""
+        return [block.init_cache(batch, length) for block in self.blocks]
+
+    def step(self, tokens: jax.Array, cache: list[Any]) -> tuple[jax.Array, list[Any]]:
+        """One token of each sequence: tokens [B] -> (what the head takes [B, D], the cache)."""
+        x, cache = self.advance(self.embedded(tokens), cache)
+        return self.normed(x), cache
+
+    def advance(self, x: jax.Array, cache: list[Any]) -> tuple[jax.Array, list[Any]]:
+        """x [B, D] through the blocks -> ([B, D], the cache behind it)."""
+        behind = []
+        for block, of_block in zip(self.blocks, cache, strict=True):
+            x, of_block = block.step(x, of_block)
+            behind.append(of_block)
+        return x, behind
+
+    def parts(self, length: int) -> Iterator[tuple[nnx.Module, int]]:
+        """All that costs FLOPs, with the tokens that it gets of a sequence of `length`."""
+        for block in self.blocks:
+            yield block, length
+        yield self.head, length
