@@ -40,6 +40,12 @@ def forward_flops(config: ModelConfig, length: int, *, causal: bool = True) -> i
     return sum(_part_flops(part, tokens, causal) for part, tokens in parts)
 
 
+def prefill_flops(config: ModelConfig, length: int, *, causal: bool = True) -> int:
+    """FLOPs of a forward pass whose head runs on the last of `length` tokens alone."""
+    unscored = 2 * config.width * config.vocab_size * (length - 1)
+    return forward_flops(config, length, causal=causal) - unscored
+
+
 def _part_flops(part: nnx.Module, tokens: int, causal: bool) -> int:
     """Of all matrix products inside it, and of what its mixers do besides."""
     total = 0

@@ -31,6 +31,7 @@ __all__ = [
     "init",
     "init_cache",
     "param_count",
+    "prefill",
     "step",
 ]
 
@@ -98,6 +99,13 @@ def forward(
     """Logits [B, T, V] float32 of tokens [B, T] int32, documents marked by segment_ids [B, T]."""
     model = bind(config, params)
     return _logits(model, model(tokens, segment_ids))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prefill(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
+    """Logits [B, V] float32 of the token after tokens [B, T] int32."""
+    model = bind(config, params)
+    return _logits(model, model(tokens)[:, -1])
 
 
 def _logits(model: LanguageModel, hidden: jax.Array) -> jax.Array:

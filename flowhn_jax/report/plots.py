@@ -1,13 +1,97 @@
 """Pictures, drawn with matplotlib (imported only here, and only when asked for)."""
 
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from flowhn_jax.config import RIVALS
 from flowhn_jax.split import Plan
 
 _COLOURS = ("#2a78d6", "#eb6834", "#8a63b8")  # SSM, attention, both
 _LABELS = ("SSM", "attention", "both")
+
+
+_FLOWHN, _RIVAL, _LINE = "#2a78d6", "#b5bcc6", "#eb6834"
+
+
+def _pyplot() -> Any:
+    """matplotlib.pyplot without a screen; raises ImportError where it is not installed."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(
+            "Drawing needs matplotlib, which is not installed: pip install matplotlib."
+        ) from error
+    return pyplot
+
+
+def _save(figure: Any, path: str) -> None:
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:
+        raise ValueError(f"Cannot draw to {os.path.basename(path)!r}: {error}") from error
+    finally:
+        _pyplot().close(figure)
+
+
+def plot_speeds(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> None:
+    """Draws training's tokens/s as bars and MFU as a line (the paper's figure 1) to `path`.
+
+    Where the device's peak is not known the line is TFLOP/s a device.
+
+    Args:
+      rows: of each model: model, train_tokens_per_second with _min and _max, train_mfu and
+        train_tflops_per_second_per_device.
+      title: above the picture.
+      path: its ending says the kind of file.
+
+    Raises:
+      ValueError: matplotlib cannot write this kind of file.
+      ImportError: matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    from matplotlib.patches import Patch
+
+    names = [row["model"] for row in rows]
+    key = "train_tokens_per_second"
+    speeds, least, most = (
+        np.array([row[key + end] for row in rows]) for end in ("", "_min", "_max")
+    )
+    label, key, factor = "MFU %", "train_mfu", 100
+    if any(row[key] is None for row in rows):
+        label, key, factor = "TFLOP/s a device", "train_tflops_per_second_per_device", 1
+    line = [factor * row[key] for row in rows]
+
+    size = max(4.5, 1 + 0.75 * len(rows)), 4
+    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+    colours = [_RIVAL if name in RIVALS else _FLOWHN for name in names]
+    axes.bar(
+        names,
+        speeds,
+        color=colours,
+        yerr=(speeds - least, most - speeds),
+        ecolor="#555555",
+        capsize=2,
+    )
+    axes.set_ylabel("training, tokens/s")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.tick_params(axis="x", length=0, rotation=30)
+    axes.set_title(title, loc="left", fontsize=10)
+    right = axes.twinx()
+    (drawn,) = right.plot(names, line, color=_LINE, marker="o", markersize=4)
+    right.set_ylabel(label)
+    right.set_ylim(bottom=0)
+    for each in (axes, right):
+        each.spines[["top", "left", "right"]].set_visible(False)
+    handles = [Patch(color=_FLOWHN), Patch(color=_RIVAL), drawn]
+    labels = ["FlowHN", "rivals", label]
+    figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
+    _save(figure, path)
 
 
 def plot_split(plan: Plan, title: str, path: str) -> None:
@@ -17,17 +101,9 @@ def plot_split(plan: Plan, title: str, path: str) -> None:
       ValueError: matplotlib cannot write this kind of file.
       ImportError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-        from matplotlib.colors import ListedColormap
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise ImportError(
-            "Drawing needs matplotlib, which is not installed: pip install matplotlib."
-        ) from error
+    pyplot = _pyplot()
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
 
     rows = np.zeros((len(plan.blocks), plan.length), np.int8)
     for row, block in zip(rows, plan.blocks, strict=True):
@@ -45,9 +121,4 @@ def plot_split(plan: Plan, title: str, path: str) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     handles = [Patch(color=_COLOURS[i], label=_LABELS[i]) for i in np.unique(rows)]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise ValueError(f"Cannot draw to {os.path.basename(path)!r}: {error}") from error
-    finally:
-        pyplot.close(figure)
+    _save(figure, path)

@@ -70,6 +70,14 @@ class Checkpoints:
         return TrainState(params=parts["params"], **parts["optimizer"])
 
 
+def latest_step(workdir: str) -> int:
+    """Step of the newest whole checkpoint in `workdir`; 0 where there is none."""
+    if not _directory(workdir).is_dir():
+        return 0
+    with ocp.training.Checkpointer(_directory(workdir)) as checkpointer:
+        return 0 if checkpointer.latest is None else checkpointer.latest.step
+
+
 def load_params(workdir: str, config: ModelConfig, mesh: Mesh) -> Params:
     """Parameters of the newest checkpoint in `workdir`, laid over the mesh.
 

@@ -21,7 +21,7 @@ from flowhn_jax.parallel.mesh import check_sequence, data_shard, make_mesh, shar
 from flowhn_jax.split.plan import partition_warning
 from flowhn_jax.training import workdir as workdir_lib
 from flowhn_jax.training.checkpoint import Checkpoints
-from flowhn_jax.training.metrics import MetricsWriter, Row, SilentWriter
+from flowhn_jax.training.metrics import MetricsWriter, OnStep, Row, SilentWriter
 from flowhn_jax.training.state import TrainState, abstract_state, init_state
 from flowhn_jax.training.step import make_train_step
 from kernels import backends
@@ -98,11 +98,19 @@ def _compile(train_step: Any, state: TrainState, batch: Any, writer: MetricsWrit
     return compiled
 
 
-def fit(config: Config, workdir: str) -> None:
+def fit(config: Config, workdir: str, on_step: OnStep | None = None) -> bool:
     """Trains to `config.train.steps`, from the workdir's newest checkpoint where there is one.
 
     The workdir receives config.json, metrics.jsonl, tensorboard/, checkpoints/ and, with no
     data given, data/. On SIGINT or SIGTERM a checkpoint is written and the function returns.
+
+    Args:
+      config: the run.
+      workdir: its folder.
+      on_step: called behind each step, in place of a progress bar and lines; None: those.
+
+    Returns:
+      Whether all steps are done.
 
     Raises:
       ValueError: the config, the data and the workdir do not fit together.
@@ -139,13 +147,13 @@ def fit(config: Config, workdir: str) -> None:
         if is_first():
             workdir_lib.write_config(workdir, config)
         writes = MetricsWriter if is_first() else SilentWriter
-        with writes(workdir, start or 0, config.train.steps) as writer:
+        with writes(workdir, start or 0, config.train.steps, on_step) as writer:
             _describe(config, prepared, mesh, writer)
             if start is not None:
                 writer.say(f"resuming {workdir} at step {start}")
             for change in changes:
                 writer.say(f"changed since the last run: {change}")
-            _run(config, prepared, batches, state, mesh, checkpoints, writer, interrupt)
+            return _run(config, prepared, batches, state, mesh, checkpoints, writer, interrupt)
 
 
 def _describe(config: Config, prepared: PreparedSet, mesh: Mesh, writer: MetricsWriter) -> None:
@@ -171,7 +179,8 @@ def _run(
     checkpoints: Checkpoints,
     writer: MetricsWriter,
     interrupt: _Interrupt,
-) -> None:
+) -> bool:
+    """Trains to the last step; False where a signal came before it."""
     train = config.train
     train_step, eval_step = make_train_step(config, mesh), make_eval_step(config)
     first = int(state.step)
@@ -210,6 +219,7 @@ def _run(
         if stop:
             name = interrupt.received.name if interrupt.received else "another process"
             writer.say(f"stopped by {name} at step {step}; the same command goes on from here")
-            return
+            return last
     if first >= train.steps:
         writer.say(f"all {train.steps} steps are done already")
+    return True

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import tensorboardX
@@ -12,6 +13,7 @@ import tqdm
 from flowhn_jax.report.table import to_json
 
 Row = dict[str, Any]
+OnStep = Callable[[], None]
 
 _FILE = "metrics.jsonl"
 
@@ -50,7 +52,7 @@ def describe(row: Row) -> str:
 class SilentWriter:
     """A MetricsWriter that writes and says nothing: that of all processes but the first."""
 
-    def __init__(self, workdir: str, start: int, steps: int):
+    def __init__(self, workdir: str, start: int, steps: int, on_step: OnStep | None = None):
         """As MetricsWriter."""
 
     def __enter__(self) -> "SilentWriter":
@@ -72,8 +74,12 @@ class SilentWriter:
 class MetricsWriter:
     """Writes a run's rows; use as a context manager, in one process only."""
 
-    def __init__(self, workdir: str, start: int, steps: int):
-        """Rows after step `start` that an earlier run left are dropped; `steps` are to be done."""
+    def __init__(self, workdir: str, start: int, steps: int, on_step: OnStep | None = None):
+        """Rows after step `start` that an earlier run left are dropped; `steps` are to be done.
+
+        With `on_step`, which is called behind each step, nothing is printed.
+        """
+        self._on_step = on_step
         _drop_rows_after(workdir, start)
         self._file = (pathlib.Path(workdir) / _FILE).open("a")
         self._tensorboard = tensorboardX.SummaryWriter(
@@ -83,7 +89,7 @@ class MetricsWriter:
             total=steps,
             initial=start,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=on_step is not None or not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
 
@@ -98,11 +104,14 @@ class MetricsWriter:
     def advance(self) -> None:
         """One step is done."""
         self._bar.update()
+        if self._on_step is not None:
+            self._on_step()
 
     def say(self, text: str) -> None:
         """A line for people, above the progress bar where there is one."""
-        tqdm.tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        if self._on_step is None:
+            tqdm.tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
     def write(self, row: Row) -> None:
         """Logs one step's row."""

@@ -1,6 +1,7 @@
 """The train state, a plain pytree, and the optimizer that moves it."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -59,16 +60,20 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(clip, adamw)
 
 
-def init_state(config: Config, mesh: Mesh) -> TrainState:
-    """A fresh state, each device making its own part; the same for any mesh."""
+def make_init(config: Config, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
+    """The jitted maker of a fresh state from a key, each device making its own part."""
     optimizer = make_optimizer(config.train)
 
     def init(key: jax.Array) -> TrainState:
         params = models.init(config.model, key)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    out_shardings = state_shardings(config, mesh)
-    return jax.jit(init, out_shardings=out_shardings)(jax.random.key(config.train.seed))
+    return jax.jit(init, out_shardings=state_shardings(config, mesh))
+
+
+def init_state(config: Config, mesh: Mesh) -> TrainState:
+    """A fresh state from the config's seed; the same for any mesh."""
+    return make_init(config, mesh)(jax.random.key(config.train.seed))
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:

@@ -1,0 +1,149 @@
+"""What a comparison came to: one row a model, as JSON, CSV, a Markdown table and the figure."""
+
+import csv
+import importlib.metadata
+import json
+import pathlib
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from flowhn_jax import models
+from flowhn_jax.compare.speed import Turn, config_hash, short_hash
+from flowhn_jax.config import Config
+from flowhn_jax.evaluation.perplexity import eval_batch_size
+from flowhn_jax.evaluation.throughput import tokens_of, work_rate
+from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.report.plots import plot_speeds
+from flowhn_jax.report.table import markdown, to_json
+from flowhn_jax.training.metrics import read_rows
+
+Results = dict[str, Any]
+
+TIMED = ("train", "prefill", "decode")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax")
+_COLUMNS = {  # of the table: heading, key, factor, digits
+    "parameters": ("parameters", 1, 0),
+    "train tokens/s": ("train_tokens_per_second", 1, 0),
+    "(min": ("train_tokens_per_second_min", 1, 0),
+    "max)": ("train_tokens_per_second_max", 1, 0),
+    "MFU %": ("train_mfu", 100, 2),
+    "GFLOP/s a device": ("train_tflops_per_second_per_device", 1e3, 1),
+    "prefill tokens/s": ("prefill_tokens_per_second", 1, 0),
+    "decode tokens/s": ("decode_tokens_per_second", 1, 0),
+    "memory MiB": ("train_memory_bytes", 2**-20, 0),
+    "compile s": ("compile_seconds", 1, 1),
+    "bits/byte": ("validation_bits_per_byte", 1, 4),
+}
+
+
+def collect(
+    configs: Mapping[str, Config], size: str, workdir: str, turns: Sequence[Turn]
+) -> Results:
+    """All that the workdir holds of these models.
+
+    Raises:
+      FileNotFoundError: of none is there a turn.
+    """
+    rows = []
+    for name, config in configs.items():
+        of_model = [turn for turn in turns if turn["model"] == name]
+        if of_model:
+            rows.append(_row(name, config, workdir, of_model))
+    if not rows:
+        raise FileNotFoundError(
+            f"{workdir!r} holds no measurements of these models on this device; measure without "
+            "--report_only."
+        )
+    return {
+        "size": size,
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        "config_hash": short_hash([row["config_hash"] for row in rows]),
+        "rounds": min(row["rounds"] for row in rows),
+        "models": rows,
+    }
+
+
+def _row(name: str, config: Config, workdir: str, turns: Sequence[Turn]) -> Results:
+    mesh = make_mesh(config.mesh, eval_batch_size(config))
+    row = {
+        "model": name,
+        "config_hash": config_hash(config),
+        "parameters": models.param_count(config.model),
+        "batch_size": config.train.batch_size,
+        "context": config.model.context,
+        "dtype": str(models.compute_dtype(config.model)),
+        "kernels": turns[0]["kernels"],
+        "rounds": len(turns),
+    }
+    for timed in TIMED:
+        medians = [statistics.median(turn["seconds"].get(timed, [0.0])) for turn in turns]
+        row |= _speed(timed, [seconds for seconds in medians if seconds], config)
+    seconds = tokens_of("train", config) / row["train_tokens_per_second"]
+    row |= work_rate("train", seconds, config, mesh)
+    row["compile_seconds"] = turns[0]["compile_seconds"]
+    row["train_memory_bytes"] = turns[0]["memory_bytes"]
+    scored = [r for r in read_rows(str(pathlib.Path(workdir) / name)) if "validation_loss" in r]
+    last = scored[-1] if scored else {}
+    row["trained_tokens"] = last.get("tokens")
+    for key in ("validation_loss", "validation_bits_per_byte"):
+        row[key] = last.get(key)
+    return row
+
+
+def _speed(timed: str, seconds: list[float], config: Config) -> Results:
+    """The median, least and greatest tokens/s of the turns; None where nothing was timed."""
+    key = f"{timed}_tokens_per_second"
+    if not seconds:
+        return {key: None, f"{key}_min": None, f"{key}_max": None}
+    rates = sorted(tokens_of(timed, config) / each for each in seconds)
+    return {key: statistics.median(rates), f"{key}_min": rates[0], f"{key}_max": rates[-1]}
+
+
+def table(results: Results) -> str:
+    """The paper's table, a row a model, as Markdown, with what it was measured on below."""
+    rows = [
+        [row["model"], *(_cell(row[key], *form) for key, *form in _COLUMNS.values())]
+        for row in results["models"]
+    ]
+    tokens = {row["trained_tokens"] for row in results["models"]} - {None}
+    trained = " and ".join(f"{count:,}" for count in sorted(tokens)) or "no"
+    first = results["models"][0]
+    about = (
+        f"{results['size']}: batch {first['batch_size']}, context {first['context']:,}, "
+        f"{first['dtype']}, {results['devices']} x {results['device']}; medians of "
+        f"{results['rounds']} rounds; bits/byte on the validation set behind {trained} tokens; "
+        f"memory of the compiled train step. Recipes {results['config_hash']}, "
+        f"Python {results['python']}, "
+        + ", ".join(f"{package} {results[package]}" for package in _PACKAGES)
+        + "."
+    )
+    return f"{markdown(['model', *_COLUMNS], rows)}\n\n{about}\n"
+
+
+def _cell(value: float | None, factor: float, digits: int) -> str:
+    return "n/a" if value is None else f"{value * factor:,.{digits}f}"
+
+
+def write(results: Results, workdir: str) -> None:
+    """Writes results.json, .csv and .md and the figure; prints the table, and JSON as last line."""
+    folder = pathlib.Path(workdir)
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, results["models"][0])
+        writer.writeheader()
+        writer.writerows(results["models"])
+    text = table(results)
+    (folder / "results.md").write_text(text)
+    for suffix in ("png", "svg"):
+        plot_speeds(results["models"], f"{results['size']}, {results['device']}",
+                    str(folder / f"figure.{suffix}"))  # fmt: skip
+    print(text)
+    print(f"wrote {folder}/results.json, .csv, .md, figure.png, .svg")
+    print(to_json(results))
