@@ -1,7 +1,7 @@
 """Small configs for tests."""
 
 from flowhn_jax import config as config_lib
-from flowhn_jax.config import Config
+from flowhn_jax.config import Config, ModelConfig
 
 
 def small_config(strategy: str = "fac_split", **groups) -> Config:
@@ -25,3 +25,30 @@ def small_config(strategy: str = "fac_split", **groups) -> Config:
         name: group for name, group in groups.items() if name not in ("model", "split", "train")
     }
     return config_lib.parse({"model": model, "train": train, **rest})
+
+
+_ATTENTION = {"heads": 4, "kv_heads": 2, "mlp_width": 24}
+_SMALL = {
+    "llama": _ATTENTION,
+    "mamba1": {"ssm_state": 4},
+    "mamba2": {"ssm_state": 4, "ssm_head_dim": 8, "ssm_groups": 2},
+    "jamba": _ATTENTION | {"ssm_state": 4, "attention_period": 3, "attention_offset": 1},
+    "shm": _ATTENTION | {"ssm_state": 4},
+    # Layers 0, 4 and 7 see all; 2 and 6 borrow.
+    "hymba": _ATTENTION | {"ssm_state": 4, "meta_tokens": 3, "window": 5, "blocks": 8},
+    "falcon_h1": _ATTENTION
+    | {
+        "ssm_state": 4,
+        "ssm_head_dim": 8,
+        "multipliers": {"embedding": 2.0, "head": 0.5, "attention_in": 0.9, "attention_out": 1.1}
+        | {"key": 0.7, "ssm_in": 1.2, "ssm_out": 0.8, "ssm_z": 0.6, "ssm_x": 1.3, "ssm_b": 0.5}
+        | {"ssm_c": 1.4, "ssm_dt": 0.4, "mlp_gate": 0.95, "mlp_down": 1.05},
+    },
+}
+
+
+def small_rival(kind: str, **model) -> ModelConfig:
+    """A rival of a few thousand parameters, with every part that it can have."""
+    common = {"vocab_size": 61, "context": 24, "width": 16, "blocks": 4, "init_std": 0.2}
+    keys = {"kind": kind, "dtype": "float32"} | common | _SMALL[kind] | model
+    return config_lib.parse({"model": keys}).model

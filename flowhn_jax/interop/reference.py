@@ -17,11 +17,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
+from flowhn_jax.interop.layout import Path, assemble, parse_path
+from flowhn_jax.interop.names import ATTENTION, FEED_FORWARD, JAMBA_MODEL, MAMBA1, NORMS
 from flowhn_jax.models import Params
 from flowhn_jax.split import SplitConfig
 
@@ -34,29 +34,8 @@ MODES = {
 
 _AUTHORS_HEADS = 32
 _LEAST_HEAD_DIM = 16  # below it, 32 heads are unlikely to be what was trained
-_MLP = {
-    f"feed_forward.{name}_proj.weight": f"mlp/{name}_proj/kernel" for name in ("gate", "up", "down")
-}
-_NORMS = {"input_layernorm.weight": "norm/scale", "pre_ff_layernorm.weight": "mlp_norm/scale"}
-_MAMBA = {
-    "mamba.A_log": "mixer/a_log",
-    "mamba.D": "mixer/d",
-    "mamba.conv1d.weight": "mixer/conv_weight",
-    "mamba.conv1d.bias": "mixer/conv_bias",
-    "mamba.in_proj.weight": "mixer/in_proj/kernel",
-    "mamba.x_proj.weight": "mixer/x_proj/kernel",
-    "mamba.dt_proj.weight": "mixer/dt_proj/kernel",
-    "mamba.dt_proj.bias": "mixer/dt_bias",
-    "mamba.out_proj.weight": "mixer/out_proj/kernel",
-    "mamba.dt_layernorm.weight": "mixer/dt_norm/scale",
-    "mamba.b_layernorm.weight": "mixer/b_norm/scale",
-    "mamba.c_layernorm.weight": "mixer/c_norm/scale",
-}
-_ATTENTION = {
-    f"self_attn.{name}_proj.weight": f"mixer/{name}_proj/kernel" for name in ("q", "k", "v", "o")
-}
-_SSM_BRANCH = _MAMBA | _MLP | _NORMS
-_ATTENTION_BRANCH = _ATTENTION | _MLP | _NORMS
+_SSM_BRANCH = MAMBA1 | FEED_FORWARD | NORMS
+_ATTENTION_BRANCH = ATTENTION | FEED_FORWARD | NORMS
 _BLOCK = {
     **{f"mamba.{theirs}": f"ssm/{ours}" for theirs, ours in _SSM_BRANCH.items()},
     **{f"atten.{theirs}": f"attention/{ours}" for theirs, ours in _ATTENTION_BRANCH.items()},
@@ -64,33 +43,15 @@ _BLOCK = {
     "pre_ff_layernorm.weight": "norm/scale",
     "final_proj.weight": "final_proj/kernel",
 }
-_MODEL = {
-    "model.embed_tokens.weight": "embed/embedding",
-    "model.final_layernorm.weight": "final_norm/scale",
-    "lm_head.weight": "head/kernel",
-}
 
 
-def parameter_names(blocks: int) -> dict[str, tuple[str | int, ...]]:
+def parameter_names(blocks: int) -> dict[str, Path]:
     """Their name of each parameter -> its path in our parameters."""
-    names: dict[str, tuple[str | int, ...]] = {
-        theirs: tuple(ours.split("/")) for theirs, ours in _MODEL.items()
-    }
+    names = dict(JAMBA_MODEL)
     for block in range(blocks):
         for theirs, ours in _BLOCK.items():
-            names[f"model.layers.{block}.{theirs}"] = ("blocks", block, *ours.split("/"))
-    return names
-
-
-def to_our_layout(name: str, array: np.ndarray) -> np.ndarray:
-    """A tensor of theirs in our layout: kernels [in, out], convolution [taps, channels]."""
-    if name.endswith("conv1d.weight"):
-        return array[:, 0, :].T
-    if name.endswith("mamba.in_proj.weight"):  # u's channels, then z's
-        return array.T.reshape(array.shape[1], 2, -1)
-    if array.ndim == 2 and not name.endswith(("A_log", "embed_tokens.weight")):
-        return array.T
-    return array
+            names[f"model.layers.{block}.{theirs}"] = f"blocks/{block}/{ours}"
+    return {theirs: parse_path(ours) for theirs, ours in names.items()}
 
 
 def _read(source: Any) -> dict[str, np.ndarray]:
@@ -141,7 +102,7 @@ def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None)
     layers = [re.match(r"model\.layers\.(\d+)\.", name) for name in shapes]
     blocks = 1 + max((int(match[1]) for match in layers if match), default=-1)
     first = "model.layers.0."
-    needed = [*_MODEL, *(first + name for name in _BLOCK)]
+    needed = [*JAMBA_MODEL, *(first + name for name in _BLOCK)]
     missing = [name for name in needed if name not in shapes]
     if missing:
         raise ValueError(
@@ -195,26 +156,4 @@ def load(source: Any, mode: str, *, heads: int | None = None) -> tuple[ModelConf
     """
     arrays = _read(source)
     config = infer_config(arrays, mode, heads)
-    names = parameter_names(config.blocks)
-    unknown = sorted(set(arrays) - set(names))
-    missing = sorted(set(names) - set(arrays))
-    if unknown or missing:
-        raise ValueError(
-            f"The checkpoint does not fit a FlowHN of {config.blocks} blocks: "
-            f"missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'} "
-            f"({len(missing)} and {len(unknown)} in all)."
-        )
-    params = models.abstract_params(config)
-    for name, path in names.items():
-        *parents, last = path
-        group = params
-        for parent in parents:
-            group = group[parent]
-        array = to_our_layout(name, arrays[name])
-        if array.shape != group[last].shape:
-            raise ValueError(
-                f"{name} has shape {arrays[name].shape}, in our layout {array.shape}; "
-                f"accepted is {group[last].shape}."
-            )
-        group[last] = jnp.asarray(array)
-    return config, params
+    return config, assemble(config, arrays, parameter_names(config.blocks))

@@ -1,0 +1,66 @@
+"""Names of parameters in Hugging Face's models, of which FlowHN's authors copied Jamba's.
+
+Their names within a layer -> our paths within a block.
+"""
+
+
+def _mixer(theirs: str, ours: str, names: dict[str, str]) -> dict[str, str]:
+    return {f"{theirs}.{name}": f"{ours}/{path}" for name, path in names.items()}
+
+
+_STATE_SPACE = {
+    "A_log": "a_log",
+    "D": "d",
+    "conv1d.weight": "conv_weight",
+    "conv1d.bias": "conv_bias",
+    "in_proj.weight": "in_proj/kernel",
+    "out_proj.weight": "out_proj/kernel",
+}
+_OF_MAMBA1 = _STATE_SPACE | {
+    "x_proj.weight": "x_proj/kernel",
+    "dt_proj.weight": "dt_proj/kernel",
+    "dt_proj.bias": "dt_bias",
+}
+_OF_JAMBA = {f"{name}_layernorm.weight": f"{name}_norm/scale" for name in ("dt", "b", "c")}
+_OF_MAMBA2 = _STATE_SPACE | {"dt_bias": "dt_bias"}
+_OF_ATTENTION = {f"{name}_proj.weight": f"{name}_proj/kernel" for name in ("q", "k", "v", "o")}
+_OF_MLP = {f"{name}_proj.weight": f"{name}_proj/kernel" for name in ("gate", "up", "down")}
+
+# Jamba's, and FlowHN's authors'
+MAMBA1 = _mixer("mamba", "mixer", _OF_MAMBA1 | _OF_JAMBA)
+ATTENTION = _mixer("self_attn", "mixer", _OF_ATTENTION)
+FEED_FORWARD = _mixer("feed_forward", "mlp", _OF_MLP)
+NORMS = {"input_layernorm.weight": "norm/scale", "pre_ff_layernorm.weight": "mlp_norm/scale"}
+JAMBA_MODEL = {
+    "model.embed_tokens.weight": "embed/embedding",
+    "model.final_layernorm.weight": "final_norm/scale",
+    "lm_head.weight": "head/kernel",
+}
+
+FALCON_H1_LAYER = {
+    **_mixer("mamba", "mixer/ssm", _OF_MAMBA2),
+    **_mixer("self_attn", "mixer/attention", _OF_ATTENTION),
+    **FEED_FORWARD,
+    **NORMS,
+}
+LLAMA_LAYER = {
+    **ATTENTION,
+    **_mixer("mlp", "mlp", _OF_MLP),
+    "input_layernorm.weight": "norm/scale",
+    "post_attention_layernorm.weight": "mlp_norm/scale",
+}
+LLAMA_MODEL = {
+    "model.embed_tokens.weight": "embed/embedding",
+    "model.norm.weight": "final_norm/scale",
+    "lm_head.weight": "head/kernel",
+}
+MAMBA1_LAYER = {"norm.weight": "norm/scale", **_mixer("mixer", "mixer", _OF_MAMBA1)}
+MAMBA2_LAYER = {
+    "norm.weight": "norm/scale",
+    **_mixer("mixer", "mixer", _OF_MAMBA2 | {"norm.weight": "norm/scale"}),
+}
+MAMBA_MODEL = {
+    "backbone.embeddings.weight": "embed/embedding",
+    "backbone.norm_f.weight": "final_norm/scale",
+    "lm_head.weight": "head/kernel",
+}

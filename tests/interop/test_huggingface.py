@@ -1,0 +1,207 @@
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
+
+from flowhn_jax import models
+from flowhn_jax.config import RIVALS
+from flowhn_jax.interop import huggingface
+from flowhn_jax.interop.families import to_config
+from flowhn_jax.interop.layout import to_ours
+from tests.small import small_config, small_rival
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+FIXTURES = ["hf_llama_24", "hf_mamba_24", "hf_mamba2_24", "hf_jamba_24", "hf_falcon_h1_24"]
+KNOWN = ("llama", "mamba1", "mamba2", "jamba", "falcon_h1")
+
+
+def read(name):
+    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    state_dict = {key[6:]: array for key, array in arrays.items() if key.startswith("param/")}
+    return arrays, state_dict, json.loads(str(arrays["config"]))
+
+
+def random_model(config, seed=0):
+    """Random parameters, also where the initial ones are constants."""
+    params = models.init(config, jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    noise = [0.1 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves]
+    return jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)])
+
+
+def tokens_for(config):
+    return np.random.default_rng().integers(0, config.vocab_size, (2, 24))
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_parity_with_transformers(name):
+    """Logits to 3e-5, loss to 1e-5, gradients to 5e-5 of each tensor's maximum, in float32."""
+    arrays, state_dict, hf_config = read(name)
+    config, params = huggingface.from_state_dict(state_dict, hf_config)
+    tokens = arrays["input_ids"]
+
+    def loss(params):
+        logits = models.forward(config, params, tokens)
+        shifted = jax.nn.log_softmax(logits[:, :-1])
+        return -jnp.take_along_axis(shifted, tokens[:, 1:, None], axis=2).mean(), logits
+
+    (value, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    np.testing.assert_allclose(logits, arrays["logits"], atol=3e-5, rtol=0)
+    assert abs(value - arrays["loss"]) < 1e-5
+    names = to_config(hf_config)[0].names(config)
+    assert len(names) == len(jax.tree.leaves(params))
+    gradients = flatten_dict(gradients)
+    for theirs, path in names.items():
+        expected = to_ours(path, arrays[f"grad/{theirs}"], gradients[path].ndim)
+        error = np.abs(gradients[path] - expected).max() / np.abs(expected).max()
+        assert error < 5e-5, theirs
+
+
+@pytest.mark.parametrize("kind", [*RIVALS, "fai_split", "no_split"])
+def test_saved_and_loaded_again(kind, tmp_path):
+    """The same config and, bit for bit, the same logits."""
+    config = small_rival(kind) if kind in RIVALS else small_config(kind).model
+    params = random_model(config)
+    huggingface.save(tmp_path / "model", config, params)
+    again, loaded = huggingface.load(tmp_path / "model")
+    if kind in KNOWN:  # transformers' config has no place for the dtype
+        again = dataclasses.replace(again, dtype=config.dtype)
+    assert again == dataclasses.replace(config, ssm_dt_rank=again.ssm_dt_rank)
+    assert again.dims == config.dims
+    tokens = tokens_for(config)
+    expected = models.forward(config, params, tokens)
+    np.testing.assert_array_equal(models.forward(again, loaded, tokens), expected)
+
+
+def test_shards(tmp_path):
+    config = small_rival("llama")
+    params = random_model(config)
+    huggingface.save(tmp_path, config, params)
+    whole = load_file(tmp_path / "model.safetensors")
+    weight_map = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(whole)}
+    for part in sorted(set(weight_map.values())):
+        save_file({n: whole[n] for n, p in weight_map.items() if p == part}, tmp_path / part)
+    (tmp_path / "model.safetensors").unlink()
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    loaded = huggingface.load(tmp_path)[1]
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    (tmp_path / "part-1.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no part-1.safetensors"):
+        huggingface.load(tmp_path)
+    for outside in ("../part-0.safetensors", "/etc/passwd"):
+        index.write_text(json.dumps({"weight_map": {"a": outside}}))
+        with pytest.raises(ValueError, match="accepted are files of its own folder"):
+            huggingface.load(tmp_path)
+
+
+def test_bfloat16_files(tmp_path):
+    config = small_rival("mamba1")
+    params = random_model(config)
+    huggingface.save(tmp_path, config, params)
+    from safetensors.flax import save_file as save_jax
+
+    arrays = load_file(tmp_path / "model.safetensors")
+    halves = {name: jnp.asarray(array, jnp.bfloat16) for name, array in arrays.items()}
+    save_jax(halves, tmp_path / "model.safetensors")
+    _, loaded = huggingface.load(tmp_path)
+    for leaf, expected in zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True):
+        assert leaf.dtype == jnp.float32
+        np.testing.assert_array_equal(leaf, expected.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+def test_tied_head():
+    _, state_dict, hf_config = read("hf_mamba_24")
+    del state_dict["lm_head.weight"]
+    with pytest.raises(ValueError, match=r"missing \['lm_head.weight'\]"):
+        huggingface.from_state_dict(state_dict, hf_config)
+    tied = hf_config | {"tie_word_embeddings": True}
+    _, params = huggingface.from_state_dict(state_dict, tied)
+    np.testing.assert_array_equal(params["head"]["kernel"], params["embed"]["embedding"].T)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "changed", "message"),
+    [
+        ("hf_llama_24", {"attention_bias": True}, r"attention_bias = True \(accepted: False\)"),
+        ("hf_llama_24", {"hidden_act": "gelu"}, r"hidden_act = 'gelu' \(accepted: 'silu'\)"),
+        (
+            "hf_llama_24",
+            {"rope_parameters": {"rope_theta": 1e4, "rope_type": "llama3"}},
+            r"rope_type = 'llama3'; accepted is 'default'",
+        ),
+        ("hf_llama_24", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("hf_llama_24", {"model_type": "gpt2"}, r"'gpt2'; accepted are llama, mamba, mamba2"),
+        ("hf_mamba_24", {"use_conv_bias": False}, "use_conv_bias = False"),
+        ("hf_mamba2_24", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
+        ("hf_mamba2_24", {"num_heads": 5}, r"num_heads 5 x head_dim 16; accepted is .* = 64"),
+        ("hf_jamba_24", {"num_experts": 4}, r"num_experts = 4 \(accepted: 1\)"),
+        ("hf_falcon_h1_24", {"mamba_rms_norm": True}, "mamba_rms_norm = True"),
+        ("hf_llama_24", {"num_hidden_layers": 3}, r"missing \['model.layers.2.*9 and 0 in all"),
+        ("hf_llama_24", {"intermediate_size": 40}, r"gate_proj.weight has shape \(48, 32\)"),
+    ],
+)
+def test_what_is_not_ours_is_refused_by_name(fixture, changed, message):
+    _, state_dict, hf_config = read(fixture)
+    with pytest.raises(ValueError, match=message):
+        huggingface.from_state_dict(state_dict, hf_config | changed)
+
+
+def test_unknown_tensors_and_missing_keys():
+    _, state_dict, hf_config = read("hf_llama_24")
+    with pytest.raises(ValueError, match=r"unknown \['extra'\] \(0 and 1 in all\)"):
+        huggingface.from_state_dict(state_dict | {"extra": np.zeros(2)}, hf_config)
+    del hf_config["hidden_size"]
+    with pytest.raises(ValueError, match="lacks 'hidden_size'"):
+        huggingface.from_state_dict(state_dict, hf_config)
+
+
+def test_sizes_that_transformers_cannot_have(tmp_path):
+    config = small_rival("mamba1", ssm_expand=1.5)
+    with pytest.raises(ValueError, match=r"model.ssm_expand = 1.5; accepted is a whole number"):
+        huggingface.save(tmp_path, config, models.init(config, jax.random.key(0)))
+
+
+def test_damaged_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        huggingface.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no model.safetensors"):
+        huggingface.load(tmp_path)
+    config = small_rival("llama")
+    huggingface.save(tmp_path, config, models.init(config, jax.random.key(0)))
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[:-10], whole[:5], b"", b"\xff" * 100):
+        weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match="no whole safetensors file"):
+            huggingface.load(tmp_path)
+    weights.write_bytes(whole)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        huggingface.load(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="accepted is an object"):
+        huggingface.load(tmp_path)
+    with pytest.raises(ValueError, match="is a file; accepted is a folder"):
+        huggingface.save(weights, config, models.init(config, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_transformers_reads_what_is_saved(kind, tmp_path):
+    torch, transformers = (pytest.importorskip(name) for name in ("torch", "transformers"))
+    config = small_rival(kind)
+    params = random_model(config)
+    huggingface.save(tmp_path, config, params)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = tokens_for(config)
+    with torch.no_grad():
+        logits = theirs(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(models.forward(config, params, tokens), logits, atol=3e-5, rtol=1e-5)
