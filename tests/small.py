@@ -32,10 +32,12 @@ _SMALL = {
     "llama": _ATTENTION,
     "mamba1": {"ssm_state": 4},
     "mamba2": {"ssm_state": 4, "ssm_head_dim": 8, "ssm_groups": 2},
-    "jamba": _ATTENTION | {"ssm_state": 4, "attention_period": 3, "attention_offset": 1},
-    "shm": _ATTENTION | {"ssm_state": 4},
+    "jamba": _ATTENTION
+    | {"ssm_state": 4, "ssm_dt_rank": 3, "attention_period": 3, "attention_offset": 1},
+    "shm": _ATTENTION | {"ssm_state": 4, "ssm_dt_rank": 3},
     # Layers 0, 4 and 7 see all; 2 and 6 borrow.
-    "hymba": _ATTENTION | {"ssm_state": 4, "meta_tokens": 3, "window": 5, "blocks": 8},
+    "hymba": _ATTENTION
+    | {"ssm_state": 4, "ssm_dt_rank": 3, "meta_tokens": 3, "window": 5, "blocks": 8},
     "falcon_h1": _ATTENTION
     | {
         "ssm_state": 4,

@@ -54,6 +54,20 @@ def call(*arguments, check=True):
         (["-m", "flowhn_jax.split", TINY, "--plot=plan.xyz"], "Cannot draw to 'plan.xyz'"),
         (["-m", "flowhn_jax.aot", TINY], "--topology must have a value"),
         (["-m", "flowhn_jax.aot", TINY, "--topology=v5e:3x3"], "accepted are v4:2x2x1 2x2x2"),
+        (["-m", "flowhn_jax.compare"], "--size must have a value"),
+        (["-m", "flowhn_jax.compare", "--size=2b"], "'2b'; accepted are tiny, 135m, 350m, 1b"),
+        (
+            ["-m", "flowhn_jax.compare", "--size=tiny", "--models=llama,mambo"],
+            "--models has 'mambo'; accepted are all, or of no_split, ae_split",
+        ),
+        (
+            ["train.py", "--config=configs/baseline_tiny.py:lama", "--workdir=x"],
+            "'lama'; accepted are llama, mamba1, mamba2, jamba, shm, hymba, falcon_h1",
+        ),
+        (
+            ["-m", "flowhn_jax.split", "--config=configs/baseline_tiny.py:llama"],
+            "model.kind 'llama' has no split",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

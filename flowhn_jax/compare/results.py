@@ -28,8 +28,8 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax")
 _COLUMNS = {  # of the table: heading, key, factor, digits
     "parameters": ("parameters", 1, 0),
     "train tokens/s": ("train_tokens_per_second", 1, 0),
-    "(min": ("train_tokens_per_second_min", 1, 0),
-    "max)": ("train_tokens_per_second_max", 1, 0),
+    "least": ("train_tokens_per_second_min", 1, 0),
+    "most": ("train_tokens_per_second_max", 1, 0),
     "MFU %": ("train_mfu", 100, 2),
     "GFLOP/s a device": ("train_tflops_per_second_per_device", 1e3, 1),
     "prefill tokens/s": ("prefill_tokens_per_second", 1, 0),

@@ -17,7 +17,7 @@ from flowhn_jax.evaluation import perplexity, run
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training.checkpoint import load_params
 from flowhn_jax.training.loop import fit
-from tests.small import small_config
+from tests.small import small_config, small_rival
 
 TEXT = pathlib.Path(__file__).read_bytes()[:1001] + "é€".encode()
 
@@ -151,11 +151,21 @@ def test_throughput(trained, capsys):
     run.evaluate(config, None, "throughput", repeats=3)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     tokens = config.train.batch_size * config.model.context
-    for name in ("train", "forward"):
+    for name in ("train", "prefill"):
         seconds = result[f"{name}_seconds"]
         assert result[f"{name}_seconds_min"] <= seconds <= result[f"{name}_seconds_max"]
         assert result[f"{name}_tokens_per_second"] == pytest.approx(tokens / seconds)
         assert result[f"{name}_mfu"] is None
+    assert "decode_tokens_per_second" not in result
     assert result["devices"] == 2
     assert result["parameters"] == models.param_count(config.model)
     assert jax.devices()[0].device_kind == result["device"]
+
+
+def test_throughput_of_a_rival_decodes_too(capsys):
+    config = small_config(train={"batch_size": 2}, mesh={"data": 1})
+    config = dataclasses.replace(config, model=small_rival("hymba"))
+    run.evaluate(config, None, "throughput", repeats=2)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["model"] == "hymba"
+    assert result["decode_tokens_per_second"] == pytest.approx(2 / result["decode_seconds"])

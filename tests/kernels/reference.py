@@ -94,7 +94,7 @@ def causal_conv(x, weight, bias=None, segment_ids=None, initial_state=None):
     return (y if bias is None else y + bias), seen[:, -1, 1:]
 
 
-def attention(q, k, v, segment_ids=None, *, window=None):
+def attention(q, k, v, segment_ids=None, *, window=None, prefix=0):
     """Return the outputs [B, T, H, K]."""
     batch, length, heads, size = q.shape
     k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
@@ -102,6 +102,7 @@ def attention(q, k, v, segment_ids=None, *, window=None):
     seen = jnp.tril(ids[:, :, None] == ids[:, None, :])[:, None]
     if window is not None:
         seen = jnp.triu(seen, 1 - window)
+    seen = seen | (jnp.tri(length, dtype=bool) & (jnp.arange(length) < prefix))
     weights = seen * jnp.exp(jnp.einsum("bthk,bshk->bhts", q, k) / np.sqrt(size))
     weights = weights / weights.sum(-1, keepdims=True)
     return jnp.einsum("bhts,bshk->bthk", weights, v)

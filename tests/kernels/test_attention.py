@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from kernels.attention import attention, splash
+from kernels.attention import attention, attention_step, splash
 from kernels.partition import over_mesh
 from tests.kernels import reference
 from tests.kernels.reference import assert_close, cotangents_like
@@ -26,10 +26,11 @@ def arguments(rng, batch, length, heads, groups, size, dtype=np.float32, *, opti
     return args
 
 
-@partial(jax.jit, static_argnames=("window", "run"))
-def run_with_gradients(args, cotangent, window=None, run=attention):
+@partial(jax.jit, static_argnames=("window", "run", "prefix"))
+def run_with_gradients(args, cotangent, window=None, run=attention, prefix=None):
     floats = {name: args[name] for name in ("q", "k", "v")}
-    output, vjp = jax.vjp(lambda floats: run(**args | floats, window=window), floats)
+    sight = {"window": window} | ({} if prefix is None else {"prefix": prefix})
+    output, vjp = jax.vjp(lambda floats: run(**args | floats, **sight), floats)
     return output, vjp(cotangent)[0]
 
 
@@ -62,6 +63,35 @@ def test_window(rng, window):
     expected = reference.in_float64(partial(reference.attention, window=window), args, cotangent)
     assert_close(output, expected[0], 1e-5)
     assert_close(gradients, expected[1], 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "window", "optional"),
+    [(1, 5, True), (9, 70, True), (70, 3, False), (40, None, True), (300, 2, True)],
+)
+def test_prefix(rng, prefix, window, optional):
+    """All later tokens see it, whatever their window and document."""
+    args = arguments(rng, 2, 300, 4, 2, 5, optional=optional)
+    cotangent = cotangents_like(rng, args["q"])
+    output, gradients = run_with_gradients(args, cotangent, window, prefix=prefix)
+    formula = partial(reference.attention, window=window, prefix=prefix)
+    expected = reference.in_float64(formula, args, cotangent)
+    assert_close(output, expected[0], 1e-5)
+    assert_close(gradients, expected[1], 1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_step(rng, dtype):
+    """One query of each sequence against places that it may see, the others full of anything."""
+    args = arguments(rng, 3, 20, 6, 2, 8, dtype, optional=False)
+    lengths = jnp.asarray([20, 1, 7])
+    visible = jnp.arange(20) < lengths[:, None]
+    rows = jnp.arange(3), lengths - 1
+    kept = {name: jnp.where(visible[..., None, None], args[name], 1e3) for name in ("k", "v")}
+    found = attention_step(args["q"][rows], **kept, visible=visible)
+    assert found.dtype == dtype
+    expected = reference.in_float64(reference.attention, args, cotangents_like(rng, args["q"]))[0]
+    assert_close(found, expected[rows], 1e-5 if dtype == "float32" else 1e-2)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +190,11 @@ def test_wrong_arguments():
         attention(args["q"], args["q"][:, :, :3], args["q"][:, :, :3])
     with pytest.raises(ValueError, match="window must be at least 1, found 0"):
         attention(**args, window=0)
+    with pytest.raises(ValueError, match="prefix must be 0 to T = 7, found 8"):
+        attention(**args, prefix=8)
+    q, k = args["q"][:, 0], args["k"]
+    with pytest.raises(ValueError, match=r"visible must be \[B, C\] = \(2, 7\)"):
+        attention_step(q, k, k, jnp.ones((2, 6), bool))
     with pytest.raises(ValueError, match="'flash'; accepted: 'cudnn', 'splash', 'xla'"):
         attention(**args, backend="flash")
     with pytest.raises(ValueError, match="'splash' cannot serve: it is for tpu, this is cpu"):

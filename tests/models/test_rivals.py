@@ -104,10 +104,8 @@ def test_bfloat16(kind):
 @pytest.mark.parametrize("axes", [{"fsdp": 4, "tensor": 2}, {"sequence": 2, "data": 2}])
 def test_on_eight_devices(kind, axes):
     """Loss and gradients over a mesh are those of one device, and parameters are cut."""
-    if kind == "hymba" and "sequence" in axes:
-        config = small_rival(kind, meta_tokens=4)
-    else:
-        config = small_rival(kind)
+    even = {"meta_tokens": 4} if kind == "hymba" else {}  # positions that divide over `sequence`
+    config = small_rival(kind, **even)
     params, tokens = params_of(config), tokens_of(config, config.context + 1, batch=4)
     batch = {"tokens": tokens, "segment_ids": np.repeat([[1, 2]], [9, 16], axis=1).repeat(4, 0)}
 

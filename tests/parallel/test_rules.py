@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import jax
@@ -7,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 from configs import flowhn_1b
 from flowhn_jax import config as config_lib
 from flowhn_jax import models
-from flowhn_jax.config import MeshConfig
+from flowhn_jax.config import RIVALS, MeshConfig
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.parallel.rules import parameter_spec, with_shardings
 from flowhn_jax.training.state import abstract_state
@@ -22,6 +23,22 @@ def test_every_parameter_has_a_rule(strategy, ssm):
     state = abstract_state(config, mesh)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         assert leaf.sharding.mesh == mesh, path
+
+
+@pytest.mark.parametrize("size", ["350m", "1b"])
+@pytest.mark.parametrize("kind", RIVALS)
+def test_rivals_are_cut(kind, size):
+    """All of their matrices, and so nearly all that they have."""
+    recipe = importlib.import_module(f"configs.baseline_{size}").get_config(kind)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2), 8)
+    config = config_lib.parse(recipe)
+    params = with_shardings(models.abstract_params(config.model), mesh)
+    own = whole = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        ways = 4 if config.model.is_mamba2 and "in_proj" in str(path) else 8  # fsdp alone
+        own += math.prod(leaf.sharding.shard_shape(leaf.shape))
+        whole += leaf.size / ways
+    assert own < 1.01 * whole
 
 
 def test_a_parameter_without_a_rule_is_an_error():

@@ -1,7 +1,7 @@
 import json
 import math
 
-from flowhn_jax.report.table import print_result
+from flowhn_jax.report.table import markdown, print_result, to_json
 
 
 def test_last_line_is_strict_json(capsys):
@@ -20,3 +20,18 @@ def test_last_line_is_strict_json(capsys):
     }
     assert "12,345" in table[2]
     assert "n/a" in table[3]
+
+
+def test_numbers_that_are_not_finite_become_null_at_any_depth():
+    assert json.loads(to_json({"rows": [{"a": math.nan, "b": [1, math.inf]}]})) == {
+        "rows": [{"a": None, "b": [1, None]}]
+    }
+
+
+def test_markdown():
+    assert markdown(["model", "tokens/s"], [["a", "1,234"], ["longer", "5"]]).splitlines() == [
+        "| model  | tokens/s |",
+        "| ------ | -------: |",
+        "| a      |    1,234 |",
+        "| longer |        5 |",
+    ]

@@ -1,0 +1,187 @@
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import signal
+
+import pytest
+
+from flowhn_jax import flops, models
+from flowhn_jax.compare import run, speed
+from flowhn_jax.compare.speed import config_hash, missing_turns, read_turns
+from flowhn_jax.config import MeshConfig, to_dict
+from flowhn_jax.training.metrics import read_rows
+from tests.small import small_config, small_rival
+
+STEPS = 4
+
+
+def configs_on(data):
+    train = {"steps": STEPS, "log_every": 2, "eval_every": STEPS, "checkpoint_every": 2}
+    ours = small_config("fac_split", train=train, data={"path": data}, mesh={"data": 1})
+    rival = dataclasses.replace(ours, model=small_rival("llama", vocab_size=257))
+    return {"fac_split": ours, "llama": rival}
+
+
+def compare(configs, workdir, **options):
+    settings = dict(size="tiny", trains=True, rounds=2, repeats=2, report_only=False) | options
+    run.compare(configs, workdir=str(workdir), **settings)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    from flowhn_jax.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("data")
+    shutil.copy(__file__, folder / "text.txt")
+    prepare(str(folder / "text.txt"), "bytes", str(folder / "set"), context=24)
+    return str(folder / "set")
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("compare")
+    compare(configs_on(data), workdir)
+    return workdir
+
+
+def test_results(data, whole):
+    """All columns of each model, from the turns and the run that they stand for."""
+    configs = configs_on(data)
+    results = json.loads((whole / "results.json").read_text())
+    assert (results["device"], results["rounds"], results["size"]) == ("cpu", 2, "tiny")
+    assert results["jax"]
+    turns = read_turns(str(whole), configs, "cpu")
+    assert len(turns) == 4
+    for row, (name, config) in zip(results["models"], configs.items(), strict=True):
+        assert row["model"] == name
+        assert row["parameters"] == models.param_count(config.model)
+        assert row["config_hash"] == config_hash(config)
+        tokens = config.train.batch_size * config.model.context
+        rates = sorted(
+            tokens / ((turn["seconds"]["train"][0] + turn["seconds"]["train"][1]) / 2)
+            for turn in turns
+            if turn["model"] == name
+        )
+        key = "train_tokens_per_second"
+        assert [row[f"{key}_min"], row[f"{key}_max"]] == pytest.approx(rates)
+        assert row[key] == pytest.approx(sum(rates) / 2)
+        per_token = flops.train_flops(config.model, config.model.context) / config.model.context
+        tflops = row["train_tflops_per_second_per_device"]
+        assert tflops == pytest.approx(row[key] * per_token / 1e12)
+        assert row["train_mfu"] is None
+        assert row["prefill_tokens_per_second"] > 0
+        assert (row["decode_tokens_per_second"] is None) == (not models.can_decode(config.model))
+        assert row["compile_seconds"] > 0
+        state_bytes = 3 * 4 * row["parameters"]  # parameters and Adam's two moments
+        assert state_bytes < row["train_memory_bytes"] < 100 * state_bytes
+        assert row["trained_tokens"] == STEPS * tokens
+        (scored,) = [r for r in read_rows(str(whole / name)) if "validation_loss" in r]
+        assert row["validation_bits_per_byte"] == scored["validation_bits_per_byte"]
+
+
+def test_files(whole):
+    results = json.loads((whole / "results.json").read_text())
+    with (whole / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == ["fac_split", "llama"]
+    for row, expected in zip(rows, results["models"], strict=True):
+        assert row == {key: "" if v is None else str(v) for key, v in expected.items()}
+    table = (whole / "results.md").read_text().splitlines()
+    assert table[0].startswith("| model ")
+    assert len({len(line) for line in table[:4]}) == 1
+    parameters = f"{results['models'][1]['parameters']:,}"
+    assert table[3].split("|")[1].strip() == "llama"
+    assert parameters in table[3]
+    assert (whole / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (whole / "figure.svg").read_text()
+
+
+def test_the_last_line_is_json_and_nothing_is_measured_twice(data, whole, capsys, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(speed, "time_programs", refuse)
+    before = (whole / "results.json").read_text()
+    compare(configs_on(data), whole)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert (
+        json.loads(last) == json.loads(before) == json.loads((whole / "results.json").read_text())
+    )
+
+
+def test_report_only(data, whole, tmp_path):
+    shutil.copy(whole / "speed.jsonl", tmp_path)
+    compare(configs_on(data), tmp_path, report_only=True)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["validation_loss"] for row in results["models"]] == [None, None]
+    with pytest.raises(FileNotFoundError, match="is not there; measure without --report_only"):
+        compare(configs_on(data), tmp_path / "nowhere", report_only=True)
+    (tmp_path / "speed.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no measurements of these models"):
+        compare(configs_on(data), tmp_path, report_only=True)
+
+
+def test_an_interrupted_comparison_goes_on(data, whole, tmp_path, monkeypatch, capsys):
+    """A turn that a kill cut off is taken again; a run that a signal stopped goes on."""
+    configs = configs_on(data)
+    lines = (whole / "speed.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "speed.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
+    taken = []
+    time_programs = speed.time_programs
+
+    def counting(programs, repeats):
+        taken.append(programs.config.model.name)
+        return time_programs(programs, repeats)
+
+    monkeypatch.setattr(speed, "time_programs", counting)
+    fit, calls = run.fit, []
+
+    def stopping(config, workdir, on_step):
+        def stop(*arguments):
+            calls.append(workdir)
+            on_step(*arguments)
+            if len(calls) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return fit(config, workdir, stop)
+
+    monkeypatch.setattr(run, "fit", stopping)
+    compare(configs, tmp_path)
+    assert sorted(taken) == ["fac_split", "llama"]  # those of the second round
+    assert "stopped; the same command goes on from here" in capsys.readouterr().out
+    assert not (tmp_path / "results.json").exists()
+    compare(configs, tmp_path)
+    assert len(taken) == 2
+    found, expected = (json.loads((w / "results.json").read_text()) for w in (tmp_path, whole))
+    for row, other in zip(found["models"], expected["models"], strict=True):
+        assert row["validation_loss"] == other["validation_loss"]
+    assert len(read_turns(str(tmp_path), configs, "cpu")) == 4
+
+
+def test_each_round_begins_with_another_model():
+    assert missing_turns("abc", 2, []) == [
+        (0, "a"), (0, "b"), (0, "c"), (1, "b"), (1, "c"), (1, "a")
+    ]  # fmt: skip
+    done = [{"round": 0, "model": "b"}]
+    assert missing_turns("abc", 1, done) == [(0, "a"), (0, "c")]
+
+
+def test_the_hash_is_of_what_speed_depends_on(data):
+    config = configs_on(data)["llama"]
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=99))
+    assert config_hash(config) == config_hash(longer)
+    for other in (
+        dataclasses.replace(config, mesh=MeshConfig(data=8)),
+        dataclasses.replace(config, train=dataclasses.replace(config.train, remat="full")),
+        dataclasses.replace(config, model=dataclasses.replace(config.model, width=32)),
+    ):
+        assert config_hash(other) != config_hash(config), to_dict(other)
+
+
+def test_turns_of_another_recipe_are_left_out(data, whole):
+    configs = configs_on(data)
+    other = dataclasses.replace(configs["llama"], mesh=MeshConfig(data=2))
+    assert len(read_turns(str(whole), configs | {"llama": other}, "cpu")) == 2
+    assert read_turns(str(whole), configs, "NVIDIA H100") == []
