@@ -66,6 +66,15 @@ def _cannot_load(reason: BaseException) -> str:
     )
 
 
+def _without_traceback(error: BaseException) -> str:
+    """The message; for a recipe's error, which ml_collections puts in with its traceback, why."""
+    if "Traceback" not in str(error):
+        return str(error)
+    while error.__context__ is not None:
+        error = error.__context__
+    return _cannot_load(error)
+
+
 def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
     """All dotted keys of a config."""
     found = []
@@ -95,7 +104,7 @@ def _parse_flags(argv: Sequence[str], commands: Collection[str] = ()) -> list[st
         if len(rest) > (2 if commands else 1):
             raise ValueError(f"Unexpected argument {rest[-1]!r}; flags are written --name=value.")
     except (flags.Error, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_without_traceback(error)}")
     except Exception as error:  # whatever running the recipe raised
         sys.exit(f"error: {_cannot_load(error)}")
     return rest
