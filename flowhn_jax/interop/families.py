@@ -5,7 +5,6 @@ the other cannot say is refused by name.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,8 +16,8 @@ from flowhn_jax.interop.layout import Path, parse_path
 
 Json = Mapping[str, Any]
 
-_EMBEDDING, _HEAD = ("model.embed_tokens.weight", "backbone.embeddings.weight"), "lm_head.weight"
 _DEFAULT_CONTEXT = 1024  # where config.json has none, as for Mamba, which knows no limit
+_ROPE_THETA = 10000.0  # where config.json has none, as for the first Llamas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Family:
     read: Callable[[Json], dict[str, Any]]
     write: Callable[[ModelConfig], dict[str, Any]]
     only: Mapping[str, tuple[Any, ...]]  # their keys of which we have these values alone
+    is_tied: bool = False  # whether the head is the embedding where config.json does not say
 
     def names(self, config: ModelConfig) -> dict[str, Path]:
         """Their name of each parameter -> its path in ours."""
@@ -63,18 +63,17 @@ def to_config(hf_config: Json) -> tuple[Family, ModelConfig]:
     if refused:
         raise ValueError(f"config.json of {model_type} has what we do not: {'; '.join(refused)}.")
     try:
-        keys = family.read(hf_config)
+        keys = family.read(hf_config) | {
+            "kind": family.kind,
+            "vocab_size": hf_config["vocab_size"],
+            "width": hf_config["hidden_size"],
+            "blocks": hf_config["num_hidden_layers"],
+            "context": hf_config.get("max_position_embeddings", _DEFAULT_CONTEXT),
+            "init_std": hf_config.get("initializer_range", 0.02),
+            "norm_eps": hf_config[_epsilon(family.kind)],
+        }
     except KeyError as error:
         raise ValueError(f"config.json of {model_type} lacks {error}.") from error
-    keys |= {
-        "kind": family.kind,
-        "vocab_size": hf_config["vocab_size"],
-        "width": hf_config["hidden_size"],
-        "blocks": hf_config["num_hidden_layers"],
-        "context": hf_config.get("max_position_embeddings", _DEFAULT_CONTEXT),
-        "init_std": hf_config.get("initializer_range", 0.02),
-        "norm_eps": next(hf_config[key] for key in _EPSILONS if key in hf_config),
-    }
     return family, config_lib.parse({"model": keys}).model
 
 
@@ -88,7 +87,6 @@ def to_json(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     if not found:
         raise ValueError(f"transformers knows no model.kind {config.kind!r}.")
     ((model_type, family),) = found
-    epsilon = _EPSILONS[1 if config.kind in ("mamba1", "mamba2") else 0]
     return family, {
         "architectures": [family.architecture],
         "model_type": model_type,
@@ -97,7 +95,7 @@ def to_json(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
         "num_hidden_layers": config.blocks,
         "max_position_embeddings": config.context,
         "initializer_range": config.init_std,
-        epsilon: config.norm_eps,
+        _epsilon(config.kind): config.norm_eps,
         "hidden_act": "silu",
         "tie_word_embeddings": False,
         "torch_dtype": "float32",
@@ -105,12 +103,15 @@ def to_json(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     }
 
 
-_EPSILONS = "rms_norm_eps", "layer_norm_epsilon"
-_UNLIMITED = json.dumps([0.0, "inf"])
+def _epsilon(kind: str) -> str:
+    return "layer_norm_epsilon" if kind in ("mamba1", "mamba2") else "rms_norm_eps"
+
+
+_UNLIMITED = (0.0, math.inf)
 _EVERYWHERE = {
     "hidden_act": ("silu",),
     "quantization_config": (None,),
-    "rope_scaling": (None,),
+    "sliding_window": (None,),
     "attention_bias": (False,),
     "mlp_bias": (False,),
 }
@@ -120,7 +121,7 @@ def _plain(value: Any) -> Any:
     """A limit of time steps, which JSON can write in several ways, in one; other values as is."""
     if isinstance(value, list | tuple) and len(value) == 2:
         infinite = (math.inf, "Infinity", "inf", {"__float__": "Infinity"})
-        return json.dumps([value[0], "inf" if value[1] in infinite else value[1]])
+        return value[0], math.inf if value[1] in infinite else value[1]
     return value
 
 
@@ -145,12 +146,12 @@ def _write_attention(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_rope(hf: Json) -> dict[str, Any]:
-    rope = hf.get("rope_parameters") or hf
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(
-            f"config.json has rope_type = {rope['rope_type']!r}; accepted is 'default'."
-        )
-    return {"rope_theta": rope["rope_theta"]}
+    """From `rope_parameters`, or `rope_scaling` and `type`, its names before transformers 5."""
+    rope = {**hf, **(hf.get("rope_scaling") or hf.get("rope_parameters") or {})}
+    found = rope.get("rope_type", rope.get("type", "default"))
+    if found != "default":
+        raise ValueError(f"config.json has rope_type = {found!r}; accepted is 'default'.")
+    return {"rope_theta": rope.get("rope_theta", _ROPE_THETA)}
 
 
 def _write_rope(config: ModelConfig) -> dict[str, Any]:
@@ -268,10 +269,12 @@ _FACTORS = {
 
 def _read_falcon_h1(hf: Json) -> dict[str, Any]:
     inner = hf.get("mamba_d_ssm") or hf["mamba_expand"] * hf["hidden_size"]
-    factors = {ours: hf[theirs] for ours, theirs in _FACTORS.items() if hf.get(theirs)}
+    factors = {ours: hf.get(theirs) for ours, theirs in _FACTORS.items()}
     for theirs, ours in (("ssm_multipliers", _SSM_FACTORS), ("mlp_multipliers", _MLP_FACTORS)):
-        if hf.get(theirs):
-            factors |= dict(zip(ours, hf[theirs], strict=True))
+        found = hf.get(theirs) or [None] * len(ours)
+        if len(found) != len(ours):
+            raise ValueError(f"config.json has {theirs} = {found!r}; accepted are {len(ours)}.")
+        factors |= dict(zip(ours, found, strict=True))
     return (
         _read_attention(hf)
         | _read_rope(hf)
@@ -281,7 +284,7 @@ def _read_falcon_h1(hf: Json) -> dict[str, Any]:
             "ssm_expand": inner / hf["hidden_size"],
             "ssm_head_dim": inner // hf["mamba_n_heads"],
             "ssm_groups": hf["mamba_n_groups"],
-            "multipliers": factors,
+            "multipliers": {ours: x for ours, x in factors.items() if x is not None},
         }
     )
 
@@ -330,6 +333,7 @@ FAMILIES = {
         read=_read_mamba1,
         write=_write_mamba1,
         only=_PLAIN_MAMBA,
+        is_tied=True,
     ),
     "mamba2": Family(
         kind="mamba2",
@@ -353,7 +357,6 @@ FAMILIES = {
             "num_experts": (1,),
             "mamba_conv_bias": (True,),
             "mamba_proj_bias": (False,),
-            "sliding_window": (None,),
         },
     ),
     "falcon_h1": Family(

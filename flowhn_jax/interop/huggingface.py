@@ -69,7 +69,7 @@ def from_state_dict(
         return config, assemble(config, arrays, names, lambda path, array, ndim: array)
     family, config = to_config(hf_config)
     names = family.names(config)
-    if hf_config.get("tie_word_embeddings") and _HEAD not in arrays:
+    if hf_config.get("tie_word_embeddings", family.is_tied) and _HEAD not in arrays:
         embedding = next(theirs for theirs, path in names.items() if path[-1] == "embedding")
         arrays |= {_HEAD: arrays[embedding]} if embedding in arrays else {}
     return config, assemble(config, arrays, names)
@@ -119,9 +119,9 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of the folder, as float32."""
+    """All tensors of the folder, as float32; of the one file where there are shards too."""
     files = [_WEIGHTS]
-    if (folder / _INDEX).is_file():
+    if (folder / _INDEX).is_file() and not (folder / _WEIGHTS).is_file():
         by_tensor = _read_json(folder / _INDEX).get("weight_map")
         if not isinstance(by_tensor, dict):
             raise ValueError(f"{str(folder / _INDEX)!r} has no weight_map.")

@@ -94,6 +94,10 @@ def test_shards(tmp_path):
     index.write_text(json.dumps({"weight_map": weight_map}))
     loaded = huggingface.load(tmp_path)[1]
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    others = random_model(config, seed=1)
+    huggingface.save(tmp_path, config, others)  # the shards that are left do not count
+    jax.tree.map(np.testing.assert_array_equal, huggingface.load(tmp_path)[1], others)
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "part-1.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"no part-1.safetensors"):
         huggingface.load(tmp_path)
@@ -124,8 +128,10 @@ def test_tied_head():
     with pytest.raises(ValueError, match=r"missing \['lm_head.weight'\]"):
         huggingface.from_state_dict(state_dict, hf_config)
     tied = hf_config | {"tie_word_embeddings": True}
-    _, params = huggingface.from_state_dict(state_dict, tied)
-    np.testing.assert_array_equal(params["head"]["kernel"], params["embed"]["embedding"].T)
+    del hf_config["tie_word_embeddings"]  # as in the released Mambas, which are tied
+    for accepted in (tied, hf_config):
+        _, params = huggingface.from_state_dict(state_dict, accepted)
+        np.testing.assert_array_equal(params["head"]["kernel"], params["embed"]["embedding"].T)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +144,12 @@ def test_tied_head():
             {"rope_parameters": {"rope_theta": 1e4, "rope_type": "llama3"}},
             r"rope_type = 'llama3'; accepted is 'default'",
         ),
+        (
+            "hf_llama_24",
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            r"rope_type = 'linear'; accepted is 'default'",
+        ),
+        ("hf_llama_24", {"sliding_window": 8}, r"sliding_window = 8 \(accepted: None\)"),
         ("hf_llama_24", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("hf_llama_24", {"model_type": "gpt2"}, r"'gpt2'; accepted are llama, mamba, mamba2"),
         ("hf_mamba_24", {"use_conv_bias": False}, "use_conv_bias = False"),
@@ -145,6 +157,7 @@ def test_tied_head():
         ("hf_mamba2_24", {"num_heads": 5}, r"num_heads 5 x head_dim 16; accepted is .* = 64"),
         ("hf_jamba_24", {"num_experts": 4}, r"num_experts = 4 \(accepted: 1\)"),
         ("hf_falcon_h1_24", {"mamba_rms_norm": True}, "mamba_rms_norm = True"),
+        ("hf_falcon_h1_24", {"mlp_multipliers": [2.0]}, r"mlp_multipliers = \[2.0\]; .* are 2"),
         ("hf_llama_24", {"num_hidden_layers": 3}, r"missing \['model.layers.2.*9 and 0 in all"),
         ("hf_llama_24", {"intermediate_size": 40}, r"gate_proj.weight has shape \(48, 32\)"),
     ],
@@ -155,13 +168,37 @@ def test_what_is_not_ours_is_refused_by_name(fixture, changed, message):
         huggingface.from_state_dict(state_dict, hf_config | changed)
 
 
-def test_unknown_tensors_and_missing_keys():
+def test_unknown_tensors():
     _, state_dict, hf_config = read("hf_llama_24")
     with pytest.raises(ValueError, match=r"unknown \['extra'\] \(0 and 1 in all\)"):
         huggingface.from_state_dict(state_dict | {"extra": np.zeros(2)}, hf_config)
-    del hf_config["hidden_size"]
-    with pytest.raises(ValueError, match="lacks 'hidden_size'"):
-        huggingface.from_state_dict(state_dict, hf_config)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "epsilon"),
+    [("hf_llama_24", "rms_norm_eps"), ("hf_mamba_24", "layer_norm_epsilon")],
+)
+def test_missing_keys(fixture, epsilon):
+    _, state_dict, hf_config = read(fixture)
+    for key in ("hidden_size", "vocab_size", "num_hidden_layers", epsilon):
+        without = {name: value for name, value in hf_config.items() if name != key}
+        with pytest.raises(ValueError, match=f"lacks '{key}'"):
+            huggingface.from_state_dict(state_dict, without)
+
+
+def test_keys_of_older_folders():
+    """Rotary positions as transformers wrote them before 5, or not at all; a limit in integers."""
+    _, state_dict, hf_config = read("hf_llama_24")
+    del hf_config["rope_parameters"]
+    for keys, theta in (
+        ({}, 1e4),
+        ({"rope_theta": 5e5, "rope_scaling": None}, 5e5),
+        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "default"}}, 5e5),
+    ):
+        config, _ = huggingface.from_state_dict(state_dict, hf_config | keys)
+        assert config.rope_theta == theta
+    _, state_dict, hf_config = read("hf_mamba2_24")
+    huggingface.from_state_dict(state_dict, hf_config | {"time_step_limit": [0, "Infinity"]})
 
 
 def test_sizes_that_transformers_cannot_have(tmp_path):
