@@ -1,4 +1,4 @@
-"""`python -m flowhn_jax.bench kernels|branches|parallel`: operations, or a model's branches."""
+"""`python -m flowhn_jax.bench kernels|branches|parallel|models`: operations, branches, peers."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax
 from absl import flags
 
 from flowhn_jax import cli
-from flowhn_jax.bench import branches, cases, kernels, parallel
+from flowhn_jax.bench import branches, cases, kernels, models, parallel
 from kernels import backends
 from kernels.operations import OPERATIONS
 
@@ -60,6 +60,10 @@ def _kernels() -> None:
     )
 
 
+def _models() -> None:
+    models.bench_models(repeats=_REPEATS.value, out=_OUT.value or "bench_models.json")
+
+
 def _of_config(name: str, bench: Callable[..., Any]) -> None:
     if _CONFIG.value is None:
         raise ValueError(f"bench {name} needs --config, the recipe whose branches it measures.")
@@ -70,6 +74,6 @@ def _of_config(name: str, bench: Callable[..., Any]) -> None:
 if __name__ == "__main__":
     commands = {"branches": branches.bench_branches, "parallel": parallel.bench_parallel}
     cli.run(
-        {"kernels": _kernels}
+        {"kernels": _kernels, "models": _models}
         | {name: partial(_of_config, name, bench) for name, bench in commands.items()}
     )

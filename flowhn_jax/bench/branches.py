@@ -11,7 +11,7 @@ from flax import nnx
 
 from flowhn_jax import models
 from flowhn_jax.config import Config, ModelConfig
-from flowhn_jax.models.flowhn import Branch
+from flowhn_jax.layers.decoder import DecoderLayer
 from flowhn_jax.split import SplitConfig, attention_branch_flops, measured, ssm_branch_flops
 from flowhn_jax.split.plan import attention_tokens
 from flowhn_jax.timing import time_repeats
@@ -65,7 +65,9 @@ def bench_branches(config: Config, *, repeats: int, out: str) -> measured.Branch
     return times
 
 
-def _seconds(model: ModelConfig, branch: Branch, batch: int, tokens: int, repeats: int) -> float:
+def _seconds(
+    model: ModelConfig, branch: DecoderLayer, batch: int, tokens: int, repeats: int
+) -> float:
     """Median time of forward and backward on [batch, tokens, width].
 
     With segment ids, of one document, as in training: they may make another kernel run.
