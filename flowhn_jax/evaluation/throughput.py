@@ -80,8 +80,10 @@ def time_programs(programs: Programs, repeats: int) -> Seconds:
         seconds = {"train": time_repeats(train, repeats)}
         params, tokens = state.params, batch["tokens"][:, :-1]
         del state, train  # the optimizer's part of the memory
-        seconds["prefill"] = time_repeats(lambda: models.prefill(model, params, tokens), repeats)
         if models.can_decode(model):
+            seconds["prefill"] = time_repeats(
+                lambda: models.prefill(model, params, tokens), repeats
+            )
             cache = models.init_cache(model, params, batch_size, model.context)
             last = jnp.asarray(tokens[:, 0])
 

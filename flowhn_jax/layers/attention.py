@@ -7,13 +7,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flowhn_jax.layers.linear import linear
+from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.layers.rope import rotate
 from flowhn_jax.split.cost import score_flops
 from kernels.attention import attention, attention_step
 
 
 class KeysValues(NamedTuple):
-    """Of a sequence, each [B, T, G, K]."""
+    """Of a sequence, each [B, T, G, K]; in a cache [B, G, C, K], as its products want them."""
 
     k: jax.Array
     v: jax.Array
@@ -23,12 +24,14 @@ class KVCache(NamedTuple):
     """Keys and values of the tokens that later ones may see.
 
     Attributes:
-      kept: [B, C, G, K]; with a window the places behind the prefix are used in turns.
+      kept: [B, G, C, K]; with a window the places behind the prefix are used in turns.
       tokens: [B] int32, how many there were.
+      first: [B] int32, how many of them were of other documents, which no later one sees.
     """
 
     kept: KeysValues
     tokens: jax.Array
+    first: jax.Array
 
 
 class Attention(nnx.Module):
@@ -92,37 +95,80 @@ class Attention(nnx.Module):
         """An empty cache for `length` tokens a sequence."""
         if self.window is not None:
             length = min(length, self.prefix + self.window)
-        empty = jnp.zeros((batch, length, self.kv_heads, self.head_dim), self.dtype)
-        return KVCache(KeysValues(empty, empty), jnp.zeros(batch, jnp.int32))
+        empty = jnp.zeros((batch, self.kv_heads, length, self.head_dim), self.dtype)
+        none = jnp.zeros(batch, jnp.int32)
+        return KVCache(KeysValues(empty, empty), none, none)
 
-    def extend(self, x: jax.Array, cache: KVCache) -> KVCache:
-        """The cache with one more token of each sequence, x [B, D]."""
-        (k, v), tokens = cache
+    def prefill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, KVCache]:
+        """x [B, T, D] -> ([B, T, D], the cache behind each row's tokens, for `length` of them)."""
+        keys_values = self.keys_values(x)
+        attended = self(x, prompts.segment_ids, keys_values)
+        return attended, self.cached(keys_values, prompts, length)
+
+    def cached(self, keys_values: KeysValues, prompts: Prompts, length: int) -> KVCache:
+        """The cache behind each row's tokens, of keys and values [B, T, G, K]."""
+        empty = self.init_cache(keys_values.k.shape[0], length).kept
+        places, tokens = empty.k.shape[2], keys_values.k.shape[1]
+        if self.window is not None and tokens > places:
+            held = jnp.maximum(self._held(prompts.lengths, places), 0)[:, :, None, None]
+            keys_values = jax.tree.map(lambda x: jnp.take_along_axis(x, held, 1), keys_values)
+
+        def place(empty: jax.Array, found: jax.Array) -> jax.Array:
+            found = jnp.swapaxes(found[:, :places], 1, 2).astype(empty.dtype)
+            return empty.at[:, :, : found.shape[2]].set(found)
+
+        return KVCache(jax.tree.map(place, empty, keys_values), prompts.lengths, prompts.first)
+
+    def extend(self, x: jax.Array, cache: KVCache, active: jax.Array | None = None) -> KVCache:
+        """The cache with one more token of each sequence, x [B, D], or of those `active` [B]."""
+        (k, v), tokens, first = cache
         place = tokens
         if self.window is not None:
             behind = tokens - self.prefix
             place = jnp.where(behind < 0, tokens, self.prefix + behind % self.window)
         new = self._keys_values(x, tokens)
+        if active is not None:
+            place = jnp.where(active, place, k.shape[2])  # beyond the last place: left out
         rows = jnp.arange(x.shape[0])
-        kept = KeysValues(k.at[rows, place].set(new.k), v.at[rows, place].set(new.v))
-        return KVCache(kept, tokens + 1)
+        kept = (
+            old.at[rows, :, place].set(added, mode="drop")
+            for old, added in zip((k, v), new, strict=True)
+        )
+        return KVCache(KeysValues(*kept), tokens + (1 if active is None else active), first)
 
     def attend_last(self, x: jax.Array, cache: KVCache) -> jax.Array:
         """x [B, D], the token that the cache was extended by last -> [B, D]."""
-        (k, v), tokens = cache
+        (k, v), tokens, first = cache
         q = self._rotated(self._heads(self.q_proj(x)), tokens - 1)
-        visible = jnp.arange(k.shape[1]) < tokens[:, None]
+        held = self._held(tokens, k.shape[2])
+        visible = (held < tokens[:, None]) & ((held >= first[:, None]) | (held < self.prefix))
         return self._out(attention_step(q, k, v, visible))
 
-    def step(self, x: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        """One token of each sequence: x [B, D] -> ([B, D], the cache with it)."""
-        cache = self.extend(x, cache)
+    def step(
+        self, x: jax.Array, cache: KVCache, active: jax.Array | None = None
+    ) -> tuple[jax.Array, KVCache]:
+        """One token of each sequence: x [B, D] -> ([B, D], the cache with it).
+
+        A sequence that is not `active` [B] keeps its cache; its output means nothing.
+        """
+        cache = self.extend(x, cache, active)
         return self.attend_last(x, cache), cache
 
     def mixing_flops(self, tokens: int, *, causal: bool) -> int:
         """FLOPs of a sequence but for its projections' (see `split.cost.score_flops`)."""
         sight = dict(causal=causal, window=self.window, prefix=self.prefix)
         return score_flops(self.heads * self.head_dim, tokens, **sight)
+
+    def _held(self, tokens: jax.Array, places: int) -> jax.Array:
+        """[B, places], the last position before `tokens` [B] that was put into each place.
+
+        A place that is still empty has its first position, which is none before `tokens`.
+        """
+        place = jnp.broadcast_to(jnp.arange(places), (tokens.shape[0], places))
+        if self.window is None:
+            return place
+        turns = jnp.maximum(tokens[:, None] - 1 - place, 0) // self.window
+        return jnp.where(place < self.prefix, place, place + turns * self.window)
 
     def _heads(self, projected: jax.Array) -> jax.Array:
         return projected.reshape(*projected.shape[:-1], -1, self.head_dim)

@@ -12,6 +12,7 @@ from flowhn_jax.layers.linear import rms_norm
 from flowhn_jax.layers.mamba1 import Mamba1
 from flowhn_jax.layers.mamba2 import Mamba2
 from flowhn_jax.layers.mlp import SwiGLU
+from flowhn_jax.layers.prompts import Prompts
 from kernels.backends import target_platform
 from kernels.partition import constrain
 
@@ -84,7 +85,19 @@ class DecoderLayer(nnx.Module):
         """The mixer's cache before the first of `length` tokens."""
         return self.mixer.init_cache(batch, length)
 
-    def step(self, x: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        """One token of each sequence: x [B, D] -> ([B, D], the cache behind it)."""
-        mixed, cache = self.mixer.step(self.norm(x), cache)
+    def prefill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, Any]:
+        """x [B, T, D] -> ([B, T, D], the mixer's cache behind each row, for `length` tokens)."""
+        x = constrain(x, _LAYOUT)
+        mixed, cache = self.mixer.prefill(self.norm(x), prompts, length)
+        return constrain(self.feed(x + mixed), _LAYOUT), cache
+
+    def step(
+        self, x: jax.Array, cache: Any, active: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
+        """One token of each sequence: x [B, D] -> ([B, D], the cache behind it).
+
+        A sequence that is not `active` [B] keeps its cache; its output means nothing.
+        """
+        options = {} if active is None else {"active": active}
+        mixed, cache = self.mixer.step(self.norm(x), cache, **options)
         return self.feed(x + mixed), cache

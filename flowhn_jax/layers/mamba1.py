@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flowhn_jax.layers.linear import linear, rms_norm
+from flowhn_jax.layers.prompts import Prompts, only_where
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
 from flowhn_jax.split.cost import conv_flops, scan_flops
 from kernels.causal_conv import causal_conv
@@ -68,11 +69,20 @@ class Mamba1(nnx.Module):
     def __call__(self, x: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
         """x [B, T, D], segment_ids [B, T] -> [B, T, D]; state restarts at each segment's start."""
         u, z = jnp.unstack(self.in_proj(x), axis=-2)
-        u = causal_conv(u, self.conv_weight[...], self.conv_bias[...], segment_ids=segment_ids)
-        u = jax.nn.silu(u)
+        u = self._convolved(u, segment_ids)
         inputs = dict(z=z, dt_bias=self.dt_bias[...], segment_ids=segment_ids)
-        y = selective_scan(*self._scan_inputs(u), **inputs)
-        return self.out_proj(y) if self.projects else y
+        return self._out(selective_scan(*self._scan_inputs(u), **inputs))
+
+    def prefill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, Mamba1Cache]:
+        """x [B, T, D] -> ([B, T, D], the cache behind each row's tokens)."""
+        del length
+        u, z = jnp.unstack(self.in_proj(x), axis=-2)
+        conv = prompts.tail(u, self.conv - 1)
+        u, dt, *others = self._scan_inputs(self._convolved(u, prompts.segment_ids))
+        inputs = dict(z=z, dt_bias=self.dt_bias[...], segment_ids=prompts.segment_ids)
+        dt = prompts.without_steps(dt)
+        y, state = selective_scan(u, dt, *others, **inputs, return_final_state=True)
+        return self._out(y), Mamba1Cache(conv, prompts.restarted(state))
 
     def init_cache(self, batch: int, length: int) -> Mamba1Cache:
         """The cache before the first token; its size does not depend on `length`."""
@@ -80,8 +90,13 @@ class Mamba1(nnx.Module):
         conv = jnp.zeros((batch, self.conv - 1, self.inner), self.dtype)
         return Mamba1Cache(conv, jnp.zeros((batch, self.inner, self.state), jnp.float32))
 
-    def step(self, x: jax.Array, cache: Mamba1Cache) -> tuple[jax.Array, Mamba1Cache]:
-        """One token of each sequence: x [B, D] -> ([B, D], the cache behind it)."""
+    def step(
+        self, x: jax.Array, cache: Mamba1Cache, active: jax.Array | None = None
+    ) -> tuple[jax.Array, Mamba1Cache]:
+        """One token of each sequence: x [B, D] -> ([B, D], the cache behind it).
+
+        A sequence that is not `active` [B] keeps its cache; its output means nothing.
+        """
         u, z = jnp.unstack(self.in_proj(x), axis=-2)
         u, conv = causal_conv(
             u[:, None],
@@ -93,13 +108,20 @@ class Mamba1(nnx.Module):
         u = jax.nn.silu(u[:, 0])
         inputs = dict(z=z, dt_bias=self.dt_bias[...])
         y, state = selective_scan_step(*self._scan_inputs(u), cache.state, **inputs)
-        return self.out_proj(y) if self.projects else y, Mamba1Cache(conv, state)
+        return self._out(y), only_where(active, Mamba1Cache(conv, state), cache)
 
     def mixing_flops(self, tokens: int, *, causal: bool) -> int:
         """FLOPs of a sequence but for its projections', by the convention of `split/cost.py`."""
         del causal
         scan = scan_flops(self.inner, self.state)
         return tokens * (scan + conv_flops(self.inner, self.conv))
+
+    def _convolved(self, u: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+        u = causal_conv(u, self.conv_weight[...], self.conv_bias[...], segment_ids=segment_ids)
+        return jax.nn.silu(u)
+
+    def _out(self, y: jax.Array) -> jax.Array:
+        return self.out_proj(y) if self.projects else y
 
     def _scan_inputs(self, u: jax.Array) -> tuple[jax.Array, ...]:
         """u, dt, A, B, C and D of the scan over u [..., E]."""

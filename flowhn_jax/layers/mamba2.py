@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flowhn_jax.layers.linear import linear
+from flowhn_jax.layers.prompts import Prompts, only_where
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
 from flowhn_jax.split.cost import conv_flops, ssd_flops
 from kernels.causal_conv import causal_conv
@@ -91,12 +92,21 @@ class Mamba2(nnx.Module):
     def __call__(self, x: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
         """x [B, T, D], segment_ids [B, T] -> [B, T, D]; state restarts at each segment's start."""
         z, xbc, dt = self._projected(x)
-        xbc = causal_conv(xbc, self.conv_weight[...], self.conv_bias[...], segment_ids=segment_ids)
-        # Its channels are not cut before they are in parts: they would not be whole heads.
-        xbc = constrain(jax.nn.silu(xbc), "B L C")
+        xbc = self._convolved(xbc, segment_ids)
         bias = self.dt_bias[...]
         y = ssd(*self._ssd_inputs(xbc, dt), dt_bias=bias, segment_ids=segment_ids)
         return self.out_proj(self._gated(y, z))
+
+    def prefill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, Mamba2Cache]:
+        """x [B, T, D] -> ([B, T, D], the cache behind each row's tokens)."""
+        del length
+        z, xbc, dt = self._projected(x)
+        conv = prompts.tail(xbc, self.conv - 1)
+        xbc = self._convolved(xbc, prompts.segment_ids)
+        inputs = dict(dt_bias=self.dt_bias[...], segment_ids=prompts.segment_ids)
+        arguments = self._ssd_inputs(xbc, prompts.without_steps(dt))
+        y, state = ssd(*arguments, **inputs, return_final_state=True)
+        return self.out_proj(self._gated(y, z)), Mamba2Cache(conv, prompts.restarted(state))
 
     def init_cache(self, batch: int, length: int) -> Mamba2Cache:
         """The cache before the first token; its size does not depend on `length`."""
@@ -107,8 +117,13 @@ class Mamba2(nnx.Module):
         state = jnp.zeros((batch, heads, self.head_dim, self.state), jnp.float32)
         return Mamba2Cache(conv, state)
 
-    def step(self, x: jax.Array, cache: Mamba2Cache) -> tuple[jax.Array, Mamba2Cache]:
-        """One token of each sequence: x [B, D] -> ([B, D], the cache behind it)."""
+    def step(
+        self, x: jax.Array, cache: Mamba2Cache, active: jax.Array | None = None
+    ) -> tuple[jax.Array, Mamba2Cache]:
+        """One token of each sequence: x [B, D] -> ([B, D], the cache behind it).
+
+        A sequence that is not `active` [B] keeps its cache; its output means nothing.
+        """
         z, xbc, dt = self._projected(x)
         xbc, conv = causal_conv(
             xbc[:, None],
@@ -119,7 +134,8 @@ class Mamba2(nnx.Module):
         )
         inputs = self._ssd_inputs(jax.nn.silu(xbc[:, 0]), dt)
         y, state = ssd_step(*inputs, cache.state, dt_bias=self.dt_bias[...])
-        return self.out_proj(self._gated(y, z)), Mamba2Cache(conv, state)
+        behind = only_where(active, Mamba2Cache(conv, state), cache)
+        return self.out_proj(self._gated(y, z)), behind
 
     def mixing_flops(self, tokens: int, *, causal: bool) -> int:
         """FLOPs of a sequence but for its projections', by the convention of `split/cost.py`."""
@@ -138,6 +154,11 @@ class Mamba2(nnx.Module):
             factors = [jnp.full(size, factor, self.dtype) for factor, size in factors]
             projected = projected * jnp.concatenate(factors)
         return jnp.split(projected, self.splits, axis=-1)
+
+    def _convolved(self, xbc: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+        xbc = causal_conv(xbc, self.conv_weight[...], self.conv_bias[...], segment_ids=segment_ids)
+        # Its channels are not cut before they are in parts: they would not be whole heads.
+        return constrain(jax.nn.silu(xbc), "B L C")
 
     def _ssd_inputs(self, xbc: jax.Array, dt: jax.Array) -> tuple[jax.Array, ...]:
         """x, dt, A, B, C and D of the scan over xbc [..., E + 2 G S]."""

@@ -11,15 +11,17 @@ from flax import nnx
 
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.layers.decoder import compute_dtype
+from flowhn_jax.layers.prompts import make_prompts
 from flowhn_jax.models.falcon_h1 import FalconH1
 from flowhn_jax.models.flowhn import FlowHN
 from flowhn_jax.models.hymba import Hymba
 from flowhn_jax.models.jamba import SHM, Jamba
-from flowhn_jax.models.language_model import LanguageModel
+from flowhn_jax.models.language_model import DecodeCache, LanguageModel
 from flowhn_jax.models.llama import Llama
 from flowhn_jax.models.mamba import Mamba
 
 __all__ = [
+    "DecodeCache",
     "Params",
     "abstract_model",
     "abstract_params",
@@ -101,11 +103,52 @@ def forward(
     return _logits(model, model(tokens, segment_ids))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def prefill(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
-    """Logits [B, V] float32 of the token after tokens [B, T] int32."""
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("length", "padding"))
+def prefill(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    *,
+    length: int | None = None,
+    padding: str = "right",
+) -> tuple[jax.Array, DecodeCache]:
+    """Reads prompts in one pass.
+
+    Each row's tokens are routed by their own positions, counted from its first token.
+
+    Args:
+      config: of a model for which `can_decode` holds.
+      params: as of `init`.
+      tokens: [B, T] int32.
+      lengths: [B] int32, tokens of each prompt, 1 to T; the rest is padding. None: T.
+      segment_ids: [B, T] int32, documents, of which each row's last one goes on. None: one.
+      length: tokens, the prompt's and those behind it, that the cache has room for; None: T.
+      padding: 'right' or 'left', where in the rows it is.
+
+    Returns:
+      (logits [B, V] float32 of the token after each prompt, the cache for `step`).
+
+    Raises:
+      ValueError: `padding` is neither, T is above `length`, or `length` above the context of a
+        split that is tied to it.
+    """
+    batch, columns = tokens.shape
+    length = columns if length is None else length
+    if columns > length:
+        raise ValueError(f"The prompts have {columns} tokens; accepted is 1 to length = {length}.")
+    if padding not in ("left", "right"):
+        raise ValueError(f"padding is {padding!r}; accepted are left, right.")
+    lengths = jnp.full(batch, columns) if lengths is None else lengths
+    if padding == "left":
+        order = (jnp.arange(columns) + columns - lengths[:, None]) % columns
+        tokens = jnp.take_along_axis(tokens, order, axis=1)
+        if segment_ids is not None:
+            segment_ids = jnp.take_along_axis(segment_ids, order, axis=1)
     model = bind(config, params)
-    return _logits(model, model(tokens)[:, -1])
+    hidden, cache = model.prefill(tokens, make_prompts(lengths, segment_ids), length)
+    return _logits(model, hidden), cache
 
 
 def _logits(model: LanguageModel, hidden: jax.Array) -> jax.Array:
@@ -115,27 +158,28 @@ def _logits(model: LanguageModel, hidden: jax.Array) -> jax.Array:
 
 
 def can_decode(config: ModelConfig) -> bool:
-    """Whether the model has `step`, one token at a time."""
-    return config.kind != "flowhn"
+    """Whether the model has caches: not one whose split is planned anew for each length."""
+    return config.kind != "flowhn" or config.split.scope == "context"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
-def init_cache(config: ModelConfig, params: Params, batch: int, length: int) -> list[Any]:
+def init_cache(config: ModelConfig, params: Params, batch: int, length: int) -> DecodeCache:
     """What `step` keeps of `batch` sequences of at most `length` tokens, before the first one."""
     return bind(config, params).init_cache(batch, length)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def step(
-    config: ModelConfig, params: Params, tokens: jax.Array, cache: list[Any]
-) -> tuple[jax.Array, list[Any]]:
-    """One more token of each sequence.
+    config: ModelConfig, params: Params, tokens: jax.Array, cache: DecodeCache
+) -> tuple[jax.Array, DecodeCache]:
+    """One more token of each sequence, at its own position.
 
     Args:
       config: of a model for which `can_decode` holds.
       params: as of `init`.
       tokens: [B] int32.
-      cache: of `init_cache` or of the step before; it is used up.
+      cache: of `prefill`, `init_cache` or the step before; it is used up. What it has no room for
+        is lost without a word.
 
     Returns:
       (logits [B, V] float32 of the token after it, the cache behind it).

@@ -9,6 +9,7 @@ from flowhn_jax.config import ModelConfig
 from flowhn_jax.layers.attention import KVCache
 from flowhn_jax.layers.decoder import DecoderLayer, attention, mamba2
 from flowhn_jax.layers.mamba2 import Mamba2Cache
+from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.language_model import LanguageModel
 
 
@@ -34,7 +35,16 @@ class ParallelMixer(nnx.Module):
         factors = self.multipliers
         ssm = self.ssm(x * factors.ssm_in, segment_ids)
         attended = self.attention(x * factors.attention_in, segment_ids)
-        return attended * factors.attention_out + ssm * factors.ssm_out
+        return self._mixed(attended, ssm)
+
+    def prefill(
+        self, x: jax.Array, prompts: Prompts, length: int
+    ) -> tuple[jax.Array, ParallelCache]:
+        """x [B, T, D] -> ([B, T, D], the cache behind each row's tokens)."""
+        factors = self.multipliers
+        ssm, of_ssm = self.ssm.prefill(x * factors.ssm_in, prompts, length)
+        attended, of_attention = self.attention.prefill(x * factors.attention_in, prompts, length)
+        return self._mixed(attended, ssm), ParallelCache(of_attention, of_ssm)
 
     def init_cache(self, batch: int, length: int) -> ParallelCache:
         """The cache before the first of `length` tokens."""
@@ -46,8 +56,11 @@ class ParallelMixer(nnx.Module):
         factors = self.multipliers
         ssm, of_ssm = self.ssm.step(x * factors.ssm_in, cache.ssm)
         attended, of_attention = self.attention.step(x * factors.attention_in, cache.attention)
-        mixed = attended * factors.attention_out + ssm * factors.ssm_out
-        return mixed, ParallelCache(of_attention, of_ssm)
+        return self._mixed(attended, ssm), ParallelCache(of_attention, of_ssm)
+
+    def _mixed(self, attended: jax.Array, ssm: jax.Array) -> jax.Array:
+        factors = self.multipliers
+        return attended * factors.attention_out + ssm * factors.ssm_out
 
 
 class FalconH1(LanguageModel):

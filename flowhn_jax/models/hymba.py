@@ -19,6 +19,7 @@ from flowhn_jax.layers.attention import KeysValues, KVCache
 from flowhn_jax.layers.decoder import DecoderLayer, attention, compute_dtype, mamba1
 from flowhn_jax.layers.linear import linear, rms_norm
 from flowhn_jax.layers.mamba1 import Mamba1Cache
+from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.language_model import STREAM, LanguageModel, checkpointed
 from kernels.partition import constrain
 
@@ -72,10 +73,17 @@ class HybridHeads(nnx.Module):
         attended = self.attention(x, segment_ids, keys_values)
         return self._fused(attended, self.ssm(x, segment_ids)), keys_values
 
-    def init_cache(self, batch: int, length: int) -> HymbaCache:
-        """The cache before the first of `length` tokens."""
-        own = None if self.attention.borrows else self.attention.init_cache(batch, length)
-        return HymbaCache(own, self.ssm.init_cache(batch, length))
+    def prefill(
+        self, x: jax.Array, prompts: Prompts, length: int, keys_values: KeysValues | None
+    ) -> tuple[jax.Array, HymbaCache, KeysValues]:
+        """x [B, T, D] -> ([B, T, D], the cache behind each row, keys and values as of a call)."""
+        own = None
+        if not self.attention.borrows:
+            keys_values = self.attention.keys_values(x)
+            own = self.attention.cached(keys_values, prompts, length)
+        attended = self.attention(x, prompts.segment_ids, keys_values)
+        ssm, of_ssm = self.ssm.prefill(x, prompts, length)
+        return self._fused(attended, ssm), HymbaCache(own, of_ssm), keys_values
 
     def step(
         self, x: jax.Array, cache: HymbaCache, before: KVCache | None
@@ -102,6 +110,13 @@ class HymbaLayer(DecoderLayer):
         mixed, keys_values = self.mixer(self.norm(x), segment_ids, keys_values)
         return constrain(self.feed(x + mixed), STREAM), keys_values
 
+    def prefill(
+        self, x: jax.Array, prompts: Prompts, length: int, keys_values: KeysValues | None
+    ) -> tuple[jax.Array, HymbaCache, KeysValues]:
+        """x [B, T, D] -> ([B, T, D], the cache behind each row, keys and values as of a call)."""
+        mixed, cache, keys_values = self.mixer.prefill(self.norm(x), prompts, length, keys_values)
+        return constrain(self.feed(x + mixed), STREAM), cache, keys_values
+
     def step(
         self, x: jax.Array, cache: HymbaCache, before: KVCache | None
     ) -> tuple[jax.Array, HymbaCache, KVCache]:
@@ -125,35 +140,60 @@ class Hymba(LanguageModel):
     def through_blocks(self, x: jax.Array, segment_ids: jax.Array | None, remat: str) -> jax.Array:
         """x [B, T, D] -> [B, T, D]."""
         count = self.config.meta_tokens
-        meta = jnp.broadcast_to(self.meta[...], (x.shape[0], *self.meta.shape))
-        x = jnp.concatenate((meta.astype(x.dtype), x), axis=1)
+        x = self._behind_meta(x)
         if segment_ids is not None:
-            segment_ids = jnp.pad(segment_ids, ((0, 0), (count, 0)), mode="edge")
+            segment_ids = _with_meta(segment_ids, count)
         keys_values = None
         for block in self.blocks:
             x, keys_values = checkpointed(block, remat)(x, segment_ids, keys_values)
         return x[:, count:]
 
-    def init_cache(self, batch: int, length: int) -> list[HymbaCache]:
+    def init_blocks(self, batch: int, length: int) -> list[HymbaCache]:
         """The blocks' caches behind the meta tokens, before the first of `length` tokens."""
-        cache = super().init_cache(batch, self.config.meta_tokens + length)
+        nothing = jnp.zeros((batch, 0, self.config.width), compute_dtype(self.config))
+        none = jnp.zeros(batch, jnp.int32)
+        return self.fill(nothing, Prompts(none, none, None), length)[1]
 
-        def after(cache: list[HymbaCache], token: jax.Array) -> tuple[list[HymbaCache], None]:
-            x = jnp.broadcast_to(token, (batch, *token.shape)).astype(compute_dtype(self.config))
-            return self.advance(x, cache)[1], None
+    def fill(
+        self, x: jax.Array, prompts: Prompts, length: int
+    ) -> tuple[jax.Array, list[HymbaCache]]:
+        """x [B, T, D] -> ([B, T, D], the blocks' caches behind each row's tokens)."""
+        count = self.config.meta_tokens
+        x = self._behind_meta(x)
+        ids = prompts.segment_ids
+        prompts = Prompts(
+            prompts.lengths + count,
+            jnp.where(prompts.first > 0, prompts.first + count, 0),
+            None if ids is None else _with_meta(ids, count),
+        )
+        caches, keys_values = [], None
+        for block in self.blocks:
+            x, cache, keys_values = block.prefill(x, prompts, count + length, keys_values)
+            caches.append(cache)
+        return x[:, count:], caches
 
-        return jax.lax.scan(after, cache, self.meta[...])[0]
-
-    def advance(self, x: jax.Array, cache: list[Any]) -> tuple[jax.Array, list[Any]]:
-        """x [B, D] through the blocks -> ([B, D], the cache behind it)."""
+    def advance(
+        self, x: jax.Array, caches: list[Any], positions: jax.Array
+    ) -> tuple[jax.Array, list[Any]]:
+        """x [B, D] through the blocks -> ([B, D], the caches behind it)."""
+        del positions
         behind, seen = [], None
-        for block, of_block in zip(self.blocks, cache, strict=True):
-            x, of_block, seen = block.step(x, of_block, seen)
-            behind.append(of_block)
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x, cache, seen = block.step(x, cache, seen)
+            behind.append(cache)
         return x, behind
+
+    def _behind_meta(self, x: jax.Array) -> jax.Array:
+        meta = jnp.broadcast_to(self.meta[...], (x.shape[0], *self.meta.shape))
+        return jnp.concatenate((meta.astype(x.dtype), x), axis=1)
 
     def parts(self, length: int) -> Iterator[tuple[nnx.Module, int]]:
         """All that costs FLOPs, with the tokens that it gets of a sequence of `length`."""
         for block in self.blocks:
             yield block, self.config.meta_tokens + length
         yield self.head, length
+
+
+def _with_meta(segment_ids: jax.Array, count: int) -> jax.Array:
+    """segment_ids [B, T] -> [B, count + T]; the meta tokens are of the first document."""
+    return jnp.pad(segment_ids, ((0, 0), (count, 0)), mode="edge")

@@ -1,7 +1,7 @@
 """What all models share: embedding, blocks, final norm and an untied head."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flax import nnx
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.layers.decoder import compute_dtype
 from flowhn_jax.layers.linear import linear, rms_norm
+from flowhn_jax.layers.prompts import Prompts
 from kernels.partition import constrain
 
 STREAM = "B stream D"
@@ -27,6 +28,18 @@ def checkpointed(block: Callable[..., Any], remat: str) -> Callable[..., Any]:
     if remat == "none":
         return block
     return jax.checkpoint(lambda *args: block(*args), policy=_REMAT_POLICIES[remat])
+
+
+class DecodeCache(NamedTuple):
+    """What a model keeps of the tokens so far.
+
+    Attributes:
+      blocks: each block's own.
+      tokens: [B] int32, how many there were: the position of the next one.
+    """
+
+    blocks: list[Any]
+    tokens: jax.Array
 
 
 class LanguageModel(nnx.Module):
@@ -86,21 +99,49 @@ class LanguageModel(nnx.Module):
             x = constrain(checkpointed(block, remat)(x, segment_ids), STREAM)
         return x
 
-    def init_cache(self, batch: int, length: int) -> list[Any]:
+    def init_cache(self, batch: int, length: int) -> DecodeCache:
+        """The cache before the first of `length` tokens."""
+        return DecodeCache(self.init_blocks(batch, length), jnp.zeros(batch, jnp.int32))
+
+    def init_blocks(self, batch: int, length: int) -> list[Any]:
         """The blocks' caches before the first of `length` tokens."""
         return [block.init_cache(batch, length) for block in self.blocks]
 
-    def step(self, tokens: jax.Array, cache: list[Any]) -> tuple[jax.Array, list[Any]]:
-        """One token of each sequence: tokens [B] -> (what the head takes [B, D], the cache)."""
-        x, cache = self.advance(self.embedded(tokens), cache)
-        return self.normed(x), cache
+    def prefill(
+        self, tokens: jax.Array, prompts: Prompts, length: int
+    ) -> tuple[jax.Array, DecodeCache]:
+        """Reads prompts, tokens [B, T] with padding behind each.
 
-    def advance(self, x: jax.Array, cache: list[Any]) -> tuple[jax.Array, list[Any]]:
-        """x [B, D] through the blocks -> ([B, D], the cache behind it)."""
+        Returns:
+          (what the head takes of each row's last token [B, D], the cache behind it, with room for
+          `length` tokens in all).
+        """
+        x, caches = self.fill(self.embedded(tokens), prompts, length)
+        return self.normed(prompts.last(x)), DecodeCache(caches, prompts.lengths)
+
+    def fill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, list[Any]]:
+        """x [B, T, D] -> ([B, T, D], the blocks' caches behind each row's tokens)."""
+        caches = []
+        for block in self.blocks:
+            x, cache = block.prefill(x, prompts, length)
+            x = constrain(x, STREAM)
+            caches.append(cache)
+        return x, caches
+
+    def step(self, tokens: jax.Array, cache: DecodeCache) -> tuple[jax.Array, DecodeCache]:
+        """One token of each sequence: tokens [B] -> (what the head takes [B, D], the cache)."""
+        x, caches = self.advance(self.embedded(tokens), *cache)
+        return self.normed(x), DecodeCache(caches, cache.tokens + 1)
+
+    def advance(
+        self, x: jax.Array, caches: list[Any], positions: jax.Array
+    ) -> tuple[jax.Array, list[Any]]:
+        """x [B, D] at `positions` [B] through the blocks -> ([B, D], the caches behind it)."""
+        del positions
         behind = []
-        for block, of_block in zip(self.blocks, cache, strict=True):
-            x, of_block = block.step(x, of_block)
-            behind.append(of_block)
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x, cache = block.step(x, cache)
+            behind.append(cache)
         return x, behind
 
     def parts(self, length: int) -> Iterator[tuple[nnx.Module, int]]:

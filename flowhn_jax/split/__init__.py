@@ -4,7 +4,7 @@ A split is a pure function of static facts (lengths, model dimensions, strategy)
 plain Python while tracing, so that every array shape is static and nothing is routed at run time.
 """
 
-from flowhn_jax.split.apply import merge, take
+from flowhn_jax.split.apply import contains, count, merge, take
 from flowhn_jax.split.cost import BranchDims, attention_branch_flops, ssm_branch_flops
 from flowhn_jax.split.plan import (
     PARITY_STRATEGIES,
@@ -26,6 +26,8 @@ __all__ = [
     "Selection",
     "SplitConfig",
     "attention_branch_flops",
+    "contains",
+    "count",
     "make_plan",
     "merge",
     "reach",

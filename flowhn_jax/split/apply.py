@@ -4,6 +4,8 @@ A selection is a few runs of a period, so both are slices, reshapes and concaten
 no scatter, and their transposes are pads and slices.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -36,6 +38,20 @@ def take(x: jax.Array, selection: Selection) -> jax.Array:
         unfolded = _concatenate(runs, 2).reshape(batch, periods * selection.width, *rest)
         pieces.insert(0, unfolded)
     return _concatenate(pieces or [_slice(x, 0, 0, 1)], 1)
+
+
+def contains(selection: Selection, positions: jax.Array) -> jax.Array:
+    """Which of `positions` [...] are selected, bool [...]."""
+    phase = positions % selection.period
+    inside = [(start <= phase) & (phase < stop) for start, stop in selection.runs]
+    return functools.reduce(jnp.logical_or, inside, jnp.zeros(positions.shape, bool))
+
+
+def count(selection: Selection, lengths: jax.Array) -> jax.Array:
+    """Selected positions below each of `lengths` [...], int32 [...]."""
+    periods, tail = jnp.divmod(lengths, selection.period)
+    in_tail = (jnp.clip(tail - start, 0, stop - start) for start, stop in selection.runs)
+    return (periods * selection.width + sum(in_tail)).astype(jnp.int32)
 
 
 def _interleave(

@@ -13,8 +13,8 @@ def attention_step(q: Array, k: Array, v: Array, visible: Array) -> Array:
 
     Args:
       q: queries [B, H, K], any float dtype.
-      k: kept keys [B, C, H_kv, K]; H is a multiple of H_kv.
-      v: kept values [B, C, H_kv, K].
+      k: kept keys [B, H_kv, C, K]; H is a multiple of H_kv.
+      v: kept values [B, H_kv, C, K].
       visible: [B, C] bool, the places that hold what the query sees; at least one a sequence.
 
     Returns:
@@ -25,11 +25,11 @@ def attention_step(q: Array, k: Array, v: Array, visible: Array) -> Array:
     """
     if q.ndim != 3 or k.ndim != 4:
         raise ValueError(
-            "attention_step: q must be [B, H, K] and k [B, C, H_kv, K], "
+            "attention_step: q must be [B, H, K] and k [B, H_kv, C, K], "
             f"found shapes {q.shape}, {k.shape}"
         )
-    sizes = dict(zip("BHK", q.shape, strict=True)) | {"C": k.shape[1], "H_kv": k.shape[2]}
-    arrays = {"k": (k, "B C H_kv K"), "v": (v, "B C H_kv K"), "visible": (visible, "B C")}
+    sizes = dict(zip("BHK", q.shape, strict=True)) | {"C": k.shape[2], "H_kv": k.shape[1]}
+    arrays = {"k": (k, "B H_kv C K"), "v": (v, "B H_kv C K"), "visible": (visible, "B C")}
     check_shapes("attention_step", sizes, arrays)
     if sizes["H"] % sizes["H_kv"]:
         raise ValueError(
@@ -41,7 +41,7 @@ def attention_step(q: Array, k: Array, v: Array, visible: Array) -> Array:
         precision=product_precision(jnp.result_type(q, k)), preferred_element_type=jnp.float32
     )
     q = q.reshape(batch, sizes["H_kv"], -1, size)
-    scores = jnp.einsum("bgrk,bcgk->bgrc", q, k, **kwargs) * size**-0.5
+    scores = jnp.einsum("bgrk,bgck->bgrc", q, k, **kwargs) * size**-0.5
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
-    out = jnp.einsum("bgrc,bcgk->bgrk", weights.astype(v.dtype), v, **kwargs)
+    out = jnp.einsum("bgrc,bgck->bgrk", weights.astype(v.dtype), v, **kwargs)
     return out.reshape(batch, heads, size).astype(q.dtype)

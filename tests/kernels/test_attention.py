@@ -87,7 +87,10 @@ def test_step(rng, dtype):
     lengths = jnp.asarray([20, 1, 7])
     visible = jnp.arange(20) < lengths[:, None]
     rows = jnp.arange(3), lengths - 1
-    kept = {name: jnp.where(visible[..., None, None], args[name], 1e3) for name in ("k", "v")}
+    kept = {
+        name: jnp.where(visible[..., None, None], args[name], 1e3).swapaxes(1, 2)
+        for name in ("k", "v")
+    }
     found = attention_step(args["q"][rows], **kept, visible=visible)
     assert found.dtype == dtype
     expected = reference.in_float64(reference.attention, args, cotangents_like(rng, args["q"]))[0]
@@ -192,7 +195,7 @@ def test_wrong_arguments():
         attention(**args, window=0)
     with pytest.raises(ValueError, match="prefix must be 0 to T = 7, found 8"):
         attention(**args, prefix=8)
-    q, k = args["q"][:, 0], args["k"]
+    q, k = args["q"][:, 0], args["k"].swapaxes(1, 2)
     with pytest.raises(ValueError, match=r"visible must be \[B, C\] = \(2, 7\)"):
         attention_step(q, k, k, jnp.ones((2, 6), bool))
     with pytest.raises(ValueError, match="'flash'; accepted: 'cudnn', 'splash', 'xla'"):

@@ -34,9 +34,6 @@ def test_steps_give_the_logits_of_one_pass(kind):
     for position, column in enumerate(tokens.T):
         logits, cache = models.step(config, params, column, cache)
         np.testing.assert_allclose(logits, expected[:, position], atol=5e-5, rtol=1e-5)
-    np.testing.assert_allclose(
-        models.prefill(config, params, tokens), expected[:, -1], atol=1e-5, rtol=1e-5
-    )
 
 
 @pytest.mark.parametrize("kind", RIVALS)
