@@ -1,20 +1,52 @@
-"""Measures a model: python eval.py --config=... --workdir=... --mode=perplexity|throughput."""
+"""Measures and uses a model: python eval.py --config=... --workdir=... --mode=MODE."""
 
 from absl import flags
 
 from flowhn_jax import cli
 
+_MODES = ["perplexity", "throughput", "tasks", "recall", "generate"]
+
 _CONFIG = cli.define_config()
 _join_processes = cli.define_processes()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the trained run.")
-_MODE = flags.DEFINE_enum("mode", None, ["perplexity", "throughput"], "What to do.", required=True)
-_DATA = flags.DEFINE_string(
-    "data", None, "perplexity: text file to score; the validation set without it."
-)
-_STRIDE = flags.DEFINE_integer(
-    "stride", None, "perplexity of a text: tokens between windows; the context without it."
-)
-_REPEATS = flags.DEFINE_integer("repeats", 10, "throughput: timed repeats.", lower_bound=1)
+_MODE = flags.DEFINE_enum("mode", None, _MODES, "What to do.", required=True)
+
+# Each goes to its modes as it is named, where it is given.
+_OPTIONS = [
+    flags.DEFINE_string(
+        "data",
+        None,
+        "perplexity: text file or folder of a prepared set; the run's validation set without it.",
+    ),
+    flags.DEFINE_integer(
+        "stride", None, "perplexity of a text: tokens between windows; the context without it."
+    ),
+    flags.DEFINE_integer(
+        "context", None, "perplexity of a text: tokens of a window; the model's without it."
+    ),
+    flags.DEFINE_bool(
+        "by_position", None, "perplexity: the loss by tokens before, as CSV and picture."
+    ),
+    flags.DEFINE_integer("repeats", None, "throughput: timed repeats (10).", lower_bound=1),
+    flags.DEFINE_string("tasks", None, "tasks: names with commas between them."),
+    flags.DEFINE_string("task_dir", None, "tasks: folder of their files, JSONL or parquet."),
+    flags.DEFINE_string("lengths", None, "recall: tokens, with commas; up to the context."),
+    flags.DEFINE_integer("items", None, "recall: questions of each task and length (100)."),
+    flags.DEFINE_string("prompt", None, "generate: the text to continue."),
+    flags.DEFINE_string("prompts", None, "generate: file of prompts, one a line, or .jsonl."),
+    flags.DEFINE_integer("max_new_tokens", None, "generate: the most for each prompt (128)."),
+    flags.DEFINE_float("temperature", None, "generate: 0 takes the likeliest token (1.0)."),
+    flags.DEFINE_integer("top_k", None, "generate: from so many of the likeliest tokens."),
+    flags.DEFINE_float("top_p", None, "generate: from the likeliest of this probability."),
+    flags.DEFINE_float("min_p", None, "generate: from those of this share of the likeliest's."),
+    flags.DEFINE_float("repetition_penalty", None, "generate: above 1 against repeating."),
+    flags.DEFINE_multi_string("stop", None, "generate: ends the text; may be given repeatedly."),
+    flags.DEFINE_integer("batch_size", None, "generate: prompts side by side (16)."),
+    flags.DEFINE_bool(
+        "replan", None, "generate: go on behind the split's context, in a new window."
+    ),
+    flags.DEFINE_integer("seed", None, "generate, recall: of the random numbers (0)."),
+]
 
 
 def main() -> None:
@@ -22,14 +54,8 @@ def main() -> None:
     from flowhn_jax.evaluation import run
 
     _join_processes()
-    run.evaluate(
-        cli.parse_config(_CONFIG),
-        _WORKDIR.value,
-        _MODE.value,
-        data=_DATA.value,
-        stride=_STRIDE.value,
-        repeats=_REPEATS.value,
-    )
+    options = {each.name: each.value for each in _OPTIONS if each.value is not None}
+    run.evaluate(cli.parse_config(_CONFIG), _WORKDIR.value, _MODE.value, **options)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from flowhn_jax.split import BranchDims, Plan, SplitConfig, make_plan
+from flowhn_jax.split import BranchDims, Plan, SplitConfig, is_bounded, make_plan
 from kernels.operations import check_backends
 
 RIVALS = ("llama", "mamba1", "mamba2", "jamba", "shm", "hymba", "falcon_h1")
@@ -233,6 +233,12 @@ class ModelConfig:
             ssm_heads=self.inner // self.ssm_head_dim if self.is_mamba2 else 0,
             ssm_groups=self.ssm_groups if self.is_mamba2 else 0,
         )
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that a sequence can have; None: any number."""
+        bounded = self.kind == "flowhn" and is_bounded(self.split, self.blocks)
+        return self.context if bounded else None
 
     def plan(self, length: int | None = None) -> Plan:
         """The split of a sequence of `length` tokens; None: of the whole context.

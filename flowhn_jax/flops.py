@@ -1,4 +1,4 @@
-"""Analytic FLOPs of a model, peak FLOP/s of a chip, and model FLOPs utilisation (MFU).
+"""Analytic FLOPs and bytes of a model, peaks of a chip, and model FLOPs utilisation (MFU).
 
 One walk over a model's layers counts the tokens that each really gets, by the conventions of
 `split/cost.py`, with two names for two conventions of attention scores: causal-halved (the work
@@ -13,6 +13,12 @@ from flax import nnx
 
 from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
+from flowhn_jax.layers.attention import KVCache
+from flowhn_jax.layers.mamba1 import Mamba1Cache
+from flowhn_jax.layers.mamba2 import Mamba2Cache
+from flowhn_jax.split.plan import SHARED
+
+_CACHES = KVCache, Mamba1Cache, Mamba2Cache
 
 # Dense bf16 FLOP/s of one JAX device, from the vendors' data sheets; TPU v7x has two a chip.
 _PEAK_FLOPS = {
@@ -31,6 +37,28 @@ _PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
     "NVIDIA H200 NVL": 835e12,
     "NVIDIA B200": 2250e12,
+}
+
+
+# Bytes a second of one JAX device's memory, likewise.
+_PEAK_BANDWIDTH = {
+    "TPU v4": 1228e9,
+    "TPU v5 lite": 819e9,
+    "TPU v5e": 819e9,
+    "TPU v5": 2765e9,
+    "TPU v5p": 2765e9,
+    "TPU v6 lite": 1640e9,
+    "TPU v6e": 1640e9,
+    "TPU7x": 7380e9 / 2,
+    "NVIDIA A100-SXM4-40GB": 1555e9,
+    "NVIDIA A100-PCIE-40GB": 1555e9,
+    "NVIDIA A100-SXM4-80GB": 2039e9,
+    "NVIDIA A100 80GB PCIe": 1935e9,
+    "NVIDIA H100": 3350e9,
+    "NVIDIA H100 NVL": 3938e9,
+    "NVIDIA H100 PCIe": 2000e9,
+    "NVIDIA H200": 4800e9,
+    "NVIDIA B200": 8000e9,
 }
 
 
@@ -62,11 +90,46 @@ def train_flops(config: ModelConfig, length: int, *, causal: bool = True) -> int
     return 3 * forward_flops(config, length, causal=causal)
 
 
+def decode_bytes(config: ModelConfig, batch: int, length: int) -> float:
+    """Least bytes that one decode step of `batch` sequences moves, caches for `length` tokens.
+
+    Each layer's parameters are read once, in the dtype that they are used in, and keys and values
+    too; states are read and written. Of a split block it is the mean over positions where all
+    sequences are at the same one: a branch without a token reads nothing.
+    """
+    model = models.abstract_model(config)
+    product_bytes = models.compute_dtype(config).itemsize
+    total = 0.0
+    for part, tokens in model.parts(length):
+        share = min(1.0, tokens / length)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(part))):
+            is_operand = path[-1].key == "kernel"
+            total += share * leaf.size * (product_bytes if is_operand else leaf.dtype.itemsize)
+    caches = jax.eval_shape(lambda: models.build(config).init_cache(batch, length)).blocks
+    plans = config.plan(length).blocks if config.kind == "flowhn" else [SHARED] * len(caches)
+    for cache, plan in zip(caches, plans, strict=True):
+        for part in jax.tree.leaves(cache, is_leaf=lambda part: isinstance(part, _CACHES)):
+            of_attention = isinstance(part, KVCache)
+            share = (plan.attention if of_attention else plan.ssm).count(length) / length
+            passes = 1 if of_attention else 2
+            total += share * passes * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part))
+    return total
+
+
 def peak_flops(device: jax.Device) -> float | None:
     """Peak dense bf16 FLOP/s of `device`, None where it is not known."""
-    kind = device.device_kind
-    matches = [name for name in _PEAK_FLOPS if kind.startswith(name)]
-    return _PEAK_FLOPS[max(matches, key=len)] if matches else None
+    return _of_kind(_PEAK_FLOPS, device)
+
+
+def peak_bandwidth(device: jax.Device) -> float | None:
+    """Bytes a second of the memory of `device`, None where it is not known."""
+    return _of_kind(_PEAK_BANDWIDTH, device)
+
+
+def _of_kind(table: dict[str, float], device: jax.Device) -> float | None:
+    """The entry whose name is the longest beginning of the device's kind."""
+    matches = [name for name in table if device.device_kind.startswith(name)]
+    return table[max(matches, key=len)] if matches else None
 
 
 def utilisation(flops_per_second_per_device: float, device: jax.Device) -> float | None:

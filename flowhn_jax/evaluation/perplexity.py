@@ -39,14 +39,22 @@ class Quality:
         """Total bits over the text's bytes: comparable between tokenizers."""
         return self.nll * self.tokens / math.log(2) / self.bytes
 
-    def to_dict(self) -> dict[str, Any]:
-        """The public contract's keys."""
+    def word_perplexity(self, words: int) -> float:
+        """exp of the whole text's nll over its words; infinite where that is beyond a float."""
+        exponent = self.nll * self.tokens / words
+        return math.exp(exponent) if exponent < 700 else math.inf
+
+    def to_dict(self, words: int | None = None) -> dict[str, Any]:
+        """The public contract's keys, and the words' perplexity where their number is known."""
+        of_words = {} if not words else {"word_perplexity": self.word_perplexity(words)}
         return {
             "nll": self.nll,
             "perplexity": self.perplexity,
             "bits_per_byte": self.bits_per_byte,
+            **of_words,
             "tokens": self.tokens,
             "bytes": self.bytes,
+            **({} if not words else {"words": words}),
         }
 
 
@@ -115,29 +123,50 @@ def text_windows(
             return
 
 
-def score_text(
-    config: Config,
-    mesh: Mesh,
-    eval_step: EvalStep,
-    params: Params,
-    text: bytes,
-    tokenizer: Tokenizer,
-    stride: int,
-) -> Quality:
-    """Scores a text as one document: every token of it, the first from the end-of-text token.
+def windows_of(
+    config: Config, text: bytes, tokenizer: Tokenizer, context: int, stride: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Windows that score a text as one document, the first token from the end-of-text token.
 
     Raises:
-      ValueError: an empty text, or a stride outside 1 to the context.
+      ValueError: an empty text, one that is not UTF-8 where the tokenizer must know, a context that
+        the split does not reach, or a stride outside 1 to the context.
     """
-    context = config.model.context
     if not text:
         raise ValueError("The text is empty; there is nothing to score.")
+    most = config.model.max_length
+    if context < 1 or (most is not None and context > most):
+        accepted = "1 or more" if most is None else f"1 to {most}, which {config.model.name} is for"
+        raise ValueError(f"The context is {context}; accepted is {accepted}.")
     if not 1 <= stride <= context:
         raise ValueError(f"The stride is {stride}; accepted is 1 to the context, {context}.")
     tokens = np.concatenate([[tokenizer.eot_id], tokenizer.encode(text)])
-    windows = text_windows(tokens, context, stride, eval_batch_size(config))
-    batches = (jax.device_put(batch, batch_sharding(mesh)) for batch in windows)
-    return evaluate(eval_step, params, batches, len(text))
+    return text_windows(tokens, context, stride, eval_batch_size(config))
+
+
+def placed(windows: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:
+    """Windows that every process has, on the mesh."""
+    return (jax.device_put(window, batch_sharding(mesh)) for window in windows)
+
+
+def count_words(text: bytes) -> int:
+    """What white space separates, the unit of WikiText's perplexity."""
+    return len(text.decode(errors="replace").split())
+
+
+def validation(
+    config: Config, mesh: Mesh, prepared: PreparedSet, max_windows: int | None = None
+) -> Iterator[Batch]:
+    """The validation windows, or `max_windows` of them evenly spaced, on the mesh."""
+    part, parts = data_shard(mesh)
+    batches = validation_batches(
+        prepared,
+        batch_size=eval_batch_size(config),
+        process_index=part,
+        process_count=parts,
+        max_windows=max_windows,
+    )
+    return (shard_batch(batch, mesh) for batch in batches)
 
 
 def validate(
@@ -152,15 +181,8 @@ def validate(
 
     For a part of the set the bytes are taken in proportion to the targets.
     """
-    part, parts = data_shard(mesh)
-    batches = validation_batches(
-        prepared,
-        batch_size=eval_batch_size(config),
-        process_index=part,
-        process_count=parts,
-        max_windows=max_windows,
-    )
     split = prepared.splits["validation"]
-    quality = evaluate(eval_step, params, (shard_batch(b, mesh) for b in batches), split.bytes)
+    batches = validation(config, mesh, prepared, max_windows)
+    quality = evaluate(eval_step, params, batches, split.bytes)
     share = quality.tokens / split.tokens
     return dataclasses.replace(quality, bytes=round(split.bytes * share))

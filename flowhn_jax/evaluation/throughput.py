@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from flowhn_jax import flops, models
-from flowhn_jax.config import Config
+from flowhn_jax.config import Config, ModelConfig
+from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch
 from flowhn_jax.parallel.mesh import batch_sharding
 from flowhn_jax.timing import time_repeats
@@ -60,14 +60,15 @@ def compile_programs(config: Config, mesh: Mesh) -> Programs:
 
 
 def time_programs(programs: Programs, repeats: int) -> Seconds:
-    """Times train steps, prefills and decode steps of the config's batch on random tokens.
+    """Times train steps, prefills and decode steps on random tokens; see `sequences`.
 
-    A prefill reads a context of each sequence and gives the logits of one token more, a decode step
-    those of one token for each sequence of the batch, with caches for a whole context. The arrays
-    are made for this and dropped behind it.
+    A prefill reads a context of each sequence into caches and gives the logits of one token more:
+    at one sequence that is the time to the first token. A decode step gives the logits of one
+    token for each sequence, from the middle of a context on. The arrays are made for this and
+    dropped behind it.
     """
     config, mesh = programs.config, programs.mesh
-    model, batch_size = config.model, config.train.batch_size
+    model = config.model
     with jax.set_mesh(mesh), backends.use(config.kernels.backend):
         batch = random_batch(config, mesh)
         state = programs.init(jax.random.key(config.train.seed))
@@ -78,22 +79,36 @@ def time_programs(programs: Programs, repeats: int) -> Seconds:
             return metrics
 
         seconds = {"train": time_repeats(train, repeats)}
-        params, tokens = state.params, batch["tokens"][:, :-1]
+        params, tokens = models.for_inference(model, state.params), batch["tokens"][:, :-1]
         del state, train  # the optimizer's part of the memory
         if models.can_decode(model):
-            seconds["prefill"] = time_repeats(
-                lambda: models.prefill(model, params, tokens), repeats
-            )
-            cache = models.init_cache(model, params, batch_size, model.context)
-            last = jnp.asarray(tokens[:, 0])
-
-            def decode() -> jax.Array:
-                nonlocal cache
-                logits, cache = models.step(model, params, last, cache)
-                return logits
-
-            seconds["decode"] = time_repeats(decode, repeats)
+            for end, count in sequences(config).items():
+                of_batch = tokens[:count]
+                seconds[f"prefill{end}"] = time_repeats(
+                    lambda of_batch=of_batch: models.prefill(model, params, of_batch)[0], repeats
+                )
+                seconds[f"decode{end}"] = _time_decode(model, params, of_batch, repeats)
     return seconds
+
+
+def sequences(config: Config) -> dict[str, int]:
+    """Sequences of a prefill and a decode step, by the ending of their names."""
+    return {"": config.train.batch_size, "_one": 1}
+
+
+def _time_decode(
+    model: ModelConfig, params: Params, tokens: jax.Array, repeats: int
+) -> list[float]:
+    middle = max(1, model.context // 2)
+    _, cache = models.prefill(model, params, tokens[:, :middle], length=model.context)
+    last = tokens[:, 0]
+
+    def decode() -> jax.Array:
+        nonlocal cache
+        logits, cache = models.step(model, params, last, cache)
+        return logits
+
+    return time_repeats(decode, repeats)
 
 
 def random_batch(config: Config, mesh: Mesh) -> Batch:
@@ -107,15 +122,19 @@ def random_batch(config: Config, mesh: Mesh) -> Batch:
 
 def tokens_of(name: str, config: Config) -> int:
     """Tokens of one timed call: of a batch of contexts, or one a sequence where it decodes."""
-    return config.train.batch_size * (1 if name == "decode" else config.model.context)
+    kind, _, end = name.partition("_")
+    count = sequences(config)[f"_{end}" if end else ""]
+    return count * (1 if kind == "decode" else config.model.context)
 
 
 def work_rate(name: str, seconds: float, config: Config, mesh: Mesh) -> Result:
-    """TFLOP/s a device, and their share of the peak, of a timed 'train' or 'prefill'."""
-    count = {"train": flops.train_flops, "prefill": flops.prefill_flops}[name]
+    """TFLOP/s a device, and their share of the peak, of a timed train step or prefill."""
+    count = flops.train_flops if name == "train" else flops.prefill_flops
+    length = config.model.context
     per_device, dense_per_device = (
-        config.train.batch_size
-        * count(config.model, config.model.context, causal=causal)
+        tokens_of(name, config)
+        / length
+        * count(config.model, length, causal=causal)
         / seconds
         / mesh.size
         for causal in (True, False)
@@ -128,19 +147,31 @@ def work_rate(name: str, seconds: float, config: Config, mesh: Mesh) -> Result:
     }
 
 
+def _bandwidth(name: str, seconds: float, config: Config, mesh: Mesh) -> Result:
+    """GB/s a device that a decode step must move, and their share of the memory's peak."""
+    moved = flops.decode_bytes(config.model, tokens_of(name, config), config.model.context)
+    per_device = moved / seconds / mesh.size
+    peak = flops.peak_bandwidth(mesh.devices.flat[0])
+    return {
+        f"{name}_gigabytes_per_second_per_device": per_device / 1e9,
+        f"{name}_bandwidth_utilisation": None if peak is None else per_device / peak,
+    }
+
+
 def _summary(name: str, seconds: list[float], config: Config, mesh: Mesh) -> Result:
     """Median speed over the repeats, and their spread."""
     median = statistics.median(seconds)
+    rate = _bandwidth if name.startswith("decode") else work_rate
     return {
         f"{name}_tokens_per_second": tokens_of(name, config) / median,
         f"{name}_seconds": median,
         f"{name}_seconds_min": min(seconds),
         f"{name}_seconds_max": max(seconds),
-        **({} if name == "decode" else work_rate(name, median, config, mesh)),
+        **rate(name, median, config, mesh),
     }
 
 
-def measure(config: Config, mesh: Mesh, repeats: int) -> Result:
+def measure(config: Config, mesh: Mesh, *, repeats: int = 10) -> Result:
     """Times `repeats` calls of each program; see `time_programs`."""
     model = config.model
     programs = compile_programs(config, mesh)
@@ -156,6 +187,8 @@ def measure(config: Config, mesh: Mesh, repeats: int) -> Result:
     }
     for name, each in seconds.items():
         result |= _summary(name, each, config, mesh)
+    if "prefill_one" in seconds:
+        result["time_to_first_token"] = result["prefill_one_seconds"]
     return result | {
         "compile_seconds": programs.compile_seconds,
         "train_memory_bytes": programs.memory_bytes,

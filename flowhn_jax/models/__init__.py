@@ -29,6 +29,7 @@ __all__ = [
     "build",
     "can_decode",
     "compute_dtype",
+    "for_inference",
     "forward",
     "init",
     "init_cache",
@@ -155,6 +156,20 @@ def _logits(model: LanguageModel, hidden: jax.Array) -> jax.Array:
     """hidden [..., D] -> [..., V] float32."""
     kernel = model.head.kernel[...].astype(hidden.dtype)
     return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def for_inference(config: ModelConfig, params: Params) -> Params:
+    """The parameters with those of matrix products in the compute dtype, once and for all.
+
+    That is how products take them anyway; a decode step then reads half of the bytes.
+    """
+    dtype = compute_dtype(config)
+
+    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        is_operand = path[-1].key in ("kernel", "embedding")
+        return leaf.astype(dtype) if is_operand else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def can_decode(config: ModelConfig) -> bool:

@@ -29,6 +29,13 @@ def target_weights(batch: Batch) -> jax.Array:
     return target_mask(batch["segment_ids"]).astype(jnp.float32)
 
 
+def token_losses(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
+    """-log p(next token) in nats times its weight, [B, N] float32."""
+    hidden, head = _hidden_and_head(config, params, batch, "none")
+    targets, weights = batch["tokens"][:, 1:], target_weights(batch)
+    return cross_entropy(hidden, head, targets, weights, reduction="none")
+
+
 def loss_sum(
     config: ModelConfig,
     params: Params,
@@ -42,9 +49,15 @@ def loss_sum(
     The last token of a document is scored on predicting the next one's first, the end-of-text
     token: that is how the model learns where documents end.
     """
-    model = models.bind(config, params)
-    tokens, weights = batch["tokens"], target_weights(batch)
-    hidden = model(tokens[:, :-1], batch["segment_ids"][:, :-1], remat=remat)
-    head = model.head.kernel[...]
-    nll = cross_entropy(hidden, head, tokens[:, 1:], weights, z_loss=z_loss)
+    hidden, head = _hidden_and_head(config, params, batch, remat)
+    targets, weights = batch["tokens"][:, 1:], target_weights(batch)
+    nll = cross_entropy(hidden, head, targets, weights, z_loss=z_loss)
     return LossSum(nll, weights.sum())
+
+
+def _hidden_and_head(
+    config: ModelConfig, params: Params, batch: Batch, remat: str
+) -> tuple[jax.Array, jax.Array]:
+    model = models.bind(config, params)
+    hidden = model(batch["tokens"][:, :-1], batch["segment_ids"][:, :-1], remat=remat)
+    return hidden, model.head.kernel[...]

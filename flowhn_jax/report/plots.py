@@ -94,6 +94,36 @@ def plot_speeds(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> Non
     _save(figure, path)
 
 
+def plot_by_position(curves: Mapping[str, Any], path: str) -> None:
+    """Draws the mean loss over the number of tokens before, in bins that grow, to `path`.
+
+    Args:
+      curves: by name, each with nll and targets [N], sums over targets with 1, 2, ... before them.
+      path: its ending says the kind of file.
+
+    Raises:
+      ValueError: matplotlib cannot write this kind of file.
+      ImportError: matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name, curve in curves.items():
+        count = len(curve.nll)
+        edges = np.unique(np.geomspace(1, count + 1, 4 * count.bit_length()).astype(int))
+        nll, targets = (
+            np.add.reduceat(each, edges[:-1] - 1) for each in (curve.nll, curve.targets)
+        )
+        middle = np.sqrt(edges[:-1] * (edges[1:] - 1.0))
+        there = targets > 0
+        axes.plot(middle[there], nll[there] / targets[there], label=name, marker="o", markersize=3)
+    axes.set_xscale("log")
+    axes.set_xlabel("tokens before")
+    axes.set_ylabel("nats a token")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def plot_split(plan: Plan, title: str, path: str) -> None:
     """Draws which branch each position goes to in each block (the paper's figure 2) to `path`.
 

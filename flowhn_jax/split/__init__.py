@@ -13,6 +13,7 @@ from flowhn_jax.split.plan import (
     Plan,
     Selection,
     SplitConfig,
+    is_bounded,
     make_plan,
 )
 from flowhn_jax.split.reach import reach
@@ -28,6 +29,7 @@ __all__ = [
     "attention_branch_flops",
     "contains",
     "count",
+    "is_bounded",
     "make_plan",
     "merge",
     "reach",

@@ -265,10 +265,9 @@ def make_plan(
     length = context if length is None else length
     if length < 1:
         raise ValueError(f"The sequence has {length} positions; accepted is 1 or more.")
-    bounded = split.strategy not in ("no_split", "fai_split") and split.stem < blocks
     if split.scope == "sequence":
         context = length
-    elif length > context and bounded:
+    elif length > context and is_bounded(split, blocks):
         raise ValueError(
             f"The sequence has {length} positions, but {split.strategy} was planned for a context "
             f"of {context}; accepted is 1 to {context} (fai_split and no_split take any length)."
@@ -281,6 +280,11 @@ def make_plan(
             attention = _attention_selection(split, dims, context, block - split.stem)
             block_plans.append(BlockPlan(attention, attention.complement()))
     return Plan(length, tuple(block_plans))
+
+
+def is_bounded(split: SplitConfig, blocks: int) -> bool:
+    """Whether no position behind the context has a branch."""
+    return split.strategy not in ("no_split", "fai_split") and split.stem < blocks
 
 
 def partition_warning(split: SplitConfig, plan: Plan) -> str | None:

@@ -70,6 +70,12 @@ class Checkpoints:
         return TrainState(params=parts["params"], **parts["optimizer"])
 
 
+def save_params(workdir: str, params: Params) -> None:
+    """Writes parameters alone, of a model that was trained elsewhere, as step 0."""
+    with ocp.training.Checkpointer(_directory(workdir)) as checkpointer:
+        checkpointer.save_checkpointables(0, {"params": params}, force=True)
+
+
 def latest_step(workdir: str) -> int:
     """Step of the newest whole checkpoint in `workdir`; 0 where there is none."""
     if not _directory(workdir).is_dir():

@@ -1,0 +1,132 @@
+"""Texts with something to recall: `python -m flowhn_jax.data.synthetic` to train, and to ask.
+
+| task          | text                                                                            |
+|---------------|---------------------------------------------------------------------------------|
+| `associative` | pairs of letters and a digit, then letters of one, whose digit is asked         |
+|               | (arXiv 2312.04927, section 3)                                                   |
+| `needle`      | words at random, a pass key among them at some depth, and the key asked at the  |
+|               | end (arXiv 2305.16300, section 4.3)                                             |
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tqdm
+
+_WORDS = (
+    "grass",
+    "sky",
+    "sun",
+    "river",
+    "stones",
+    "birds",
+    "sing",
+    "old",
+    "trees",
+    "small",
+    "town",
+)
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+class Question(NamedTuple):
+    """A text, and what goes on behind it."""
+
+    context: str
+    answer: str
+    depth: float  # where in the text it stands, 0 (the beginning) to 1
+
+
+def associative(rng: np.random.Generator, size: int) -> Question:
+    """Pairs such as 'qx 7' until about `size` characters, each letters' digit its own."""
+    count = max(1, (size - 3) // 5)
+    keys = rng.permutation(len(_LETTERS) ** 2)[:count]  # no two alike, while there are enough
+    names = [_LETTERS[key // len(_LETTERS)] + _LETTERS[key % len(_LETTERS)] for key in keys]
+    digits = rng.integers(0, 10, len(names))
+    pairs = " ".join(f"{name} {digit}" for name, digit in zip(names, digits, strict=True))
+    asked = int(rng.integers(len(names)))
+    depth = asked / max(1, len(names) - 1)
+    return Question(f"{pairs} {names[asked]}", f" {digits[asked]}", depth)
+
+
+def needle(rng: np.random.Generator, size: int) -> Question:
+    """Words until about `size` characters, with 'pass key 4821.' at any depth among them."""
+    key = "".join(map(str, rng.integers(0, 10, 4)))
+    told, asked = f"pass key {key}.", "pass key"
+    words: list[str] = []
+    left = size - len(told) - len(asked) - 2
+    while left > 0:
+        words.append(_WORDS[rng.integers(len(_WORDS))])
+        left -= len(words[-1]) + 1
+    place = int(rng.integers(len(words) + 1))
+    text = " ".join([*words[:place], told, *words[place:], asked])
+    return Question(text, f" {key}", place / max(1, len(words)))
+
+
+TASKS: dict[str, Callable[[np.random.Generator, int], Question]] = {
+    "associative": associative,
+    "needle": needle,
+}
+
+
+def questions(task: str, size: int, seed: int) -> Iterator[Question]:
+    """Questions of about `size` characters without end; the same seed gives the same."""
+    rng = np.random.default_rng([seed, size, list(TASKS).index(task)])
+    while True:
+        yield TASKS[task](rng, size)
+
+
+def write(tasks: list[str], size: int, documents: int, seed: int, out: str) -> None:
+    """Writes `documents` texts with their answers, of the tasks in turns, as JSONL for `prepare`.
+
+    Raises:
+      ValueError: an unknown task, or a size or number too small.
+    """
+    for name, value, least in (("size", size, 32), ("documents", documents, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"--{name} is {value}; accepted is {least} or more.")
+    for task in tasks:
+        if task not in TASKS:
+            raise ValueError(f"--tasks has {task!r}; accepted are {', '.join(TASKS)}.")
+    streams = [questions(task, size, seed) for task in tasks]
+    temporary = pathlib.Path(f"{out}.tmp")
+    with temporary.open("w") as file:
+        for number in tqdm.trange(documents, unit="document", file=sys.stderr):
+            question = next(streams[number % len(streams)])
+            file.write(json.dumps({"text": question.context + question.answer}) + "\n")
+    os.replace(temporary, out)
+    print(f"wrote {documents:,} documents to {out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flowhn_jax.data.synthetic",
+        description="Writes texts with something to recall, as .jsonl for flowhn_jax.data.prepare.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--tasks", default=",".join(TASKS), help="with commas between them (%(default)s)")
+    add("--size", type=int, default=200, help="characters of a document (%(default)s)")
+    add("--documents", type=int, default=100_000, help="how many (%(default)s)")
+    add("--seed", type=int, default=1, help="not the one to ask by, eval.py's --seed (%(default)s)")
+    add("--out", required=True, help="the .jsonl file to write")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; bad input ends it with one line and status 1."""
+    options = _parser().parse_args(argv)
+    try:
+        write(**vars(options) | {"tasks": options.tasks.split(",")})
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    main()

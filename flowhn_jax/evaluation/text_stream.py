@@ -1,0 +1,74 @@
+"""Generated ids to text piece by piece, up to a stop string."""
+
+from collections.abc import Sequence
+
+from flowhn_jax.data.tokenizer import Tokenizer
+
+_REPLACEMENT = "\ufffd"
+_MOST_PENDING = 8  # tokens: more make no character together, and are shown as they are
+
+
+class TextStream:
+    """The text of one generation.
+
+    A piece is given out when later tokens can neither change it nor make it part of a stop string.
+
+    Attributes:
+      text: all that is settled so far, without a stop string.
+      stopped: whether a stop string came; nothing is taken behind it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+        self.text = ""
+        self.stopped = False
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._ids: list[int] = []
+        self._settled = 0  # ids whose text is settled,
+        self._context = 0  # and of them the first that the next ones' text may depend on
+        self._given = 0  # characters
+
+    def push(self, token: int) -> str:
+        """What one more token adds to what may be shown."""
+        self._ids.append(token)
+        return self._settle(wait=True)
+
+    def finish(self) -> str:
+        """What was held back; no token comes any more."""
+        return self._settle(wait=False)
+
+    def _settle(self, wait: bool) -> str:
+        if self.stopped:
+            return ""
+        before = self._tokenizer.decode(self._ids[self._context : self._settled])
+        now = self._tokenizer.decode(self._ids[self._context :])
+        pending = len(self._ids) - self._settled
+        # The bytes of one character may be several tokens.
+        if not (wait and now.endswith(_REPLACEMENT) and pending <= _MOST_PENDING):
+            self._context, self._settled = self._settled, len(self._ids)
+            self._append(now[len(before) :])
+        shown = len(self.text) - (self._held_back() if wait else 0)
+        piece = self.text[self._given : shown]
+        self._given = max(self._given, shown)
+        return piece
+
+    def _append(self, piece: str) -> None:
+        longest = max(map(len, self._stop), default=0)
+        start = max(0, len(self.text) - longest)
+        self.text += piece
+        found = [place for stop in self._stop if (place := self.text.find(stop, start)) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+
+    def _held_back(self) -> int:
+        """Characters at the end that may be the beginning of a stop string."""
+        if self.stopped:
+            return 0
+        return max(
+            (
+                length
+                for stop in self._stop
+                for length in range(1, len(stop))
+                if self.text.endswith(stop[:length])
+            ),
+            default=0,
+        )

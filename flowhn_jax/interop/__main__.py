@@ -1,0 +1,29 @@
+"""`python -m flowhn_jax.interop export|import`: a run's model as safetensors, and back."""
+
+from absl import flags
+
+from flowhn_jax import cli
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_OUT = flags.DEFINE_string("out", None, "export: folder to write.")
+_SOURCE = flags.DEFINE_string("source", None, "import: folder with config.json and safetensors.")
+
+
+def _export() -> None:
+    from flowhn_jax.interop.transfer import export_run
+
+    if _OUT.value is None:
+        raise ValueError("export needs --out, the folder to write.")
+    print(export_run(_WORKDIR.value, _OUT.value))
+
+
+def _import() -> None:
+    from flowhn_jax.interop.transfer import import_run
+
+    if _SOURCE.value is None:
+        raise ValueError("import needs --source, a folder with config.json and safetensors.")
+    print(import_run(_SOURCE.value, _WORKDIR.value))
+
+
+if __name__ == "__main__":
+    cli.run({"export": _export, "import": _import})

@@ -1,0 +1,181 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+import flowhn_jax
+from flowhn_jax import models
+from flowhn_jax.config import RIVALS
+from flowhn_jax.evaluation import generate as generation
+from flowhn_jax.evaluation.generate import Clock, bucket, generate
+from flowhn_jax.evaluation.sampling import Sampling
+from flowhn_jax.split import STRATEGIES
+from tests.small import small_config, small_rival
+
+GREEDY = Sampling(temperature=0)
+
+
+def model_of(name, context=24, **keys):
+    keys = {"vocab_size": 300, "context": context} | keys
+    if name in RIVALS:
+        return small_rival(name, **keys)
+    return small_config(name, model=keys).model
+
+
+def params_of(config):
+    return models.init(config, jax.random.key(np.random.default_rng().integers(2**31)))
+
+
+def likeliest(config, params, window):
+    """The token behind a window, by one forward pass, of those that the tokenizer knows."""
+    padded = np.pad(window, (0, config.context - len(window)))  # one length: compiled once
+    logits = models.forward(config, params, padded[None])[0, len(window) - 1]
+    return int(np.argmax(logits[:257]))
+
+
+def recomputed(config, params, prompt, count):
+    """Greedy tokens, each by a forward pass of its own."""
+    window = [256, *prompt.encode()]
+    for _ in range(count):
+        window.append(likeliest(config, params, window))
+        if window[-1] == 256:
+            break
+    return window[1 + len(prompt.encode()) :]
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES, "llama", "mamba2", "hymba"])
+def test_greedy_text_is_that_of_full_passes(name):
+    config = model_of(name)
+    params = params_of(config)
+    prompts = ["ab", "the quick", "c"]
+    found = generate(config, params, prompts, max_new_tokens=8, sampling=GREEDY)
+    for prompt, each in zip(prompts, found, strict=True):
+        ids = recomputed(config, params, prompt, 8)
+        text = bytes(i for i in ids if i < 256).decode(errors="replace")
+        assert (each.prompt, each.text, each.tokens) == (prompt, text, len(ids))
+        assert each.finish == ("end_of_text" if ids[-1] == 256 else "length")
+
+
+def test_the_same_seed_gives_the_same_text_in_any_batches():
+    config = model_of("fac_split")
+    params = params_of(config)
+    prompts = ["one", "two two", "three", "four 4"]
+    options = dict(max_new_tokens=9, sampling=Sampling(temperature=0.9, top_p=0.95))
+    first, again, alone, other = (
+        [each.text for each in generate(config, params, prompts, **options, **more)]
+        for more in ({}, {}, {"batch_size": 1}, {"seed": 1})
+    )
+    assert first == again == alone
+    assert first != other
+
+
+def test_streams_and_stop_strings():
+    config = model_of("fai_split")
+    params = params_of(config)
+    plain = generate(config, params, ["abc"], max_new_tokens=12, sampling=GREEDY)[0]
+    shown = []
+    again = generate(
+        config,
+        params,
+        ["abc"],
+        max_new_tokens=12,
+        sampling=GREEDY,
+        on_text=lambda index, piece: shown.append((index, piece)),
+    )[0]
+    assert again == plain
+    assert "".join(piece for _, piece in shown) == plain.text
+    stop = plain.text[3:5]
+    ended = generate(config, params, ["abc"], max_new_tokens=12, sampling=GREEDY, stop=[stop])[0]
+    assert ended.finish == "stop"
+    assert ended.text == plain.text[: plain.text.find(stop)]
+
+
+def test_a_penalty_keeps_what_was_there_away():
+    config = model_of("no_split", init_std=0.02)
+    params = params_of(config)
+    sampling = Sampling(temperature=0, repetition_penalty=1e6)
+    seen = np.zeros((1, 300), bool)
+    found = generate(config, params, ["abcd"], max_new_tokens=15, sampling=sampling)[0]
+    assert not seen.any()
+    ids = found.text.encode(errors="ignore")
+    assert len(set(found.text.replace("\ufffd", ""))) == len(found.text.replace("\ufffd", ""))
+    assert not set("abcd") & set(found.text), ids
+
+
+def test_a_split_tied_to_the_context_ends_there_or_begins_a_new_window():
+    config = model_of("fac_split", context=12)
+    params = params_of(config)
+    options = dict(max_new_tokens=20, sampling=GREEDY)
+    prompt = "abcdef"
+    ended = generate(config, params, [prompt], **options)[0]
+    # Six bytes and the token before them; the last of the context still has a next one.
+    longest = recomputed(config, params, prompt, 6)
+    if longest[-1] != 256:
+        assert (ended.finish, ended.tokens) == ("context", 6)
+    replanned = generate(config, params, [prompt, "x"], **options, replan=True)
+    window, ids = [256, *prompt.encode()], []
+    while len(ids) < 20 and (not ids or ids[-1] != 256):
+        ids.append(likeliest(config, params, window))
+        window.append(ids[-1])
+        if len(window) > 12:
+            window = window[-6:]
+    text = bytes(i for i in ids if i < 256).decode(errors="replace")
+    assert (replanned[0].tokens, replanned[0].text) == (len(ids), text)
+
+
+def test_one_compiled_step_and_one_prefill_for_each_bucket():
+    config = model_of("fac_split", context=64, blocks=2)
+    params = params_of(config)
+    before = generation._advance._cache_size(), models.prefill._cache_size()
+    for prompt, count in (("ab", 3), ("abcdefgh", 5), ("a" * 20, 4), ("b" * 30, 2)):
+        generate(config, params, [prompt], max_new_tokens=count, sampling=GREEDY)
+    after = generation._advance._cache_size(), models.prefill._cache_size()
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 2]  # of 16 and of 32
+
+
+def test_ids_that_the_tokenizer_lacks_never_come():
+    config = model_of("mamba1", vocab_size=4096)
+    params = params_of(config)
+    found = generate(config, params, ["a"] * 4, max_new_tokens=10)
+    assert all(each.tokens == 10 or each.finish == "end_of_text" for each in found)
+    assert all(each.text for each in found if each.tokens > 1)
+
+
+def test_the_clock_leaves_out_the_first_token():
+    config = model_of("llama")
+    clock = Clock()
+    params = params_of(config)
+    found = generate(config, params, ["a", "b"], max_new_tokens=5, sampling=GREEDY, clock=clock)
+    assert clock.tokens == sum(each.tokens - 1 for each in found)
+    assert clock.tokens_per_second == clock.tokens / clock.seconds
+    assert Clock().tokens_per_second is None
+
+
+def test_buckets():
+    assert [bucket(length) for length in (1, 16, 17, 33)] == [16, 16, 32, 64]
+    assert bucket(40, 50) == 50
+    assert all(a <= b for a, b in itertools.pairwise(map(bucket, range(1, 99))))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        (["a", ""], {}, "Prompt 2 is empty"),
+        (["a" * 24], {}, "has 25 tokens with .* planned for a context of 24; accepted is at most"),
+        (["\udcff"], {}, "Prompt 1 is not UTF-8 text"),
+        (["a"], {"max_new_tokens": 0}, "max_new_tokens is 0; accepted is 1 or more"),
+        (["a"], {"batch_size": 0}, "batch_size is 0; accepted is 1 or more"),
+        (["a"], {"stop": ["x", ""]}, "A stop string is empty"),
+    ],
+)
+def test_bad_arguments(prompts, options, message):
+    config = model_of("fac_split")
+    with pytest.raises(ValueError, match=message):
+        flowhn_jax.generate(config, {}, prompts, **options)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused():
+    config = small_config("fac_split", model={"vocab_size": 99}).model
+    with pytest.raises(ValueError, match=r"tokenizer has 257 tokens, but model.vocab_size is 99"):
+        generate(config, {}, ["a"])

@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowhn_jax.evaluation.sampling import Sampling, left_after_filters, sample
+
+LOGITS = np.log(np.array([[0.5, 0.25, 0.15, 0.07, 0.03]], np.float32))
+NONE_SEEN = np.zeros((1, 5), bool)
+
+
+def kept(**options):
+    left = np.asarray(left_after_filters(jnp.asarray(LOGITS), NONE_SEEN, Sampling(**options)))
+    return np.flatnonzero(np.isfinite(left[0])).tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"top_k": 2}, [0, 1]),
+        ({"top_k": 99}, [0, 1, 2, 3, 4]),
+        ({"top_p": 0.5}, [0]),
+        ({"top_p": 0.51}, [0, 1]),
+        ({"top_p": 0.8}, [0, 1, 2]),
+        ({"min_p": 0.2}, [0, 1, 2]),
+        ({"min_p": 1.0}, [0]),
+        ({"top_k": 3, "top_p": 0.6}, [0, 1]),  # of the three that are left 0.56 and 0.28
+        ({"temperature": 4.0, "min_p": 0.55}, [0, 1, 2, 3]),
+    ],
+)
+def test_filters_keep_what_they_should(options, expected):
+    assert kept(**options) == expected
+
+
+def test_penalty_is_on_what_was_seen():
+    logits = jnp.array([[2.0, -2.0, 2.0, -2.0]])
+    seen = jnp.array([[True, True, False, False]])
+    left = left_after_filters(logits, seen, Sampling(temperature=0, repetition_penalty=2.0))
+    np.testing.assert_allclose(left, [[1.0, -4.0, 2.0, -2.0]])
+
+
+@given(
+    temperature=st.floats(0.1, 5),
+    top_k=st.none() | st.integers(1, 20),
+    top_p=st.floats(0.01, 1),
+    min_p=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25)
+def test_the_likeliest_is_always_left_and_order_is_kept(temperature, top_k, top_p, min_p, seed):
+    logits = np.random.default_rng(seed).normal(size=(3, 11)).astype(np.float32)
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    left = np.asarray(left_after_filters(jnp.asarray(logits), np.zeros((3, 11), bool), sampling))
+    for row, original in zip(left, logits, strict=True):
+        finite = np.isfinite(row)
+        assert finite[original.argmax()]
+        np.testing.assert_allclose(row[finite], original[finite] / temperature, rtol=1e-5)
+        assert original[finite].min() >= original[~finite].max(initial=-np.inf)
+        if top_k is not None:
+            assert finite.sum() <= top_k
+
+
+def test_frequencies_are_the_probabilities():
+    count = 4000
+    logits = jnp.broadcast_to(jnp.asarray(LOGITS), (count, 5))
+    keys = jax.random.split(jax.random.key(3), count)
+    chosen = np.asarray(sample(logits, np.zeros((count, 5), bool), keys, Sampling(top_k=3)))
+    found = np.bincount(chosen, minlength=5) / count
+    np.testing.assert_allclose(found, [5 / 9, 2.5 / 9, 1.5 / 9, 0, 0], atol=0.04)
+
+
+def test_no_temperature_is_greedy():
+    keys = jax.random.split(jax.random.key(0), 1)
+    chosen = sample(jnp.asarray(LOGITS), NONE_SEEN, keys, Sampling(temperature=0, top_p=0.1))
+    assert chosen.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature is -1.0; accepted is 0 or more"),
+        ({"top_k": 0}, "top_k is 0; accepted is 1 or more"),
+        ({"top_p": 0.0}, "top_p is 0.0; accepted is above 0, at most 1"),
+        ({"min_p": 2.0}, "min_p is 2.0; accepted is 0 to 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; accepted is above 0"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**options)

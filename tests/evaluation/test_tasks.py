@@ -1,0 +1,236 @@
+import json
+import math
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from flowhn_jax import models
+from flowhn_jax.config import MeshConfig
+from flowhn_jax.data.tokenizer import load_tokenizer
+from flowhn_jax.evaluation.scoring import Score, Scorer
+from flowhn_jax.evaluation.task_files import Spoilt, find_file, read_task
+from flowhn_jax.evaluation.task_formats import FORMATS, Item
+from flowhn_jax.evaluation.tasks import TASKS, evaluate_tasks, parse_tasks, result_of, table
+from flowhn_jax.parallel.mesh import make_mesh
+from tests.small import small_config
+
+FOLDER = pathlib.Path(__file__).parent.parent / "data" / "tasks"
+
+# A record in each task's original formats, and what the harness makes of it.
+ORIGINALS = [
+    ("lambada", {"text": "he went to the sea"}, [("he went to the", " sea")], 0),
+    (
+        "piqa",
+        {"goal": "open a jar", "sol1": "twist", "sol2": "throw it", "label": "1"},
+        [
+            ("Question: open a jar\nAnswer:", " twist"),
+            ("Question: open a jar\nAnswer:", " throw it"),
+        ],
+        1,
+    ),
+    (
+        "boolq",
+        {"question": "is it so", "title": "So", "answer": True, "passage": "It is."},
+        [
+            ("It is.\nQuestion: is it so?\nAnswer:", " no"),
+            ("It is.\nQuestion: is it so?\nAnswer:", " yes"),
+        ],
+        1,
+    ),
+    (
+        "boolq",
+        {"question": "is it so?", "label": 0, "passage": "It is."},
+        [
+            ("It is.\nQuestion: is it so?\nAnswer:", " no"),
+            ("It is.\nQuestion: is it so?\nAnswer:", " yes"),
+        ],
+        0,
+    ),
+    (
+        "winogrande",
+        {"sentence": "Ann sold Bea _ was glad.", "option1": "Ann", "option2": "Bea", "answer": "2"},
+        [("Ann sold Bea Ann", " was glad."), ("Ann sold Bea Bea", " was glad.")],
+        1,
+    ),
+    (
+        "arc_easy",
+        {
+            "id": "1",
+            "question": {
+                "stem": "What burns?",
+                "choices": [{"text": "wood", "label": "A"}, {"text": "stone", "label": "B"}],
+            },
+            "answerKey": "B",
+        },
+        [("Question: What burns?\nAnswer:", " wood"), ("Question: What burns?\nAnswer:", " stone")],
+        1,
+    ),
+    (
+        "arc_challenge",
+        {
+            "question": "What burns?",
+            "choices": {"text": ["wood", "stone", "ice"], "label": ["1", "2", "3"]},
+            "answerKey": "1",
+        },
+        [("Question: What burns?\nAnswer:", f" {word}") for word in ("wood", "stone", "ice")],
+        0,
+    ),
+    (
+        "hellaswag",
+        {
+            "activity_label": "Rowing",
+            "ctx_a": "A man sits [substeps] in a boat.",
+            "ctx_b": "he",
+            "endings": ["rows away.", "[title] Flies  off.", "sleeps."],
+            "label": "2",
+        },
+        [
+            ("Rowing: A man sits in a boat. He", f" {end}")
+            for end in ("rows away.", " Flies off.", "sleeps.")  # spaces as in the harness
+        ],
+        2,
+    ),
+]
+
+
+@pytest.mark.parametrize(("task", "record", "pairs", "gold"), ORIGINALS)
+def test_original_formats(task, record, pairs, gold, tmp_path):
+    """In JSONL and in parquet."""
+    item = FORMATS[task](record)
+    assert item == Item(tuple(pairs), gold)
+    (tmp_path / f"{task}.jsonl").write_text(json.dumps(record) + "\n")
+    assert read_task(task, str(tmp_path)).items == [(1, item)]
+    (tmp_path / f"{task}.jsonl").unlink()
+    table = pyarrow.Table.from_pylist([record, record])
+    pyarrow.parquet.write_table(table, tmp_path / f"{task}-00000-of-00001.parquet")
+    assert read_task(task, str(tmp_path)).items == [(1, item), (2, item)]
+
+
+@pytest.mark.parametrize("task", ["boolq", "lambada", "piqa", "winogrande"])
+def test_the_simple_format(task):
+    file = read_task(task, str(FOLDER))
+    records = [json.loads(line) for line in file.path.read_text().splitlines()]
+    assert not file.spoilt
+    for (_, item), record in zip(file.items, records, strict=True):
+        if task == "lambada":
+            assert item.pairs == ((record["Query"], record["label"]),)
+        elif task == "winogrande":
+            assert item.pairs == tuple((choice, record["Query"]) for choice in record["Choices"])
+            assert item.gold == int(record["label"]) - 1
+        else:
+            assert item.pairs == tuple((record["Query"], choice) for choice in record["Choices"])
+            assert item.gold == record["label"]
+
+
+def test_labels_of_piqa_beside_it(tmp_path):
+    record = {"goal": "g", "sol1": "a", "sol2": "b"}
+    (tmp_path / "piqa_valid.jsonl").write_text(f"{json.dumps(record)}\n" * 2)
+    (tmp_path / "piqa_valid-labels.lst").write_text("1\n0\n")
+    assert [item.gold for _, item in read_task("piqa", str(tmp_path)).items] == [1, 0]
+    (tmp_path / "piqa_valid-labels.lst").write_text("1\n")
+    with pytest.raises(ValueError, match=r"has 1 labels, but piqa_valid.jsonl has 2 records"):
+        read_task("piqa", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("task", "record", "reason"),
+    [
+        ("piqa", {"goal": "g", "sol1": "a"}, "there is no 'sol2'"),
+        ("piqa", {"goal": "g", "sol1": "a", "sol2": "b"}, "there is no 'label'"),
+        ("piqa", {"goal": "g", "sol1": "a", "sol2": "b", "label": 2}, "label is 2; accepted are 0"),
+        ("piqa", {"goal": "g", "sol1": "a", "sol2": "b", "label": True}, "label is True"),
+        ("piqa", {"Query": "q", "Choices": ["a"], "label": 0}, r"choices are \['a'\]"),
+        ("piqa", {"Query": "q", "Choices": ["a", 3], "label": 0}, "a choice is 3"),
+        ("piqa", [1], r"it is \[1\]; accepted is an object"),
+        ("winogrande", {"sentence": "no blank", "answer": "1"}, "no text behind a '_'"),
+        ("arc_easy", {"question": {"stem": "s", "choices": 3}}, "the choices are 3"),
+        ("arc_easy", {"question": "s", "choices": []}, r"the choices are \[\]"),
+        ("lambada", {"text": "word"}, "has one word"),
+        ("lambada", {"text": None}, "'text' is None; accepted is a text"),
+    ],
+)
+def test_spoilt_records_are_named_and_left_out(task, record, reason, tmp_path):
+    good = next(each for name, each, *_ in ORIGINALS if name == task)
+    lines = [json.dumps(good), json.dumps(record), "{", b"\xff".decode("latin1"), json.dumps(good)]
+    (tmp_path / f"{task}.jsonl").write_bytes("\n".join(lines).encode("latin1"))
+    file = read_task(task, str(tmp_path))
+    assert [number for number, _ in file.items] == [1, 5]
+    assert [each.record for each in file.spoilt] == [2, 3, 4]
+    assert re.search(reason, file.spoilt[0].reason)
+    assert file.spoilt[1].reason.startswith("it is not JSON")
+
+
+def test_files_that_are_missing_or_broken(tmp_path):
+    with pytest.raises(ValueError, match="'piqs'; accepted are lambada, piqa"):
+        find_file("piqs", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="accepted is a folder of task files"):
+        find_file("piqa", str(tmp_path / "nowhere"))
+    (tmp_path / "boolq.jsonl").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"no file for the task piqa.*are boolq.jsonl"):
+        find_file("piqa", str(tmp_path))
+    with pytest.raises(ValueError, match="no record of boolq that can be scored"):
+        read_task("boolq", str(tmp_path))
+    (tmp_path / "boolq-2.parquet").write_bytes(b"PAR1 or not")
+    with pytest.raises(ValueError, match=r"boolq-2.parquet, boolq.jsonl for the task boolq"):
+        find_file("boolq", str(tmp_path))
+    (tmp_path / "boolq.jsonl").unlink()
+    with pytest.raises(ValueError, match="no whole parquet file"):
+        read_task("boolq", str(tmp_path))
+    (tmp_path / "ARC-Easy-test.jsonl").write_text("{}")
+    assert find_file("arc_easy", str(tmp_path)).name == "ARC-Easy-test.jsonl"
+
+
+def test_names_of_tasks():
+    assert parse_tasks("piqa, boolq") == ("piqa", "boolq")
+    with pytest.raises(ValueError, match="has 'pica'; accepted are lambada, piqa, boolq"):
+        parse_tasks("piqa,pica")
+    with pytest.raises(ValueError, match="accepted is each task once"):
+        parse_tasks("piqa,piqa")
+
+
+def test_results_of_known_scores():
+    """The second question's longer choice wins by characters alone."""
+    items = [
+        Item((("q", " ab"), ("q", " cd")), 0),
+        Item((("q", " a"), ("q", " abcd")), 1),
+        Item((("q", " a"), ("q", " b"), ("q", " c"), ("q", " d")), 2),
+    ]
+    values = [-1, -2, -1, -2, -3, -3, -4, -5]
+    scores = [Score(float(value), False, value == -5) for value in values]
+    result = result_of("piqa", items, scores, [Spoilt(2, "why")])
+    assert result["accuracy"] == pytest.approx(1 / 3)
+    assert result["accuracy_norm"] == pytest.approx(2 / 3)
+    assert result["accuracy_stderr"] == pytest.approx(math.sqrt((1 / 3) * (2 / 3) / 2))
+    assert result["chance"] == pytest.approx((1 / 2 + 1 / 2 + 1 / 4) / 3)
+    assert (result["n"], result["cut"], result["spoilt"]) == (3, 1, 1)
+    assert result["spoilt_records"] == ["2: why"]
+
+    words = [Item((("a", " b"),), 0), Item((("a", " c"),), 0)]
+    lambada = result_of("lambada", words, [Score(-1.0, True, False), Score(-3.0, False, False)], [])
+    assert lambada["accuracy"] == 0.5
+    assert lambada["perplexity"] == pytest.approx(math.exp(2))
+    assert lambada["perplexity_stderr"] == pytest.approx(math.exp(2))
+    assert "accuracy_norm" not in lambada
+    text = table({"piqa": result, "lambada": lambada}).splitlines()
+    assert "33.33 ± 33.33" in text[2]
+    assert len({len(line) for line in text}) == 1
+
+
+def test_all_tasks_of_a_folder(capsys):
+    config = small_config("fai_split", model={"context": 200}).model
+    params = models.init(config, jax.random.key(np.random.default_rng().integers(2**31)))
+    scorer = Scorer(config, params, make_mesh(MeshConfig(data=2), 4), 4)
+    tasks = ("boolq", "lambada", "piqa", "winogrande")
+    results = evaluate_tasks(scorer, load_tokenizer("bytes"), tasks, str(FOLDER))
+    assert list(results) == list(tasks)
+    for result in results.values():
+        assert result["n"] == 6
+        assert 0 <= result["accuracy"] <= 1
+    assert results["lambada"]["perplexity"] > 1
+    assert "winogrande" in capsys.readouterr().err
+    assert set(tasks) < set(TASKS)

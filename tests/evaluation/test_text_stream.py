@@ -1,0 +1,60 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowhn_jax.data.tokenizer import load_tokenizer
+from flowhn_jax.evaluation.text_stream import TextStream
+
+BYTES = load_tokenizer("bytes")
+
+
+def run(ids, stop=()):
+    """(pieces, stream) of all ids, up to a stop string."""
+    stream = TextStream(BYTES, stop)
+    pieces = []
+    for each in ids:
+        pieces.append(stream.push(each))
+        if stream.stopped:
+            break
+    pieces.append(stream.finish())
+    return pieces, stream
+
+
+@given(st.text(max_size=20))
+def test_pieces_are_the_text_and_no_character_is_cut(text):
+    pieces, stream = run(text.encode())
+    assert "".join(pieces) == stream.text == text
+    assert "\ufffd" not in "".join(pieces) or "\ufffd" in text
+
+
+@given(st.text("abc", max_size=20), st.lists(st.text("abc", min_size=1, max_size=3), max_size=3))
+def test_a_text_ends_before_the_first_stop_string_and_nothing_of_it_is_shown(text, stop):
+    pieces, stream = run(text.encode(), stop)
+    # The stop string that is complete first ends the text, wherever it began.
+    ends = [end for end in range(len(text) + 1) if text[:end].endswith(tuple(stop))] if stop else []
+    if ends:
+        head = text[: ends[0]]
+        expected = head[: min(head.find(each) for each in stop if each in head)]
+        assert stream.stopped
+    else:
+        expected = text
+        assert not stream.stopped
+    assert "".join(pieces) == stream.text == expected
+
+
+def test_a_partial_stop_string_is_held_back():
+    stream = TextStream(BYTES, ["END"])
+    assert [stream.push(each) for each in b"aENx"] == ["a", "", "", "ENx"]
+
+
+def test_bytes_that_are_no_text_are_shown_at_last():
+    pieces, stream = run([0xFF] * 12)
+    assert stream.text == "\ufffd" * 12
+    assert "".join(pieces[:-1])
+
+
+@pytest.mark.parametrize("text", ["é", "€", "🙂"])
+def test_a_character_of_several_bytes_comes_whole(text):
+    stream = TextStream(BYTES)
+    pieces = [stream.push(each) for each in text.encode()]
+    assert pieces == [""] * (len(pieces) - 1) + [text]
