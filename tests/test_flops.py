@@ -151,3 +151,39 @@ def test_peaks(kind, peak):
     device = types.SimpleNamespace(device_kind=kind)
     assert flops.peak_flops(device) == peak
     assert flops.utilisation(1e12, device) == (None if peak is None else 1e12 / peak)
+
+
+def test_a_decode_step_moves_parameters_and_caches():
+    """Counted from shapes; a split block reads each branch in the share of its tokens."""
+    config = small_rival("llama")
+    params = models.abstract_params(config)
+    size = sum(leaf.size for leaf in jax.tree.leaves((params["blocks"], params["head"])))
+    kept = 2 * config.blocks * 3 * 24 * config.kv_heads * (config.width // config.heads)
+    counters = 2 * config.blocks * 3  # how many tokens there are, and of other documents
+    assert flops.decode_bytes(config, 3, 24) == 4 * (size + kept + counters)
+
+    config = small_config("ae_split", model={"blocks": 1}).model
+    params = models.abstract_params(config)["blocks"][0]
+    sizes = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(params[name]))
+        for name in ("ssm", "attention", "branch_proj", "final_proj")
+    }
+    dims = config.dims
+    state = dims.inner * (dims.state + dims.conv - 1)
+    expected = sizes["ssm"] / 2 + sizes["attention"] / 2 + sizes["branch_proj"]
+    expected += sizes["final_proj"] + config.width * config.vocab_size
+    expected += 2 * state / 2 + (2 * 12 * dims.kv_heads * dims.head_dim + 2) / 2
+    assert flops.decode_bytes(config, 1, 24) == pytest.approx(4 * expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 3350e9),
+        ("NVIDIA H100 PCIe", 2000e9),
+        ("TPU v5 lite", 819e9),
+        ("cpu", None),
+    ],
+)
+def test_bandwidths(kind, peak):
+    assert flops.peak_bandwidth(types.SimpleNamespace(device_kind=kind)) == peak

@@ -1,4 +1,4 @@
-"""`python -m flowhn_jax.bench kernels|branches|parallel|models`: operations, branches, peers."""
+"""`python -m flowhn_jax.bench kernels|branches|parallel|models|decode`."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax
 from absl import flags
 
 from flowhn_jax import cli
-from flowhn_jax.bench import branches, cases, kernels, models, parallel
+from flowhn_jax.bench import branches, cases, decode, kernels, models, parallel
 from kernels import backends
 from kernels.operations import OPERATIONS
 
@@ -66,13 +66,17 @@ def _models() -> None:
 
 def _of_config(name: str, bench: Callable[..., Any]) -> None:
     if _CONFIG.value is None:
-        raise ValueError(f"bench {name} needs --config, the recipe whose branches it measures.")
+        raise ValueError(f"bench {name} needs --config, the recipe of what it measures.")
     config = cli.parse_config(_CONFIG)
     bench(config, repeats=_REPEATS.value, out=_OUT.value or f"bench_{name}.json")
 
 
 if __name__ == "__main__":
-    commands = {"branches": branches.bench_branches, "parallel": parallel.bench_parallel}
+    commands = {
+        "branches": branches.bench_branches,
+        "parallel": parallel.bench_parallel,
+        "decode": decode.bench_decode,
+    }
     cli.run(
         {"kernels": _kernels, "models": _models}
         | {name: partial(_of_config, name, bench) for name, bench in commands.items()}

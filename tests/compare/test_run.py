@@ -72,7 +72,7 @@ def test_results(data, whole):
         assert tflops == pytest.approx(row[key] * per_token / 1e12)
         assert row["train_mfu"] is None
         assert row["prefill_tokens_per_second"] > 0
-        assert (row["decode_tokens_per_second"] is None) == (not models.can_decode(config.model))
+        assert row["decode_tokens_per_second"] > 0
         assert row["compile_seconds"] > 0
         state_bytes = 3 * 4 * row["parameters"]  # parameters and Adam's two moments
         assert state_bytes < row["train_memory_bytes"] < 100 * state_bytes

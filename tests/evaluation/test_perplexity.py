@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowhn_jax import models
+from flowhn_jax import flops, models
 from flowhn_jax.config import DataConfig
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.tokenizer import load_tokenizer
@@ -128,7 +128,7 @@ def test_errors_name_what_is_accepted(trained, tmp_path):
     workdir = str(root / "run")
     with pytest.raises(ValueError, match="--stride goes with --data"):
         run.evaluate(config, workdir, "perplexity", stride=3)
-    with pytest.raises(ValueError, match="--data goes with --mode=perplexity"):
+    with pytest.raises(ValueError, match="--data goes with --mode=perplexity, not with throughput"):
         run.evaluate(config, None, "throughput", data="text.txt")
     with pytest.raises(ValueError, match="needs --workdir"):
         run.evaluate(config, None, "perplexity")
@@ -156,7 +156,14 @@ def test_throughput(trained, capsys):
         assert result[f"{name}_seconds_min"] <= seconds <= result[f"{name}_seconds_max"]
         assert result[f"{name}_tokens_per_second"] == pytest.approx(tokens / seconds)
         assert result[f"{name}_mfu"] is None
-    assert "decode_tokens_per_second" not in result
+    for name, count in (("decode", config.train.batch_size), ("decode_one", 1)):
+        seconds = result[f"{name}_seconds"]
+        assert result[f"{name}_tokens_per_second"] == pytest.approx(count / seconds)
+        moved = flops.decode_bytes(config.model, count, config.model.context) / 2
+        found = result[f"{name}_gigabytes_per_second_per_device"]
+        assert found == pytest.approx(moved / seconds / 1e9)
+        assert result[f"{name}_bandwidth_utilisation"] is None
+    assert result["time_to_first_token"] == result["prefill_one_seconds"]
     assert result["devices"] == 2
     assert result["parameters"] == models.param_count(config.model)
     assert jax.devices()[0].device_kind == result["device"]
