@@ -1,4 +1,4 @@
-"""Measures and uses a model: python eval.py --config=... --workdir=... --mode=MODE."""
+"""Measures and uses a model: python eval.py [--config=...] --workdir=... --mode=MODE."""
 
 from absl import flags
 
@@ -6,7 +6,7 @@ from flowhn_jax import cli
 
 _MODES = ["perplexity", "throughput", "tasks", "recall", "generate"]
 
-_CONFIG = cli.define_config()
+_CONFIG = cli.define_config(required=False)
 _join_processes = cli.define_processes()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the trained run.")
 _MODE = flags.DEFINE_enum("mode", None, _MODES, "What to do.", required=True)
@@ -55,7 +55,8 @@ def main() -> None:
 
     _join_processes()
     options = {each.name: each.value for each in _OPTIONS if each.value is not None}
-    run.evaluate(cli.parse_config(_CONFIG), _WORKDIR.value, _MODE.value, **options)
+    config = None if _CONFIG.value is None else cli.parse_config(_CONFIG)
+    run.evaluate(config, _WORKDIR.value, _MODE.value, **options)
 
 
 if __name__ == "__main__":

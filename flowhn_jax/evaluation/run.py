@@ -42,11 +42,12 @@ class Trained(NamedTuple):
         return open_tokenizer(self.config, self.workdir)
 
 
-def evaluate(config: Config, workdir: str | None, mode: str, **options: Any) -> None:
+def evaluate(config: Config | None, workdir: str | None, mode: str, **options: Any) -> None:
     """Prints a table and, as the last line, one JSON object.
 
     Args:
       config: what the workdir was trained with; where it names no data, the run's own are taken.
+        None: the run's own in all.
       workdir: folder of the run; throughput does without.
       mode: one of MODES.
       **options: those of the mode's function in this file, by name.
@@ -55,6 +56,10 @@ def evaluate(config: Config, workdir: str | None, mode: str, **options: Any) -> 
       ValueError, FileNotFoundError: the flags, the files and the workdir do not fit together.
     """
     check_options(mode, options)
+    if config is None:
+        if workdir is None:
+            raise ValueError("--config, a recipe, or --workdir, the folder of a run, is missing.")
+        config = workdir_lib.read_config(workdir)
     mesh = make_mesh(config.mesh, perplexity.eval_batch_size(config))
     config = workdir_lib.settle_balance(workdir, config)
     check_sequence(config.model, mesh)
@@ -70,7 +75,7 @@ def evaluate(config: Config, workdir: str | None, mode: str, **options: Any) -> 
             params = load_params(workdir, config.model, mesh)
             result = MODES[mode](Trained(config, params, mesh, workdir), **options)
     if is_first():
-        print_result(result)
+        print_result(result, _SHOWN.intersection(result))
 
 
 def check_options(mode: str, options: Mapping[str, Any]) -> None:
@@ -229,6 +234,10 @@ MODES: Mapping[str, Callable[..., dict[str, Any]]] = {
     "tasks": _tasks,
     "recall": _recall,
 }
+
+
+# What a mode prints itself, before the rest.
+_SHOWN = frozenset(("text", "results", *tasks_lib.TASKS))
 
 
 def _read_text(data: str) -> bytes:

@@ -50,9 +50,12 @@ def _label(record: Record, *keys: str) -> Any:
     raise ValueError(f"there is no {' or '.join(map(repr, keys))}")
 
 
-def _choices(found: Any, least: int = 2) -> list[str]:
-    if not isinstance(found, list) or len(found) < least:
-        raise ValueError(f"the choices are {found!r:.60}; accepted are {least} texts or more")
+def _choices(found: Any, count: int | None = None) -> list[str]:
+    """Texts, `count` of them or, where that is None, two or more."""
+    if not isinstance(found, list) or len(found) < 2:
+        raise ValueError(f"the choices are {found!r:.60}; accepted are {count or 'two'} texts")
+    if count is not None and len(found) != count:
+        raise ValueError(f"there are {len(found)} choices; accepted are {count}")
     for choice in found:
         if not isinstance(choice, str) or not choice.strip():
             raise ValueError(f"a choice is {choice!r:.60}; accepted is a text")
@@ -63,10 +66,10 @@ def _item(context: str, continuations: list[str], gold: int) -> Item:
     return Item(tuple((context, each) for each in continuations), gold)
 
 
-def _simple(record: Record, first: int = 0) -> Item:
-    """Query, Choices (continuations with their leading space) and label, counted from `first`."""
-    choices = _choices(record.get("Choices"))
-    labels = list(range(first, first + len(choices)))
+def _simple(record: Record, count: int | None = None) -> Item:
+    """Query, Choices (continuations with their leading space) and label, counted from 0."""
+    choices = _choices(record.get("Choices"), count)
+    labels = list(range(len(choices)))
     return _item(_text(record, "Query"), choices, _gold(_label(record, "label"), labels))
 
 
@@ -81,7 +84,7 @@ def _lambada(record: Record) -> Item:
 
 def _piqa(record: Record) -> Item:
     if "Query" in record:
-        return _simple(record)
+        return _simple(record, 2)
     context = f"Question: {_text(record, 'goal')}\nAnswer:"
     choices = [f" {_text(record, 'sol1')}", f" {_text(record, 'sol2')}"]
     return _item(context, choices, _gold(_label(record, "label"), [0, 1]))
@@ -89,7 +92,7 @@ def _piqa(record: Record) -> Item:
 
 def _boolq(record: Record) -> Item:
     if "Query" in record:
-        return _simple(record)
+        return _simple(record, 2)
     question = _text(record, "question").removesuffix("?")
     context = f"{_text(record, 'passage')}\nQuestion: {question}?\nAnswer:"
     label = _label(record, "label", "answer")
@@ -100,9 +103,9 @@ def _boolq(record: Record) -> Item:
 def _winogrande(record: Record) -> Item:
     """The sentence's end is scored behind each option (arXiv 1806.02847)."""
     if "Query" in record:
-        contexts = _choices(record.get("Choices"))
+        contexts = _choices(record.get("Choices"), 2)
         end = _text(record, "Query")
-        gold = _gold(_label(record, "label"), list(range(1, len(contexts) + 1)))
+        gold = _gold(_label(record, "label"), [1, 2])
         return Item(tuple((context, end) for context in contexts), gold)
     before, blank, end = _text(record, "sentence").partition("_")
     if not blank or not end.strip():
@@ -132,10 +135,10 @@ def _arc(record: Record) -> Item:
 
 def _hellaswag(record: Record) -> Item:
     if "Query" in record:
-        return _simple(record)
+        return _simple(record, 4)
     start = f"{_text(record, 'ctx_a')} {str(record.get('ctx_b', '')).capitalize()}"
     context = _without_markup(f"{_text(record, 'activity_label')}: {start}")
-    endings = _choices(list(record.get("endings", ())))
+    endings = _choices(list(record.get("endings", ())), 4)
     choices = [f" {_without_markup(ending)}" for ending in endings]
     return _item(context, choices, _gold(_label(record, "label"), list(range(len(choices)))))
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 
@@ -40,9 +40,10 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(map(line, [headings, rule, *rows]))
 
 
-def print_result(result: dict[str, Any]) -> None:
-    """Prints names and values in two columns, and the same as JSON."""
-    width = max(map(len, result))
-    for name, value in result.items():
+def print_result(result: dict[str, Any], shown: Collection[str] = ()) -> None:
+    """Prints names and values in two columns, but for what was `shown` before, and all as JSON."""
+    left = {name: value for name, value in result.items() if name not in shown}
+    width = max(map(len, left))
+    for name, value in left.items():
         print(f"{name:<{width}}  {_cell(value)}")
     print(to_json(result))

@@ -86,12 +86,17 @@ ORIGINALS = [
             "activity_label": "Rowing",
             "ctx_a": "A man sits [substeps] in a boat.",
             "ctx_b": "he",
-            "endings": ["rows away.", "[title] Flies  off.", "sleeps."],
+            "endings": ["rows away.", "[title] Flies  off.", "sleeps.", "sinks."],
             "label": "2",
         },
         [
             ("Rowing: A man sits in a boat. He", f" {end}")
-            for end in ("rows away.", " Flies off.", "sleeps.")  # spaces as in the harness
+            for end in (
+                "rows away.",
+                " Flies off.",
+                "sleeps.",
+                "sinks.",
+            )  # spaces as in the harness
         ],
         2,
     ),
@@ -145,6 +150,12 @@ def test_labels_of_piqa_beside_it(tmp_path):
         ("piqa", {"goal": "g", "sol1": "a", "sol2": "b", "label": 2}, "label is 2; accepted are 0"),
         ("piqa", {"goal": "g", "sol1": "a", "sol2": "b", "label": True}, "label is True"),
         ("piqa", {"Query": "q", "Choices": ["a"], "label": 0}, r"choices are \['a'\]"),
+        # Two questions of one text, merged into one.
+        (
+            "winogrande",
+            {"Query": " w.", "Choices": ["a A", "a B", "b A", "b B"], "label": "2"},
+            "there are 4 choices; accepted are 2",
+        ),
         ("piqa", {"Query": "q", "Choices": ["a", 3], "label": 0}, "a choice is 3"),
         ("piqa", [1], r"it is \[1\]; accepted is an object"),
         ("winogrande", {"sentence": "no blank", "answer": "1"}, "no text behind a '_'"),
