@@ -45,7 +45,13 @@ _OPTIONS = [
     flags.DEFINE_bool(
         "replan", None, "generate: go on behind the split's context, in a new window."
     ),
-    flags.DEFINE_integer("seed", None, "generate, recall: of the random numbers (0)."),
+    flags.DEFINE_integer(
+        "seed",
+        None,
+        "generate, recall: of the random numbers (0).",
+        lower_bound=0,
+        upper_bound=2**32 - 1,
+    ),
 ]
 
 

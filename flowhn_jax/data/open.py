@@ -1,11 +1,15 @@
 """Which prepared set a run reads, and its tokenizer."""
 
+import json
+import os
 import pathlib
 
 from flowhn_jax.config import Config
 from flowhn_jax.data.prepare import ensure_embedded
 from flowhn_jax.data.prepared import TOKENIZER, PreparedSet
-from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer
+from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+
+_SETTINGS = "tokenizer_config.json"
 
 
 def open_data(config: Config, workdir: str) -> PreparedSet:
@@ -33,11 +37,7 @@ def open_prepared(config: Config, folder: str) -> PreparedSet:
             f"model.context is {config.model.context}; accepted is a set prepared with "
             f"--context={config.model.context}."
         )
-    if prepared.tokenizer.vocab_size > config.model.vocab_size:
-        raise ValueError(
-            f"The tokenizer of {prepared.folder} has {prepared.tokenizer.vocab_size} tokens, but "
-            f"model.vocab_size is {config.model.vocab_size}; accepted is at least the former."
-        )
+    _check_vocabulary(prepared.tokenizer, config, prepared.folder)
     return prepared
 
 
@@ -45,7 +45,44 @@ def open_tokenizer(config: Config, workdir: str) -> Tokenizer:
     """The tokenizer of the run in `workdir`: its own where it was imported, else that of its data.
 
     Raises:
-      ValueError, FileNotFoundError: as of `open_data`.
+      ValueError, FileNotFoundError: the data or the tokenizer's files are missing or damaged, or
+        the model has fewer tokens.
     """
-    path = pathlib.Path(workdir) / TOKENIZER
-    return load_tokenizer(str(path)) if path.is_file() else open_data(config, workdir).tokenizer
+    if (pathlib.Path(workdir) / TOKENIZER).is_file():
+        tokenizer = read_tokenizer(workdir)
+    elif config.data.path:
+        return open_data(config, workdir).tokenizer
+    else:
+        tokenizer = load_tokenizer("bytes")
+    _check_vocabulary(tokenizer, config, workdir)
+    return tokenizer
+
+
+def read_tokenizer(folder: str) -> Tokenizer:
+    """That of tokenizer.json, whose tokenizer_config.json may name the end-of-text token."""
+    path = pathlib.Path(folder)
+    try:
+        settings = json.loads((path / _SETTINGS).read_text())
+    except FileNotFoundError:
+        settings = {}
+    except ValueError as error:
+        raise ValueError(f"{str(path / _SETTINGS)!r} is not JSON: {error}.") from error
+    token = settings.get("eos_token") if isinstance(settings, dict) else None
+    token = token.get("content") if isinstance(token, dict) else token  # either is in use
+    return load_tokenizer(str(path / TOKENIZER), token)
+
+
+def write_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
+    """Writes what `read_tokenizer` reads; nothing for bytes, which need no file."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        path = pathlib.Path(folder)
+        (path / TOKENIZER).write_text(tokenizer.json)
+        (path / _SETTINGS).write_text(json.dumps({"eos_token": tokenizer.eot_token}) + "\n")
+
+
+def _check_vocabulary(tokenizer: Tokenizer, config: Config, folder: str | os.PathLike) -> None:
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"The tokenizer of {folder} has {tokenizer.vocab_size} tokens, but "
+            f"model.vocab_size is {config.model.vocab_size}; accepted is at least the former."
+        )

@@ -45,9 +45,13 @@ class Question(NamedTuple):
 
 def associative(rng: np.random.Generator, size: int) -> Question:
     """Pairs such as 'qx 7' until about `size` characters, each letters' digit its own."""
-    count = max(1, (size - 3) // 5)
-    keys = rng.permutation(len(_LETTERS) ** 2)[:count]  # no two alike, while there are enough
-    names = [_LETTERS[key // len(_LETTERS)] + _LETTERS[key % len(_LETTERS)] for key in keys]
+    letters = 2
+    while len(_LETTERS) ** letters < size // (letters + 3):  # no two names alike
+        letters += 1
+    count = max(1, (size - letters - 1) // (letters + 3))
+    powers = len(_LETTERS) ** np.arange(letters)
+    places = rng.permutation(len(_LETTERS) ** letters)[:count, None] // powers % len(_LETTERS)
+    names = ["".join(_LETTERS[place] for place in row) for row in places]
     digits = rng.integers(0, 10, len(names))
     pairs = " ".join(f"{name} {digit}" for name, digit in zip(names, digits, strict=True))
     asked = int(rng.integers(len(names)))

@@ -20,6 +20,7 @@ from flowhn_jax.models import DecodeCache, Params
 OnText = Callable[[int, str], None]
 
 _LEAST_BUCKET = 16
+_IDS_BEFORE = 8  # of a prompt, that the text of the first tokens may depend on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +125,14 @@ def generate(
             f"The tokenizer has {tokenizer.vocab_size} tokens, but model.vocab_size is "
             f"{config.vocab_size}; accepted is the tokenizer that the model was trained with."
         )
-    rows = [
-        _Row(index, _encoded(index, prompt, tokenizer, config), TextStream(tokenizer, stop))
-        for index, prompt in enumerate(prompts)
-    ]
+    if replan and config.max_length is None:
+        raise ValueError(
+            f"replan is for splits tied to their context; {config.name} goes on without it."
+        )
+    rows = []
+    for index, prompt in enumerate(prompts):
+        ids = _encoded(index, prompt, tokenizer, config)
+        rows.append(_Row(index, ids, TextStream(tokenizer, stop, ids[-_IDS_BEFORE:])))
     params = models.for_inference(config, params)
     by_length = sorted(rows, key=lambda row: len(row.window))
     for start in range(0, len(rows), batch_size):

@@ -77,14 +77,21 @@ class HarnessLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """What is generated behind each context up to the stop strings that its request names."""
+        """What is generated behind each context up to the stop strings that its request names.
+
+        Of a long context the end is read that leaves room for the new tokens, half of the model's
+        context at most.
+        """
         texts = []
         for request in tqdm.tqdm(requests, unit="text", disable=disable_tqdm):
             prompt, settings = request.args
             until = settings.get("until") or []
+            new_tokens = min(settings.get("max_gen_toks", 256), self._scorer.context // 2)
+            left = self._scorer.context - new_tokens - 1  # behind the token that begins it
+            ids = self.tok_encode(prompt)
             (found,) = self._generate(
-                [prompt],
-                max_new_tokens=settings.get("max_gen_toks", 256),
+                [prompt if len(ids) <= left else self._tokenizer.decode(ids[-left:])],
+                max_new_tokens=new_tokens,
                 stop=[until] if isinstance(until, str) else until,
                 sampling=Sampling(temperature=settings.get("temperature", 0.0)),
             )

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from flowhn_jax.config import Config
+from flowhn_jax import models
+from flowhn_jax.config import Config, MeshConfig
 from flowhn_jax.data.open import open_data, open_prepared, open_tokenizer
+from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.evaluation import by_position as positions
 from flowhn_jax.evaluation import generate as generation
@@ -47,7 +49,7 @@ def evaluate(config: Config | None, workdir: str | None, mode: str, **options: A
 
     Args:
       config: what the workdir was trained with; where it names no data, the run's own are taken.
-        None: the run's own in all.
+        None: the run's own, over all devices' `data`.
       workdir: folder of the run; throughput does without.
       mode: one of MODES.
       **options: those of the mode's function in this file, by name.
@@ -59,7 +61,7 @@ def evaluate(config: Config | None, workdir: str | None, mode: str, **options: A
     if config is None:
         if workdir is None:
             raise ValueError("--config, a recipe, or --workdir, the folder of a run, is missing.")
-        config = workdir_lib.read_config(workdir)
+        config = dataclasses.replace(workdir_lib.read_config(workdir), mesh=MeshConfig())
     mesh = make_mesh(config.mesh, perplexity.eval_batch_size(config))
     config = workdir_lib.settle_balance(workdir, config)
     check_sequence(config.model, mesh)
@@ -107,7 +109,7 @@ def _perplexity(
             raise ValueError(f"--{name} goes with --data, the text file to score.")
     context = config.model.context if context is None else context
     if not is_text:
-        prepared = open_data(config, workdir) if data is None else open_prepared(config, data)
+        prepared = _prepared(trained, data)
         source = f"{prepared.folder} (validation)"
         batches = perplexity.validation(config, mesh, prepared)
         text_bytes, words = prepared.splits["validation"].bytes, None
@@ -127,6 +129,23 @@ def _perplexity(
         eval_step = perplexity.make_eval_step(config)
         quality = perplexity.evaluate(eval_step, params, batches, text_bytes)
     return result | quality.to_dict(words)
+
+
+def _prepared(trained: Trained, data: str | None) -> PreparedSet:
+    """The set in the folder `data`, or the run's own; of the run's tokens in either case."""
+    config, tokenizer = trained.config, trained.tokenizer
+    if data is None and not config.data.path and tokenizer.spec != "bytes":
+        raise ValueError(
+            f"{trained.workdir!r} holds a model without data; --data names a text file or a "
+            "prepared set to score."
+        )
+    found = open_data(config, trained.workdir) if data is None else open_prepared(config, data)
+    if found.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"The prepared set {found.folder} has another tokenizer ({found.tokenizer_spec}) than "
+            f"the run in {trained.workdir!r} ({tokenizer.spec}); accepted is a set of the run's."
+        )
+    return found
 
 
 def _generate(
@@ -223,6 +242,10 @@ def _recall(
 
 def _scorer(trained: Trained, context: int | None = None) -> Scorer:
     config = trained.config
+    if not models.can_decode(config.model):  # a pair would be planned for with its padding
+        raise ValueError(
+            "split.scope is 'sequence', which plans anew for each length; accepted is 'context'."
+        )
     batch_size = perplexity.eval_batch_size(config)
     return Scorer(config.model, trained.params, trained.mesh, batch_size, context=context)
 

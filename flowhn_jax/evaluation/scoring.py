@@ -17,6 +17,8 @@ from flowhn_jax.evaluation.generate import bucket
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.mesh import batch_sharding
 
+_LOGITS = 2**25  # numbers, 128 MiB, that exist at a time
+
 # Told how many more pairs are scored.
 OnScored = Callable[[int], None]
 
@@ -114,22 +116,30 @@ def _score(
 ) -> tuple[jax.Array, jax.Array]:
     """Of tokens [B, T + 1]: log p summed over `scored` [B, T] targets, whether all are likeliest.
 
-    Row by row, so that one row's logits are in memory at a time.
+    The logits of a few positions of all rows are in memory at a time.
     """
     model = models.bind(config, params)
     hidden, head = model(tokens[:, :-1]), model.head.kernel[...]
+    batch, length = scored.shape
+    most = max(1, _LOGITS // (batch * head.shape[1]))
+    chunk = math.gcd(length, 1 << (most.bit_length() - 1))
 
-    def row(inputs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def part(inputs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         hidden, targets, scored = inputs
         logits = jnp.einsum(
-            "td,dv->tv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
+            "btd,dv->btv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
         )
-        of_targets = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        of_targets = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         log_p = of_targets - jax.nn.logsumexp(logits, axis=-1)
         likeliest = logits.argmax(-1) == targets
-        return jnp.where(scored, log_p, 0).sum(), (likeliest | ~scored).all()
+        return jnp.where(scored, log_p, 0).sum(1), (likeliest | ~scored).all(1)
 
-    return jax.lax.map(row, (hidden, tokens[:, 1:], scored))
+    def chunks(x: jax.Array) -> jax.Array:
+        return x.reshape(batch, length // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    parts = jax.tree.map(chunks, (hidden, tokens[:, 1:], scored))
+    sums, greedy = jax.lax.map(part, parts)
+    return sums.sum(0), greedy.all(0)
 
 
 def standard_error(values: Sequence[float]) -> float:

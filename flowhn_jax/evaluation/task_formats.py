@@ -128,7 +128,9 @@ def _arc(record: Record) -> Item:
         stem, found = _text(record, "question"), record.get("choices")
         if not isinstance(found, Mapping):
             raise ValueError(f"the choices are {found!r:.60}; accepted are 'text' and 'label'")
-        texts, labels = (list(found.get(key, ())) for key in ("text", "label"))
+        texts, labels = found.get("text"), found.get("label")
+        if not isinstance(labels, list):
+            raise ValueError(f"the choices' labels are {labels!r:.60}; accepted is a list")
     choices = [f" {text}" for text in _choices(texts)]
     return _item(f"Question: {stem}\nAnswer:", choices, _gold(_label(record, "answerKey"), labels))
 
@@ -138,7 +140,7 @@ def _hellaswag(record: Record) -> Item:
         return _simple(record, 4)
     start = f"{_text(record, 'ctx_a')} {str(record.get('ctx_b', '')).capitalize()}"
     context = _without_markup(f"{_text(record, 'activity_label')}: {start}")
-    endings = _choices(list(record.get("endings", ())), 4)
+    endings = _choices(record.get("endings"), 4)
     choices = [f" {_without_markup(ending)}" for ending in endings]
     return _item(context, choices, _gold(_label(record, "label"), list(range(len(choices)))))
 

@@ -81,6 +81,10 @@ def _encoded(file: TaskFile, tokenizer: Tokenizer) -> tuple[list[Item], list[Pai
             continue
         items.append(item)
         pairs += of_item
+    if not items:
+        raise ValueError(
+            f"{str(file.path)!r} has no record that can be scored: {spoilt[0].reason}."
+        )
     return items, pairs, sorted(spoilt)
 
 

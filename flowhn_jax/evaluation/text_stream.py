@@ -18,12 +18,13 @@ class TextStream:
       stopped: whether a stop string came; nothing is taken behind it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()):
+        """`before` are the last ids of the prompt: a token's space may depend on them."""
         self.text = ""
         self.stopped = False
         self._tokenizer, self._stop = tokenizer, tuple(stop)
-        self._ids: list[int] = []
-        self._settled = 0  # ids whose text is settled,
+        self._ids = list(before)
+        self._settled = len(before)  # ids whose text is settled,
         self._context = 0  # and of them the first that the next ones' text may depend on
         self._given = 0  # characters
 

@@ -21,6 +21,8 @@ from flowhn_jax.training.step import Metrics, lower_train_step
 from kernels import backends
 
 Result = dict[str, Any]
+_POSITIONS = 32  # that a decode step is timed at
+
 Seconds = dict[str, list[float]]  # of each repeat, by what was timed
 
 
@@ -64,8 +66,8 @@ def time_programs(programs: Programs, repeats: int) -> Seconds:
 
     A prefill reads a context of each sequence into caches and gives the logits of one token more:
     at one sequence that is the time to the first token. A decode step gives the logits of one
-    token for each sequence, from the middle of a context on. The arrays are made for this and
-    dropped behind it.
+    token for each sequence, all at the same position. The arrays are made for this and dropped
+    behind it.
     """
     config, mesh = programs.config, programs.mesh
     model = config.model
@@ -99,16 +101,24 @@ def sequences(config: Config) -> dict[str, int]:
 def _time_decode(
     model: ModelConfig, params: Params, tokens: jax.Array, repeats: int
 ) -> list[float]:
-    middle = max(1, model.context // 2)
-    _, cache = models.prefill(model, params, tokens[:, :middle], length=model.context)
+    """Seconds of a step, each the mean over positions in all parts of the context.
+
+    In a split a position says which branch runs, and so what a step takes.
+    """
+    batch, length = tokens.shape
+    edges = np.linspace(0, length, _POSITIONS + 1).astype(int)
+    positions = np.random.default_rng(0).integers(edges[:-1], np.maximum(edges[1:], edges[:-1] + 1))
+    at = [np.full(batch, position, np.int32) for position in positions]  # a step uses up its cache
     last = tokens[:, 0]
+    cache = models.init_cache(model, params, batch, length)
 
     def decode() -> jax.Array:
         nonlocal cache
-        logits, cache = models.step(model, params, last, cache)
+        for place in at:
+            logits, cache = models.step(model, params, last, cache._replace(tokens=place))
         return logits
 
-    return time_repeats(decode, repeats)
+    return [seconds / len(at) for seconds in time_repeats(decode, repeats)]
 
 
 def random_batch(config: Config, mesh: Mesh) -> Batch:

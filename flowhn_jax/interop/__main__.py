@@ -12,16 +12,18 @@ _SOURCE = flags.DEFINE_string("source", None, "import: folder with config.json a
 def _export() -> None:
     from flowhn_jax.interop.transfer import export_run
 
-    if _OUT.value is None:
-        raise ValueError("export needs --out, the folder to write.")
+    if _OUT.value is None or _SOURCE.value is not None:
+        raise ValueError("export needs --out, the folder to write, and no --source.")
     print(export_run(_WORKDIR.value, _OUT.value))
 
 
 def _import() -> None:
     from flowhn_jax.interop.transfer import import_run
 
-    if _SOURCE.value is None:
-        raise ValueError("import needs --source, a folder with config.json and safetensors.")
+    if _SOURCE.value is None or _OUT.value is not None:
+        raise ValueError(
+            "import needs --source, a folder with config.json and safetensors, and no --out."
+        )
     print(import_run(_SOURCE.value, _WORKDIR.value))
 
 

@@ -58,13 +58,19 @@ class Checkpoints:
         """The newest checkpoint's state, laid out as `abstract`; moves `data` to its position.
 
         Raises:
-          ValueError: `data` is not what the checkpoint was trained on.
+          ValueError: `data` is not what the checkpoint was trained on, or the checkpoint holds
+            parameters alone.
         """
         load = self._checkpointer.load_checkpointables
         try:
             load(self.latest_step, {"data": data})
         except KeyError as error:  # how Orbax wraps what a checkpointable raises
-            raise error.__cause__ or error from None
+            if error.__cause__ is not None:
+                raise error.__cause__ from None
+            raise ValueError(
+                f"The checkpoint of step {self.latest_step} holds parameters alone, as an import "
+                "does: eval.py reads it, but no training can go on from it."
+            ) from error
         optimizer = {"step": abstract.step, "opt_state": abstract.opt_state}
         parts = load(self.latest_step, {"params": abstract.params, "optimizer": optimizer})
         return TrainState(params=parts["params"], **parts["optimizer"])

@@ -171,6 +171,8 @@ def test_buckets():
 )
 def test_bad_arguments(prompts, options, message):
     config = model_of("fac_split")
+    with pytest.raises(ValueError, match="replan is for splits tied to their context; llama goes"):
+        flowhn_jax.generate(model_of("llama"), {}, ["a"], replan=True)
     with pytest.raises(ValueError, match=message):
         flowhn_jax.generate(config, {}, prompts, **options)
 

@@ -8,8 +8,10 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from flowhn_jax import models
+from flowhn_jax.config import DataConfig
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.evaluation import run
 from flowhn_jax.interop import huggingface
@@ -163,6 +165,60 @@ def test_a_run_goes_out_and_comes_back(fac, capsys, tmp_path):
     assert result["text"] == evaluate(fac, "generate", capsys, **options)[1]["text"]
     with pytest.raises(ValueError, match="which is there; accepted is a new folder"):
         import_run(str(out), str(back))
+    with pytest.raises(ValueError, match="holds parameters alone, as an import does"):
+        fit(config, str(back))
+
+
+def test_a_tokenizer_goes_along(tmp_path, capsys):
+    """With the end-of-text token that it was prepared with."""
+    vocabulary = {"<end>": 0, "▁": 1, "a": 2, "b": 3, "▁a": 4, "▁b": 5}
+    bpe = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, [("▁", "a"), ("▁", "b")], unk_token="a")
+    )
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    bpe.decoder = tokenizers.decoders.Metaspace()
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text("a b a b ab ba\n" * 200)
+    source, tokenizer = str(tmp_path / "text.txt"), str(tmp_path / "tokenizer.json")
+    prepare(source, tokenizer, str(tmp_path / "set"), context=24, eot_token="<end>")
+    config = small_config(
+        "fai_split",
+        model={"vocab_size": 8, "blocks": 2},
+        train={"steps": 1, "batch_size": 4},
+        data={"path": str(tmp_path / "set")},
+        mesh={"data": 1},
+    )
+    fit(config, str(tmp_path / "run"))
+    export_run(str(tmp_path / "run"), str(tmp_path / "out"))
+    told = import_run(str(tmp_path / "out"), str(tmp_path / "back"))
+    assert told.endswith("with its tokenizer")
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings == {"eos_token": "<end>"}
+    back = str(tmp_path / "back")
+    alone = dataclasses.replace(config, data=DataConfig())
+    results = []
+    for each, workdir in ((config, str(tmp_path / "run")), (alone, back)):
+        capsys.readouterr()
+        run.evaluate(each, workdir, "perplexity", data=source)
+        results.append(json.loads(capsys.readouterr().out.splitlines()[-1])["nll"])
+    assert results[0] == results[1]
+    with pytest.raises(ValueError, match="holds a model without data; --data names"):
+        run.evaluate(alone, back, "perplexity")
+    (tmp_path / "back" / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config.json' is not JSON"):
+        run.evaluate(alone, back, "perplexity", data=source)
+
+
+def test_a_set_of_other_tokens_is_refused(fac, tmp_path):
+    root, config = fac
+    vocabulary = {"<eos>": 0, "a": 1}
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="a"))
+    bpe.save(str(tmp_path / "t.json"))
+    (tmp_path / "text.txt").write_text("aaaa aaa\n" * 100)
+    text = str(tmp_path / "text.txt")
+    prepare(text, str(tmp_path / "t.json"), str(tmp_path / "set"), context=64)
+    with pytest.raises(ValueError, match=r"has another tokenizer .* than the run in .* \(bytes\)"):
+        run.evaluate(config, str(root / "run"), "perplexity", data=str(tmp_path / "set"))
 
 
 def test_errors_name_what_is_accepted(fac, tmp_path, capsys):

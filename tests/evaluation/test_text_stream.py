@@ -1,4 +1,5 @@
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +52,16 @@ def test_bytes_that_are_no_text_are_shown_at_last():
     pieces, stream = run([0xFF] * 12)
     assert stream.text == "\ufffd" * 12
     assert "".join(pieces[:-1])
+
+
+def test_a_space_that_the_first_token_begins_with_is_kept(tmp_path):
+    """SentencePiece's decoders strip it where nothing is before it."""
+    vocabulary = {"<eos>": 0, "▁": 1, "a": 2, "▁a": 3}
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [("▁", "a")]))
+    bpe.decoder = tokenizers.decoders.Metaspace()
+    bpe.save(str(tmp_path / "t.json"))
+    stream = TextStream(load_tokenizer(str(tmp_path / "t.json")), before=[0, 3])
+    assert [stream.push(3), stream.push(2), stream.finish()] == [" a", "a", ""]
 
 
 @pytest.mark.parametrize("text", ["é", "€", "🙂"])
