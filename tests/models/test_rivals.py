@@ -26,17 +26,6 @@ def tokens_of(config, length=None, batch=2):
 
 
 @pytest.mark.parametrize("kind", RIVALS)
-def test_steps_give_the_logits_of_one_pass(kind):
-    config = small_rival(kind)
-    params, tokens = params_of(config), tokens_of(config)
-    expected = models.forward(config, params, tokens)
-    cache = models.init_cache(config, params, *tokens.shape)
-    for position, column in enumerate(tokens.T):
-        logits, cache = models.step(config, params, column, cache)
-        np.testing.assert_allclose(logits, expected[:, position], atol=5e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", RIVALS)
 def test_no_token_influences_an_earlier_one(kind):
     config = small_rival(kind)
     params, tokens = params_of(config), tokens_of(config)
@@ -97,8 +86,18 @@ def test_bfloat16(kind):
     assert jnp.abs(stepped - logits[:, 0]).max() < 0.1 * jnp.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", RIVALS)
-@pytest.mark.parametrize("axes", [{"fsdp": 4, "tensor": 2}, {"sequence": 2, "data": 2}])
+SPLIT_POSITIONS = {"sequence": 2, "data": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes"),
+    [(kind, {"fsdp": 4, "tensor": 2}) for kind in RIVALS]
+    + [(kind, SPLIT_POSITIONS) for kind in ("mamba2", "jamba", "hymba")]
+    + [
+        pytest.param(kind, SPLIT_POSITIONS, marks=pytest.mark.slow)
+        for kind in ("llama", "mamba1", "shm", "falcon_h1")
+    ],
+)
 def test_on_eight_devices(kind, axes):
     """Loss and gradients over a mesh are those of one device, and parameters are cut."""
     even = {"meta_tokens": 4} if kind == "hymba" else {}  # positions that divide over `sequence`
