@@ -3,6 +3,7 @@
 import json
 import statistics
 import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 
 from flowhn_jax import models
 from flowhn_jax.config import Config, ModelConfig
-from flowhn_jax.models import Params
+from flowhn_jax.models import DecodeCache, Params
 from kernels import backends
 
 Row = dict[str, Any]
@@ -98,14 +99,29 @@ def _seconds_a_step(model: ModelConfig, params: Params, prompt: np.ndarray) -> f
     return (time.perf_counter() - start) / _STEPS
 
 
+@partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _next(
+    model: ModelConfig, params: Params, logits: jax.Array, cache: DecodeCache
+) -> tuple[jax.Array, jax.Array, DecodeCache]:
+    """The likeliest token, and logits and cache behind it."""
+    chosen = logits.argmax(-1)
+    return chosen, *models.step(model, params, chosen, cache)
+
+
+@partial(jax.jit, static_argnums=0)
+def _next_of_all(model: ModelConfig, params: Params, tokens: jax.Array, last: int) -> jax.Array:
+    """The likeliest token behind position `last`."""
+    return models.forward(model, params, tokens)[0, last].argmax()
+
+
 def _with_cache(
     model: ModelConfig, params: Params, prompt: np.ndarray, count: int
 ) -> tuple[float, list[int]]:
     start, found = time.perf_counter(), []
     logits, cache = models.prefill(model, params, prompt, length=model.context)
     for _ in range(count):
-        found.append(int(logits[0].argmax()))
-        logits, cache = models.step(model, params, np.array(found[-1:]), cache)
+        chosen, logits, cache = _next(model, params, logits, cache)
+        found.append(int(np.asarray(chosen)[0]))
     return time.perf_counter() - start, found
 
 
@@ -116,6 +132,5 @@ def _recomputing(
     for _ in range(count):
         length = 1 << (len(window) - 1).bit_length()
         padded = np.pad(window, (0, length - len(window)))[None]
-        logits = models.forward(model, params, padded)
-        window.append(int(logits[0, len(window) - 1].argmax()))
+        window.append(int(_next_of_all(model, params, padded, len(window) - 1)))
     return time.perf_counter() - start, window[prompt.shape[1] :]
