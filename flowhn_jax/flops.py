@@ -103,8 +103,8 @@ def decode_bytes(config: ModelConfig, batch: int, length: int) -> float:
     for part, tokens in model.parts(length):
         share = min(1.0, tokens / length)
         for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(part))):
-            is_operand = path[-1].key == "kernel"
-            total += share * leaf.size * (product_bytes if is_operand else leaf.dtype.itemsize)
+            itemsize = product_bytes if models.is_matrix(path) else leaf.dtype.itemsize
+            total += share * leaf.size * itemsize
     caches = jax.eval_shape(lambda: models.build(config).init_cache(batch, length)).blocks
     plans = config.plan(length).blocks if config.kind == "flowhn" else [SHARED] * len(caches)
     for cache, plan in zip(caches, plans, strict=True):

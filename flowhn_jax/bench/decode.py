@@ -11,6 +11,7 @@ import numpy as np
 
 from flowhn_jax import models
 from flowhn_jax.config import Config, ModelConfig
+from flowhn_jax.evaluation.generate import bucket
 from flowhn_jax.models import DecodeCache, Params
 from kernels import backends
 
@@ -130,7 +131,6 @@ def _recomputing(
 ) -> tuple[float, list[int]]:
     start, window = time.perf_counter(), prompt[0].tolist()
     for _ in range(count):
-        length = 1 << (len(window) - 1).bit_length()
-        padded = np.pad(window, (0, length - len(window)))[None]
+        padded = np.pad(window, (0, bucket(len(window)) - len(window)))[None]
         window.append(int(_next_of_all(model, params, padded, len(window) - 1)))
     return time.perf_counter() - start, window[prompt.shape[1] :]

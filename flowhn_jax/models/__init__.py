@@ -33,6 +33,7 @@ __all__ = [
     "forward",
     "init",
     "init_cache",
+    "is_matrix",
     "param_count",
     "prefill",
     "step",
@@ -158,6 +159,11 @@ def _logits(model: LanguageModel, hidden: jax.Array) -> jax.Array:
     return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
 
 
+def is_matrix(path: tuple[Any, ...]) -> bool:
+    """Whether the parameter at a path of JAX's is a kernel or the embedding."""
+    return path[-1].key in ("kernel", "embedding")
+
+
 def for_inference(config: ModelConfig, params: Params) -> Params:
     """The parameters with those of matrix products in the compute dtype, once and for all.
 
@@ -166,8 +172,7 @@ def for_inference(config: ModelConfig, params: Params) -> Params:
     dtype = compute_dtype(config)
 
     def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        is_operand = path[-1].key in ("kernel", "embedding")
-        return leaf.astype(dtype) if is_operand else leaf
+        return leaf.astype(dtype) if is_matrix(path) else leaf
 
     return jax.tree_util.tree_map_with_path(cast, params)
 

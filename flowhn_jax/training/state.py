@@ -39,11 +39,7 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
 
 def decay_mask(params: Params) -> Any:
     """True for matrices: kernels and the embedding, not norms, biases, A, D or convolutions."""
-
-    def is_matrix(path: tuple[Any, ...], _: jax.Array) -> bool:
-        return path[-1].key in ("kernel", "embedding")
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: models.is_matrix(path), params)
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
