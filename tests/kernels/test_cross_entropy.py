@@ -70,8 +70,9 @@ def test_outputs_and_gradients(
     exists = (args["targets"] >= 0) & (args["targets"] < vocabulary)
     for each in (gradients, expected[1]):
         each["weights"] = np.where(exists, each["weights"], 0)
-    assert_close(output, expected[0], 1e-5 if dtype == "float32" else 1e-2)
-    assert_close(gradients, expected[1], 1e-4 if dtype == "float32" else 1e-2)
+    # A token whose target is almost certain has a small loss, of logits that are not small.
+    assert_close(output, expected[0], 1e-5 if dtype == "float32" else 1e-2, scale=1)
+    assert_close(gradients, expected[1], 1e-4 if dtype == "float32" else 1e-2, scale=1)
 
 
 @both_reductions
