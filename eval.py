@@ -9,6 +9,9 @@ _MODES = ["perplexity", "throughput", "tasks", "recall", "generate"]
 _CONFIG = cli.define_config(required=False)
 _join_processes = cli.define_processes()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the trained run.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "latest, best (by validation loss) or a step; the latest without it."
+)
 _MODE = flags.DEFINE_enum("mode", None, _MODES, "What to do.", required=True)
 
 # Each goes to its modes as it is named, where it is given.
@@ -62,7 +65,7 @@ def main() -> None:
     _join_processes()
     options = {each.name: each.value for each in _OPTIONS if each.value is not None}
     config = None if _CONFIG.value is None else cli.parse_config(_CONFIG)
-    run.evaluate(config, _WORKDIR.value, _MODE.value, **options)
+    run.evaluate(config, _WORKDIR.value, _MODE.value, _CHECKPOINT.value, **options)
 
 
 if __name__ == "__main__":

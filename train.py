@@ -1,8 +1,14 @@
 """Trains a model: python train.py --config=configs/flowhn_tiny.py --workdir=runs/tiny."""
 
-from absl import flags
+from flowhn_jax.training.preemption import StopRequest
 
-from flowhn_jax import cli
+_STOP = StopRequest()
+if __name__ == "__main__":
+    _STOP.listen()  # before the imports, which take seconds
+
+from absl import flags  # noqa: E402
+
+from flowhn_jax import cli  # noqa: E402
 
 _CONFIG = cli.define_config()
 _join_processes = cli.define_processes()
@@ -16,8 +22,11 @@ def main() -> None:
     from flowhn_jax.training.loop import fit
 
     _join_processes()
-    fit(cli.parse_config(_CONFIG), _WORKDIR.value)
+    fit(cli.parse_config(_CONFIG), _WORKDIR.value, stop=_STOP)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    try:
+        cli.run(main)
+    finally:
+        _STOP.ignore()

@@ -1,6 +1,8 @@
 """What the command lines share: the config flag, and a user's error as one clear message."""
 
 import difflib
+import math
+import os
 import pathlib
 import sys
 import traceback
@@ -13,9 +15,13 @@ from ml_collections import config_flags
 
 from flowhn_jax import config as config_lib
 from flowhn_jax.host_memory import keep_freed_memory
+from flowhn_jax.messages import one_line, shown
+from flowhn_jax.parallel import distributed
+from flowhn_jax.training import compilation, disk
 
 _OURS = pathlib.Path(__file__).parent.parent
 _PREFIX = "--config."
+_MOST = 2**32 - 1  # of a flag's integer, either way
 
 
 def define_config(required: bool = True) -> flags.FlagHolder:
@@ -94,24 +100,50 @@ def _check_config_keys(argv: Sequence[str]) -> None:
             raise ValueError(f"Unknown config key {key!r}; the nearest is {near!r}.")
 
 
+def _check_recipe(argv: Sequence[str]) -> None:
+    """Raises ValueError where the recipe is a folder, or a pipe that would never end."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
+        name, equals, value = argument.partition("=")
+        value = value if equals else following
+        path = pathlib.Path(value.partition(":")[0])
+        if name in ("--config", "-config") and value and path.exists() and not path.is_file():
+            raise ValueError(f"--config is {shown(value)}, which is no file.")
+
+
+def _check_numbers() -> None:
+    """Raises ValueError where a flag's number is not one that any size, count or share can be."""
+    own = (name for name in flags.FLAGS if not name.startswith("config."))  # checks its own
+    for name in own:
+        value = flags.FLAGS[name].value
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"--{name} is {number}; accepted is a finite number.")
+            if isinstance(number, int) and abs(number) > _MOST:
+                raise ValueError(f"--{name} is {shown(number)}; accepted is at most {_MOST}.")
+
+
 def _parse_flags(argv: Sequence[str], commands: Collection[str] = ()) -> list[str]:
     try:
         _check_config_keys(argv[1:])
+        _check_recipe(argv[1:])
         rest = flags.FLAGS(argv)
+        _check_numbers()
         if commands and (len(rest) < 2 or rest[1] not in commands):
             found = f"is {rest[1]!r}" if len(rest) > 1 else "is missing"
             raise ValueError(f"The command {found}; accepted are {', '.join(commands)}.")
         if len(rest) > (2 if commands else 1):
             raise ValueError(f"Unexpected argument {rest[-1]!r}; flags are written --name=value.")
     except (flags.Error, ValueError) as error:
-        sys.exit(f"error: {_without_traceback(error)}")
+        sys.exit(f"error: {one_line(_without_traceback(error))}")
     except Exception as error:  # whatever running the recipe raised
-        sys.exit(f"error: {_cannot_load(error)}")
+        sys.exit(f"error: {one_line(_cannot_load(error))}")
     return rest
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether our code raised the error itself, and so wrote its message for the user."""
+def _is_clear(error: BaseException) -> bool:
+    """Whether the message alone tells enough: our code wrote it, or the system, with the file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
     innermost = traceback.extract_tb(error.__traceback__)[-1].filename
     return _OURS in pathlib.Path(innermost).parents and "site-packages" not in innermost
 
@@ -133,13 +165,21 @@ def run(
         if not compiles_only:
             keep_freed_memory()
         logging.set_verbosity(logging.WARNING)  # libraries' progress; ours goes to stdout
+        # Orbax logs what it raises as well, each time with all its stack.
+        logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
         try:
             (commands[arguments[1]] if commands else main)()
         except (ValueError, OSError, ImportError) as error:
-            if not _is_ours(error):
+            if not _is_clear(error) and not disk.is_full(error):
                 traceback.print_exc()
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {one_line(error)}")
+        except MemoryError as error:
+            sys.exit(f"error: there is not enough memory for what is asked for: {one_line(error)}")
         except KeyboardInterrupt:
             sys.exit("interrupted")
+        if compilation.is_going_on():  # nobody waits for it any more
+            distributed.shutdown()
+            sys.stdout.flush()
+            os._exit(0)
 
     app.run(guarded, flags_parser=partial(_parse_flags, commands=commands))

@@ -6,9 +6,7 @@ plain nested dict, as in a workdir's config.json) back.
 """
 
 import dataclasses
-import difflib
 import math
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +14,9 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from flowhn_jax import typed
+from flowhn_jax.limits import MOST, MOST_BLOCKS, MOST_POSITIONS
+from flowhn_jax.messages import shown
 from flowhn_jax.split import BranchDims, Plan, SplitConfig, is_bounded, make_plan
 from kernels.operations import check_backends
 
@@ -59,7 +60,7 @@ def reads(kind: str, key: str) -> bool:
 
 def _require(ok: bool, key: str, found: Any, accepted: str) -> None:
     if not ok:
-        raise ValueError(f"{key} is {found!r}; accepted is {accepted}.")
+        raise ValueError(f"{key} is {shown(found)}; accepted is {accepted}.")
 
 
 def _require_positive(config: Any, prefix: str, *names: str) -> None:
@@ -129,6 +130,12 @@ class ModelConfig:
         _require_positive(self, "model", *sizes, "ssm_state", "ssm_conv", "ssm_expand")
         _require_positive(self, "model", "ssm_head_dim", "ssm_groups", "norm_eps", "init_std")
         _require_positive(self, "model", "rope_theta", "attention_period", "meta_tokens", "window")
+        for name, most in (("context", MOST_POSITIONS), ("blocks", MOST_BLOCKS)):
+            value = getattr(self, name)
+            _require(value <= most, f"model.{name}", value, f"at most {most}")
+        is_small = self.ssm_expand * self.width <= MOST
+        accepted = f"at most {MOST} / model.width"
+        _require(is_small, "model.ssm_expand", self.ssm_expand, accepted)
         _require(self.dtype in DTYPES, "model.dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         if reads(self.kind, "heads"):
             self._check_heads()
@@ -147,8 +154,8 @@ class ModelConfig:
             default = field.default_factory() if made else field.default
             if value != default and not reads(self.kind, field.name):
                 raise ValueError(
-                    f"model.{field.name} is {value!r}, but model.kind {self.kind!r} does not read "
-                    f"it; accepted is its default, {default!r}."
+                    f"model.{field.name} is {shown(value)}, but model.kind {self.kind!r} does not "
+                    f"read it; accepted is its default, {default!r}."
                 )
 
     def _check_heads(self) -> None:
@@ -286,11 +293,17 @@ class TrainConfig:
     eval_every: int = 100
     eval_windows: int = 0  # validation windows; 0: the whole validation set
     checkpoint_every: int = 100
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest; the best by validation loss is kept beside them
+    keep_every: int = 0  # checkpoints of multiples of so many steps stay for good; 0: none
+    max_skipped: int = 10  # steps in a row without finite numbers, at which the run stops,
+    rewinds: int = 0  # but for so often goes back to the last good checkpoint, past their data
+    debug_nans: bool = False  # stop at the operation that makes the first NaN; slow
+    hang_minutes: float = 30.0  # without the end of a step, after which stacks are shown
 
     def __post_init__(self):
         positive = ("steps", "batch_size", "accumulate", "learning_rate", "epsilon")
         cadence = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+        cadence += ("max_skipped", "hang_minutes")
         _require_positive(self, "train", *positive, *cadence)
         for name in ("final_learning_rate", "warmup"):
             value = getattr(self, name)
@@ -298,7 +311,8 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"train.{name}", value, "0 or more and below 1")
-        for name in ("weight_decay", "clip_norm", "z_loss", "eval_windows", "seed"):
+        least_zero = ("weight_decay", "clip_norm", "z_loss", "eval_windows", "seed")
+        for name in (*least_zero, "keep_every", "rewinds"):
             value = getattr(self, name)
             _require(value >= 0, f"train.{name}", value, "0 or more")
         _require(
@@ -363,52 +377,6 @@ def _nearest_multiples(found: int, base: int) -> str:
     return f"such as {below} or {above}" if below else f"such as {above}"
 
 
-def _kinds(annotation: Any) -> tuple[type, ...]:
-    """The types that a key takes."""
-    is_union = isinstance(annotation, types.UnionType)
-    return typing.get_args(annotation) if is_union else (annotation,)
-
-
-def _coerce(annotation: Any, value: Any, key: str) -> Any:
-    """`value` as the key's type; an integer serves as a float, a numeral as a share."""
-    kinds = _kinds(annotation)
-    if str in kinds and float in kinds and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    if isinstance(value, bool) and bool not in kinds:
-        pass
-    elif isinstance(value, kinds):
-        return value
-    elif float in kinds and isinstance(value, int):
-        return float(value)
-    elif int in kinds and isinstance(value, float) and value.is_integer():
-        return int(value)
-    names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-    raise ValueError(f"{key} is {value!r}, a {type(value).__name__}; accepted is {names}.")
-
-
-def _build(cls: type, values: Any, prefix: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix or 'The config'} is {values!r}; accepted is a group of keys.")
-    hints = typing.get_type_hints(cls)
-    arguments = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if name not in hints:
-            near = difflib.get_close_matches(str(name), hints, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"Unknown config key {key!r}; the nearest is {prefix + near!r}. "
-                f"Accepted here are {', '.join(hints)}."
-            )
-        if dataclasses.is_dataclass(hints[name]):
-            arguments[name] = _build(hints[name], value, f"{key}.")
-        else:
-            arguments[name] = _coerce(hints[name], value, key)
-    return cls(**arguments)
-
-
 def parse(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
     """Validates a ConfigDict or nested dict; keys that are not there take their defaults.
 
@@ -418,7 +386,7 @@ def parse(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
     """
     if isinstance(config, ml_collections.ConfigDict):
         config = config.to_dict()
-    return _build(Config, config, "")
+    return typed.build(Config, config, what="config key", most=MOST)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -437,7 +405,8 @@ def default() -> ml_collections.ConfigDict:
             if dataclasses.is_dataclass(value):
                 out[field.name] = as_config_dict(value)
             elif value is None:
-                kind = next(k for k in _kinds(hints[field.name]) if k is not type(None))
+                kinds = typing.get_args(hints[field.name])
+                kind = next(kind for kind in kinds if kind is not type(None))
                 out[field.name] = config_dict.placeholder(kind)
             else:
                 out[field.name] = value

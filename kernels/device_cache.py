@@ -71,6 +71,6 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
         _log.warning("%s is not an object of sections, so it counts as empty", path)
     except FileNotFoundError:
         pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         _log.warning("%s cannot be read, so it counts as empty: %s", path, error)
     return {}

@@ -44,6 +44,22 @@ def call(*arguments, check=True):
             ["train.py", TINY, "--config.model.width=66", "--workdir=x"],
             "model.width is 66; accepted is a multiple of model.heads = 4, such as 64 or 68",
         ),
+        (
+            ["train.py", "--config=configs", "--workdir=x"],
+            "--config is 'configs', which is no file",
+        ),
+        (
+            ["train.py", TINY, f"--config.model.width={10**300}", "--workdir=x"],
+            "model.width is an integer of more than 40 digits; accepted is at most 2147483647",
+        ),
+        (["train.py", TINY, f"--workdir={'x' * 300}"], "File name too long: 'xxx"),
+        (["train.py", TINY, "--config.train.clip_norm=nan", "--workdir=x"], "clip_norm is nan"),
+        (
+            ["eval.py", "--mode=perplexity", f"--stride={10**300}"],
+            "--stride is an integer of more than 40 digits; accepted is at most 4294967295",
+        ),
+        (["eval.py", "--mode=generate", "--top_p=nan"], "--top_p is nan; accepted is a finite"),
+        (["eval.py", "--mode=tasks", f"--repeats={'x' * 10**5}"], "invalid literal for int()"),
         (["train.py", TINY, "--workdir=x", "--steps=3"], "Unknown command line flag 'steps'"),
         (["train.py", TINY, "--workdir=x", "again"], "Unexpected argument 'again'"),
         (["eval.py", TINY], "--mode must have a value"),
@@ -83,6 +99,7 @@ def test_bad_input_ends_with_one_clear_message(arguments, message):
     assert "Traceback" not in run.stderr
     assert message in run.stderr
     assert any(line.startswith("error: ") for line in run.stderr.splitlines())
+    assert len(run.stderr) < 10_000
     assert not (ROOT / "x").exists()
 
 

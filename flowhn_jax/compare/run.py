@@ -13,7 +13,7 @@ from flowhn_jax.compare.speed import measure_turns, missing_turns, read_turns
 from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
 from flowhn_jax.training import workdir as workdir_lib
-from flowhn_jax.training.checkpoint import latest_step
+from flowhn_jax.training.checkpoint_files import latest_step
 from flowhn_jax.training.loop import fit
 
 _STEPS_OF_A_TURN = 30  # on the progress bar: about what it takes, beside steps of training

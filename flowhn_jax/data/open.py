@@ -4,10 +4,13 @@ import json
 import os
 import pathlib
 
+from flowhn_jax import json_text
 from flowhn_jax.config import Config
 from flowhn_jax.data.prepare import ensure_embedded
 from flowhn_jax.data.prepared import TOKENIZER, PreparedSet
 from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from flowhn_jax.messages import shown
+from flowhn_jax.whole_file import whole_file
 
 _SETTINGS = "tokenizer_config.json"
 
@@ -61,14 +64,16 @@ def open_tokenizer(config: Config, workdir: str) -> Tokenizer:
 def read_tokenizer(folder: str) -> Tokenizer:
     """That of tokenizer.json, whose tokenizer_config.json may name the end-of-text token."""
     path = pathlib.Path(folder)
-    try:
-        settings = json.loads((path / _SETTINGS).read_text())
-    except FileNotFoundError:
-        settings = {}
-    except ValueError as error:
-        raise ValueError(f"{str(path / _SETTINGS)!r} is not JSON: {error}.") from error
+    settings = {}
+    if (path / _SETTINGS).is_file():
+        settings = json_text.loads((path / _SETTINGS).read_bytes(), repr(str(path / _SETTINGS)))
     token = settings.get("eos_token") if isinstance(settings, dict) else None
     token = token.get("content") if isinstance(token, dict) else token  # either is in use
+    if not isinstance(token, str | None):
+        raise ValueError(
+            f"{str(path / _SETTINGS)!r} has eos_token {shown(token)}; accepted is a text, or an "
+            "object with 'content'."
+        )
     return load_tokenizer(str(path / TOKENIZER), token)
 
 
@@ -76,8 +81,10 @@ def write_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
     """Writes what `read_tokenizer` reads; nothing for bytes, which need no file."""
     if isinstance(tokenizer, HuggingFaceTokenizer):
         path = pathlib.Path(folder)
-        (path / TOKENIZER).write_text(tokenizer.json)
-        (path / _SETTINGS).write_text(json.dumps({"eos_token": tokenizer.eot_token}) + "\n")
+        with whole_file(path / TOKENIZER) as temporary:
+            temporary.write_text(tokenizer.json, encoding="utf-8")
+        with whole_file(path / _SETTINGS) as temporary:
+            temporary.write_text(json.dumps({"eos_token": tokenizer.eot_token}) + "\n")
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: Config, folder: str | os.PathLike) -> None:

@@ -56,10 +56,16 @@ class TrainBatches(Iterator[Batch]):
         # Grain shuffles epoch e by seed + e: without the hash, seed 1 would begin with the second
         # epoch of seed 0.
         shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        dataset = grain.MapDataset.source(prepared.windows("train")).shuffle(shuffle_seed).repeat()
-        # Nothing remains of an endless set; to ask for it overflows Grain's length at one row.
-        dataset = dataset.batch(rows, drop_remainder=True)[process_index::process_count]
+        windows = prepared.windows("train")
+
+        def batched(rows_source: grain.MapDataset, rows: int) -> grain.MapDataset:
+            endless = rows_source.shuffle(shuffle_seed).repeat()
+            # Nothing remains of an endless set; to ask for it overflows Grain's length at one row.
+            return endless.batch(rows, drop_remainder=True)
+
+        dataset = batched(grain.MapDataset.source(windows), rows)[process_index::process_count]
         self._iterator = iter(dataset.to_iter_dataset(_READ_OPTIONS))
+        self._indices = batched(grain.MapDataset.range(len(windows)), batch_size)
         self._order = {"data": prepared.fingerprint, "seed": seed, "batch_size": batch_size}
         self._writes = jax.process_index() == 0
 
@@ -83,6 +89,10 @@ class TrainBatches(Iterator[Batch]):
                     f"for are of {value!r}; training goes on only with the same."
                 )
         self._iterator.set_state({"next_index": state["step"]})
+
+    def windows_of(self, batch: int) -> list[int]:
+        """Indices of the training windows in a batch of all processes; `batch` counts from 0."""
+        return self._indices[batch].tolist()
 
     async def save(self, directory: Any) -> Awaitable[None]:
         """Writes the state of this moment into Orbax's directory, in the background."""

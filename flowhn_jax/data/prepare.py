@@ -24,6 +24,8 @@ from flowhn_jax.data.shards import ShardWriter, unsigned_dtype
 from flowhn_jax.data.sources import Source, open_source
 from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from flowhn_jax.data.unfinished import publish, sync, unfinished_folder
+from flowhn_jax.limits import MOST_POSITIONS
+from flowhn_jax.messages import one_line
 
 _SECONDS_BETWEEN_LINES = 10
 
@@ -62,14 +64,16 @@ def prepare(
       OSError: files that cannot be found, read or written.
       ImportError: a package that this source or tokenizer needs is missing.
     """
-    if context < 1:
-        raise ValueError(f"context is {context}; accepted is 1 or more.")
+    if not 1 <= context <= MOST_POSITIONS:
+        raise ValueError(f"context is {context}; accepted is 1 to {MOST_POSITIONS}.")
     if not 0 < validation_fraction <= 0.5:
         raise ValueError(
             f"validation_fraction is {validation_fraction}; accepted is above 0, at most 0.5."
         )
     if workers < 1:
         raise ValueError(f"workers is {workers}; accepted is 1 or more.")
+    if not os.fspath(out):
+        raise ValueError("out is ''; accepted is the folder to make.")
     out = pathlib.Path(out).resolve()
     opened = open_source(source, text_field)
     loaded = load_tokenizer(tokenizer, eot_token)
@@ -293,7 +297,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         prepared = prepare(**vars(options))
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was kept.")
     print(f"{prepared.folder}: context {prepared.context}, {prepared.vocab_size} token ids")

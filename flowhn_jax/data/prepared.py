@@ -15,9 +15,12 @@ from typing import Any, Self, SupportsIndex
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from flowhn_jax.data.shards import Shard
+from flowhn_jax import json_text, typed
+from flowhn_jax.data.shards import Shard, unsigned_dtype
 from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer
 from flowhn_jax.data.unfinished import sync
+from flowhn_jax.limits import MOST_POSITIONS
+from flowhn_jax.messages import shown
 
 FORMAT = "flowhn token windows"
 VERSION = 1
@@ -51,7 +54,12 @@ class Windows:
         self._prepared = prepared
         self._split = split
         shards = prepared.splits[split].shards
-        self._records = ArrayRecordDataSource([str(prepared.folder / s.file) for s in shards])
+        for shard in shards:  # again: the files may have changed, and a pipe would never end
+            shard.check(prepared.folder)
+        try:
+            self._records = ArrayRecordDataSource([str(prepared.folder / s.file) for s in shards])
+        except RuntimeError as error:
+            raise ValueError(f"{prepared.folder}, {split}, is damaged: {error}.") from error
 
     def __len__(self) -> int:
         return len(self._records)
@@ -73,6 +81,8 @@ class Windows:
             segment_ids = np.frombuffer(record[boundary:], prepared.segment_dtype)
             if len(tokens) != length or len(segment_ids) != length:
                 raise RuntimeError(f"{len(record)} bytes are not {length} tokens and segment ids")
+            if tokens.max() >= prepared.vocab_size:
+                raise RuntimeError(f"token {tokens.max()} of a vocabulary of {prepared.vocab_size}")
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"Window {index} of {prepared.folder}, {self._split}, is damaged: {error}."
@@ -131,12 +141,9 @@ class PreparedSet:
                 "data again."
             )
         try:
-            fields["splits"] = {
-                name: Split(**split | {"shards": tuple(Shard(**s) for s in split["shards"])})
-                for name, split in fields["splits"].items()
-            }
-            prepared = cls(folder=folder, **fields)
-        except (KeyError, TypeError, AttributeError) as error:
+            prepared = typed.build(cls, fields | {"folder": folder}, what="key")
+            prepared._check()
+        except ValueError as error:
             raise ValueError(
                 f"{folder / INDEX} does not describe a prepared set: {error}"
             ) from error
@@ -158,7 +165,8 @@ class PreparedSet:
         if self.tokenizer_spec == "bytes":
             return load_tokenizer("bytes")
         tokenizer = load_tokenizer(str(self.folder / TOKENIZER), self.eot_token)
-        if tokenizer.fingerprint != self.tokenizer_fingerprint:
+        ours = self.tokenizer_fingerprint, self.vocab_size, self.eot_id
+        if (tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eot_id) != ours:
             raise ValueError(
                 f"{self.folder / TOKENIZER} is not the tokenizer that the set was made with."
             )
@@ -188,6 +196,23 @@ class PreparedSet:
         path.write_text(json.dumps({"format": FORMAT, "version": VERSION} | fields, indent=2))
         sync(path)
 
+    def _check(self) -> None:
+        """Raises ValueError where fields are not those of any set."""
+        for name, is_good in (
+            ("splits", set(self.splits) == {"train", "validation"}),
+            ("context", 1 <= self.context <= MOST_POSITIONS),
+            ("vocab_size", 1 <= self.vocab_size <= 1 << 32),
+            ("eot_id", 0 <= self.eot_id < self.vocab_size),
+            ("token_dtype", self.token_dtype == unsigned_dtype(self.vocab_size)),
+            ("segment_dtype", self.segment_dtype == unsigned_dtype(self.context + 2)),
+        ):
+            if not is_good:
+                raise ValueError(f"{name} cannot be {shown(getattr(self, name))}")
+        for name, split in self.splits.items():
+            counts = split.windows, split.tokens, split.bytes, split.documents
+            if min(counts) < 1 or sum(shard.records for shard in split.shards) != split.windows:
+                raise ValueError(f"the counts of {name} do not fit each other")
+
     def _shards(self) -> list[Shard]:
         return [shard for split in self.splits.values() for shard in split.shards]
 
@@ -202,9 +227,9 @@ def read_index(folder: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} is not a prepared set: it has no {INDEX}.")
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json_text.loads(path.read_bytes(), str(path))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
+        raise ValueError(f"{folder} is damaged: {error}") from error
     if (
         not isinstance(fields, dict)
         or fields.pop("format", None) != FORMAT

@@ -8,6 +8,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from flowhn_jax.data.unfinished import sync
+from flowhn_jax.messages import shown
 
 SHARD_BYTES = 1 << 28  # of windows in one shard, before compression
 
@@ -32,6 +33,10 @@ class Shard:
         Raises:
           ValueError: it is not.
         """
+        if pathlib.PurePath(self.file).name != self.file:
+            raise ValueError(
+                f"The index of {folder} names {shown(self.file)}; accepted are files of its own."
+            )
         path = folder / self.file
         if not path.is_file():
             raise ValueError(f"{path} is missing; the index names it.")

@@ -4,13 +4,13 @@ import dataclasses
 import gzip
 import hashlib
 import io
-import json
 import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
+from flowhn_jax import json_text
 from flowhn_jax.data import corpus
 from flowhn_jax.data.document import Advance, Document, check_utf8
 
@@ -103,10 +103,7 @@ def _json_lines(path: pathlib.Path, file: BinaryIO, field: str) -> Iterator[Docu
             check_utf8(line, str(path), number)
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
-                raise ValueError(f"{where}: not JSON: {error}.") from error
+            row = json_text.loads(line.decode("utf-8-sig"), where)
             yield Document(where, _text_of(row, field, where))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged or cut short behind line {number}: {error}.") from error
@@ -163,7 +160,7 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
         for folder, children, names in os.walk(path):
             children[:] = (child for child in children if not child.startswith("."))
             inside = (pathlib.Path(folder, name) for name in names if not name.startswith("."))
-            found += [file for file in inside if _suffix(file)]
+            found += [file for file in inside if _suffix(file) and file.is_file()]
     if not found:
         what = "holds no" if path.is_dir() else "is no"
         raise ValueError(f"Source {path} {what} {', '.join(_SUFFIXES)} file.")

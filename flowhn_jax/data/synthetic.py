@@ -10,7 +10,6 @@
 
 import argparse
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 import tqdm
+
+from flowhn_jax.messages import one_line, shown
+from flowhn_jax.whole_file import whole_file
+
+MOST_CHARACTERS = 1 << 24
 
 _WORDS = (
     "grass",
@@ -92,19 +96,21 @@ def write(tasks: list[str], size: int, documents: int, seed: int, out: str) -> N
     Raises:
       ValueError: an unknown task, or a size or number too small.
     """
-    for name, value, least in (("size", size, 32), ("documents", documents, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"--{name} is {value}; accepted is {least} or more.")
+    for name, value, least, most in (
+        ("size", size, 32, MOST_CHARACTERS),
+        ("documents", documents, 1, 2**63 - 1),
+        ("seed", seed, 0, 2**63 - 1),
+    ):
+        if not least <= value <= most:
+            raise ValueError(f"--{name} is {shown(value)}; accepted is {least} to {most}.")
     for task in tasks:
         if task not in TASKS:
-            raise ValueError(f"--tasks has {task!r}; accepted are {', '.join(TASKS)}.")
+            raise ValueError(f"--tasks has {shown(task)}; accepted are {', '.join(TASKS)}.")
     streams = [questions(task, size, seed) for task in tasks]
-    temporary = pathlib.Path(f"{out}.tmp")
-    with temporary.open("w") as file:
+    with whole_file(pathlib.Path(out)) as temporary, temporary.open("w") as file:
         for number in tqdm.trange(documents, unit="document", file=sys.stderr):
             question = next(streams[number % len(streams)])
             file.write(json.dumps({"text": question.context + question.answer}) + "\n")
-    os.replace(temporary, out)
     print(f"wrote {documents:,} documents to {out}")
 
 
@@ -129,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         write(**vars(options) | {"tasks": options.tasks.split(",")})
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {one_line(error)}")
 
 
 if __name__ == "__main__":

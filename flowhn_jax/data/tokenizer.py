@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from flowhn_jax.limits import MOST
+
 # End-of-text tokens in use, the likeliest first.
 _EOT_TOKENS = (
     "<|endoftext|>",
@@ -94,6 +96,10 @@ class HuggingFaceTokenizer:
         self.eot_id = vocabulary[self.eot_token]
         self._tokenizer.add_special_tokens([self.eot_token])  # some files call it an ordinary one
         self.vocab_size = max(vocabulary.values()) + 1
+        if self.vocab_size > MOST:
+            raise ValueError(
+                f"Tokenizer {spec} has id {self.vocab_size - 1}; the most is {MOST - 1}."
+            )
         self.fingerprint = hashlib.sha256(f"{json}\n{self.eot_token}".encode()).hexdigest()
 
     def encode(self, text: str | bytes) -> np.ndarray:

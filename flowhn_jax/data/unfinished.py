@@ -5,8 +5,9 @@ import fcntl
 import os
 import pathlib
 import shutil
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 _LOCK = "lock"
@@ -28,6 +29,10 @@ def unfinished_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
     Whoever holds the lock within owns the folder; a second process that wants it waits. The lock
     ends with its process, however that ends, so that what a killed one left behind is known to be
     nobody's and is removed.
+
+    Raises:
+      ValueError: something of another kind has the folder's name, or the lock's: a symbolic link,
+        say, behind which files would be removed and written that are not ours.
     """
     folder = out.with_name(f".{out.name}.unfinished")
     lock = _own(folder, out)
@@ -50,6 +55,8 @@ def publish(folder: pathlib.Path, out: pathlib.Path) -> None:
     """
     sync(folder)
     replaced = out.with_name(f".{out.name}.replaced")
+    if replaced.is_symlink():
+        replaced.unlink()
     shutil.rmtree(replaced, ignore_errors=True)
     if out.exists():
         out.rename(replaced)
@@ -61,7 +68,9 @@ def publish(folder: pathlib.Path, out: pathlib.Path) -> None:
 
 def _own(folder: pathlib.Path, out: pathlib.Path) -> IO:
     while True:
+        _check_kind(folder, stat.S_ISDIR)
         folder.mkdir(parents=True, exist_ok=True)
+        _check_kind(folder / _LOCK, stat.S_ISREG)
         try:
             lock = (folder / _LOCK).open("w")
         except FileNotFoundError:  # the owner has just removed or published the folder
@@ -74,6 +83,16 @@ def _own(folder: pathlib.Path, out: pathlib.Path) -> IO:
         if _is_owned(folder, lock):
             return lock
         lock.close()
+
+
+def _check_kind(path: pathlib.Path, is_kind: Callable[[int], bool]) -> None:
+    """Raises ValueError where there is something else than this code makes, or a link to it."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not is_kind(mode):
+        raise ValueError(f"{path} was made by something else; remove it, or choose another name.")
 
 
 def _is_owned(folder: pathlib.Path, lock: IO) -> bool:

@@ -14,9 +14,12 @@ from flowhn_jax.config import Config
 from flowhn_jax.data.pipeline import validation_batches
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.tokenizer import Tokenizer
+from flowhn_jax.limits import MOST_POSITIONS
 from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch, LossSum, loss_sum
 from flowhn_jax.parallel.mesh import batch_sharding, data_shard, shard_batch
+
+_BATCHES_AHEAD = 2  # that the devices have been given
 
 EvalStep = Callable[[Params, Batch], LossSum]
 
@@ -69,10 +72,23 @@ def make_eval_step(config: Config) -> EvalStep:
 
 
 def evaluate(
-    eval_step: EvalStep, params: Params, batches: Iterable[Batch], text_bytes: int
-) -> Quality:
-    """Scores batches (as of `models.loss.loss_sum`) of a text of `text_bytes` bytes."""
-    sums = [eval_step(params, batch) for batch in batches]
+    eval_step: EvalStep,
+    params: Params,
+    batches: Iterable[Batch],
+    text_bytes: int,
+    stops: Callable[[], bool] | None = None,
+) -> Quality | None:
+    """Scores batches (as of `models.loss.loss_sum`) of a text of `text_bytes` bytes.
+
+    `stops` is asked behind each batch; None is returned where it says so.
+    """
+    sums = []
+    for batch in batches:
+        sums.append(eval_step(params, batch))
+        if len(sums) > _BATCHES_AHEAD:  # so that a request to stop is heeded soon
+            sums[-_BATCHES_AHEAD].nll.block_until_ready()
+        if stops is not None and stops():
+            return None
     sums = jax.device_get(sums)
     tokens = round(math.fsum(float(part.targets) for part in sums))
     nll = math.fsum(float(part.nll) for part in sums)
@@ -134,10 +150,10 @@ def windows_of(
     """
     if not text:
         raise ValueError("The text is empty; there is nothing to score.")
-    most = config.model.max_length
-    if context < 1 or (most is not None and context > most):
-        accepted = "1 or more" if most is None else f"1 to {most}, which {config.model.name} is for"
-        raise ValueError(f"The context is {context}; accepted is {accepted}.")
+    most = config.model.max_length or MOST_POSITIONS
+    if not 1 <= context <= most:
+        reason = f", which {config.model.name} is for" if config.model.max_length else ""
+        raise ValueError(f"The context is {context}; accepted is 1 to {most}{reason}.")
     if not 1 <= stride <= context:
         raise ValueError(f"The stride is {stride}; accepted is 1 to the context, {context}.")
     tokens = np.concatenate([[tokenizer.eot_id], tokenizer.encode(text)])
@@ -176,13 +192,17 @@ def validate(
     params: Params,
     prepared: PreparedSet,
     max_windows: int | None = None,
-) -> Quality:
+    stops: Callable[[], bool] | None = None,
+) -> Quality | None:
     """Scores the validation windows, or `max_windows` of them evenly spaced.
 
-    For a part of the set the bytes are taken in proportion to the targets.
+    For a part of the set the bytes are taken in proportion to the targets. None where `stops`, as
+    of `evaluate`, says so.
     """
     split = prepared.splits["validation"]
     batches = validation(config, mesh, prepared, max_windows)
-    quality = evaluate(eval_step, params, batches, split.bytes)
+    quality = evaluate(eval_step, params, batches, split.bytes, stops)
+    if quality is None:
+        return None
     share = quality.tokens / split.tokens
     return dataclasses.replace(quality, bytes=round(split.bytes * share))

@@ -1,7 +1,9 @@
 """Prompts from a file."""
 
-import json
 import pathlib
+
+from flowhn_jax import json_text
+from flowhn_jax.messages import shown
 
 
 def read_prompts(path: str) -> list[str]:
@@ -31,14 +33,11 @@ def read_prompts(path: str) -> list[str]:
 
 
 def _of_json(path: str, number: int, line: str) -> str:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path!r}, line {number}, is not JSON: {error}.") from error
+    found = json_text.loads(line, f"{path!r}, line {number},")
     prompt = found.get("prompt") if isinstance(found, dict) else found
     if not isinstance(prompt, str):
         raise ValueError(
-            f"{path!r}, line {number}, is {line!r:.60}; accepted is a string, or an object with "
+            f"{path!r}, line {number}, is {shown(line)}; accepted is a string, or an object with "
             "'prompt'."
         )
     return prompt

@@ -1,6 +1,7 @@
 """How much of its context a model recalls, by length: associative recall and a needle's copy."""
 
 import itertools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +12,13 @@ from flowhn_jax.config import ModelConfig
 from flowhn_jax.data.synthetic import TASKS, Question, questions
 from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.evaluation.scoring import Scorer, encode_pair, standard_error
+from flowhn_jax.limits import MOST_POSITIONS
+from flowhn_jax.messages import shown
 from flowhn_jax.report.table import markdown
 
 Result = dict[str, Any]
 
+_MOST_ITEMS = 1_000_000
 _DEPTHS = 4  # parts of the text that accuracy is told of, from its beginning
 
 
@@ -29,12 +33,14 @@ def parse_lengths(lengths: str | None, config: ModelConfig) -> list[int]:
             lambda length: length >= 64, (config.context >> n for n in range(99))
         )
         return sorted(halved) or [config.context]
-    most = config.max_length
-    accepted = f"64 to {most}, which {config.name} is for" if most else "64 or more"
+    most = config.max_length or MOST_POSITIONS
+    reason = f", which {config.name} is for" if config.max_length else ""
     found = []
     for part in lengths.split(","):
-        if not part.strip().isdigit() or int(part) < 64 or (most and int(part) > most):
-            raise ValueError(f"--lengths is {lengths!r}; accepted are numbers {accepted}.")
+        if not re.fullmatch(r" *[0-9]{2,9} *", part) or not 64 <= int(part) <= most:
+            raise ValueError(
+                f"--lengths is {shown(lengths)}; accepted are numbers 64 to {most}{reason}."
+            )
         found.append(int(part))
     return found
 
@@ -60,8 +66,8 @@ def measure(
       standard error; log_likelihood, nats an answer; and accuracy_by_depth, of what stands in each
       quarter of the text, None where nothing was asked of it.
     """
-    if items < 1:
-        raise ValueError(f"--items is {items}; accepted is 1 or more.")
+    if not 1 <= items <= _MOST_ITEMS:
+        raise ValueError(f"--items is {items}; accepted is 1 to {_MOST_ITEMS}.")
     results = []
     total = items * len(lengths) * len(TASKS)
     with tqdm.tqdm(total=total, unit="question", dynamic_ncols=True, file=sys.stderr) as bar:

@@ -26,7 +26,7 @@ from flowhn_jax.parallel.distributed import is_first
 from flowhn_jax.parallel.mesh import check_sequence, make_mesh
 from flowhn_jax.report.table import print_result
 from flowhn_jax.training import workdir as workdir_lib
-from flowhn_jax.training.checkpoint import load_params
+from flowhn_jax.training.parameters import LATEST, load_params
 from kernels import backends
 
 
@@ -44,7 +44,13 @@ class Trained(NamedTuple):
         return open_tokenizer(self.config, self.workdir)
 
 
-def evaluate(config: Config | None, workdir: str | None, mode: str, **options: Any) -> None:
+def evaluate(
+    config: Config | None,
+    workdir: str | None,
+    mode: str,
+    checkpoint: str | None = None,
+    **options: Any,
+) -> None:
     """Prints a table and, as the last line, one JSON object.
 
     Args:
@@ -52,6 +58,7 @@ def evaluate(config: Config | None, workdir: str | None, mode: str, **options: A
         None: the run's own, over all devices' `data`.
       workdir: folder of the run; throughput does without.
       mode: one of MODES.
+      checkpoint: of the run, as of `load_params`; None: the latest.
       **options: those of the mode's function in this file, by name.
 
     Raises:
@@ -66,6 +73,8 @@ def evaluate(config: Config | None, workdir: str | None, mode: str, **options: A
     config = workdir_lib.settle_balance(workdir, config)
     check_sequence(config.model, mesh)
     if mode == "throughput":
+        if checkpoint is not None:
+            raise ValueError("--checkpoint goes with the other modes; throughput reads none.")
         result = throughput.measure(config, mesh, **options)
     else:
         if workdir is None:
@@ -74,7 +83,7 @@ def evaluate(config: Config | None, workdir: str | None, mode: str, **options: A
         if not config.data.path:
             config = dataclasses.replace(config, data=workdir_lib.read_config(workdir).data)
         with jax.set_mesh(mesh), backends.use(config.kernels.backend):
-            params = load_params(workdir, config.model, mesh)
+            params = load_params(workdir, config.model, mesh, checkpoint or LATEST)
             result = MODES[mode](Trained(config, params, mesh, workdir), **options)
     if is_first():
         print_result(result, _SHOWN.intersection(result))

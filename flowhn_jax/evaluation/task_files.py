@@ -1,11 +1,12 @@
 """Finding and reading the files of tasks: JSONL or parquet, with labels beside them for PIQA."""
 
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from flowhn_jax import json_text
 from flowhn_jax.evaluation.task_formats import FORMATS, Item
+from flowhn_jax.messages import shown
 
 _ENDINGS = (".jsonl", ".json", ".parquet")
 
@@ -69,7 +70,7 @@ def read_task(task: str, folder: str) -> TaskFile:
             if isinstance(record, ValueError):
                 raise record
             if not isinstance(record, dict):
-                raise ValueError(f"it is {record!r:.60}; accepted is an object")
+                raise ValueError(f"it is {shown(record)}; accepted is an object")
             items.append((number, FORMATS[task](record)))
         except ValueError as error:
             spoilt.append(Spoilt(number, str(error)))
@@ -84,9 +85,9 @@ def _json_lines(path: pathlib.Path) -> Iterator[Any]:
     for line in path.read_bytes().splitlines():
         if line.strip():
             try:
-                yield json.loads(line)
-            except ValueError as error:  # JSON's, or of bytes that are not UTF-8
-                yield ValueError(f"it is not JSON: {error}")
+                yield json_text.loads(line, "it")
+            except ValueError as error:
+                yield ValueError(str(error).removesuffix("."))
 
 
 def _parquet(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -104,7 +105,10 @@ def _add_labels(path: pathlib.Path, records: list[Any]) -> None:
     labels_path = path.with_name(f"{path.stem}-labels.lst")
     if not labels_path.is_file():
         return
-    labels = labels_path.read_text().split()
+    try:
+        labels = labels_path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(labels_path)!r} is not UTF-8 text: {error}.") from error
     if len(labels) != len(records):
         raise ValueError(
             f"{str(labels_path)!r} has {len(labels)} labels, but {path.name} has {len(records)} "

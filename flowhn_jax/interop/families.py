@@ -12,7 +12,9 @@ from typing import Any
 from flowhn_jax import config as config_lib
 from flowhn_jax.config import ModelConfig, Multipliers
 from flowhn_jax.interop import names
+from flowhn_jax.interop.json_types import check_types
 from flowhn_jax.interop.layout import Path, parse_path
+from flowhn_jax.messages import shown
 
 Json = Mapping[str, Any]
 
@@ -50,13 +52,14 @@ def to_config(hf_config: Json) -> tuple[Family, ModelConfig]:
       ValueError: a `model_type` or a value that we do not have, or a key that is missing.
     """
     model_type = hf_config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
-            f"config.json has model_type {model_type!r}; accepted are {', '.join(FAMILIES)}."
+            f"config.json has model_type {shown(model_type)}; accepted are {', '.join(FAMILIES)}."
         )
+    check_types(hf_config)
     family = FAMILIES[model_type]
     refused = [
-        f"{key} = {hf_config[key]!r} (accepted: {' or '.join(map(repr, accepted))})"
+        f"{key} = {shown(hf_config[key])} (accepted: {' or '.join(map(repr, accepted))})"
         for key, accepted in (_EVERYWHERE | family.only).items()
         if key in hf_config and _plain(hf_config[key]) not in accepted
     ]
@@ -150,7 +153,7 @@ def _read_rope(hf: Json) -> dict[str, Any]:
     rope = {**hf, **(hf.get("rope_scaling") or hf.get("rope_parameters") or {})}
     found = rope.get("rope_type", rope.get("type", "default"))
     if found != "default":
-        raise ValueError(f"config.json has rope_type = {found!r}; accepted is 'default'.")
+        raise ValueError(f"config.json has rope_type = {shown(found)}; accepted is 'default'.")
     return {"rope_theta": rope.get("rope_theta", _ROPE_THETA)}
 
 
@@ -273,7 +276,9 @@ def _read_falcon_h1(hf: Json) -> dict[str, Any]:
     for theirs, ours in (("ssm_multipliers", _SSM_FACTORS), ("mlp_multipliers", _MLP_FACTORS)):
         found = hf.get(theirs) or [None] * len(ours)
         if len(found) != len(ours):
-            raise ValueError(f"config.json has {theirs} = {found!r}; accepted are {len(ours)}.")
+            raise ValueError(
+                f"config.json has {theirs} = {shown(found)}; accepted are {len(ours)}."
+            )
         factors |= dict(zip(ours, found, strict=True))
     return (
         _read_attention(hf)

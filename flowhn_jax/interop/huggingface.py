@@ -17,11 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from flowhn_jax import config as config_lib
-from flowhn_jax import models
+from flowhn_jax import json_text, models
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.interop.families import FAMILIES, to_config, to_json
 from flowhn_jax.interop.layout import Path, assemble, to_theirs
+from flowhn_jax.messages import shown
 from flowhn_jax.models import Params
+from flowhn_jax.whole_file import whole_file
 
 _OURS = "flowhn_jax"
 _CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -94,12 +96,10 @@ def save(folder: str | os.PathLike[str], config: ModelConfig, params: Params) ->
         arrays = {_own_name(path): np.asarray(array) for path, array in ours.items()}
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
-    # Whole under another name first: a killed save leaves no half of a file under the right one.
-    temporary = folder / f"{_WEIGHTS}.tmp"
-    save_file(arrays, temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / _WEIGHTS)
-    (folder / f"{_CONFIG}.tmp").write_text(json.dumps(hf_config, indent=2) + "\n")
-    os.replace(folder / f"{_CONFIG}.tmp", folder / _CONFIG)
+    with whole_file(folder / _WEIGHTS) as temporary:
+        save_file(arrays, temporary, metadata={"format": "pt"})
+    with whole_file(folder / _CONFIG) as temporary:
+        temporary.write_text(json.dumps(hf_config, indent=2) + "\n")
 
 
 def _own_name(path: Path) -> str:
@@ -109,12 +109,9 @@ def _own_name(path: Path) -> str:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path.name} in {str(path.parent)!r}.")
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not JSON: {error}.") from error
+    found = json_text.loads(path.read_bytes(), repr(str(path)))
     if not isinstance(found, dict):
-        raise ValueError(f"{str(path)!r} holds {found!r:.60}; accepted is an object.")
+        raise ValueError(f"{str(path)!r} holds {shown(found)}; accepted is an object.")
     return found
 
 
@@ -129,7 +126,7 @@ def _read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for name in files:
         if pathlib.PurePath(name).name != name:
-            raise ValueError(f"{_INDEX} names {name!r}; accepted are files of its own folder.")
+            raise ValueError(f"{_INDEX} names {shown(name)}; accepted are files of its own folder.")
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"There is no {name} in {str(folder)!r}.")

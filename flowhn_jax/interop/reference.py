@@ -14,6 +14,8 @@ The split follows the sequence's length there, hence `split.scope='sequence'`.
 
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy as np
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.interop.layout import Path, assemble, parse_path
 from flowhn_jax.interop.names import ATTENTION, FEED_FORWARD, JAMBA_MODEL, MAMBA1, NORMS
+from flowhn_jax.messages import one_line
 from flowhn_jax.models import Params
 from flowhn_jax.split import SplitConfig
 
@@ -63,14 +66,24 @@ def _read(source: Any) -> dict[str, np.ndarray]:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"No checkpoint {path!r}; accepted is an .npz or a .pth file.")
         if path.endswith(".npz"):
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+            arrays = _read_npz(path)
         else:
             arrays = _read_pth(path)
     return {
         name: np.asarray(array.float().numpy() if hasattr(array, "numpy") else array, np.float32)
         for name, array in arrays.items()
     }
+
+
+def _read_npz(path: str) -> Mapping[str, np.ndarray]:
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array without a name")
+        with archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path!r} is not an .npz file of arrays: {one_line(error)}.") from error
 
 
 def _read_pth(path: str) -> Mapping[str, Any]:

@@ -11,13 +11,14 @@ from flowhn_jax.data.tokenizer import load_tokenizer
 from flowhn_jax.interop import huggingface
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training import workdir as workdir_lib
-from flowhn_jax.training.checkpoint import load_params, save_params
+from flowhn_jax.training.parameters import LATEST, load_params, save_params
 
 
-def export_run(workdir: str, out: str) -> str:
-    """Writes the newest checkpoint's model to `out`: config.json, safetensors, and its tokenizer.
+def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
+    """Writes a checkpoint's model to `out`: config.json, safetensors, and its tokenizer.
 
-    That is tokenizer.json and tokenizer_config.json; bytes have none.
+    The latter is tokenizer.json and tokenizer_config.json; bytes have none. `checkpoint` is as of
+    `load_params`.
 
     Returns:
       A line that says what was written.
@@ -28,7 +29,7 @@ def export_run(workdir: str, out: str) -> str:
     """
     config = workdir_lib.read_config(workdir)
     mesh = make_mesh(MeshConfig(data=1), 1)
-    params = load_params(workdir, config.model, mesh)
+    params = load_params(workdir, config.model, mesh, checkpoint)
     tokenizer = open_tokenizer(config, workdir)
     huggingface.save(out, config.model, params)
     write_tokenizer(out, tokenizer)
@@ -53,7 +54,7 @@ def import_run(source: str, workdir: str) -> str:
     workdir_lib.make(workdir)
     write_tokenizer(workdir, tokenizer)
     workdir_lib.write_config(workdir, dataclasses.replace(Config(), model=model))
-    save_params(workdir, params)
+    save_params(workdir, model, params)
     count = models.param_count(model)
     return f"read {model.name}, {count:,} parameters, from {source} into {workdir}; " + (
         "with its tokenizer" if has_tokenizer else f"no {TOKENIZER}: texts are read as bytes"

@@ -7,8 +7,13 @@ import os
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+_SECONDS_TO_BE_DEAD = 30  # of no heartbeat; then the other processes end, too
 
 
 def initialize(
@@ -28,9 +33,12 @@ def initialize(
       ValueError: some arguments are given and some are not, or they do not fit each other.
     """
     arguments = coordinator_address, num_processes, process_id
+    # Signals are noted by `training.preemption`, in Python.
+    jax.config.update("jax_enable_preemption_service", False)
+    dead_after = {"heartbeat_timeout_seconds": _SECONDS_TO_BE_DEAD}
     if all(argument is None for argument in arguments):
-        if int(os.environ.get("SLURM_NTASKS", 1)) > 1 or _on_cloud_tpu():
-            jax.distributed.initialize()
+        if int(os.environ.get("SLURM_NTASKS", 1)) > 1 or on_cloud_tpu():
+            jax.distributed.initialize(**dead_after)
         return
     if any(argument is None for argument in arguments):
         raise ValueError(
@@ -39,10 +47,16 @@ def initialize(
         )
     if not 0 <= process_id < num_processes:
         raise ValueError(f"--process_id is {process_id}; accepted is 0 to {num_processes - 1}.")
-    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    jax.distributed.initialize(coordinator_address, num_processes, process_id, **dead_after)
 
 
-def _on_cloud_tpu() -> bool:
+def shutdown() -> None:
+    """Leaves the run, as do the other processes; what an orderly end of the process does itself."""
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
+
+
+def on_cloud_tpu() -> bool:
     """Whether this host has TPU chips and their library; one host alone may initialize, too."""
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
     asked = os.environ.get("JAX_PLATFORMS", "tpu")
@@ -73,6 +87,30 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+class AnyProcessBefore:
+    """Whether a flag was set in any process at the call before; the same answer in all.
+
+    All processes must call it at the same places. It waits for what the devices were given before
+    the call before, not for what they were given since: the devices are never idle for it.
+    """
+
+    def __init__(self, mesh: Mesh):
+        """`mesh` holds all devices."""
+        self._sharding = NamedSharding(mesh, P(mesh.axis_names))
+        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
+        self._before: jax.Array | None = None
+
+    def __call__(self, flag: bool) -> bool:
+        """The flags of the call before; of this one in a run of one process."""
+        if jax.process_count() == 1:
+            return flag
+        flags = jax.make_array_from_callback(
+            (self._sharding.mesh.size,), self._sharding, lambda _: np.array([flag])
+        )
+        before, self._before = self._before, self._any(flags)
+        return before is not None and bool(before)
 
 
 def of_first(value: float) -> float:

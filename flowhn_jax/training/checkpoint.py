@@ -1,105 +1,276 @@
-"""Checkpoints of a run: parameters, optimizer, step and the position in the data, with Orbax."""
+"""Checkpoints of a run: parameters, optimizer, step and the position in the data, with Orbax.
 
+A checkpoint is a folder `checkpoints/STEP` that appears when it is whole. Beside Orbax's arrays it
+holds the run's config, versions and progress (Orbax's metadata) and the hashes of its files
+(manifest.json), which are written last: one without them is whole, too, but cannot be checked.
+"""
+
+import contextlib
+import math
 import pathlib
+import shutil
+import threading
+from collections.abc import Callable
 from typing import Any
 
-from jax.sharding import Mesh
+import jax
 from orbax.checkpoint import v1 as ocp
 
-from flowhn_jax import models
-from flowhn_jax.config import ModelConfig
-from flowhn_jax.models import Params
-from flowhn_jax.parallel.rules import with_shardings
+from flowhn_jax import config as config_lib
+from flowhn_jax.config import Config
+from flowhn_jax.parallel.distributed import first_before_others, is_first, of_first
+from flowhn_jax.training import disk, manifest
+from flowhn_jax.training.checkpoint_files import (
+    METADATA,
+    VALIDATION_LOSS,
+    OfAnotherRun,
+    check_shapes,
+    directory,
+    steps_of,
+    versions,
+    warn,
+)
 from flowhn_jax.training.state import TrainState
 
-
-def _directory(workdir: str) -> pathlib.Path:
-    return pathlib.Path(workdir).absolute() / "checkpoints"
+_BYTES_BESIDE = 2**20  # of a checkpoint, at least: what is not arrays
 
 
 class Checkpoints:
-    """The checkpoints of a workdir; use as a context manager.
+    """The checkpoints of a training run; use as a context manager.
 
-    A checkpoint appears under its final name only when it is whole: a killed save leaves a
-    temporary folder, which the next run removes.
+    Damaged ones that are newer than the newest whole one are moved to `damaged/` in the workdir, so
+    that the run can write its own under their names.
     """
 
-    def __init__(self, workdir: str, keep: int):
-        """`keep` newest checkpoints stay on disk."""
-        self._checkpointer = ocp.training.Checkpointer(
-            _directory(workdir),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
-        )
+    def __init__(self, workdir: str, config: Config, say: Callable[[str], None] = warn):
+        """`config` goes into each checkpoint; `say` prints what becomes of them.
+
+        Raises:
+          ValueError: there are checkpoints, and all are damaged.
+        """
+        self._workdir = workdir
+        self.config = config
+        self._say = say
+        self._save: threading.Thread | None = None
+        self._error: BaseException | None = None
+        with first_before_others("checkpoints"):
+            if is_first():
+                for step in self._damaged():
+                    self._set_aside(step)
+        self._checkpointer = self._open()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.wait()
         self._checkpointer.close()
+
+    def _open(self) -> ocp.training.Checkpointer:
+        train, policies = self.config.train, ocp.training.preservation_policies
+        keep = [
+            policies.LatestN(train.keep_checkpoints),
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics[VALIDATION_LOSS],
+                reverse=True,
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        if train.keep_every:
+            keep.append(policies.EveryNSteps(train.keep_every))
+        return ocp.training.Checkpointer(
+            directory(self._workdir),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def _damaged(self) -> list[int]:
+        """The damaged ones before the newest that is not, and of those behind it as Orbax reads.
+
+        Each is told.
+        """
+        found = []
+        steps = steps_of(self._workdir)
+        for step in steps:
+            # Of all it reads these, and of the one that the run goes on from everything.
+            parts = "" if len(found) == steps.index(step) else METADATA
+            damage = manifest.damage(directory(self._workdir) / str(step), parts)
+            if damage is not None:
+                self._say(f"the checkpoint of step {step} is damaged and skipped: {damage}")
+                found.append(step)
+        if found and len(found) == len(steps):
+            raise ValueError(
+                f"All checkpoints in {self._workdir!r} are damaged (of steps "
+                f"{', '.join(map(str, steps))}); give another --workdir to begin anew."
+            )
+        return found
+
+    def _set_aside(self, step: int) -> None:
+        aside = pathlib.Path(self._workdir).absolute() / "damaged" / str(step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        (directory(self._workdir) / str(step)).rename(aside)
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest whole checkpoint."""
+        """Step of the newest checkpoint."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, state: TrainState, data: Any) -> None:
-        """Writes the state and the data iterator's position; returns when they are on disk."""
+    def fits(self, state: TrainState) -> bool:
+        """Whether the disk has room for a checkpoint; a line tells how much is missing.
+
+        All processes must call it, and get the same answer.
+        """
+        self.wait()
+        needed = _BYTES_BESIDE + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        missing = int(of_first(disk.missing(directory(self._workdir), needed)))
+        if missing:
+            self._say(
+                f"no checkpoint of step {int(state.step)}: it takes {disk.megabytes(needed)}, and "
+                f"{disk.megabytes(missing)} are missing on the disk of {self._workdir!r}; the "
+                f"newest is {self._newest()}"
+            )
+        return not missing
+
+    def _newest(self) -> str:
+        return "none yet" if self.latest_step is None else f"that of step {self.latest_step}"
+
+    def save(
+        self,
+        state: TrainState,
+        data: Any,
+        progress: dict[str, Any],
+        validation_loss: float | None = None,
+    ) -> None:
+        """Begins to write a checkpoint; `wait`, or the next call, waits for its end.
+
+        Args:
+          state: of the run; it may be donated as soon as the function has returned.
+          data: the iterator of its batches, whose position is kept.
+          progress: what the run keeps beside, for JSON.
+          validation_loss: of the state, where it is known; the least one's checkpoint is kept.
+        """
+        self.wait()
+        step = int(state.step)
+        if step == self.latest_step:  # the run was stopped before it did a step
+            return
         parts = {
             "params": state.params,
             "optimizer": {"step": state.step, "opt_state": state.opt_state},
             "data": data,
         }
-        self._checkpointer.save_checkpointables(int(state.step), parts, force=True)
+        metrics = None
+        if validation_loss is not None and math.isfinite(validation_loss):
+            metrics = {VALIDATION_LOSS: validation_loss}
+        response = self._checkpointer.save_checkpointables_async(
+            step,
+            parts,
+            force=True,
+            metrics=metrics,
+            custom_metadata={
+                "metrics": metrics,
+                "config": config_lib.to_dict(self.config),
+                "versions": versions(),
+                "progress": progress
+                | {"skipped": int(state.skipped), "skipped_in_row": int(state.skipped_in_row)},
+            },
+        )
 
-    def restore(self, abstract: TrainState, data: Any) -> TrainState:
-        """The newest checkpoint's state, laid out as `abstract`; moves `data` to its position.
+        def finish() -> None:
+            try:
+                response.result()
+                if is_first():
+                    manifest.write(directory(self._workdir) / str(step))
+            except BaseException as error:
+                self._error = error
+
+        self._save = threading.Thread(target=finish, name="checkpoint")
+        self._save.start()
+
+    def wait(self) -> None:
+        """Waits until what `save` began is on the disk; a full disk is told, and no error."""
+        if self._save is None:
+            return
+        self._save.join()
+        self._save, error, self._error = None, self._error, None
+        if error is None:
+            return
+        if not disk.is_full(error):
+            raise error
+        with contextlib.suppress(Exception):  # the same error again
+            self._checkpointer.close()
+        self._checkpointer = self._open()  # which removes what was written of it
+        self._say(
+            f"the disk of {self._workdir!r} was full before a checkpoint was written; the newest "
+            f"is {self._newest()}"
+        )
+
+    def restore(self, abstract: TrainState, data: Any) -> tuple[TrainState, dict[str, Any]]:
+        """The newest checkpoint's state, laid out as `abstract`, and its progress.
+
+        It moves `data` to its position. A checkpoint without hashes that turns out to be damaged is
+        set aside, as in the beginning.
 
         Raises:
-          ValueError: `data` is not what the checkpoint was trained on, or the checkpoint holds
-            parameters alone.
+          ValueError: `data` is not what the checkpoint was trained on, parameters have other
+            shapes, or the checkpoint holds parameters alone.
         """
+        while True:
+            step = self.latest_step
+            folder = directory(self._workdir) / str(step)
+            try:
+                return self._load(step, abstract, data)
+            except Exception as error:
+                checked = manifest.is_written(folder)
+                alone = self._checkpointer.checkpoints[0].step == step
+                if checked or alone or isinstance(error, OfAnotherRun) or jax.process_count() > 1:
+                    raise
+                self._say(f"the checkpoint of step {step} is damaged and skipped: {error}")
+            self._checkpointer.close()
+            self._set_aside(step)
+            self._checkpointer = self._open()
+
+    def _load(
+        self, step: int, abstract: TrainState, data: Any
+    ) -> tuple[TrainState, dict[str, Any]]:
         load = self._checkpointer.load_checkpointables
+        folder = directory(self._workdir) / str(step)
+        if not (folder / "optimizer").is_dir():
+            raise OfAnotherRun(
+                f"The checkpoint of step {step} holds parameters alone, as an import does: "
+                "eval.py reads it, but no training can go on from it."
+            )
+        found = ocp.metadata(folder, "params")
+        check_shapes(step, found.metadata, abstract.params)
         try:
-            load(self.latest_step, {"data": data})
+            load(step, {"data": data})
         except KeyError as error:  # how Orbax wraps what a checkpointable raises
-            if error.__cause__ is not None:
-                raise error.__cause__ from None
-            raise ValueError(
-                f"The checkpoint of step {self.latest_step} holds parameters alone, as an import "
-                "does: eval.py reads it, but no training can go on from it."
-            ) from error
+            raise OfAnotherRun(str(error.__cause__)) if error.__cause__ else error from error
         optimizer = {"step": abstract.step, "opt_state": abstract.opt_state}
-        parts = load(self.latest_step, {"params": abstract.params, "optimizer": optimizer})
-        return TrainState(params=parts["params"], **parts["optimizer"])
+        parts = load(step, {"params": abstract.params, "optimizer": optimizer})
+        progress = _progress(found)
+        counts = {
+            name: jax.device_put(
+                jax.numpy.int32(progress.pop(name, 0)), getattr(abstract, name).sharding
+            )
+            for name in ("skipped", "skipped_in_row")
+        }
+        return TrainState(params=parts["params"], **parts["optimizer"], **counts), progress
+
+    def drop_after_last_good(self) -> bool:
+        """Removes the newest checkpoints whose last step was skipped; whether any is left."""
+        self.wait()
+        for checkpoint in reversed(self._checkpointer.checkpoints):
+            metadata = ocp.metadata(checkpoint.path, "params")
+            if not _progress(metadata).get("skipped_in_row"):
+                return True
+            self._checkpointer.delete(checkpoint.step)
+        return False
 
 
-def save_params(workdir: str, params: Params) -> None:
-    """Writes parameters alone, of a model that was trained elsewhere, as step 0."""
-    with ocp.training.Checkpointer(_directory(workdir)) as checkpointer:
-        checkpointer.save_checkpointables(0, {"params": params}, force=True)
-
-
-def latest_step(workdir: str) -> int:
-    """Step of the newest whole checkpoint in `workdir`; 0 where there is none."""
-    if not _directory(workdir).is_dir():
-        return 0
-    with ocp.training.Checkpointer(_directory(workdir)) as checkpointer:
-        return 0 if checkpointer.latest is None else checkpointer.latest.step
-
-
-def load_params(workdir: str, config: ModelConfig, mesh: Mesh) -> Params:
-    """Parameters of the newest checkpoint in `workdir`, laid over the mesh.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
-    if not _directory(workdir).is_dir():
-        raise FileNotFoundError(f"{workdir!r} holds no checkpoints; train with --workdir first.")
-    with ocp.training.Checkpointer(_directory(workdir)) as checkpointer:
-        if checkpointer.latest is None:
-            raise FileNotFoundError(f"{workdir!r} holds no whole checkpoint yet; let train go on.")
-        abstract = with_shardings(models.abstract_params(config), mesh)
-        return checkpointer.load_checkpointables(None, {"params": abstract})["params"]
+def _progress(metadata: Any) -> dict[str, Any]:
+    """Of a checkpoint's metadata; there was none in earlier versions."""
+    return (metadata.custom_metadata or {}).get("progress", {})

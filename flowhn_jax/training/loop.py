@@ -1,136 +1,87 @@
 """The training run: `fit` takes a config and a workdir to a trained model."""
 
 import contextlib
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from flowhn_jax import flops, models
+from flowhn_jax import models
 from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import train_batches
 from flowhn_jax.data.prepared import PreparedSet
-from flowhn_jax.evaluation.perplexity import eval_batch_size, make_eval_step, validate
-from flowhn_jax.parallel.distributed import any_process, first_before_others, is_first
-from flowhn_jax.parallel.mesh import check_sequence, data_shard, make_mesh, shard_batch
+from flowhn_jax.evaluation.perplexity import eval_batch_size
+from flowhn_jax.parallel.distributed import (
+    any_process,
+    first_before_others,
+    is_first,
+    on_cloud_tpu,
+)
+from flowhn_jax.parallel.mesh import check_sequence, data_shard, make_mesh
 from flowhn_jax.split.plan import partition_warning
 from flowhn_jax.training import workdir as workdir_lib
 from flowhn_jax.training.checkpoint import Checkpoints
-from flowhn_jax.training.metrics import MetricsWriter, OnStep, Row, SilentWriter
-from flowhn_jax.training.state import TrainState, abstract_state, init_state
-from flowhn_jax.training.step import make_train_step
+from flowhn_jax.training.lock import locked
+from flowhn_jax.training.metrics import MetricsWriter, OnStep, SilentWriter
+from flowhn_jax.training.monitor import Progress
+from flowhn_jax.training.preemption import StopRequest
+from flowhn_jax.training.run import Run
+from flowhn_jax.training.state import abstract_state, init_state
+from flowhn_jax.training.watchdog import Watchdog
 from kernels import backends
 
 
-class _Interrupt:
-    """Notes SIGINT and SIGTERM so that a run can stop between steps; a second one kills it."""
-
-    def __init__(self):
-        self.received: signal.Signals | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Interrupt":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._restore()
-
-    def _note(self, number: int, _: Any) -> None:
-        self.received = signal.Signals(number)
-        print("\nstopping behind the next step; the same again ends it at once", file=sys.stderr)
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-class _Clock:
-    """Times the steps between two rows of metrics."""
-
-    def __init__(self, config: Config):
-        batch, context = config.train.batch_size, config.model.context
-        self._tokens = batch * context  # these three are of a step
-        self._flops = batch * flops.train_flops(config.model, context)
-        self._dense_flops = batch * flops.train_flops(config.model, context, causal=False)
-        self.restart()
-
-    def restart(self) -> None:
-        """Steps are counted from here on."""
-        self._steps = 0
-        self._start = time.perf_counter()
-
-    def count_step(self) -> None:
-        """One more step was dispatched."""
-        self._steps += 1
-
-    def read(self, step: int, mesh: Mesh) -> Row:
-        """Speed since `restart`; call it when the device is done with all steps."""
-        seconds = (time.perf_counter() - self._start) / self._steps
-        devices = mesh.size
-        per_device = self._flops / seconds / devices
-        dense_per_device = self._dense_flops / seconds / devices
-        device = mesh.devices.flat[0]
-        return {
-            "tokens": step * self._tokens,
-            "tokens_per_second": self._tokens / seconds,
-            "tokens_per_second_per_device": self._tokens / seconds / devices,
-            "tflops_per_second_per_device": per_device / 1e12,
-            "mfu": flops.utilisation(per_device, device),
-            "mfu_palm": flops.utilisation(dense_per_device, device),
-            "step_seconds": seconds,
-        }
-
-
-def _compile(train_step: Any, state: TrainState, batch: Any, writer: MetricsWriter) -> Callable:
-    start = time.perf_counter()
-    with backends.record() as chosen:
-        compiled = train_step.lower(state, batch).compile()
-    seconds = time.perf_counter() - start
-    writer.say(f"compiled the train step in {seconds:.1f} s; {backends.describe(chosen)}")
-    return compiled
-
-
-def fit(config: Config, workdir: str, on_step: OnStep | None = None) -> bool:
+def fit(
+    config: Config,
+    workdir: str,
+    on_step: OnStep | None = None,
+    stop: StopRequest | None = None,
+) -> bool:
     """Trains to `config.train.steps`, from the workdir's newest checkpoint where there is one.
 
     The workdir receives config.json, metrics.jsonl, tensorboard/, checkpoints/ and, with no
-    data given, data/. On SIGINT or SIGTERM a checkpoint is written and the function returns.
+    data given, data/. On SIGINT, SIGTERM or a Cloud TPU's notice a checkpoint is written and the
+    function returns.
 
     Args:
       config: the run.
       workdir: its folder.
       on_step: called behind each step, in place of a progress bar and lines; None: those.
+      stop: what may ask it to stop, where the caller has been listening already.
 
     Returns:
       Whether all steps are done.
 
     Raises:
-      ValueError: the config, the data and the workdir do not fit together.
+      ValueError: the config, the data and the workdir do not fit together, another process trains
+        in the workdir, or too many steps in a row had no finite numbers.
+      OSError: the disk was too full for the last checkpoint.
     """
-    mesh = make_mesh(config.mesh, eval_batch_size(config))
-    with first_before_others("workdir"):
-        workdir_lib.make(workdir)
-    with (
-        jax.set_mesh(mesh),
-        backends.use(config.kernels.backend),
-        _Interrupt() as interrupt,
-        Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
-        contextlib.ExitStack() as stack,
-    ):
+    with contextlib.ExitStack() as stack:
+        if stop is None:
+            stop = stack.enter_context(StopRequest())
+        if on_cloud_tpu():
+            stack.enter_context(stop.heeding_notices())
+        watchdog = stack.enter_context(Watchdog(config.train.hang_minutes))
+        mesh = make_mesh(config.mesh, eval_batch_size(config))
+        with first_before_others("workdir"):
+            workdir_lib.make(workdir)
+        if is_first():
+            stack.enter_context(locked(workdir))
+        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(backends.use(config.kernels.backend))
+        if config.train.debug_nans:
+            stack.enter_context(jax.debug_nans(True))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config))
         start = checkpoints.latest_step
         config = workdir_lib.settle_balance(None if start is None else workdir, config)
+        checkpoints.config = config
         check_sequence(config.model, mesh)
         changes = [] if start is None else workdir_lib.check(workdir, config)
-        with first_before_others("data"):
-            prepared = open_data(config, workdir)
+        watchdog.progress("opening the data")
+        prepared = _open_data(config, workdir, stop)
+        if prepared is None:
+            return _stopped(stop)
         part, parts = data_shard(mesh)
         batches = train_batches(
             prepared,
@@ -140,20 +91,40 @@ def fit(config: Config, workdir: str, on_step: OnStep | None = None) -> bool:
             process_count=parts,
         )
         stack.callback(batches.close)
+        watchdog.progress("making or restoring the state")
         if start is None:
-            state = init_state(config, mesh)
+            state, progress = init_state(config, mesh, stop.is_asked), Progress()
+            if state is None:
+                return _stopped(stop)
         else:
-            state = checkpoints.restore(abstract_state(config, mesh), batches)
+            state, kept = checkpoints.restore(abstract_state(config, mesh), batches)
+            progress = Progress(**kept)
         if is_first():
             workdir_lib.write_config(workdir, config)
         writes = MetricsWriter if is_first() else SilentWriter
-        with writes(workdir, start or 0, config.train.steps, on_step) as writer:
-            _describe(config, prepared, mesh, writer)
-            if start is not None:
-                writer.say(f"resuming {workdir} at step {start}")
-            for change in changes:
-                writer.say(f"changed since the last run: {change}")
-            return _run(config, prepared, batches, state, mesh, checkpoints, writer, interrupt)
+        first = int(state.step)
+        writer = stack.enter_context(writes(workdir, first, config.train.steps, on_step))
+        _describe(config, prepared, mesh, writer)
+        if start is not None:
+            writer.say(f"resuming {workdir} at step {first}")
+        for change in changes:
+            writer.say(f"changed since the last run: {change}")
+        run = Run(config, workdir, mesh, prepared, batches, checkpoints, writer, watchdog, stop)
+        return run.go(state, progress)
+
+
+def _open_data(config: Config, workdir: str, stop: StopRequest) -> PreparedSet | None:
+    """The data; None where some process was asked to stop while the first one prepared them."""
+    prepared = None
+    with first_before_others("data"), contextlib.suppress(KeyboardInterrupt), stop.breaking_off():
+        prepared = open_data(config, workdir)
+    return None if any_process(prepared is None) else prepared
+
+
+def _stopped(stop: StopRequest) -> bool:
+    if is_first():
+        print(f"stopped by {stop.reason or 'another process'} before there was anything to keep")
+    return False
 
 
 def _describe(config: Config, prepared: PreparedSet, mesh: Mesh, writer: MetricsWriter) -> None:
@@ -168,58 +139,3 @@ def _describe(config: Config, prepared: PreparedSet, mesh: Mesh, writer: Metrics
     )
     if model.kind == "flowhn" and (warning := partition_warning(model.split, model.plan())):
         writer.say(f"warning: {warning}")
-
-
-def _run(
-    config: Config,
-    prepared: PreparedSet,
-    batches: Iterator[Any],
-    state: TrainState,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
-    writer: MetricsWriter,
-    interrupt: _Interrupt,
-) -> bool:
-    """Trains to the last step; False where a signal came before it."""
-    train = config.train
-    train_step, eval_step = make_train_step(config, mesh), make_eval_step(config)
-    first = int(state.step)
-    clock = _Clock(config)
-    compiled = None
-    for step in range(first + 1, train.steps + 1):
-        batch = shard_batch(next(batches), mesh)
-        if compiled is None:
-            compiled = _compile(train_step, state, batch, writer)
-            clock.restart()
-        state, metrics = compiled(state, batch)
-        clock.count_step()
-        writer.advance()
-
-        last = step == train.steps
-        evaluates = step % train.eval_every == 0 or last
-        logs = step % train.log_every == 0 or evaluates
-        stop = interrupt.received is not None
-        if jax.process_count() > 1:  # agreed on where all wait for the devices anyway
-            stop = logs and any_process(stop)
-        if logs:
-            values = {name: float(value) for name, value in metrics.items()}  # waits for the device
-            row = {"step": step, **values, **clock.read(step, mesh)}
-            if evaluates:
-                quality = validate(
-                    config, mesh, eval_step, state.params, prepared, train.eval_windows or None
-                )
-                row["validation_loss"] = quality.nll
-                row["validation_bits_per_byte"] = quality.bits_per_byte
-            writer.write(row)
-            clock.restart()
-        if step % train.checkpoint_every == 0 or last or stop:
-            jax.block_until_ready(state)
-            checkpoints.save(state, batches)
-            clock.restart()
-        if stop:
-            name = interrupt.received.name if interrupt.received else "another process"
-            writer.say(f"stopped by {name} at step {step}; the same command goes on from here")
-            return last
-    if first >= train.steps:
-        writer.say(f"all {train.steps} steps are done already")
-    return True

@@ -1,16 +1,18 @@
 """What a run reports: metrics.jsonl, TensorBoard, and a progress bar or plain lines."""
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import tensorboardX
 import tqdm
 
 from flowhn_jax.report.table import to_json
+from flowhn_jax.training import disk
+from flowhn_jax.training.events import EventFile
 
 Row = dict[str, Any]
 OnStep = Callable[[], None]
@@ -18,32 +20,46 @@ OnStep = Callable[[], None]
 _FILE = "metrics.jsonl"
 
 
-def read_rows(workdir: str) -> list[Row]:
-    """The rows of a workdir's metrics.jsonl; a last line cut off by a kill is left out."""
-    path = pathlib.Path(workdir) / _FILE
-    rows = []
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-    return rows
+def read_rows(workdir: str | os.PathLike) -> list[Row]:
+    """The rows of a workdir's metrics.jsonl; a last line cut off by a kill is left out.
+
+    Raises:
+      ValueError: a line before the last is not a row.
+    """
+    return [row for row, _ in _rows_and_ends(pathlib.Path(workdir) / _FILE)]
 
 
-def _drop_rows_after(workdir: str, step: int) -> None:
+def _rows_and_ends(path: pathlib.Path) -> Iterator[tuple[Row, int]]:
+    """The rows of a file, and the bytes up to the end of each."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    end = 0
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise TypeError
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines) and not line.endswith(b"\n"):
+                return
+            raise ValueError(f"{str(path)!r} is damaged: line {number} is not a row.") from None
+        end += len(line)
+        yield row, end
+
+
+def _drop_rows_after(folder: pathlib.Path, step: int) -> None:
     """Removes what a killed run logged beyond the checkpoint that the next one starts from."""
-    path = pathlib.Path(workdir) / _FILE
-    kept = [row for row in read_rows(workdir) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    os.replace(temporary, path)
+    path = folder / _FILE
+    if path.is_file():
+        os.truncate(
+            path, max((e for row, e in _rows_and_ends(path) if row["step"] <= step), default=0)
+        )
 
 
 def describe(row: Row) -> str:
     """A row in words, for people."""
     mfu = "n/a" if row["mfu"] is None else f"{100 * row['mfu']:.1f} %"
-    text = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s  MFU {mfu}"
+    loss = "n/a" if row["loss"] is None else f"{row['loss']:.4f}"
+    text = f"loss {loss}  {row['tokens_per_second']:,.0f} tokens/s  MFU {mfu}"
     if "validation_bits_per_byte" in row:
         text += f"  validation {row['validation_bits_per_byte']:.4f} bits/byte"
     return text
@@ -61,6 +77,13 @@ class SilentWriter:
     def __exit__(self, *_: Any) -> None:
         pass
 
+    def drop_rows_after(self, step: int) -> None:
+        """The run goes on from `step`."""
+
+    def settled(self) -> bool:
+        """Whether all rows are written."""
+        return True
+
     def advance(self) -> None:
         """One step is done."""
 
@@ -72,19 +95,20 @@ class SilentWriter:
 
 
 class MetricsWriter:
-    """Writes a run's rows; use as a context manager, in one process only."""
+    """Writes a run's rows; use as a context manager, in one process only.
+
+    Rows that a full disk does not take wait, and are written with the next one; see `settled`.
+    """
 
     def __init__(self, workdir: str, start: int, steps: int, on_step: OnStep | None = None):
         """Rows after step `start` that an earlier run left are dropped; `steps` are to be done.
 
         With `on_step`, which is called behind each step, nothing is printed.
         """
+        self._folder = pathlib.Path(workdir)
         self._on_step = on_step
-        _drop_rows_after(workdir, start)
-        self._file = (pathlib.Path(workdir) / _FILE).open("a")
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(pathlib.Path(workdir) / "tensorboard"), purge_step=start + 1, write_to_disk=True
-        )
+        self._waiting: list[Row] = []
+        self._events: EventFile | None = None
         self._bar = tqdm.tqdm(
             total=steps,
             initial=start,
@@ -92,14 +116,23 @@ class MetricsWriter:
             disable=on_step is not None or not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
+        self.drop_rows_after(start)
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._bar.close()
-        self._file.close()
-        self._tensorboard.close()
+        if self._events is not None:
+            with contextlib.suppress(OSError):
+                self._events.close()
+
+    def drop_rows_after(self, step: int) -> None:
+        """The run goes on from `step`: rows of later steps are of work that is lost."""
+        self._waiting.clear()
+        _drop_rows_after(self._folder, step)
+        self._draw(None)
+        self._bar.n = step
 
     def advance(self) -> None:
         """One step is done."""
@@ -115,12 +148,53 @@ class MetricsWriter:
 
     def write(self, row: Row) -> None:
         """Logs one step's row."""
-        self._file.write(to_json(row) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            if name != "step" and value is not None:
-                self._tensorboard.add_scalar(name, value, row["step"])
+        self._waiting.append(row)
+        if self.settled():
+            self._draw(row)
         text = describe(row)
         self._bar.set_postfix_str(text)
         if self._bar.disable or "validation_bits_per_byte" in row:
             self.say(f"step {row['step']:>6}/{self._bar.total}  {text}")
+
+    def settled(self) -> bool:
+        """Writes what waits; whether all rows are on the disk, without which no checkpoint is."""
+        if not self._waiting:
+            return True
+        text = "".join(to_json(row) + "\n" for row in self._waiting)
+        try:
+            _append(self._folder / _FILE, text.encode())
+        except OSError as error:
+            if not disk.is_full(error):
+                raise
+            self.say(
+                f"the disk of {str(self._folder)!r} is full: {_FILE} lacks {len(text):,} bytes for "
+                f"{len(self._waiting)} rows, which wait"
+            )
+            return False
+        self._waiting.clear()
+        return True
+
+    def _draw(self, row: Row | None) -> None:
+        """TensorBoard's copy of the row; of all rows, where there is no file or it has a gap."""
+        try:
+            if row is None or self._events is None:
+                self._events = EventFile(self._folder / "tensorboard", read_rows(self._folder))
+            else:
+                self._events.add(row)
+        except OSError as error:
+            if not disk.is_full(error):
+                raise
+            self._events = None
+
+
+def _append(path: pathlib.Path, text: bytes) -> None:
+    """Appends all of the text, or on an OSError nothing."""
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while text:
+                text = text[file.write(text) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise

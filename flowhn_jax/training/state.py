@@ -13,6 +13,7 @@ from flowhn_jax import models
 from flowhn_jax.config import Config, TrainConfig
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.rules import with_shardings
+from flowhn_jax.training.compilation import compile_unless
 
 
 @jax.tree_util.register_dataclass
@@ -20,9 +21,11 @@ from flowhn_jax.parallel.rules import with_shardings
 class TrainState:
     """All that a step changes."""
 
-    step: jax.Array  # int32 scalar, updates done
+    step: jax.Array  # int32 scalar, steps done
     params: Params  # float32
     opt_state: Any  # optax's, float32
+    skipped: jax.Array  # int32 scalar, those of the steps that changed nothing,
+    skipped_in_row: jax.Array  # int32 scalar, and how many of them are the last ones
 
 
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
@@ -62,21 +65,27 @@ def make_init(config: Config, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
 
     def init(key: jax.Array) -> TrainState:
         params = models.init(config.model, key)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, optimizer.init(params), zero, zero)
 
     return jax.jit(init, out_shardings=state_shardings(config, mesh))
 
 
-def init_state(config: Config, mesh: Mesh) -> TrainState:
-    """A fresh state from the config's seed; the same for any mesh."""
-    return make_init(config, mesh)(jax.random.key(config.train.seed))
+def init_state(
+    config: Config, mesh: Mesh, stops: Callable[[], bool] = lambda: False
+) -> TrainState | None:
+    """A fresh state from the config's seed; the same for any mesh. None as of `compile_unless`."""
+    key = jax.random.key(config.train.seed)
+    compiled = compile_unless(stops, make_init(config, mesh).lower(key))
+    return None if compiled is None else compiled(key)
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, as jax.ShapeDtypeStruct."""
     params = models.abstract_params(config.model)
     opt_state = jax.eval_shape(make_optimizer(config.train).init, params)
-    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(count, params, opt_state, count, count)
     return with_shardings(state, mesh)
 
 

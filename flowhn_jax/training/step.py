@@ -1,6 +1,7 @@
-"""One training step: gradients of the mean loss, clipped, into AdamW."""
+"""One training step: gradients of the mean loss, clipped, into AdamW; skipped if not finite."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -54,25 +55,40 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step; it donates the state it is given, and gives the next one laid out alike.
 
-    Metrics are float32 scalars: loss (nats per target, z-loss included), grad_norm (before
-    clipping) and learning_rate.
+    Where the loss or the norm of the gradients is not finite, parameters and optimizer stay as
+    they are: the step is counted as skipped.
+
+    Metrics are scalars: loss (nats per target, z-loss included), grad_norm (before clipping) and
+    learning_rate in float32; skipped and skipped_in_row, the state's, in int32.
     """
     optimizer = make_optimizer(config.train)
     schedule = learning_rate_schedule(config.train)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         loss, gradients = _gradients(config, state.params, batch)
+        grad_norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params, opt_state = jax.tree.map(
+            partial(jnp.where, finite), (params, opt_state), (state.params, state.opt_state)
+        )
+        skipped = state.skipped + ~finite
+        in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.tree.norm(gradients),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "grad_norm": grad_norm,
+            # The optimizer, whose count the schedule follows, knows nothing of skipped steps.
+            "learning_rate": jnp.asarray(schedule(state.step - state.skipped), jnp.float32),
+            "skipped": skipped,
+            "skipped_in_row": in_row,
         }
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, skipped, in_row), metrics
 
+    # With debug_nans JAX runs a step again, operation by operation, to find the one at fault.
+    donated = () if config.train.debug_nans else (0,)
     out_shardings = state_shardings(config, mesh), replicated(mesh)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
+    return jax.jit(train_step, donate_argnums=donated, out_shardings=out_shardings)
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> Batch:

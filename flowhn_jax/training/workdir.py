@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
 
+import jax
+
 from flowhn_jax import config as config_lib
+from flowhn_jax import json_text, models
 from flowhn_jax.config import Config
 from flowhn_jax.parallel.distributed import is_first, of_first
 from flowhn_jax.split.plan import settled
+from flowhn_jax.whole_file import whole_file
 
 _FILE = "config.json"
+_SHOWN = 8  # parameters that a message names
 
 
 def read_config(workdir: str) -> Config:
@@ -28,10 +32,7 @@ def _read(workdir: str) -> dict[str, Any]:
     path = pathlib.Path(workdir) / _FILE
     if not path.is_file():
         raise FileNotFoundError(f"{workdir!r} holds no run: there is no {_FILE} in it.")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not JSON: {error}.") from error
+    return json_text.loads(path.read_bytes(), repr(str(path)))
 
 
 def settle_balance(workdir: str | None, config: Config) -> Config:
@@ -65,10 +66,33 @@ def check_model(workdir: str, config: Config) -> None:
     old, new = (config_lib.to_dict(c.model) for c in (read_config(workdir), config))
     del old["dtype"], new["dtype"]
     if changes := config_lib.differences(old, new, "model."):
+        there, here = (models.abstract_params(c.model) for c in (read_config(workdir), config))
+        shapes = differences_of_shape(there, here)
         raise ValueError(
-            f"{workdir!r} holds another model than --config: {'; '.join(changes)}. "
-            "Give the config it was trained with, or another --workdir."
+            f"{workdir!r} holds another model than --config: {'; '.join(changes)}"
+            + (f"; so these parameters differ in shape: {shapes}. " if shapes else ". ")
+            + "Give the config it was trained with, or another --workdir."
         )
+
+
+def differences_of_shape(old: Any, new: Any) -> str:
+    """Names of the arrays whose shapes differ between two trees, and these; '' where none do."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+            for path, leaf in leaves
+        }
+
+    before, after = shapes(old), shapes(new)
+    found = [
+        f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(found[:_SHOWN]) + more
 
 
 def make(workdir: str) -> None:
@@ -96,8 +120,9 @@ def check(workdir: str, config: Config) -> list[str]:
 
 
 def write_config(workdir: str, config: Config) -> None:
-    """Makes `workdir` that of `config`."""
+    """Makes `workdir` that of `config`; where it is already, nothing is written."""
     path = pathlib.Path(workdir) / _FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config_lib.to_dict(config), indent=2) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
+    if not path.is_file() or path.read_bytes() != text.encode():
+        with whole_file(path) as temporary:
+            temporary.write_text(text)

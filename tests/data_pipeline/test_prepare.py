@@ -215,7 +215,7 @@ def test_too_little_text(tmp_path, text, message):
 def test_an_error_leaves_nothing_behind(tmp_path, jsonl, workers):
     with jsonl.open("a") as file:
         file.write("not json\n")
-    with pytest.raises(ValueError, match=r"source\.jsonl, line \d+: not JSON"):
+    with pytest.raises(ValueError, match=r"source\.jsonl, line \d+ is not JSON"):
         prepare(str(jsonl), "bytes", tmp_path / "set", workers=workers)
     assert [path.name for path in tmp_path.iterdir()] == ["source.jsonl"]
 
@@ -266,12 +266,14 @@ def test_command_line(tmp_path, jsonl, paragraphs, tokenizer_json):
     [
         (["--source=absent"], "Source absent does not exist"),
         (["--source={dir}"], "holds no .txt, .jsonl"),
-        (["--source={dir}/bad.jsonl"], "bad.jsonl, line 1: not JSON"),
+        (["--source={dir}/bad.jsonl"], "bad.jsonl, line 1 is not JSON"),
         (["--tokenizer=absent.json"], "Tokenizer absent.json is no file"),
         (["--tokenizer={dir}/bad.json"], "bad.json is not a Hugging Face tokenizer.json"),
         (["--eot_token=x"], "Tokenizer bytes has its own end-of-text"),
         (["--text_field=body"], "line 1: no field 'body', only text, n"),
         (["--context=0"], "context is 0"),
+        (["--context=16777217"], "context is 16777217; accepted is 1 to 16777216"),
+        (["--out="], "out is ''; accepted is the folder to make"),
         (["--context=many"], "invalid int value"),
         (["--validation_fraction=2"], "validation_fraction is 2.0"),
         (["--workers=-1"], "workers is -1"),

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import numpy as np
@@ -51,6 +52,8 @@ def test_absent_and_foreign_folders(tmp_path, copy):
     ("change", "message"),
     [
         (lambda text: text[:200], "is damaged"),
+        (lambda text: "[" * 100_000, "is damaged: .*nested too deeply"),
+        (lambda text: text + "\xff", "is damaged"),
         (lambda text: "[]", "not the index of a prepared set"),
         (lambda text: text.replace("flowhn token", "other token"), "not the index"),
         (lambda text: text.replace('"version": 1', '"version": 2'), "of version 2; accepted is 1"),
@@ -59,6 +62,12 @@ def test_absent_and_foreign_folders(tmp_path, copy):
             lambda text: text.replace('"records"', '"rows"'),
             "does not describe a prepared set.*rows",
         ),
+        (lambda text: text.replace('"windows": ', '"windows": 1'), "the counts of train do not"),
+        (lambda text: text.replace('"eot_id": 256', '"eot_id": 257'), "eot_id cannot be 257"),
+        (lambda text: text.replace('"eot_id": 256', '"eot_id": "256"'), "eot_id is '256', a str"),
+        (lambda text: text.replace("32,", "1e30,"), r"context is 10\d{29}; .* most 9223"),
+        (lambda text: text.replace('"<u2"', '"<u9"'), "token_dtype cannot be '<u9'"),
+        (lambda text: text.replace('"validation": {', '"more": {'), "splits cannot be"),
     ],
 )
 def test_bad_index(copy, change, message):
@@ -89,9 +98,42 @@ def test_foreign_shard(copy, shard):
 def test_shard_with_other_records(copy, shard):
     index = json.loads((copy / "index.json").read_text())
     index["splits"]["train"]["shards"][0]["records"] += 1
+    index["splits"]["train"]["windows"] += 1
     (copy / "index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"has \d+ windows, but \d+ were written"):
         PreparedSet.open(copy)
+
+
+@pytest.mark.parametrize("folder", ["../other/", "{tmp_path}/other/", "./", "../set/"])
+def test_shards_outside_the_folder_are_refused(copy, shard, tmp_path, folder):
+    (tmp_path / "other").mkdir()
+    shutil.copy(shard, tmp_path / "other")
+    name = folder.format(tmp_path=tmp_path) + shard.name
+    index = copy / "index.json"
+    index.write_text(index.read_text().replace(f'"{shard.name}"', json.dumps(name)))
+    with pytest.raises(ValueError, match="accepted are files of its own"):
+        PreparedSet.open(copy)
+
+
+def test_files_that_change_under_a_reader(copy, shard):
+    opened = PreparedSet.open(copy)
+    windows = opened.windows("train")
+    raw = shard.read_bytes()
+    shard.write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(ValueError, match=r"Window \d+ of .*set, train, is damaged"):
+        [windows[i] for i in range(len(windows))]
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(ValueError, match=r"train-00000\.array_record is missing"):
+        opened.windows("train")
+
+
+def test_tokens_beyond_the_vocabulary(copy):
+    index = copy / "index.json"
+    text = index.read_text().replace('"vocab_size": 257', '"vocab_size": 100')
+    index.write_text(text.replace('"eot_id": 256', '"eot_id": 99'))
+    with pytest.raises(ValueError, match=r"is damaged: token \d+ of a vocabulary of 100"):
+        PreparedSet.open(copy).windows("train")[0]
 
 
 def test_records_of_another_context(copy):

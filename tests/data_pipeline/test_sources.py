@@ -106,7 +106,7 @@ def test_identity_follows_names_sizes_and_times(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "cut', "line 3: not JSON"),
+        (b'{"text": "cut', "line 3 is not JSON"),
         (b'{"body": "x"}', "line 3: no field 'text', only body"),
         (b"{}", "line 3: no field 'text', only nothing"),
         (b'["x"]', "line 3: a JSON list"),
@@ -114,6 +114,7 @@ def test_identity_follows_names_sizes_and_times(tmp_path):
         (b'{"text": null}', "line 3: field 'text' is of type NoneType"),
         (b'{"text": "\xff"}', "line 3: not UTF-8"),
         (rb'{"text": "\ud800"}', "line 3: half a surrogate"),
+        (b"[" * 100_000, "line 3 is not JSON: it is nested too deeply"),
     ],
 )
 @pytest.mark.parametrize("name", RECORDS[:3])
@@ -140,6 +141,13 @@ def test_parquet_columns(tmp_path):
         texts(path)
     with pytest.raises(ValueError, match=r"s\.parquet, row 1: field 'n' is of type int"):
         texts(path, "n")
+
+
+def test_what_is_no_file_is_left_out(tmp_path):
+    write(tmp_path / "a.jsonl", ["a"])
+    os.mkfifo(tmp_path / "b.jsonl")
+    (tmp_path / "c.jsonl").symlink_to("nowhere")
+    assert texts(tmp_path) == ["a"]
 
 
 def test_nothing_to_read(tmp_path):

@@ -55,7 +55,7 @@ def test_documents(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--tasks=needl"], "'needl'; accepted are associative, needle"),
-        (["--size=3"], "--size is 3; accepted is 32 or more"),
+        (["--size=3"], "--size is 3; accepted is 32 to 16777216"),
         (["--documents=0"], "--documents is 0"),
     ],
 )

@@ -95,6 +95,15 @@ def test_no_end_of_text(tokenizer_json, tmp_path):
         load_tokenizer(str(path), eot_token="x y")
 
 
+def test_ids_beyond_int32(tokenizer_json, tmp_path):
+    path = tmp_path / "t.json"
+    content = json.loads(tokenizer_json.read_text())
+    content["model"]["vocab"][max(content["model"]["vocab"])] = 2**31
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"t\.json has id 2147483648; the most is 2147483646"):
+        load_tokenizer(str(path))
+
+
 def test_bad_specs(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.json.*bytes, FILE\.json.*hf:NAME"):
         load_tokenizer(str(tmp_path / "absent.json"))

@@ -1,5 +1,6 @@
 """Preparations that are killed, run out of space, or run at the same time."""
 
+import os
 import subprocess
 import sys
 
@@ -115,6 +116,36 @@ def test_two_at_the_same_time(tmp_path, jsonl, expected, completes):
     assert ("already prepared" in said) == completes
     assert content(tmp_path / "set") == expected
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("link", ["folder", "dangling", "lock", "pipe"])
+def test_links_are_not_followed(tmp_path, jsonl, link):
+    """Else what is behind them would be emptied, or written over."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("not yours")
+    folder = tmp_path / ".set.unfinished"
+    if link in ("lock", "pipe"):
+        folder.mkdir()
+        if link == "lock":
+            (folder / "lock").symlink_to(outside / "precious")
+        else:  # which a writer waits at for a reader
+            os.mkfifo(folder / "lock")
+    else:
+        folder.symlink_to(outside if link == "folder" else tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"\.set\.unfinished.* was made by something else"):
+        prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
+    assert [path.name for path in outside.iterdir()] == ["precious"]
+    assert (outside / "precious").read_text() == "not yours"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_link_in_the_place_of_the_replaced_set_gives_way(tmp_path, jsonl):
+    (tmp_path / "outside").mkdir()
+    prepare(str(jsonl), "bytes", tmp_path / "set", context=16)
+    (tmp_path / ".set.replaced").symlink_to(tmp_path / "outside")
+    prepare(str(jsonl), "bytes", tmp_path / "set", context=32, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outside", "set", "source.jsonl"]
 
 
 def test_no_space_left(tmp_path, jsonl):

@@ -15,8 +15,8 @@ from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.tokenizer import load_tokenizer
 from flowhn_jax.evaluation import perplexity, run
 from flowhn_jax.parallel.mesh import make_mesh
-from flowhn_jax.training.checkpoint import load_params
 from flowhn_jax.training.loop import fit
+from flowhn_jax.training.parameters import load_params
 from tests.small import small_config, small_rival
 
 TEXT = pathlib.Path(__file__).read_bytes()[:1001] + "é€".encode()

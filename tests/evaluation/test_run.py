@@ -17,8 +17,8 @@ from flowhn_jax.evaluation import run
 from flowhn_jax.interop import huggingface
 from flowhn_jax.interop.transfer import export_run, import_run
 from flowhn_jax.parallel.mesh import make_mesh
-from flowhn_jax.training.checkpoint import load_params
 from flowhn_jax.training.loop import fit
+from flowhn_jax.training.parameters import load_params
 from tests.small import small_config
 
 TASKS = pathlib.Path(__file__).parent.parent / "data" / "tasks"
@@ -244,6 +244,7 @@ def test_errors_name_what_is_accepted(fac, tmp_path, capsys):
         FileNotFoundError, "no file for the task", "tasks", tasks="piqa", task_dir=str(tmp_path)
     )
     refused(ValueError, "'65'; accepted are numbers 64 to 64, which fac", "recall", lengths="65")
+    refused(ValueError, "accepted are numbers 64 to 64", "recall", lengths="9" * 1000)
     refused(ValueError, "--items is 0", "recall", items=0)
     text = str(root / "text.txt")
     refused(ValueError, "context is 65; accepted is 1 to 64", "perplexity", data=text, context=65)

@@ -196,6 +196,12 @@ def test_files_that_are_missing_or_broken(tmp_path):
     (tmp_path / "boolq.jsonl").unlink()
     with pytest.raises(ValueError, match="no whole parquet file"):
         read_task("boolq", str(tmp_path))
+    (tmp_path / "piqa.jsonl").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="the first: it is not JSON: it is nested too deeply"):
+        read_task("piqa", str(tmp_path))
+    (tmp_path / "piqa-labels.lst").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"piqa-labels\.lst' is not UTF-8 text"):
+        read_task("piqa", str(tmp_path))
     (tmp_path / "ARC-Easy-test.jsonl").write_text("{}")
     assert find_file("arc_easy", str(tmp_path)).name == "ARC-Easy-test.jsonl"
 

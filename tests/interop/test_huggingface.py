@@ -159,6 +159,13 @@ def test_tied_head():
         ("hf_falcon_h1_24", {"mamba_rms_norm": True}, "mamba_rms_norm = True"),
         ("hf_falcon_h1_24", {"mlp_multipliers": [2.0]}, r"mlp_multipliers = \[2.0\]; .* are 2"),
         ("hf_llama_24", {"num_hidden_layers": 3}, r"missing \['model.layers.2.*9 and 0 in all"),
+        ("hf_llama_24", {"model_type": ["llama"]}, r"model_type \['llama'\]; accepted are"),
+        ("hf_llama_24", {"num_attention_heads": 0}, "num_attention_heads = 0; .*a size above 0"),
+        ("hf_llama_24", {"hidden_size": "32"}, "hidden_size = '32'; accepted is a size above 0"),
+        ("hf_llama_24", {"hidden_size": float("nan")}, "hidden_size = nan; accepted is a size"),
+        ("hf_llama_24", {"rope_scaling": [1]}, r"rope_scaling = \[1\]; accepted is an object"),
+        ("hf_falcon_h1_24", {"mlp_multipliers": 2.0}, "mlp_multipliers = 2.0; accepted is a list"),
+        ("hf_llama_24", {"tie_word_embeddings": "no"}, "= 'no'; accepted is true or false"),
         ("hf_llama_24", {"intermediate_size": 40}, r"gate_proj.weight has shape \(48, 32\)"),
     ],
 )
@@ -224,11 +231,27 @@ def test_damaged_folders(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         huggingface.load(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is not JSON: it is nested too deeply"):
+        huggingface.load(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match="accepted is an object"):
         huggingface.load(tmp_path)
     with pytest.raises(ValueError, match="is a file; accepted is a folder"):
         huggingface.save(weights, config, models.init(config, jax.random.key(0)))
+
+
+def test_links_are_not_written_through(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("not yours")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "config.json.tmp", "model.safetensors.tmp"):
+        (folder / name).symlink_to(precious)
+    config = small_rival("llama")
+    huggingface.save(folder, config, models.init(config, jax.random.key(0)))
+    assert precious.read_text() == "not yours"
+    assert huggingface.load(folder)[0].width == config.width
 
 
 @pytest.mark.parametrize("kind", KNOWN)

@@ -62,6 +62,20 @@ def test_npz_file(tmp_path):
     np.testing.assert_allclose(logits, arrays["logits"], atol=3e-5, rtol=0)
 
 
+def test_bad_npz_files(tmp_path):
+    """Above all one with a pickle, which is never loaded."""
+    path = tmp_path / "authors.npz"
+    np.savez(path, weights=np.array([{"a": 1}], object))
+    for content in (path.read_bytes(), b"", b"PK\x03\x04", b"no archive"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"authors\.npz' is not an \.npz file of arrays"):
+            reference.load(path, "A")
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match="holds one array without a name"):
+        reference.load(path, "A")
+
+
 def test_unknown_mode():
     with pytest.raises(ValueError, match=r"'E'; accepted are A, B, C, D"):
         reference.load(read("flowhn_ae_split_24")[1], "E")

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,12 @@ from flowhn_jax import config as config_lib
 from flowhn_jax import flops, models
 from flowhn_jax.config import MeshConfig
 from flowhn_jax.data.prepare import prepare
+from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training import metrics as metrics_lib
 from flowhn_jax.training import workdir as workdir_lib
-from flowhn_jax.training.checkpoint import load_params
 from flowhn_jax.training.loop import fit
+from flowhn_jax.training.parameters import load_params
 from tests.small import small_config
 
 STEPS = 8
@@ -26,9 +28,10 @@ STEPS = 8
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """A few kilobytes of this repository's own tests as a prepared set."""
+    """A few kilobytes of text as a prepared set."""
     folder = tmp_path_factory.mktemp("data")
-    shutil.copy(__file__, folder / "text.txt")
+    text = pathlib.Path(__file__).parent.parent / "data" / "wikitext.txt"
+    shutil.copy(text, folder / "text.txt")
     prepare(str(folder / "text.txt"), "bytes", str(folder / "set"), context=24)
     return str(folder / "set")
 
@@ -49,7 +52,7 @@ def final_params(workdir, config):
 
 
 def rows_without_times(workdir):
-    timed = ("second", "mfu")
+    timed = ("second", "mfu", "time")
     return [
         {name: value for name, value in row.items() if not any(part in name for part in timed)}
         for row in metrics_lib.read_rows(str(workdir))
@@ -175,6 +178,34 @@ def test_killed_anywhere_the_run_goes_on_bit_for_bit(data, uninterrupted, tmp_pa
     assert [row["step"] for row in metrics_lib.read_rows(str(tmp_path))] == [2, 4]
     fit(config, str(tmp_path))
     assert_is_the_uninterrupted_run(tmp_path, config, uninterrupted)
+
+
+def test_data_damaged_under_a_running_job(data, tmp_path, monkeypatch):
+    """The run ends with what is wrong and keeps its work; with whole data it goes on."""
+    damaged = tmp_path / "set"
+    shutil.copytree(data, damaged)
+    config = run_config(str(damaged), steps=40, log_every=1, eval_every=40, checkpoint_every=100)
+    shard = damaged / PreparedSet.open(damaged).splits["train"].shards[0].file
+    whole = shard.read_bytes()
+
+    class Damaging(metrics_lib.MetricsWriter):
+        def write(self, row):
+            super().write(row)
+            if row["step"] == 2:  # in place, as the file is open; some batches are read already
+                with shard.open("r+b") as file:
+                    file.write(bytes(len(whole)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowhn_jax.training.loop.MetricsWriter", Damaging)
+        with pytest.raises(ValueError, match=r"Window \d+ of .*set, train, is damaged"):
+            fit(config, str(tmp_path / "run"))
+    (saved,) = (int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert 2 <= saved < 40
+    shard.write_bytes(whole)
+    fit(config, str(tmp_path / "run"))
+    fit(config, str(tmp_path / "whole"))
+    expected = tmp_path / "whole", final_params(tmp_path / "whole", config)
+    assert_is_the_uninterrupted_run(tmp_path / "run", config, expected)
 
 
 def test_another_model_in_the_workdir_is_refused(data, uninterrupted):

@@ -33,4 +33,4 @@ def test_each_part_of_a_run_on_another_mesh(data, uninterrupted, tmp_path, monke
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     params = final_params(tmp_path, config), uninterrupted[1]
     for a, b in zip(*map(jax.tree.leaves, params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3 * np.abs(b).max())

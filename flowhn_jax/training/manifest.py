@@ -1,0 +1,54 @@
+"""The content hashes of a checkpoint, by which damage is found."""
+
+import hashlib
+import json
+import pathlib
+
+from flowhn_jax import json_text
+from flowhn_jax.data.unfinished import sync
+from flowhn_jax.whole_file import whole_file
+
+_FILE = "manifest.json"
+
+
+def write(folder: pathlib.Path) -> None:
+    """Hashes all files of a checkpoint that is complete; a reader finds all hashes or none."""
+    found = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = {str(file.relative_to(folder)): _sha256(file) for file in found}
+    with whole_file(folder / _FILE) as temporary:
+        temporary.write_text(json.dumps({"sha256": files}, indent=1))
+        sync(temporary)
+
+
+def is_written(folder: pathlib.Path) -> bool:
+    """Whether the checkpoint has hashes: its run may have been killed before it had."""
+    return (folder / _FILE).is_file()
+
+
+def damage(folder: pathlib.Path, parts: str | tuple[str, ...] = "") -> str | None:
+    """What is wrong with a checkpoint's files whose names begin with `parts`, or one of them.
+
+    None: nothing, or it has no hashes.
+    """
+    for path in folder.rglob("*"):
+        if not (path.is_file() or path.is_dir()):  # a pipe, say, of which reading never ends
+            return f"{path.relative_to(folder)} is no file"
+    if not is_written(folder):
+        return None
+    try:
+        files = json_text.loads((folder / _FILE).read_bytes(), _FILE)["sha256"]
+        expected = {name: files[name] for name in files if name.startswith(parts)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{_FILE} is not readable"
+    for name, digest in expected.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _sha256(path) != digest:
+            return f"{name} is not what was written"
+    return None
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

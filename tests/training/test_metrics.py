@@ -1,0 +1,115 @@
+import json
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from flowhn_jax.training import disk, metrics
+from flowhn_jax.training.metrics import MetricsWriter, read_rows
+
+
+def row(step, **values):
+    return {"step": step, "loss": 1.5, "tokens_per_second": 10.0, "mfu": None, "time": 1.0} | values
+
+
+def shown(workdir):
+    """Steps in TensorBoard's files, as a reader that forgets at a restart sees them."""
+    steps = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            content = content[12 + length + 4 :]
+            if event.HasField("session_log"):
+                steps = [step for step in steps if step < event.step]
+            if event.HasField("summary"):
+                steps.append(event.step)
+                assert {v.tag for v in event.summary.value} == {"loss", "tokens_per_second"}
+    return steps
+
+
+def test_rows_and_events_have_each_step_once_after_restarts(tmp_path):
+    for start, stop in ((0, 6), (4, 9), (4, 7), (7, 12)):
+        with MetricsWriter(str(tmp_path), start, 12) as writer:
+            for step in range(start + 1, stop + 1):
+                writer.write(row(step))
+                assert shown(tmp_path) == list(range(1, step + 1))
+    assert [r["step"] for r in read_rows(tmp_path)] == list(range(1, 13))
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_a_line_cut_off_by_a_kill_is_removed(tmp_path):
+    with MetricsWriter(str(tmp_path), 0, 9) as writer:
+        writer.write(row(1))
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert [r["step"] for r in read_rows(tmp_path)] == [1]
+    with MetricsWriter(str(tmp_path), 1, 9) as writer:
+        writer.write(row(2))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+@pytest.mark.parametrize("line", [b"\xff\n", b"[1]\n", b'{"loss": 1}\n', b'{"step": "1"}\n', b"\n"])
+def test_a_damaged_line_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl' is damaged: line 2 is not a row"):
+        read_rows(tmp_path)
+
+
+def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch, capsys):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    with MetricsWriter(str(tmp_path), 0, 9) as writer:
+        writer.write(row(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics, "_append", full)
+            writer.write(row(2))
+            writer.write(row(3))
+            assert not writer.settled()
+        assert [r["step"] for r in read_rows(tmp_path)] == [1]
+        assert "metrics.jsonl lacks " in (said := capsys.readouterr().out)
+        assert "for 2 rows, which wait" in said
+        writer.write(row(4))
+        assert writer.settled()
+    assert [r["step"] for r in read_rows(tmp_path)] == [1, 2, 3, 4]
+    with MetricsWriter(str(tmp_path), 4, 9):
+        assert shown(tmp_path) == [1, 2, 3, 4]
+
+
+def test_tensorboard_catches_up_after_a_full_disk(tmp_path, monkeypatch):
+    with MetricsWriter(str(tmp_path), 0, 9) as writer:
+        writer.write(row(1))
+
+        def full(row):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(writer._events, "add", full)
+        writer.write(row(2))
+        writer.write(row(3))
+        assert shown(tmp_path) == [1, 2, 3]
+
+
+def test_another_error_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    def broken(path, text):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(metrics, "_append", broken)
+    with (
+        MetricsWriter(str(tmp_path), 0, 9) as writer,
+        pytest.raises(OSError, match="Input/output error"),
+    ):
+        writer.write(row(1))
+
+
+def test_how_a_full_disk_is_recognised(tmp_path):
+    wrapped = ValueError("outer")
+    wrapped.__cause__ = OSError(28, "No space left on device")
+    assert disk.is_full(wrapped)
+    assert disk.is_full(RuntimeError("RESOURCE_EXHAUSTED: Error writing: No space left on device"))
+    assert disk.is_full(OSError(27, "File too large"))
+    assert not disk.is_full(OSError(2, "No such file"))
+    assert disk.missing(tmp_path, 1) == 0
+    assert disk.missing(tmp_path, 1 << 60) > 1 << 58
