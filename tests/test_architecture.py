@@ -7,13 +7,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # Each room may import rooms of its own row and of rows below it.
 ROWS = [
-    ["bench", "aot", "compare"],
+    ["bench", "aot", "compare", "testing"],
     ["training", "evaluation", "report", "interop"],
     ["flops"],
     ["models", "data", "parallel"],
     ["layers"],
     ["config"],
-    ["split", "kernels", "host_memory", "timing"],
+    ["split", "kernels", "typed", "json_text", "whole_file", "host_memory", "timing"],
+    ["messages", "limits"],
 ]
 RANK = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 MAINS = {"cli", "__main__"}

@@ -1,4 +1,4 @@
-"""`python -m flowhn_jax.bench kernels|branches|parallel|models|decode`."""
+"""`python -m flowhn_jax.bench kernels|branches|parallel|models|decode|checkpoint`."""
 
 import os
 from collections.abc import Callable
@@ -8,8 +8,10 @@ from typing import Any
 import jax
 from absl import flags
 
+from configs import flowhn_tiny
 from flowhn_jax import cli
-from flowhn_jax.bench import branches, cases, decode, kernels, models, parallel
+from flowhn_jax import config as config_lib
+from flowhn_jax.bench import branches, cases, checkpoint, decode, kernels, models, parallel
 from kernels import backends
 from kernels.operations import OPERATIONS
 
@@ -64,6 +66,14 @@ def _models() -> None:
     models.bench_models(repeats=_REPEATS.value, out=_OUT.value or "bench_models.json")
 
 
+def _checkpoint() -> None:
+    given = _CONFIG.value is not None
+    config = cli.parse_config(_CONFIG) if given else config_lib.parse(flowhn_tiny.get_config())
+    checkpoint.bench_checkpoint(
+        config, repeats=_REPEATS.value, out=_OUT.value or "bench_checkpoint.json"
+    )
+
+
 def _of_config(name: str, bench: Callable[..., Any]) -> None:
     if _CONFIG.value is None:
         raise ValueError(f"bench {name} needs --config, the recipe of what it measures.")
@@ -78,6 +88,6 @@ if __name__ == "__main__":
         "decode": decode.bench_decode,
     }
     cli.run(
-        {"kernels": _kernels, "models": _models}
+        {"kernels": _kernels, "models": _models, "checkpoint": _checkpoint}
         | {name: partial(_of_config, name, bench) for name, bench in commands.items()}
     )

@@ -1,0 +1,31 @@
+"""The command lines as functions, for a child process that has imported their modules."""
+
+import pathlib
+import runpy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import flowhn_jax
+
+_ROOT = pathlib.Path(flowhn_jax.__file__).parent.parent
+
+
+def script(name: str, seam: Callable[[], None] = lambda: None) -> Callable[[], Any]:
+    """train.py or eval.py, up to the `seam`."""
+
+    def program() -> None:
+        seam()
+        runpy.run_path(str(_ROOT / name), run_name="__main__")
+
+    return program
+
+
+def module(name: str) -> Callable[[], Any]:
+    """`python -m name`."""
+
+    def program() -> None:
+        sys.modules.pop(name, None)
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+    return program

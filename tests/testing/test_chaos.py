@@ -1,0 +1,104 @@
+import json
+import shutil
+
+import pytest
+
+from flowhn_jax.testing.chaos import FAILURES, Soak
+from flowhn_jax.testing.disk import FileLimit
+from flowhn_jax.testing.harm import HARMS, Damages
+from flowhn_jax.testing.same_run import differences
+from flowhn_jax.testing.small_run import prepare_text, small_config
+from flowhn_jax.training.loop import fit
+
+COUNTS = {"rows_compared": 4}
+NO_FAILURES = dict.fromkeys(FAILURES, 0)
+STEPS = 600
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of all soaks here, which share the uninterrupted run and what is compiled."""
+    return tmp_path_factory.mktemp("soak")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    cadence = {"log_every": 2, "eval_every": 4, "checkpoint_every": 4}
+    config = small_config(prepare_text(folder), steps=8, **cadence)
+    fit(config, str(folder / "run"))
+    return folder / "run"
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "run")
+
+
+def found(workdir, expected):
+    return {name: n for name, n in differences(workdir, expected).items() if n}
+
+
+def test_a_harmed_run_ends_as_one_that_was_left_alone(folder):
+    result = Soak(folder, steps=STEPS, seed=1).run(seconds=30, kills=5)
+    assert {name: result[name] for name in FAILURES} == NO_FAILURES
+    assert result["rounds"] >= 1
+    assert result["rows_compared"] >= 300
+    assert result["kills"] == sum(result[name] for name in HARMS)
+
+
+def test_a_run_is_the_same_as_its_copy(run, copy):
+    assert found(copy, run) == COUNTS
+
+
+def test_another_state_is_found(run, copy, tmp_path):
+    text = json.loads((run / "config.json").read_text())
+    other = small_config(text["data"]["path"], **text["train"] | {"seed": 1})
+    fit(other, str(tmp_path / "other"))
+    shutil.rmtree(copy / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", copy / "checkpoints")
+    arrays = found(copy, run)
+    # Where all begin with the same, only counters stay so.
+    assert arrays.pop("differing_arrays") > 40
+    assert arrays == COUNTS
+
+
+def test_lost_doubled_and_changed_rows_are_found(run, copy):
+    path = copy / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:1] + lines[2:]))
+    scalars = len(json.loads(lines[1])) - len(("step", "time", "mfu", "mfu_palm"))
+    assert found(copy, run) == {**COUNTS, "lost_rows": 1, "tensorboard_differences": scalars}
+    path.write_text("".join([*lines, lines[-1]]))
+    assert found(copy, run) == {**COUNTS, "doubled_rows": 1}
+    row = json.loads(lines[0])
+    for name, differs in (("loss", 1), ("tokens_per_second", 0)):
+        changed = json.dumps(row | {name: row[name] + 1}) + "\n"
+        path.write_text("".join([changed, *lines[1:]]))
+        assert differences(copy, run)["changed_rows"] == differs
+
+
+def test_a_step_that_tensorboard_shows_twice_is_found(run, copy):
+    (path,) = (copy / "tensorboard").iterdir()
+    shutil.copy(path, f"{path}.again")
+    assert found(copy, run).keys() == {*COUNTS, "tensorboard_differences"}
+
+
+def test_only_where_another_checkpoint_is_whole_one_is_damaged(copy, rng):
+    class Random:
+        choice = staticmethod(lambda of: of[int(rng.integers(len(of)))])
+        randrange = staticmethod(lambda stop: int(rng.integers(stop)))
+
+    damages = Damages()
+    assert [path.name for path in damages.whole(copy)] == ["8", "4"]
+    assert "checkpoints/8/" in damages.damage(copy, Random)
+    assert [path.name for path in damages.whole(copy)] == ["4"]
+    assert damages.damage(copy, Random) is None
+
+
+def test_a_soak_goes_on_where_no_disk_can_be_mounted(folder, monkeypatch):
+    monkeypatch.setattr("flowhn_jax.testing.chaos.open_disk", FileLimit)
+    monkeypatch.setattr("flowhn_jax.testing.chaos.HARMS", {"disk_full": HARMS["disk_full"]})
+    result = Soak(folder, steps=STEPS, seed=0).run(seconds=20, kills=1)
+    assert result["disk_full"] == result["kills"]
+    assert {name: result[name] for name in FAILURES} == NO_FAILURES
