@@ -1,5 +1,6 @@
 """What is where in the checkpoints of a workdir, and whose they are."""
 
+import functools
 import importlib.metadata
 import pathlib
 import platform
@@ -55,6 +56,7 @@ def check_shapes(step: int, found: Any, params: Params) -> None:
         )
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Of Python and the packages that a run's numbers depend on."""
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
