@@ -32,9 +32,6 @@ from flowhn_jax.training.checkpoint_files import (
 )
 from flowhn_jax.training.state import TrainState
 
-# Random mantissas hardly compress, and shardings are given wherever a checkpoint is read: without
-# both a save costs a fifth less.
-_SAVING = ocp.options.ArrayOptions.Saving(use_compression=False, enable_write_sharding_file=False)
 _BYTES_BESIDE = 2**20  # of a checkpoint, at least: what is not arrays
 
 
@@ -56,6 +53,7 @@ class Checkpoints:
         self._say = say
         self._save: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._needed = 0  # bytes, of the last checkpoint that was asked for
         with first_before_others("checkpoints"):
             if is_first():
                 for step in self._damaged():
@@ -82,9 +80,14 @@ class Checkpoints:
         ]
         if train.keep_every:
             keep.append(policies.EveryNSteps(train.keep_every))
+        # Random mantissas hardly compress, and shardings are given wherever a checkpoint is read:
+        # without both a save costs a fifth less.
+        context = ocp.Context()
+        context.array.saving.use_compression = False
+        context.array.saving.enable_write_sharding_file = False
         return ocp.training.Checkpointer(
             directory(self._workdir),
-            context=ocp.Context(array_options=ocp.options.ArrayOptions(saving=_SAVING)),
+            context=context,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
@@ -129,15 +132,19 @@ class Checkpoints:
         All processes must call it, and get the same answer.
         """
         self.wait()
-        needed = _BYTES_BESIDE + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        missing = int(of_first(disk.missing(directory(self._workdir), needed)))
-        if missing:
-            self._say(
-                f"no checkpoint of step {int(state.step)}: it takes {disk.megabytes(needed)}, and "
-                f"{disk.megabytes(missing)} are missing on the disk of {self._workdir!r}; the "
-                f"newest is {self._newest()}"
-            )
-        return not missing
+        self._needed = _BYTES_BESIDE + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        fits = not of_first(disk.missing(directory(self._workdir), self._needed))
+        if not fits:
+            self._say(f"no checkpoint of step {int(state.step)}: {self.shortage()}")
+        return fits
+
+    def shortage(self) -> str:
+        """Room that the last checkpoint asked for, and what there is, in words."""
+        missing = disk.missing(directory(self._workdir), self._needed)
+        return (
+            f"it takes {disk.megabytes(self._needed)}, of which {disk.megabytes(missing)} are "
+            f"missing on the disk of {self._workdir!r}; the newest is {self._newest()}"
+        )
 
     def _newest(self) -> str:
         return "none yet" if self.latest_step is None else f"that of step {self.latest_step}"
@@ -207,10 +214,7 @@ class Checkpoints:
         with contextlib.suppress(Exception):  # the same error again
             self._checkpointer.close()
         self._checkpointer = self._open()  # which removes what was written of it
-        self._say(
-            f"the disk of {self._workdir!r} was full before a checkpoint was written; the newest "
-            f"is {self._newest()}"
-        )
+        self._say(f"the disk was full before a checkpoint was written: {self.shortage()}")
 
     def restore(self, abstract: TrainState, data: Any) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint's state, laid out as `abstract`, and its progress.

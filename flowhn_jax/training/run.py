@@ -236,8 +236,7 @@ class Run:
         """Begins a checkpoint where the disk has room for it."""
         self.watchdog.progress("saving")
         # A checkpoint stands for all rows up to it.
-        settled = bool(of_first(self.writer.settled()))
-        if settled and self.checkpoints.fits(self._state):
+        if self.checkpoints.fits(self._state) and of_first(self.writer.settled()):
             progress = json.loads(to_json(dataclasses.asdict(self._progress)))
             self.checkpoints.save(self._state, self.batches, progress, validation_loss)
 
@@ -250,10 +249,9 @@ class Run:
         self.checkpoints.wait()
         step, newest = self._step_done, self.checkpoints.latest_step
         if newest != step:
-            there = "there is none" if newest is None else f"the newest is of step {newest}"
             raise OSError(
-                f"the run ends at step {step} without a checkpoint of it, as the disk of "
-                f"{self.workdir!r} is full; {there}, from which the same command goes on."
+                f"the run ends at step {step} without a checkpoint: {self.checkpoints.shortage()}, "
+                "from where the same command goes on."
             )
         done = step == self.config.train.steps and self._progress.row is None
         if not done:

@@ -188,9 +188,11 @@ def test_a_checkpoint_that_does_not_fit_is_told_and_the_run_goes_on(
 ):
     """The disk has room again at step 6, and none at the last step."""
     config = run_config(data)
-    missing = iter([123_456, 0, 123_456])
+    missing = iter([123_456, 123_456, 0, 123_456, 123_456, 123_456])
     monkeypatch.setattr(disk, "missing", lambda *_: next(missing))
-    with pytest.raises(OSError, match=r"ends at step 8 without a checkpoint.* newest is of step 6"):
+    with pytest.raises(
+        OSError, match=r"ends at step 8 without a checkpoint: it takes .* newest is that of step 6"
+    ):
         fit(config, str(tmp_path))
     said = capsys.readouterr().err
     assert "no checkpoint of step 3" in said
