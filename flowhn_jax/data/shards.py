@@ -45,7 +45,7 @@ class Shard:
                 f"{path} has {path.stat().st_size} bytes, but {self.bytes} were written."
             )
         try:
-            reader = array_record_module.ArrayRecordReader(str(path))
+            reader = array_record_module.ArrayRecordReader(_as_text(path))
             records = reader.num_records()
             reader.close()
         except RuntimeError as error:
@@ -88,7 +88,7 @@ class ShardWriter:
                 self._path = self._folder / f"{self._name}-{len(self.shards):05d}.array_record"
                 # One record a group: records are read one by one, in random order.
                 self._writer = array_record_module.ArrayRecordWriter(
-                    str(self._path), "group_size:1"
+                    _as_text(self._path), "group_size:1"
                 )
             record = window.tobytes() + segments.tobytes()
             self._call(self._writer.write, record)
@@ -116,6 +116,15 @@ class ShardWriter:
             function(*arguments)
         except RuntimeError as error:  # the library's only kind
             raise OSError(f"{self._path} cannot be written: {error}") from error
+
+
+def _as_text(path: pathlib.Path) -> str:
+    """The path as ArrayRecord takes it; raises ValueError where it is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{str(path)!r} is not UTF-8, as names of prepared data are.") from error
+    return str(path)
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -97,15 +97,13 @@ def main() -> None:
             f"--lengths is {','.join(_LENGTHS.value)!r}; accepted are whole numbers and commas."
         ) from None
     split = config.split
+    planned = lengths_table(config, lengths) if lengths else table(config)
     print(f"{models.param_count(config):,} parameters")
     print(
         f"{split.strategy}, context {config.context:,}, balance {split.balance}, "
         f"{config.blocks} blocks, stem {split.stem}\n"
     )
-    if lengths:
-        print(lengths_table(config, lengths))
-    else:
-        print(table(config))
+    print(planned)
     plan = config.plan()
     share = reach(plan)
     print(f"\nreach {share:.4f}: the share of pairs (i, j <= i) in which token j reaches logit i")

@@ -310,3 +310,15 @@ def test_ctrl_c(tmp_path, jsonl, monkeypatch, capsys):
 def test_prepare_imports_neither_jax_nor_grain():
     code = "import sys, flowhn_jax.data.prepare; assert not {'jax', 'grain'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "text.txt").write_text("one text " * 50)
+    out = tmp_path / "\udcff"
+    with pytest.raises(ValueError, match="is not UTF-8, as names of prepared data are"):
+        prepare(str(tmp_path / "text.txt"), "bytes", out, context=8)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+    prepare(str(tmp_path / "text.txt"), "bytes", tmp_path / "set", context=8)
+    (tmp_path / "set").rename(out)
+    with pytest.raises(ValueError, match="is not UTF-8, as names of prepared data are"):
+        PreparedSet.open(out)
