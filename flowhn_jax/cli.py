@@ -165,8 +165,8 @@ def run(
         if not compiles_only:
             keep_freed_memory()
         logging.set_verbosity(logging.WARNING)  # libraries' progress; ours goes to stdout
-        # Orbax logs what it raises as well, each time with all its stack.
-        logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
+        # Orbax, and asyncio for it, log what is raised as well, with all the stack.
+        logging.get_absl_handler().addFilter(lambda record: "/orbax/" not in record.pathname)
         try:
             (commands[arguments[1]] if commands else main)()
         except (ValueError, OSError, ImportError) as error:

@@ -4,11 +4,15 @@ import hashlib
 import json
 import pathlib
 
+import tensorstore
+
 from flowhn_jax import json_text
 from flowhn_jax.data.unfinished import sync
+from flowhn_jax.messages import one_line
 from flowhn_jax.whole_file import whole_file
 
 _FILE = "manifest.json"
+_ARRAYS = ("params", "optimizer")  # groups of arrays in a checkpoint
 
 
 def write(folder: pathlib.Path) -> None:
@@ -28,13 +32,15 @@ def is_written(folder: pathlib.Path) -> bool:
 def damage(folder: pathlib.Path, parts: str | tuple[str, ...] = "") -> str | None:
     """What is wrong with a checkpoint's files whose names begin with `parts`, or one of them.
 
-    None: nothing, or it has no hashes.
+    None: nothing. Where there are no hashes, arrays are only tried to be read.
     """
     for path in folder.rglob("*"):
         if not (path.is_file() or path.is_dir()):  # a pipe, say, of which reading never ends
             return f"{path.relative_to(folder)} is no file"
     if not is_written(folder):
-        return None
+        # Orbax would leave its threads with a closed event loop, of which they complain at length.
+        groups = [name for name in _ARRAYS if f"{name}/".startswith(parts)]
+        return next(filter(None, (_unreadable(folder / name) for name in groups)), None)
     try:
         files = json_text.loads((folder / _FILE).read_bytes(), _FILE)["sha256"]
         expected = {name: files[name] for name in files if name.startswith(parts)}
@@ -46,6 +52,20 @@ def damage(folder: pathlib.Path, parts: str | tuple[str, ...] = "") -> str | Non
             return f"{name} is missing"
         if _sha256(path) != digest:
             return f"{name} is not what was written"
+    return None
+
+
+def _unreadable(folder: pathlib.Path) -> str | None:
+    """Why a group of arrays, in TensorStore's OCDBT, cannot be read; None: it can, or is absent."""
+    if not folder.is_dir():
+        return None
+    spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+    try:
+        store = tensorstore.KvStore.open(spec).result()
+        for key in store.list().result():
+            store.read(key).result()
+    except Exception as error:  # TensorStore's are of several kinds
+        return f"{folder.name} cannot be read: {one_line(error)}"
     return None
 
 

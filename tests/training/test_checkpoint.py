@@ -98,6 +98,12 @@ def test_one_without_hashes_is_whole_until_it_does_not_load(data, whole):  # noq
     folder = whole / "checkpoints" / "8"
     (folder / "manifest.json").unlink()
     assert restored_steps(whole, run_config(data)) == (8, [])
+    for path in (folder / "params" / "d").iterdir():
+        harm(path, "truncated")
+    with pytest.raises(ValueError, match="damaged are those of steps 8"):
+        load_params(str(whole), run_config(data).model, make_mesh(run_config(data).mesh, 8), "8")
+    shutil.copytree(whole, whole.parent / "another")
+    assert restored_steps(whole.parent / "another", run_config(data))[0] == 6
     (folder / "params" / "_METADATA").write_text("{")
     step, said = restored_steps(whole, run_config(data))
     assert step == 6
