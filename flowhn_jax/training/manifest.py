@@ -37,6 +37,8 @@ def damage(folder: pathlib.Path, parts: str | tuple[str, ...] = "") -> str | Non
     for path in folder.rglob("*"):
         if not (path.is_file() or path.is_dir()):  # a pipe, say, of which reading never ends
             return f"{path.relative_to(folder)} is no file"
+    if (folder / _FILE).is_dir():
+        return f"{_FILE} is no file"
     if not is_written(folder):
         # Orbax would leave its threads with a closed event loop, of which they complain at length.
         groups = [name for name in _ARRAYS if f"{name}/".startswith(parts)]
