@@ -59,7 +59,7 @@ class Shard:
         Raises:
           ValueError: it is not what was written.
         """
-        if _sha256(folder / self.file) != self.sha256:
+        if sha256(folder / self.file) != self.sha256:
             raise ValueError(f"{folder / self.file} is damaged: its SHA-256 has changed.")
 
 
@@ -107,7 +107,7 @@ class ShardWriter:
         self._call(self._writer.close)
         sync(self._path)
         self.shards.append(
-            Shard(self._path.name, self._records, self._path.stat().st_size, _sha256(self._path))
+            Shard(self._path.name, self._records, self._path.stat().st_size, sha256(self._path))
         )
         self._writer, self._records, self._bytes = None, 0, 0
 
@@ -127,6 +127,7 @@ def _as_text(path: pathlib.Path) -> str:
     return str(path)
 
 
-def _sha256(path: pathlib.Path) -> str:
+def sha256(path: pathlib.Path) -> str:
+    """The hash of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

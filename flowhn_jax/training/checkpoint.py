@@ -100,9 +100,9 @@ class Checkpoints:
         """
         found = []
         steps = steps_of(self._workdir)
-        for step in steps:
+        for index, step in enumerate(steps):
             # Of all it reads these, and of the one that the run goes on from everything.
-            parts = "" if len(found) == steps.index(step) else METADATA
+            parts = "" if len(found) == index else METADATA
             damage = manifest.damage(directory(self._workdir) / str(step), parts)
             if damage is not None:
                 self._say(f"the checkpoint of step {step} is damaged and skipped: {damage}")

@@ -1,12 +1,12 @@
 """The content hashes of a checkpoint, by which damage is found."""
 
-import hashlib
 import json
 import pathlib
 
 import tensorstore
 
 from flowhn_jax import json_text
+from flowhn_jax.data.shards import sha256
 from flowhn_jax.data.unfinished import sync
 from flowhn_jax.messages import one_line
 from flowhn_jax.whole_file import whole_file
@@ -18,7 +18,7 @@ _ARRAYS = ("params", "optimizer")  # groups of arrays in a checkpoint
 def write(folder: pathlib.Path) -> None:
     """Hashes all files of a checkpoint that is complete; a reader finds all hashes or none."""
     found = sorted(file for file in folder.rglob("*") if file.is_file())
-    files = {str(file.relative_to(folder)): _sha256(file) for file in found}
+    files = {str(file.relative_to(folder)): sha256(file) for file in found}
     with whole_file(folder / _FILE) as temporary:
         temporary.write_text(json.dumps({"sha256": files}, indent=1))
         sync(temporary)
@@ -52,7 +52,7 @@ def damage(folder: pathlib.Path, parts: str | tuple[str, ...] = "") -> str | Non
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if _sha256(path) != digest:
+        if sha256(path) != digest:
             return f"{name} is not what was written"
     return None
 
@@ -69,8 +69,3 @@ def _unreadable(folder: pathlib.Path) -> str | None:
     except Exception as error:  # TensorStore's are of several kinds
         return f"{folder.name} cannot be read: {one_line(error)}"
     return None
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
