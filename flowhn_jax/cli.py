@@ -122,7 +122,9 @@ def _check_numbers() -> None:
                 raise ValueError(f"--{name} is {shown(number)}; accepted is at most {_MOST}.")
 
 
-def _parse_flags(argv: Sequence[str], commands: Collection[str] = ()) -> list[str]:
+def _parse_flags(
+    argv: Sequence[str], commands: Collection[str] = (), most: Mapping[str, int] | None = None
+) -> list[str]:
     try:
         _check_config_keys(argv[1:])
         _check_recipe(argv[1:])
@@ -131,7 +133,8 @@ def _parse_flags(argv: Sequence[str], commands: Collection[str] = ()) -> list[st
         if commands and (len(rest) < 2 or rest[1] not in commands):
             found = f"is {rest[1]!r}" if len(rest) > 1 else "is missing"
             raise ValueError(f"The command {found}; accepted are {', '.join(commands)}.")
-        if len(rest) > (2 if commands else 1):
+        expected = 2 + (most or {}).get(rest[1], 0) if commands else 1
+        if len(rest) > expected:
             raise ValueError(f"Unexpected argument {rest[-1]!r}; flags are written --name=value.")
     except (flags.Error, ValueError) as error:
         sys.exit(f"error: {one_line(_without_traceback(error))}")
@@ -149,11 +152,15 @@ def _is_clear(error: BaseException) -> bool:
 
 
 def run(
-    main: Callable[[], None] | Mapping[str, Callable[[], None]], *, compiles_only: bool = False
+    main: Callable[[], None] | Mapping[str, Callable[..., None]],
+    *,
+    compiles_only: bool = False,
+    arguments: Mapping[str, int] | None = None,
 ) -> None:
-    """Parses the flags and runs `main`, or the one of several that the first argument names.
+    """Parse the flags and run `main`, or the one of several that the first argument names.
 
     With `compiles_only` freed memory is not kept, for which XLA's compiler threads would queue.
+    `arguments` has the commands that take more of them, by position, and how many at the most.
 
     A user's error ends the process with its message and status 1; an error from inside a library,
     where the message alone may not tell enough, with its traceback as well.
@@ -161,14 +168,17 @@ def run(
 
     commands = main if isinstance(main, Mapping) else {}
 
-    def guarded(arguments: Sequence[str]) -> None:
+    def guarded(argv: Sequence[str]) -> None:
         if not compiles_only:
             keep_freed_memory()
         logging.set_verbosity(logging.WARNING)  # libraries' progress; ours goes to stdout
         # Orbax, and asyncio for it, log what is raised as well, with all the stack.
         logging.get_absl_handler().addFilter(lambda record: "/orbax/" not in record.pathname)
         try:
-            (commands[arguments[1]] if commands else main)()
+            if commands:
+                commands[argv[1]](*argv[2:])
+            else:
+                main()
         except (ValueError, OSError, ImportError) as error:
             if not _is_clear(error) and not disk.is_full(error):
                 traceback.print_exc()
@@ -182,4 +192,4 @@ def run(
             sys.stdout.flush()
             os._exit(0)
 
-    app.run(guarded, flags_parser=partial(_parse_flags, commands=commands))
+    app.run(guarded, flags_parser=partial(_parse_flags, commands=commands, most=arguments))

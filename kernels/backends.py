@@ -14,6 +14,7 @@ A backend that cannot serve gives way to the next best, with one logged line tha
 """
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import logging
@@ -34,7 +35,10 @@ _log = logging.getLogger(__name__)
 
 # Part of the cache key of jax.jit: a function is traced anew where another backend is asked for.
 _asked = jax.make_user_context(AUTO)
-_recorders: list[dict[str, set[str]]] = []
+# Per thread, so that programs traced side by side are recorded apart.
+_recorders: contextvars.ContextVar[tuple[dict[str, set[str]], ...]] = contextvars.ContextVar(
+    "recorders", default=()
+)
 
 
 def _serves_all(*_: Any) -> None:
@@ -115,7 +119,7 @@ class Operation:
         return backend.unsupported(*arguments)
 
     def _take(self, name: str) -> Callable[..., Any]:
-        for recorder in _recorders:
+        for recorder in _recorders.get():
             recorder.setdefault(self.name, set()).add(name)
         return self.backends[name].run
 
@@ -149,14 +153,16 @@ def use(asked: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def record() -> Iterator[dict[str, set[str]]]:
-    """The backends that are chosen inside, by operation. What jax.jit has cached chooses none."""
+    """Record the backends that this thread chooses inside, by operation.
+
+    A function that jax.jit has cached is not traced again, and so chooses none.
+    """
     chosen: dict[str, set[str]] = {}
-    _recorders.append(chosen)
+    token = _recorders.set((*_recorders.get(), chosen))
     try:
         yield chosen
     finally:
-        # By identity: equal records of two users are two.
-        _recorders[:] = [recorder for recorder in _recorders if recorder is not chosen]
+        _recorders.reset(token)
 
 
 def describe(chosen: Mapping[str, set[str]]) -> str:

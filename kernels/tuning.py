@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ Tile = tuple[int, ...]
 
 # What this process has chosen: a cache folder that cannot be written costs no second measurement.
 _chosen: dict[tuple[str, str], Tile] = {}
+_measuring = threading.Lock()  # programs traced side by side must not time tiles at the same time
 
 
 def choose_tile(
@@ -54,16 +56,18 @@ def choose_tile(
         return default
     entry = f"{operation} {key}"
     memo = device.device_kind, entry
-    if memo not in _chosen:
-        kept = device_cache.read(device.device_kind, _SECTION, entry)
-        if isinstance(kept, list) and tuple(kept) in candidates:
-            _chosen[memo] = tuple(kept)
-        else:
-            quickest = _quickest(entry, candidates, program, arguments)
-            if quickest is not None:
-                device_cache.write(device.device_kind, _SECTION, entry, quickest)
-            _chosen[memo] = quickest or default
-    return _chosen[memo]
+    with _measuring:
+        if memo not in _chosen:
+            kept = device_cache.read(device.device_kind, _SECTION, entry)
+            if isinstance(kept, list) and tuple(kept) in candidates:
+                _chosen[memo] = tuple(kept)
+            else:
+                seconds = time_tiles(entry, candidates, program, arguments)
+                quickest = min(seconds, key=seconds.get, default=None)
+                if quickest is not None:
+                    device_cache.write(device.device_kind, _SECTION, entry, quickest)
+                _chosen[memo] = quickest or default
+        return _chosen[memo]
 
 
 def _parse(variable: str, text: str, length: int) -> Tile:
@@ -76,12 +80,13 @@ def _parse(variable: str, text: str, length: int) -> Tile:
     return tile
 
 
-def _quickest(
+def time_tiles(
     entry: str,
     candidates: Sequence[Tile],
     program: Callable[[Tile], Callable],
     arguments: Sequence[jax.ShapeDtypeStruct],
-) -> Tile | None:
+) -> dict[Tile, float]:
+    """Return the seconds of each tile that runs; arguments as of `choose_tile`."""
     seconds = {}
     # In a thread of its own no trace, mesh or other context of the caller is active.
     with ThreadPoolExecutor(1) as thread:
@@ -91,7 +96,7 @@ def _quickest(
             except Exception as error:  # a tile too large for the device fails in many ways
                 _log.warning("%s: tile %s does not run: %s", entry, tile, error)
     _log.info("%s: seconds of each tile: %s", entry, seconds)
-    return min(seconds, key=seconds.get, default=None)
+    return seconds
 
 
 def _time(function: Callable, arguments: Sequence[jax.ShapeDtypeStruct]) -> float:

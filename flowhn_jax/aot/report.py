@@ -15,6 +15,8 @@ from flowhn_jax.aot.memory import Memory, memory
 from flowhn_jax.aot.plan import CODE, plan
 from flowhn_jax.aot.topology import GIB, Topology
 from flowhn_jax.config import Config
+from flowhn_jax.evaluation.largest_batch import Attempt
+from flowhn_jax.evaluation.largest_batch import largest_batch as search
 from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.parallel.mesh import check_sequence, make_mesh
 from flowhn_jax.training.state import abstract_state
@@ -218,37 +220,30 @@ def _needed(error: RuntimeError) -> int:
 
 
 def largest_batch(config: Config, topology: Topology, **options: Any) -> Report:
-    """The report of the most sequences a chip, of powers of two, that fit.
+    """Return the report of the most sequences per chip, of powers of two, that fit.
 
-    From the config's batch a larger one is tried as long as one fits, or a smaller one until it
-    does. A step is taken over where twice the temporaries of one that was compiled fit, too, and
-    none is tried where they would take half as much again as there is. `options` are those of
-    `report`.
+    `options` are those of `report`; the search is `evaluation.largest_batch`'s, from the config's
+    batch on.
 
     Raises:
       ValueError: not even one sequence for each of the devices that share the batch fits.
     """
     mesh = make_mesh(config.mesh, 0, topology.devices)  # for any batch
     parts = math.prod(mesh.shape[name] for name in AXES["B"]) * config.train.accumulate
-    each = 2 ** int(math.log2(max(1, config.train.batch_size // parts)))
-    best, too_many = None, None
-    while each and each != too_many:
+
+    def attempt(each: int) -> Attempt[Report]:
         train = dataclasses.replace(config.train, batch_size=each * parts)
         found = report(dataclasses.replace(config, train=train), topology, **options)
-        if found.fits:
-            best = found
-            held = found.memory
-            temporaries = held.activations + held.temporaries
-            room = topology.chip.memory - (held.total - temporaries)
-            if too_many == 2 * each or 2 * temporaries > 1.5 * room:
-                break
-            each *= 2 ** max(1, int(math.log2(room / temporaries)))
-            each = min(each, too_many // 2) if too_many else each
-        else:
-            too_many = each
-            each //= 2
-            if best is not None and best.sequences == each * parts:
-                break
-    if best is None:
-        raise ValueError(f"Not even {parts} sequences a step fit; {found.needed / GIB:.2f} GiB.")
-    return best
+        if found.memory is None:
+            return Attempt(found, fits=False)
+        temporaries = found.memory.activations + found.memory.temporaries
+        return Attempt(found, found.fits, found.memory.total - temporaries, temporaries)
+
+    start = max(1, config.train.batch_size // parts)
+    try:
+        return search(attempt, start, topology.chip.memory).result
+    except ValueError as error:
+        raise ValueError(
+            f"No batch fits {topology.name}: a step of {parts} sequences, one for each device that "
+            f"shares the batch, needs more than {topology.chip.memory / GIB:.2f} GiB per chip."
+        ) from error

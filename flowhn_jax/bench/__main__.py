@@ -1,6 +1,7 @@
-"""`python -m flowhn_jax.bench kernels|branches|parallel|models|decode|checkpoint`."""
+"""`python -m flowhn_jax.bench suite|kernels|branches|parallel|models|decode|checkpoint`."""
 
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +12,10 @@ from absl import flags
 from configs import flowhn_tiny
 from flowhn_jax import cli
 from flowhn_jax import config as config_lib
+from flowhn_jax.aot import topology
 from flowhn_jax.bench import branches, cases, checkpoint, decode, kernels, models, parallel
+from flowhn_jax.bench.suite import command as suite
+from flowhn_jax.bench.suite import rehearsal, side_by_side
 from kernels import backends
 from kernels.operations import OPERATIONS
 
@@ -38,7 +42,19 @@ _DTYPE = flags.DEFINE_enum(
 )
 _PEERS = flags.DEFINE_bool("peers", False, "kernels: measure installed peers beside ours.")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Timed calls, median taken.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "JSON file to write; bench_COMMAND.json without it.")
+_OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "JSON file to write; bench_COMMAND.json without it. suite: folder; runs/suite without it, or "
+    "suite_comparison with --compare.",
+)
+_MINUTES = flags.DEFINE_float("minutes", 8, "suite: time to measure at the most.", 0.05, 1440)
+_COMPARE = flags.DEFINE_bool(
+    "compare", False, "suite: set the results of two folders, A and B, side by side."
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "suite: compile its programs, such as for gpu:h100x1 or v5e:1x1; run none."
+)
 _CONFIG = cli.define_config(required=False)
 
 
@@ -60,6 +76,22 @@ def _kernels() -> None:
         with_peers=_PEERS.value,
         out=_OUT.value or "bench_kernels.json",
     )
+
+
+def _suite(*folders: str) -> None:
+    if _COMPARE.value != bool(folders) or len(folders) not in (0, 2):
+        raise ValueError(f"--compare takes two folders, as in --compare A B; got {len(folders)}.")
+    if _COMPARE.value:
+        side_by_side.compare(*folders, _OUT.value or "suite_comparison")
+        return
+    if _TOPOLOGY.value is not None:
+        topology.describe(_TOPOLOGY.value)  # an unknown one ends here
+        parts, out = (rehearsal.part(_TOPOLOGY.value),), _OUT.value or "runs/rehearsal"
+        ok = suite.run_suite(out, _MINUTES.value, parts, rehearsal.__name__)
+    else:
+        ok = suite.run_suite(_OUT.value or "runs/suite", _MINUTES.value)
+    if not ok:
+        sys.exit(1)
 
 
 def _models() -> None:
@@ -88,6 +120,7 @@ if __name__ == "__main__":
         "decode": decode.bench_decode,
     }
     cli.run(
-        {"kernels": _kernels, "models": _models, "checkpoint": _checkpoint}
-        | {name: partial(_of_config, name, bench) for name, bench in commands.items()}
+        {"suite": _suite, "kernels": _kernels, "models": _models, "checkpoint": _checkpoint}
+        | {name: partial(_of_config, name, bench) for name, bench in commands.items()},
+        arguments={"suite": 2},
     )

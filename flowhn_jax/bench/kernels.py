@@ -4,6 +4,7 @@ import json
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -13,14 +14,13 @@ import jaxlib
 
 from flowhn_jax.bench import cases as cases_lib
 from flowhn_jax.bench import peers as peers_lib
+from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.cases import Case
 from flowhn_jax.bench.device import Rates, measure_rates
 from flowhn_jax.bench.peers import Peer, Run
 from flowhn_jax.timing import time_repeats
 from kernels.backends import XLA, target_platform
 from kernels.operations import OPERATIONS
-
-Row = dict[str, Any]
 
 _COLUMNS = (  # key, heading, format
     ("operation", "operation", "{}"),
@@ -87,7 +87,7 @@ def bench_kernels(
     }
     _write(out, document)  # fails here, if it does, and not when all is measured
     for case in cases_lib.cases(operations, sizes, lengths, tokens, dtype):
-        for measure in _measurements(case, backends, rates, repeats, with_peers):
+        for measure in measurements(case, backends, rates, repeats, with_peers):
             rows.append(measure())
             _write(out, document)
             print(_line([_cell(rows[-1], key, form) for key, _, form in _COLUMNS]), flush=True)
@@ -115,12 +115,20 @@ def _cell(row: Row, key: str, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _measurements(
+def measurements(
     case: Case, backends: Sequence[str], rates: Rates, repeats: int, with_peers: bool
 ) -> Iterator[Callable[[], Row]]:
-    """What measures each row of a case."""
-    for name in _backends(case.operation):
-        if backends and (name or XLA) not in backends:
+    """Yield what measures each row of a case: our backends, then peers.
+
+    Args:
+      case: the operation and its arrays.
+      backends: names of those to measure; none: all that the platform has.
+      rates: of the device, for the floors.
+      repeats: timed calls of each function.
+      with_peers: whether to yield the peers that can run here.
+    """
+    for name in backends_of(case.operation):
+        if backends and name not in backends:
             continue
         yield partial(_ours, case, name, rates, repeats)
     if with_peers:
@@ -128,15 +136,15 @@ def _measurements(
             yield partial(_peer, case, make, rates, repeats)
 
 
-def _backends(operation: str) -> list[str | None]:
-    """Names of the backends for this platform; None for an operation that has but one."""
+def backends_of(operation: str) -> list[str]:
+    """Return the names of an operation's backends for the platform that is compiled for."""
     if operation not in OPERATIONS:
-        return [None]
+        return [XLA]
     found = OPERATIONS[operation].backends.items()
     return [name for name, backend in found if target_platform() in backend.platforms]
 
 
-def _ours(case: Case, backend: str | None, rates: Rates, repeats: int) -> Row:
+def _ours(case: Case, backend: str, rates: Rates, repeats: int) -> Row:
     run = partial(case.run, backend=backend)
 
     def with_gradients(inputs, cotangent):
@@ -148,8 +156,12 @@ def _ours(case: Case, backend: str | None, rates: Rates, repeats: int) -> Row:
         return output, vjp(cotangent)[0]
 
     def measure() -> Row:
-        forward = jax.jit(lambda inputs: run(**inputs)).lower(case.inputs).compile()
-        both = jax.jit(with_gradients).lower(case.inputs, case.cotangent).compile()
+        lowered = (
+            jax.jit(lambda inputs: run(**inputs)).lower(case.inputs),
+            jax.jit(with_gradients).lower(case.inputs, case.cotangent),
+        )
+        with ThreadPoolExecutor(2) as pool:
+            forward, both = pool.map(lambda each: each.compile(), lowered)
         runs = (lambda: forward(case.inputs)), (lambda: both(case.inputs, case.cotangent))
         return {
             **_times(case, runs, rates, repeats),
@@ -158,7 +170,7 @@ def _ours(case: Case, backend: str | None, rates: Rates, repeats: int) -> Row:
             "both_error": case.gradient_error(both(case.inputs, case.sampled_cotangent)[1]),
         }
 
-    return _row(case, backend or XLA, measure)
+    return _row(case, backend, measure)
 
 
 def _peer(case: Case, make: Callable[[], Peer], rates: Rates, repeats: int) -> Row:
@@ -176,17 +188,13 @@ def _peer(case: Case, make: Callable[[], Peer], rates: Rates, repeats: int) -> R
 
 
 def _row(case: Case, backend: str, measure: Callable[[], Row]) -> Row:
-    row = {
+    labels = {
         "operation": case.operation,
         "size": case.size,
         "shape": case.shape,
         "backend": backend,
     }
-    try:
-        return row | measure()
-    except Exception as error:  # out of memory, or a peer that fails: the others go on
-        first_line = next(iter(str(error).splitlines()), "")
-        return row | {"failed": f"{type(error).__name__}: {first_line}"}
+    return attempt(labels, measure)
 
 
 def _times(case: Case, runs: tuple[Run, Run], rates: Rates, repeats: int) -> Row:

@@ -3,13 +3,14 @@
 import json
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from flowhn_jax import config as config_lib
+from flowhn_jax.bench import pytorch
+from flowhn_jax.bench.pytorch import Step
 from flowhn_jax.config import Config
 from flowhn_jax.evaluation.throughput import random_batch
 from flowhn_jax.interop.families import to_json
@@ -18,8 +19,6 @@ from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training.state import init_state
 from flowhn_jax.training.step import make_train_step
 from kernels import backends
-
-Step = Callable[[], float]  # one update; returns its loss
 
 _SIZES = {"vocab_size": 4096, "context": 512, "width": 256}
 _MODELS = {
@@ -138,33 +137,9 @@ def _their_step(config: Config, params: Any, tokens: np.ndarray) -> Step:
         for name, path in family.names(config.model).items()
     }
     model.load_state_dict(arrays)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device).train()
-    train = config.train
-    decayed = [p for name, p in model.named_parameters() if _is_matrix(name)]
-    others = [p for name, p in model.named_parameters() if not _is_matrix(name)]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
-        lr=train.learning_rate,
-        betas=(train.beta1, train.beta2),
-        eps=train.epsilon,
-        weight_decay=train.weight_decay,
-        fused=True,
+    return pytorch.make_step(
+        model,
+        lambda inputs: model(input_ids=inputs, use_cache=False).logits,
+        config.train,
+        tokens,
     )
-    inputs = torch.from_numpy(tokens[:, :-1].astype(np.int64)).to(device)
-    targets = torch.from_numpy(tokens[:, 1:].astype(np.int64)).to(device)
-
-    def step() -> float:
-        logits = model(input_ids=inputs, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
-
-    return step
-
-
-def _is_matrix(name: str) -> bool:
-    return name.endswith(("proj.weight", "lm_head.weight", "tokens.weight", "embeddings.weight"))

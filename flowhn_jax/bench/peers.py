@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowhn_jax.bench import pytorch
 from flowhn_jax.bench.cases import Case
 
 Run = Callable[[], Any]
@@ -72,7 +73,7 @@ def _torch_peer(
     """
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pytorch.device()
 
     def tensor(x: Any) -> Any:
         # NumPy's bfloat16 is not one that PyTorch takes.
@@ -83,19 +84,15 @@ def _torch_peer(
     floats = [x.requires_grad_() for x in tensors.values() if x.is_floating_point()]
     cotangent = tensor(case.cotangent)
 
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
     def forward() -> Any:
         with torch.no_grad():
             output = run(**tensors)
-        wait()
+        pytorch.wait()
         return output
 
     def both() -> None:
         torch.autograd.grad(run(**tensors), floats, cotangent)
-        wait()
+        pytorch.wait()
 
     return Peer(name, forward, both, lambda output: restore(output).float().cpu().numpy())
 
@@ -119,9 +116,6 @@ def _mamba_ssm(case: Case) -> Peer:
     """The CUDA kernel of the Mamba authors."""
     import torch
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-
-    if not torch.cuda.is_available():
-        raise ImportError("mamba-ssm needs a GPU that PyTorch can use")
 
     def run(u, dt, A, B, C, D, z, dt_bias):
         return selective_scan_fn(u, dt, A, B, C, D, z, dt_bias, delta_softplus=True)
@@ -151,6 +145,13 @@ def _torch_attention(case: Case) -> Peer:
     return _torch_peer("torch scaled_dot_product_attention", case, run)
 
 
+def _flash_attention(case: Case) -> Peer:
+    """FlashAttention-2's CUDA kernel."""
+    from flash_attn import flash_attn_func
+
+    return _torch_peer("flash-attn", case, partial(flash_attn_func, causal=True))
+
+
 def _transformers_mamba2(chunk: int, case: Case) -> Peer:
     """The chunked scan of Hugging Face transformers' Mamba-2 in PyTorch, without CUDA kernels."""
     from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
@@ -161,22 +162,86 @@ def _transformers_mamba2(chunk: int, case: Case) -> Peer:
     return _torch_peer(f"transformers Mamba2, chunks of {chunk}", case, run)
 
 
-_PEERS = {  # by operation: the package that is needed, and what makes the peer
+def _mamba_ssm_ssd(case: Case) -> Peer:
+    """The Triton kernels of the Mamba-2 authors, in chunks of 256 as their Mamba2 layer."""
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+    def run(x, dt, A, B, C, D):
+        return mamba_chunk_scan_combined(x, dt, A, B, C, 256, D=D, dt_softplus=True)
+
+    return _torch_peer("mamba-ssm Triton", case, run)
+
+
+def _simple_gla(case: Case) -> Peer:
+    """Flash-linear-attention's Triton kernels for linear attention with one decay per head.
+
+    With state h [S, P] they compute h_t = exp(g_t) h_{t-1} + k_t v_t^T and y_t = h_t^T q_t, which
+    is SSD where q = C, k = B, v = delta x and g = delta A. They take a q and a k for each head.
+    """
+    import torch
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    def run(x, dt, A, B, C, D):
+        delta = torch.nn.functional.softplus(dt)
+        k, q = (y.repeat_interleave(x.shape[2] // y.shape[2], dim=2) for y in (B, C))
+        v = (delta[..., None] * x).to(x.dtype)
+        y, _ = chunk_simple_gla(q, k, v, delta * A, scale=1.0)
+        return (y + D[:, None] * x).to(x.dtype)
+
+    return _torch_peer("flash-linear-attention simple_gla", case, run)
+
+
+def _suits_flash_attention(case: Case) -> bool:
+    """Whether flash-attn computes a case: in 16 bits, without segment ids."""
+    return case.inputs["q"].dtype == jnp.bfloat16 and "segment_ids" not in case.inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    """A peer that may be installed."""
+
+    package: str
+    make: Callable[[Case], Peer]
+    needs_gpu: bool = False  # one that PyTorch can use
+    suits: Callable[[Case], bool] = lambda case: True
+
+
+_CANDIDATES = {  # by operation
     "selective_scan": (
-        ("jax", _associative_scan),
-        ("mambapy", _mambapy),
-        ("mamba_ssm", _mamba_ssm),
+        _Candidate("jax", _associative_scan),
+        _Candidate("mambapy", _mambapy),
+        _Candidate("mamba_ssm", _mamba_ssm, needs_gpu=True),
     ),
-    "attention": (("torch", _torch_attention),),
+    "attention": (
+        _Candidate("torch", _torch_attention),
+        _Candidate("flash_attn", _flash_attention, needs_gpu=True, suits=_suits_flash_attention),
+    ),
     "ssd": (
-        ("transformers", partial(_transformers_mamba2, 256)),  # their default
-        ("transformers", partial(_transformers_mamba2, 64)),
+        _Candidate("transformers", partial(_transformers_mamba2, 256)),  # their default
+        _Candidate("transformers", partial(_transformers_mamba2, 64)),
+        _Candidate("mamba_ssm", _mamba_ssm_ssd, needs_gpu=True),
+        _Candidate("fla", _simple_gla, needs_gpu=True),
     ),
 }
 
 
 def peers(case: Case) -> Iterator[Callable[[], Peer]]:
-    """What makes each of a case's peers that is installed; it may still fail to run."""
-    for package, make in _PEERS.get(case.operation, ()):
-        if importlib.util.find_spec(package) is not None:
-            yield partial(make, case)
+    """Yield what makes each of a case's peers that can run here; making or running it may fail.
+
+    Left out are packages that are not installed, those that need a GPU where PyTorch has none, and
+    those that do not compute the case.
+    """
+    for candidate in _CANDIDATES.get(case.operation, ()):
+        if not _is_installed(candidate.package) or not candidate.suits(case):
+            continue
+        if candidate.needs_gpu and not _has_torch_gpu():
+            continue
+        yield partial(candidate.make, case)
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _has_torch_gpu() -> bool:
+    return _is_installed("torch") and pytorch.device() == "cuda"

@@ -1,22 +1,25 @@
 """Speed of a model on this machine: train step, prefill and, where there is one, decode step."""
 
 import dataclasses
+import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from flowhn_jax import flops, models
 from flowhn_jax.config import Config, ModelConfig
 from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch
 from flowhn_jax.parallel.mesh import batch_sharding
-from flowhn_jax.timing import time_repeats
-from flowhn_jax.training.state import TrainState, make_init
+from flowhn_jax.timing import compile_timed, time_repeats
+from flowhn_jax.training.state import TrainState, abstract_state
 from flowhn_jax.training.step import Metrics, lower_train_step
 from kernels import backends
 
@@ -32,27 +35,26 @@ class Programs:
 
     config: Config
     mesh: Mesh
-    init: Callable[[jax.Array], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    compile_seconds: float  # of the train step
+    compile_seconds: float  # of tracing and compiling the train step
     memory_bytes: int  # a device, of the train step: arguments, results and temporaries by XLA
     kernels: str  # that the train step runs on
 
 
 def compile_programs(config: Config, mesh: Mesh) -> Programs:
-    """Compiles the train step."""
+    """Compile the train step; may run in several threads at the same time."""
     with backends.use(config.kernels.backend):
         start = time.perf_counter()
         with backends.record() as chosen:
-            train_step = lower_train_step(config, mesh).compile()
+            lowered = lower_train_step(config, mesh)
         seconds = time.perf_counter() - start
+        train_step, compiling = compile_timed(lowered)
     sizes = train_step.memory_analysis()
     return Programs(
         config,
         mesh,
-        make_init(config, mesh),
         train_step,
-        compile_seconds=seconds,
+        compile_seconds=seconds + compiling,
         memory_bytes=sizes.argument_size_in_bytes
         + sizes.output_size_in_bytes
         - sizes.alias_size_in_bytes
@@ -62,34 +64,49 @@ def compile_programs(config: Config, mesh: Mesh) -> Programs:
 
 
 def time_programs(programs: Programs, repeats: int) -> Seconds:
-    """Times train steps, prefills and decode steps on random tokens; see `sequences`.
+    """Return the seconds of train steps, prefills and decode steps on random tokens.
 
-    A prefill reads a context of each sequence into caches and gives the logits of one token more:
-    at one sequence that is the time to the first token. A decode step gives the logits of one
-    token for each sequence, all at the same position. The arrays are made for this and dropped
-    behind it.
+    The arrays are made for this call and dropped after it.
     """
+    seconds, params = time_training(programs, repeats)
+    return {"train": seconds} | time_inference(programs.config, programs.mesh, params, repeats)
+
+
+def time_training(programs: Programs, repeats: int) -> tuple[list[float], Params]:
+    """Return the seconds of each of `repeats` train steps, and the parameters after them."""
     config, mesh = programs.config, programs.mesh
-    model = config.model
     with jax.set_mesh(mesh), backends.use(config.kernels.backend):
         batch = random_batch(config, mesh)
-        state = programs.init(jax.random.key(config.train.seed))
+        state = random_state(config, mesh)
 
         def train() -> Metrics:
             nonlocal state
             state, metrics = programs.train_step(state, batch)
             return metrics
 
-        seconds = {"train": time_repeats(train, repeats)}
-        params, tokens = models.for_inference(model, state.params), batch["tokens"][:, :-1]
-        del state, train  # the optimizer's part of the memory
-        if models.can_decode(model):
-            for end, count in sequences(config).items():
-                of_batch = tokens[:count]
-                seconds[f"prefill{end}"] = time_repeats(
-                    lambda of_batch=of_batch: models.prefill(model, params, of_batch)[0], repeats
-                )
-                seconds[f"decode{end}"] = _time_decode(model, params, of_batch, repeats)
+        return time_repeats(train, repeats), state.params
+
+
+def time_inference(config: Config, mesh: Mesh, params: Params, repeats: int) -> Seconds:
+    """Return the seconds of prefills and decode steps of the batch and of one sequence.
+
+    A prefill reads a context of each sequence into caches and gives the logits of one token more:
+    for one sequence that is the time to the first token. A decode step gives the logits of one
+    token for each sequence, all at the same position. Empty for a model without caches.
+    """
+    model = config.model
+    if not models.can_decode(model):
+        return {}
+    seconds: Seconds = {}
+    with jax.set_mesh(mesh), backends.use(config.kernels.backend):
+        params = models.for_inference(model, params)
+        tokens = random_batch(config, mesh)["tokens"][:, :-1]
+        for end, count in sequences(config).items():
+            of_batch = tokens[:count]
+            seconds[f"prefill{end}"] = time_repeats(
+                lambda of_batch=of_batch: models.prefill(model, params, of_batch)[0], repeats
+            )
+            seconds[f"decode{end}"] = _time_decode(model, params, of_batch, repeats)
     return seconds
 
 
@@ -119,6 +136,32 @@ def _time_decode(
         return logits
 
     return [seconds / len(at) for seconds in time_repeats(decode, repeats)]
+
+
+def random_state(config: Config, mesh: Mesh) -> TrainState:
+    """Return a state of normal parameters of standard deviation 0.02, for timing.
+
+    The models' own initialization is one program per model, which takes as long to compile as a
+    train step; these are programs per shape.
+    """
+    state = abstract_state(config, mesh)
+    params = jax.tree.map(lambda x: _normal(x.shape, x.dtype, x.sharding), state.params)
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), state)
+    return dataclasses.replace(state, params=params)
+
+
+def _normal(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> jax.Array:
+    return _normal_maker(shape, dtype, sharding)(jax.random.key(math.prod(shape)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _normal_maker(
+    shape: tuple[int, ...], dtype: Any, sharding: Sharding
+) -> Callable[[jax.Array], jax.Array]:
+    def make(key: jax.Array) -> jax.Array:
+        return 0.02 * jax.random.normal(key, shape, dtype)
+
+    return jax.jit(make, out_shardings=sharding)
 
 
 def random_batch(config: Config, mesh: Mesh) -> Batch:
@@ -168,8 +211,8 @@ def _bandwidth(name: str, seconds: float, config: Config, mesh: Mesh) -> Result:
     }
 
 
-def _summary(name: str, seconds: list[float], config: Config, mesh: Mesh) -> Result:
-    """Median speed over the repeats, and their spread."""
+def summary(name: str, seconds: list[float], config: Config, mesh: Mesh) -> Result:
+    """Return tokens/s and seconds of a timed program: the median, and the spread of the repeats."""
     median = statistics.median(seconds)
     rate = _bandwidth if name.startswith("decode") else work_rate
     return {
@@ -196,7 +239,7 @@ def measure(config: Config, mesh: Mesh, *, repeats: int = 10) -> Result:
         "repeats": repeats,
     }
     for name, each in seconds.items():
-        result |= _summary(name, each, config, mesh)
+        result |= summary(name, each, config, mesh)
     if "prefill_one" in seconds:
         result["time_to_first_token"] = result["prefill_one_seconds"]
     return result | {

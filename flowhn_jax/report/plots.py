@@ -16,8 +16,12 @@ _LABELS = ("SSM", "attention", "both")
 _FLOWHN, _RIVAL, _LINE = "#2a78d6", "#b5bcc6", "#eb6834"
 
 
-def _pyplot() -> Any:
-    """matplotlib.pyplot without a screen; raises ImportError where it is not installed."""
+def load_pyplot() -> Any:
+    """Return matplotlib.pyplot without a screen.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
     try:
         import matplotlib
 
@@ -36,7 +40,7 @@ def _save(figure: Any, path: str) -> None:
     except ValueError as error:
         raise ValueError(f"Cannot draw to {os.path.basename(path)!r}: {error}") from error
     finally:
-        _pyplot().close(figure)
+        load_pyplot().close(figure)
 
 
 def plot_speeds(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> None:
@@ -54,7 +58,7 @@ def plot_speeds(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> Non
       ValueError: matplotlib cannot write this kind of file.
       ImportError: matplotlib is not installed.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     from matplotlib.patches import Patch
 
     names = [row["model"] for row in rows]
@@ -105,7 +109,7 @@ def plot_by_position(curves: Mapping[str, Any], path: str) -> None:
       ValueError: matplotlib cannot write this kind of file.
       ImportError: matplotlib is not installed.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for name, curve in curves.items():
         count = len(curve.nll)
@@ -131,7 +135,7 @@ def plot_split(plan: Plan, title: str, path: str) -> None:
       ValueError: matplotlib cannot write this kind of file.
       ImportError: matplotlib is not installed.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 

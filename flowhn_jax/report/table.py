@@ -14,8 +14,8 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def to_json(row: dict[str, Any]) -> str:
-    """A row as one line of strict JSON, where numbers that are not finite become null."""
+def to_json(row: dict[str, Any], indent: int | None = None) -> str:
+    """Return strict JSON, where numbers that are not finite become null; one line by default."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
@@ -24,7 +24,7 @@ def to_json(row: dict[str, Any]) -> str:
             return [finite(each) for each in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(finite(row))
+    return json.dumps(finite(row), indent=indent)
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

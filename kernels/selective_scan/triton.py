@@ -308,7 +308,7 @@ def _choose(arrays: tuple[Array | None, ...]) -> Tile:
             f"{described} {' '.join(versions)}",
             candidates(u.shape[0] * u.shape[2]),
             DEFAULT,
-            lambda tile: partial(_forward_and_backward, tile, shapes),
+            lambda tile: partial(forward_and_backward, tile, shapes),
             [x for x in shapes if x is not None],
         )
     )
@@ -326,8 +326,14 @@ def candidates(channels: int) -> list[Tile]:
     return [Tile(tokens, width) for tokens in (16, 8) for width in widths]
 
 
-def _forward_and_backward(tile: Tile, shapes, *arrays: Array) -> list[Array]:
-    """What is timed; the arrays are those that are not None."""
+def forward_and_backward(tile: Tile, shapes, *arrays: Array) -> list[Array]:
+    """Return outputs and gradients, the program by which tiles are timed.
+
+    Args:
+      tile: to time.
+      shapes: of the scan's arguments, None for those that are left out.
+      *arrays: the arguments that are not None.
+    """
     present = iter(arrays)
     arguments = [None if x is None else next(present) for x in shapes]
     outputs, vjp = jax.vjp(partial(scan_with, call_triton, tile), *arguments)

@@ -129,7 +129,8 @@ def test_what_fails_is_told_and_the_rest_goes_on(small_cases, tmp_path, capsys, 
     def broken(case):
         raise RuntimeError("no such device\nat all")
 
-    monkeypatch.setitem(peers._PEERS, "causal_conv", (("jax", broken),))
+    candidate = peers._Candidate("jax", broken)
+    monkeypatch.setitem(peers._CANDIDATES, "causal_conv", (candidate,))
     small_cases("causal_conv")
     rows = bench(tmp_path, with_peers=True)
     assert rows[1]["failed"] == "RuntimeError: no such device"

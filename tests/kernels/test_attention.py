@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from flowhn_jax.bench import formulas
 from kernels.attention import attention, attention_step, splash
 from kernels.partition import over_mesh
-from tests.kernels import reference
 from tests.kernels.reference import assert_close, cotangents_like
 
 interpreted_splash = partial(splash.attention, interpret=True)
@@ -50,7 +50,7 @@ def test_outputs_and_gradients(rng, length, heads, groups, size, optional, dtype
     cotangent = cotangents_like(rng, args["q"])
     output, gradients = run_with_gradients(args, cotangent)
     assert all(x.dtype == dtype for x in jax.tree.leaves((output, gradients)))
-    expected = reference.in_float64(reference.attention, args, cotangent)
+    expected = formulas.in_float64(formulas.attention, args, cotangent)
     assert_close(output, expected[0], 1e-5 if dtype == "float32" else 1e-2)
     assert_close(gradients, expected[1], 1e-4 if dtype == "float32" else 1e-2)
 
@@ -60,7 +60,7 @@ def test_window(rng, window):
     args = arguments(rng, 2, 300, 4, 2, 5)
     cotangent = cotangents_like(rng, args["q"])
     output, gradients = run_with_gradients(args, cotangent, window)
-    expected = reference.in_float64(partial(reference.attention, window=window), args, cotangent)
+    expected = formulas.in_float64(partial(formulas.attention, window=window), args, cotangent)
     assert_close(output, expected[0], 1e-5)
     assert_close(gradients, expected[1], 1e-4)
 
@@ -74,8 +74,8 @@ def test_prefix(rng, prefix, window, optional):
     args = arguments(rng, 2, 300, 4, 2, 5, optional=optional)
     cotangent = cotangents_like(rng, args["q"])
     output, gradients = run_with_gradients(args, cotangent, window, prefix=prefix)
-    formula = partial(reference.attention, window=window, prefix=prefix)
-    expected = reference.in_float64(formula, args, cotangent)
+    formula = partial(formulas.attention, window=window, prefix=prefix)
+    expected = formulas.in_float64(formula, args, cotangent)
     assert_close(output, expected[0], 1e-5)
     assert_close(gradients, expected[1], 1e-4)
 
@@ -93,7 +93,7 @@ def test_step(rng, dtype):
     }
     found = attention_step(args["q"][rows], **kept, visible=visible)
     assert found.dtype == dtype
-    expected = reference.in_float64(reference.attention, args, cotangents_like(rng, args["q"]))[0]
+    expected = formulas.in_float64(formulas.attention, args, cotangents_like(rng, args["q"]))[0]
     assert_close(found, expected[rows], 1e-5 if dtype == "float32" else 1e-2)
 
 
@@ -108,8 +108,8 @@ def test_splash(rng, length, heads, groups, size, optional, window):
     cotangent = cotangents_like(rng, args["q"])
     output, gradients = run_with_gradients(args, cotangent, window, interpreted_splash)
     present = {name: x for name, x in args.items() if x is not None}
-    formula = partial(reference.attention, window=window)
-    expected = reference.in_float64(formula, present, cotangent)
+    formula = partial(formulas.attention, window=window)
+    expected = formulas.in_float64(formula, present, cotangent)
     assert_close(output, expected[0], 1e-2)
     assert_close(gradients, expected[1], 1e-2)
 

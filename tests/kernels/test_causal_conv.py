@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flowhn_jax.bench import formulas
 from kernels.causal_conv import causal_conv
-from tests.kernels import reference
 from tests.kernels.reference import assert_close, cotangents_like
 
 
@@ -52,7 +52,7 @@ def test_outputs_and_gradients(rng, length, width, taps, optional, dtype):
     cotangents = cotangents_like(rng, jax.eval_shape(run, args))
     outputs, gradients = run_with_gradients(args, cotangents)
     assert all(x.dtype == dtype for x in jax.tree.leaves((outputs, gradients)))
-    expected = reference.in_float64(reference.causal_conv, args, cotangents)
+    expected = formulas.in_float64(formulas.causal_conv, args, cotangents)
     assert_close(outputs, expected[0], 1e-5 if dtype == "float32" else 1e-2)
     assert_close(gradients, expected[1], 1e-4 if dtype == "float32" else 1e-2)
 

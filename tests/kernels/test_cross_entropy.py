@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from flowhn_jax.bench import formulas
 from kernels.cross_entropy import cross_entropy
 from tests.kernels import reference
 from tests.kernels.reference import assert_close, cotangents_like
@@ -61,11 +62,11 @@ def test_outputs_and_gradients(
     np.testing.assert_allclose(output, run(args, reduction, chunk_size, z_loss), rtol=1e-6)
 
     def losses(**args):
-        weighted = reference.cross_entropy(**args, z_loss=z_loss)
+        weighted = formulas.cross_entropy(**args, z_loss=z_loss)
         return weighted.sum() if reduction == "sum" else weighted
 
     head = args["head"].astype(dtype)  # as the products see it
-    expected = reference.in_float64(losses, args | {"head": head}, cotangent)
+    expected = formulas.in_float64(losses, args | {"head": head}, cotangent)
     # The gradient of a weight whose target does not exist is left open.
     exists = (args["targets"] >= 0) & (args["targets"] < vocabulary)
     for each in (gradients, expected[1]):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from flowhn_jax.bench import formulas
 from kernels.selective_scan import selective_scan, selective_scan_step
 from tests.kernels import reference
 from tests.kernels.reference import assert_close, cotangents_like
@@ -60,7 +61,7 @@ def test_outputs_and_gradients(rng, backend, length, width, states, optional):
     args = arguments(rng, 2, length, width, states, optional=optional)
     cotangents = cotangents_like(rng, jax.eval_shape(run, args, backend=backend))
     outputs, gradients = run_with_gradients(args, cotangents, backend)
-    expected = reference.in_float64(reference.selective_scan, args, cotangents)
+    expected = formulas.in_float64(formulas.selective_scan, args, cotangents)
     assert_close(outputs, expected[0], 1e-5)
     assert_close(gradients, expected[1], 1e-4)
 
@@ -72,7 +73,7 @@ def test_bfloat16(rng, backend):
     (y, state), gradients = run_with_gradients(args, cotangents, backend)
     assert (y.dtype, state.dtype) == (jnp.bfloat16, jnp.float32)
     assert all(gradients[name].dtype == args[name].dtype for name in gradients)
-    expected = reference.in_float64(reference.selective_scan, args, cotangents)
+    expected = formulas.in_float64(formulas.selective_scan, args, cotangents)
     assert_close((y, state), expected[0], 1e-2)
     assert_close(gradients, expected[1], 1e-2)
 

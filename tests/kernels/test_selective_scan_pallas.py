@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from flowhn_jax.bench import formulas
 from kernels.selective_scan import pallas_tpu
-from tests.kernels import reference
 from tests.kernels.reference import assert_close, cotangents_like
 from tests.kernels.test_selective_scan import PER_TOKEN, arguments
 
@@ -37,7 +37,7 @@ def check(rng, args, output_tolerance, gradient_tolerance):
     assert {name: x.dtype for name, x in gradients.items()} == {
         name: args[name].dtype for name in gradients
     }
-    expected = reference.in_float64(reference.selective_scan, args, cotangents)
+    expected = formulas.in_float64(formulas.selective_scan, args, cotangents)
     assert_close(outputs, expected[0], output_tolerance)
     assert_close(gradients, expected[1], gradient_tolerance)
 
@@ -133,7 +133,7 @@ def test_inside_scan_and_checkpoint(rng):
     def by_loop(layers):
         u = args["u"]
         for D in layers:
-            u = block(reference.selective_scan, u, D)
+            u = block(formulas.selective_scan, u, D)
         return u.sum()
 
     scanned, looped = (jit(jax.grad(f))(layers) for f in (by_scan, by_loop))
@@ -154,7 +154,7 @@ def test_sharded_over_batch_and_width(rng):
 
     floats = {name: x for name, x in args.items() if name != "segment_ids"}
     vjp = jax.vjp(lambda floats: sharded(args | floats), floats)[1]
-    expected = reference.in_float64(reference.selective_scan, args, cotangents)
+    expected = formulas.in_float64(formulas.selective_scan, args, cotangents)
     assert_close(jit(vjp)(cotangents)[0], expected[1], 1e-4)
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from flowhn_jax.bench import formulas
 from kernels.selective_scan import triton as backend
-from tests.kernels import reference, triton_interpreter
+from tests.kernels import triton_interpreter
 from tests.kernels.reference import assert_close, cotangents_like
 from tests.kernels.test_selective_scan import PER_TOKEN, arguments
 
@@ -57,7 +58,7 @@ def test_outputs_and_gradients(rng, tile, length, width, states, optional):
     tile = backend.Tile(*tile)
     cotangents = cotangents_like(rng, jax.eval_shape(run, args, tile=tile))
     outputs, gradients = run_with_gradients(args, cotangents, tile)
-    expected = reference.in_float64(reference.selective_scan, args, cotangents)
+    expected = formulas.in_float64(formulas.selective_scan, args, cotangents)
     assert_close(outputs, expected[0], 1e-5)
     assert_close(gradients, expected[1], 1e-4)
 
@@ -71,7 +72,7 @@ def test_bfloat16(rng, exceptions):
     (y, state), gradients = run_with_gradients(args, cotangents, TILE)
     assert (y.dtype, state.dtype) == (jnp.bfloat16, jnp.float32)
     assert all(gradients[name].dtype == args[name].dtype for name in gradients)
-    expected = reference.in_float64(reference.selective_scan, args, cotangents)
+    expected = formulas.in_float64(formulas.selective_scan, args, cotangents)
     assert_close((y, state), expected[0], 1e-2)
     assert_close(gradients, expected[1], 1e-2)
 
@@ -223,7 +224,7 @@ def test_what_is_timed(rng):
     order = ["u", "dt", "A", "B", "C", "D", *OPTIONAL]
     shapes = jax.eval_shape(lambda: [args[name] for name in order])
     present = [x for x in shapes if x is not None]
-    results = jax.eval_shape(partial(backend._forward_and_backward, TILE, shapes), *present)
+    results = jax.eval_shape(partial(backend.forward_and_backward, TILE, shapes), *present)
     expected = [args[name].shape for name in order if name not in ("dt_bias", "segment_ids")]
     assert [x.shape for x in results] == expected
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from flowhn_jax.bench import formulas
 from kernels.ssd import ssd, ssd_step
 from tests.kernels import reference
 from tests.kernels.reference import assert_close, cotangents_like
@@ -66,7 +67,7 @@ def test_outputs_and_gradients(rng, length, heads, groups, optional):
     args = arguments(rng, 2, length, heads, groups, optional=optional)
     cotangents = cotangents_like(rng, jax.eval_shape(run, args))
     outputs, gradients = run_with_gradients(args, cotangents)
-    expected = reference.in_float64(reference.ssd, args, cotangents)
+    expected = formulas.in_float64(formulas.ssd, args, cotangents)
     assert_close(outputs, expected[0], 1e-5)
     assert_close(gradients, expected[1], 1e-4)
 
@@ -77,7 +78,7 @@ def test_bfloat16(rng):
     (y, state), gradients = run_with_gradients(args, cotangents)
     assert (y.dtype, state.dtype) == (jnp.bfloat16, jnp.float32)
     assert all(gradients[name].dtype == args[name].dtype for name in gradients)
-    expected = reference.in_float64(reference.ssd, args, cotangents)
+    expected = formulas.in_float64(formulas.ssd, args, cotangents)
     assert_close((y, state), expected[0], 1e-2)
     assert_close(gradients, expected[1], 1e-2)
 
@@ -90,7 +91,7 @@ def test_small_time_steps_among_large_ones(rng, share):
     args["A"] = jnp.array([-16.0, -4.0, -1.0])
     cotangents = cotangents_like(rng, jax.eval_shape(run, args))
     outputs, gradients = run_with_gradients(args, cotangents)
-    expected = reference.in_float64(reference.ssd, args, cotangents)
+    expected = formulas.in_float64(formulas.ssd, args, cotangents)
     assert_close(outputs, expected[0], 1e-5)
     # A's is a sum of differences of far larger sums.
     assert_close({"A": gradients.pop("A")}, {"A": expected[1].pop("A")}, 5e-3)

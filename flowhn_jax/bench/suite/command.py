@@ -1,0 +1,100 @@
+"""What `bench suite` does from its flags to its files."""
+
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from flowhn_jax.bench.suite import figures, page
+from flowhn_jax.bench.suite.document import Document, write
+from flowhn_jax.bench.suite.parts import PARTS, Part
+from flowhn_jax.bench.suite.supervisor import LOG, Supervisor
+from flowhn_jax.folder_lock import try_lock
+
+PAGE = "suite.md"
+_DESCRIBES = "flowhn_jax.bench.suite.machine"
+_RED, _PLAIN = "\033[31;1m", "\033[0m"
+
+
+def run_suite(
+    out: str, minutes: float, parts: Sequence[Part] = PARTS, describes: str = _DESCRIBES
+) -> bool:
+    """Measure what is missing in a folder; return whether all numbers of the kernels are right.
+
+    The folder receives suite.json, suite.md, suite.log and up to four PNG figures. The compilation
+    cache and the text of the learning runs are kept in its parent.
+
+    Args:
+      out: the folder. A suite that was interrupted there is continued.
+      minutes: to run at the most; the files are complete a few seconds later.
+      parts: of the suite.
+      describes: module whose `describe()` identifies the machine.
+
+    Raises:
+      ValueError: another suite runs there, or it holds results of other code or another machine.
+      RuntimeError: the device cannot be used.
+    """
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with try_lock(folder) as is_free:
+        if not is_free:
+            raise ValueError(
+                f"{out!r} is in use by another suite; wait for it, or give another --out."
+            )
+        document = Document.open(folder)
+        document.save()  # fails here, if it does, and not when all is measured
+        supervisor = Supervisor(
+            parts,
+            document,
+            folder,
+            seconds=60 * minutes,
+            describes=describes,
+            log=lambda line: print(line, flush=True),
+            on_part=lambda: _write_page(folder, document, parts, ()),
+        )
+        try:
+            supervisor.run()
+        finally:
+            drawn = _draw(folder, document)
+            _write_page(folder, document, parts, drawn)
+    return _report(folder, document, parts, supervisor.stopped_by)
+
+
+def _draw(folder: pathlib.Path, document: Document) -> list[str]:
+    """Write the figures; return their names. Without matplotlib there are none."""
+    try:
+        drawn = figures.draw(document.rows())
+    except ImportError as error:
+        print(f"no figures: {error}")
+        return []
+    for name, data in drawn.items():
+        write(folder / name, data)
+    return list(drawn)
+
+
+def _write_page(
+    folder: pathlib.Path, document: Document, parts: Sequence[Part], drawn: Sequence[str]
+) -> None:
+    write(folder / PAGE, page.render(document, parts, drawn).encode())
+
+
+def _report(
+    folder: pathlib.Path, document: Document, parts: Sequence[Part], stopped_by: str | None
+) -> bool:
+    """Print wrong numbers in red, what is missing and where the results are."""
+    wrong = page.wrong_rows(document.rows())
+    red, plain = (
+        (_RED, _PLAIN) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else ("", "")
+    )
+    print()
+    for row in wrong:
+        print(
+            f"{red}WRONG: {row['key']}: error {row['error']}, of gradients {row['gradient_error']} "
+            f"({row['worst_gradient']}), tolerance {row['tolerance']}{plain}"
+        )
+    if missing := page.missing_lines(document, parts):
+        print(f"{stopped_by or 'The minutes are over'}. Missing:")
+        print("\n".join(f"  {line}" for line in missing))
+        print("The same command continues from here.")
+    print(f"wrote {folder}/suite.json, {PAGE}, {LOG} and figures")
+    return not wrong

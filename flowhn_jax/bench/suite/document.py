@@ -1,0 +1,159 @@
+"""suite.json: what a suite has measured, on the disk after every row, whole at any moment."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import flowhn_jax
+from flowhn_jax.bench.attempt import Row
+from flowhn_jax.messages import shown
+from flowhn_jax.report.table import to_json
+
+FILE = "suite.json"
+_FORMAT = 1
+# One name for all files of the folder, so that a kill leaves at most one of them.
+_UNFINISHED = ".unfinished"
+
+
+class Document:
+    """The rows of a suite by part, in the order in which they came.
+
+    Attributes:
+      content: what suite.json holds: `format`, `code` (a hash of the sources), `machine` (what
+        identifies the device and its software), `seconds` (spent in all runs) and `parts`: of each
+        its `planned` keys, its `rows`, the `postponed` keys, which a hang or a deadline cut, and
+        why it `failed` as a whole.
+    """
+
+    def __init__(self, folder: pathlib.Path, content: dict[str, Any] | None = None):
+        """`content` is that of an earlier run; None: nothing is measured yet."""
+        self._folder = folder
+        self.content = content or {
+            "format": _FORMAT,
+            "code": code_hash(),
+            "machine": None,
+            "seconds": 0.0,
+            "parts": {},
+        }
+
+    @classmethod
+    def open(cls, folder: pathlib.Path) -> "Document":
+        """Return the folder's document, a new one where there is none.
+
+        Raises:
+          ValueError: the folder's suite.json is not one, or was measured with other code.
+        """
+        (folder / _UNFINISHED).unlink(missing_ok=True)
+        if not (folder / FILE).exists():
+            return cls(folder)
+        content = read(folder)
+        if content["code"] != code_hash():
+            raise ValueError(
+                f"{str(folder)!r} holds results of other code (its hash is {content['code']}, now "
+                f"it is {code_hash()}), and results of two codes are not mixed; give another --out."
+            )
+        for part in content["parts"].values():  # what failed is tried again, after the rest
+            part["failed"] = None
+            for row in part["rows"]:
+                if "failed" in row:
+                    row["partial"] = True
+                    part["postponed"].append(row["key"])
+        return cls(folder, content)
+
+    def check_machine(self, machine: Row) -> None:
+        """Record the machine, or raise ValueError where the rows are of another one."""
+        known = self.content["machine"]
+        if known is None:
+            self.content["machine"] = machine
+            return
+        for key, value in machine.items():
+            if known.get(key) != value:
+                raise ValueError(
+                    f"{str(self._folder)!r} holds results of another machine ({key} was "
+                    f"{known.get(key)}, now it is {value}); give another --out."
+                )
+
+    def part(self, name: str) -> dict[str, Any]:
+        """Return what there is of a part, to be changed in place."""
+        empty: dict[str, Any] = {"planned": None, "rows": [], "postponed": [], "failed": None}
+        return self.content["parts"].setdefault(name, empty | {"seconds": 0.0})
+
+    def add(self, name: str, row: Row) -> None:
+        """Add a row to a part, in place of an earlier one of its key."""
+        rows = self.part(name)["rows"]
+        places = [i for i, each in enumerate(rows) if each["key"] == row["key"]]
+        if places:
+            rows[places[0]] = row
+        else:
+            rows.append(row)
+
+    def missing(self, name: str) -> list[str] | None:
+        """Return the keys that are to be measured, postponed ones last; None: not planned yet."""
+        part = self.part(name)
+        if part["planned"] is None:
+            return None
+        done = {row["key"] for row in part["rows"] if not row.get("partial")}
+        left = [key for key in part["planned"] if key not in done]
+        return sorted(left, key=lambda key: key in part["postponed"])
+
+    def rows(self) -> dict[str, list[Row]]:
+        """Return the rows of all parts by the parts' names."""
+        return {name: part["rows"] for name, part in self.content["parts"].items()}
+
+    def save(self) -> None:
+        """Write suite.json."""
+        write(self._folder / FILE, (to_json(self.content, indent=1) + "\n").encode())
+
+
+def read(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the content of a folder's suite.json.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is not one that this version writes.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} has no {FILE}; give the --out of a `bench suite` that has run."
+        )
+    try:
+        content = json.loads(path.read_bytes())
+        parts = content["parts"]
+        rows = [row for part in parts.values() for row in part["rows"]]
+        ok = content["format"] == _FORMAT and isinstance(content["code"], str)
+        ok = ok and all(isinstance(row["key"], str) for row in rows)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{str(path)!r} must be a suite's results; it cannot be read: {shown(str(error))}. "
+            "Remove it, or give another --out."
+        ) from None
+    if not ok:
+        raise ValueError(
+            f"{str(path)!r} must have format {_FORMAT}; got {shown(content.get('format'))}. "
+            "Remove it, or give another --out."
+        )
+    return content
+
+
+def write(path: pathlib.Path, data: bytes) -> None:
+    """Write a file of the suite's folder: whole or not at all."""
+    unfinished = path.with_name(_UNFINISHED)
+    unfinished.write_bytes(data)
+    os.replace(unfinished, path)
+
+
+def code_hash() -> str:
+    """Return 12 hex digits of the sources of the package and of the kernels."""
+    root = pathlib.Path(flowhn_jax.__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in _sources(root, ("flowhn_jax", "kernels", "configs")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _sources(root: pathlib.Path, packages: Sequence[str]) -> Iterable[pathlib.Path]:
+    return sorted(path for package in packages for path in (root / package).rglob("*.py"))

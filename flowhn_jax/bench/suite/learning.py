@@ -1,0 +1,84 @@
+"""Part `learning`: 200 steps on text in bfloat16 and in float32, from equal parameters."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from flowhn_jax.bench.attempt import Row, failure
+from flowhn_jax.bench.suite.workload import Earlier, recipe, sizes
+from flowhn_jax.config import Config
+from flowhn_jax.data.open import open_data
+from flowhn_jax.data.pipeline import train_batches
+from flowhn_jax.evaluation.throughput import compile_programs
+from flowhn_jax.parallel.mesh import make_mesh, shard_batch
+from flowhn_jax.training.state import make_init
+
+STEPS = 200
+_STEPS_PER_ROW = 20
+
+
+def plan() -> list[str]:
+    """Return the dtypes."""
+    return ["bfloat16", "float32"]
+
+
+def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
+    """Yield a row with `losses`, one per step so far, for every 20 steps of each dtype."""
+    for key in missing:
+        try:
+            yield from _learn(key)
+        except Exception as error:
+            yield {"key": key, "failed": failure(error)}
+
+
+def config_of(dtype: str) -> Config:
+    """Return the recipe: FlowHN's default strategy at the first size, on the embedded corpus."""
+    config = recipe(sizes()[0], "fac_split")
+    model = dataclasses.replace(config.model, dtype=dtype)
+    train = dataclasses.replace(config.train, steps=STEPS)
+    return dataclasses.replace(config, model=model, train=train)
+
+
+def _learn(dtype: str) -> Iterator[Row]:
+    config = config_of(dtype)
+    mesh = make_mesh(config.mesh, config.train.batch_size)
+    programs = compile_programs(config, mesh)
+    prepared = open_data(config, str(data_folder()))
+    batches = train_batches(prepared, batch_size=config.train.batch_size, seed=config.data.seed)
+    losses: list[jax.Array] = []
+    row: Row = {"key": dtype, "model": config.model.name, "steps": STEPS}
+    try:
+        with jax.set_mesh(mesh):
+            state = make_init(config, mesh)(jax.random.key(config.train.seed))
+            for step in range(STEPS):
+                state, metrics = programs.train_step(state, shard_batch(next(batches), mesh))
+                losses.append(metrics["loss"])
+                if (step + 1) % _STEPS_PER_ROW == 0:
+                    numbers = [float(loss) for loss in losses]
+                    last = step + 1 == STEPS
+                    yield row | {"losses": numbers} | ({} if last else {"partial": True})
+    finally:
+        batches.close()
+
+
+def data_folder() -> pathlib.Path:
+    """Return the folder of the prepared text, next to the compilation cache, for later suites."""
+    cache = jax.config.jax_compilation_cache_dir
+    return pathlib.Path(cache).parent / "suite_data" if cache else pathlib.Path("suite_data")
+
+
+def smoothed(losses: np.ndarray) -> np.ndarray:
+    """Return the means of 20 consecutive losses [n] -> [n - 19]."""
+    return np.convolve(losses, np.ones(_STEPS_PER_ROW) / _STEPS_PER_ROW, "valid")
+
+
+def largest_difference(rows: Sequence[Row]) -> float | None:
+    """Return the largest difference of two rows' smoothed losses; None without both."""
+    curves = [smoothed(np.array(row["losses"])) for row in rows if "losses" in row]
+    steps = min(map(len, curves), default=0)
+    if len(curves) < 2 or not steps:
+        return None
+    return float(np.max(np.abs(curves[0][:steps] - curves[1][:steps])))

@@ -1,0 +1,67 @@
+"""The parts of the suite, their order and their shares of the minutes."""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One question that the suite answers.
+
+    Attributes:
+      name: its key in suite.json.
+      title: its heading in suite.md.
+      module: where its `plan` and `measure` are.
+      share: of the minutes, against those of the parts that are still to come; what a part leaves
+        over goes to them.
+      least: seconds below which it is not worth starting: its time goes to the others.
+      is_timed: whether it measures time: then a CPU's programs allocate as train.py's do.
+      environment: variables of its worker process, which JAX reads before it starts.
+    """
+
+    name: str
+    title: str
+    module: str
+    share: float
+    least: float = 0.0
+    is_timed: bool = True
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+# What a worker holds of a GPU's memory: nearly all of it for the largest batches; only what it
+# uses where PyTorch is measured on the same GPU.
+_MOST_MEMORY = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+_SHARED_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# Else a program that has only moved in its file would come out of the cache with its old lines.
+_EXACT_LINES = _MOST_MEMORY | {"JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY": "true"}
+
+
+def _part(
+    name: str,
+    title: str,
+    share: float,
+    least: float,
+    *,
+    is_timed: bool = True,
+    environment: Mapping[str, str] = _MOST_MEMORY,
+) -> Part:
+    return Part(name, title, f"{__package__}.{name}", share, least, is_timed, environment)
+
+
+PARTS = (
+    _part("machine", "The machine", 3, 20),
+    _part("accuracy", "Kernels against float64", 20, 15, is_timed=False),
+    _part("compilation", "Train steps compiled ahead", 45, 15, is_timed=False),
+    _part("training", "Training speed", 42, 30),
+    _part(
+        "kernel_speed",
+        "Kernels against floors and peers",
+        18,
+        20,
+        environment=_SHARED_MEMORY,
+    ),
+    _part("step_costs", "Where a train step's time goes", 7, 20, environment=_EXACT_LINES),
+    _part("inference", "Prefill and decoding", 6, 20),
+    _part("tiles", "Tiles of the Triton scan", 2, 5),
+    _part("learning", "200 steps in bfloat16 and in float32", 7, 30),
+)

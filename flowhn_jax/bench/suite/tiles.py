@@ -1,0 +1,56 @@
+"""Part `tiles`: the tiles of the Triton scan, each timed forward and backward."""
+
+import functools
+import importlib.util
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from flowhn_jax.bench.attempt import Row, attempt
+from flowhn_jax.bench.suite.workload import Earlier, recipe
+from kernels.selective_scan import triton
+from kernels.tuning import time_tiles
+
+_SHAPES = {"135m": (16, 1024), "1b": (8, 1024), "135m, long": (2, 8192)}  # sequences, tokens
+
+
+def plan() -> list[str]:
+    """Return the names of the shapes; none where there is no NVIDIA GPU with Triton."""
+    found = all(importlib.util.find_spec(name) for name in ("triton", "jax_triton"))
+    return list(_SHAPES) if jax.default_backend() == "gpu" and found else []
+
+
+def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
+    """Yield the rows: seconds of each tile that runs, and the quickest."""
+    for key in missing:
+        yield attempt({"key": key}, functools.partial(_measure, key))
+
+
+def arguments(key: str) -> tuple[jax.ShapeDtypeStruct | None, ...]:
+    """Return the shapes of the scan of a shape's name, as a Mamba-1 mixer calls it in training."""
+    batch, length = _SHAPES[key]
+    dims = recipe(key.partition(",")[0], "fac_split").model.dims
+    tokens = jax.ShapeDtypeStruct((batch, length, dims.inner), jnp.bfloat16)
+    states = jax.ShapeDtypeStruct((batch, length, dims.state), jnp.bfloat16)
+    channels = jax.ShapeDtypeStruct((dims.inner,), jnp.float32)
+    A = jax.ShapeDtypeStruct((dims.inner, dims.state), jnp.float32)
+    segment_ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    return tokens, tokens, A, states, states, channels, tokens, channels, segment_ids, None
+
+
+def _measure(key: str) -> Row:
+    shapes = arguments(key)
+    seconds = time_tiles(
+        key,
+        triton.candidates(shapes[0].shape[0] * shapes[0].shape[2]),
+        lambda tile: functools.partial(triton.forward_and_backward, tile, shapes),
+        [x for x in shapes if x is not None],
+    )
+    if not seconds:
+        raise RuntimeError("no tile runs; suite.log has the messages")
+    return {
+        "shape": str(list(shapes[0].shape)),
+        "seconds": {f"{tile.tokens} x {tile.channels}": each for tile, each in seconds.items()},
+        "default": f"{triton.DEFAULT.tokens} x {triton.DEFAULT.channels}",
+    }

@@ -1,0 +1,67 @@
+"""The largest batch, of powers of two, that a memory holds: by compiling, never by running."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt(Generic[Result]):
+    """What compiling for one batch size showed.
+
+    Attributes:
+      result: what the caller wants of the largest batch that fits.
+      fits: whether the memory holds it.
+      fixed: bytes that do not depend on the batch.
+      temporaries: bytes that grow with it; 0 where the compiler only said that it does not fit.
+    """
+
+    result: Result
+    fits: bool
+    fixed: int = 0
+    temporaries: int = 0
+
+
+def largest_batch(
+    attempt: Callable[[int], Attempt[Result]], start: int, memory: int, most: int | None = None
+) -> Attempt[Result]:
+    """Return the attempt at the largest power of two that fits, in few attempts.
+
+    Larger ones are tried as long as one fits, smaller ones until one does. A size is passed over
+    where the temporaries of the last attempt, taken as proportional to the batch, say that the next
+    one fits, too; none is tried that would need half as much again as there is.
+
+    Args:
+      attempt: compiles for a batch size.
+      start: the first one to try, rounded down to a power of two.
+      memory: bytes that there are.
+      most: the largest one to try; None: no bound.
+
+    Raises:
+      ValueError: not even a batch of 1 fits.
+    """
+    each = 2 ** int(math.log2(start))
+    best: tuple[int, Attempt[Result]] | None = None
+    too_many = None if most is None else 2 * most
+    while each:
+        found = attempt(each)
+        room = memory - found.fixed
+        if found.fits:
+            best = each, found
+            largest = 2 * each if too_many is None else too_many // 2
+            if largest <= each or 2 * found.temporaries > 1.5 * room:
+                break
+            factor = 2 ** max(1, int(math.log2(room / max(1, found.temporaries))))
+            each = each * factor if too_many is None else min(each * factor, too_many // 2)
+        else:
+            too_many = each
+            shrunk = each * room / found.temporaries if 0 < room < found.temporaries else each / 2
+            each = min(each // 2, 2 ** max(0, int(math.log2(max(1, shrunk)))))
+            if best is not None and each <= best[0]:
+                break
+    if best is None:
+        raise ValueError(f"Not even 1 sequence fits into {memory / 2**30:.2f} GiB.")
+    return best[1]
