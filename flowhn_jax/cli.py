@@ -151,6 +151,17 @@ def _is_clear(error: BaseException) -> bool:
     return _OURS in pathlib.Path(innermost).parents and "site-packages" not in innermost
 
 
+def _message(error: Exception) -> str:
+    """Return what to print of an error: one line, after its traceback where that may not do."""
+    if isinstance(error, MemoryError):
+        return f"error: there is not enough memory for what is asked for: {one_line(error)}"
+    if not isinstance(error, ValueError | OSError | ImportError):
+        return traceback.format_exc()
+    if not _is_clear(error) and not disk.is_full(error):
+        traceback.print_exc()
+    return f"error: {one_line(error)}"
+
+
 def run(
     main: Callable[[], None] | Mapping[str, Callable[..., None]],
     *,
@@ -179,12 +190,13 @@ def run(
                 commands[argv[1]](*argv[2:])
             else:
                 main()
-        except (ValueError, OSError, ImportError) as error:
-            if not _is_clear(error) and not disk.is_full(error):
-                traceback.print_exc()
-            sys.exit(f"error: {one_line(error)}")
-        except MemoryError as error:
-            sys.exit(f"error: there is not enough memory for what is asked for: {one_line(error)}")
+        except Exception as error:
+            message = _message(error)
+            if distributed.is_one_of_several():
+                distributed.end_all(message)
+            if not message.startswith("error: "):  # a fault of ours
+                raise
+            sys.exit(message)
         except KeyboardInterrupt:
             sys.exit("interrupted")
         if compilation.is_going_on():  # nobody waits for it any more

@@ -1,10 +1,16 @@
 """Several processes of one run: who they are, and what the first one does before the others."""
 
+import atexit
 import contextlib
 import glob
 import importlib.util
+import json
 import os
+import sys
+import threading
+import time
 from collections.abc import Iterator
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +18,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+Value = TypeVar("Value")
 
 _SECONDS_TO_BE_DEAD = 30  # of no heartbeat; then the other processes end, too
 
@@ -39,6 +47,7 @@ def initialize(
     if all(argument is None for argument in arguments):
         if int(os.environ.get("SLURM_NTASKS", 1)) > 1 or on_cloud_tpu():
             jax.distributed.initialize(**dead_after)
+            _end_with_the_others()
         return
     if any(argument is None for argument in arguments):
         raise ValueError(
@@ -48,6 +57,75 @@ def initialize(
     if not 0 <= process_id < num_processes:
         raise ValueError(f"--process_id is {process_id}; accepted is 0 to {num_processes - 1}.")
     jax.distributed.initialize(coordinator_address, num_processes, process_id, **dead_after)
+    _end_with_the_others()
+
+
+# In the coordinator's store: written by a process that ends with an error, and by each that has
+# seen it and leaves.
+_FAILED, _LEFT = "flowhn/failed", "flowhn/left"
+_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_FOR_THE_OTHERS, _SECONDS_TO_LEAVE = 10.0, 2.0
+
+
+def _state() -> Any:
+    """Return JAX's state of this run: `process_id`, `num_processes` and the coordinator's `client`.
+
+    JAX has no public name for it. Unlike `jax.process_index` it needs no device.
+    """
+    from jax._src import distributed
+
+    return distributed.global_state
+
+
+def _end_with_the_others() -> None:
+    """Look in the background for another process's error, and end with status 1 when there is one.
+
+    Without it the others would wait in a collective for the one that is gone, until the coordinator
+    misses its heartbeat and aborts them.
+    """
+    state, is_over = _state(), threading.Event()
+    client = state.client
+
+    def look() -> None:
+        while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
+            try:
+                client.key_value_try_get(_FAILED)
+            except Exception:  # not there; or the coordinator is gone, which it reports itself
+                continue
+            client.key_value_set(f"{_LEFT}/{state.process_id}", "")
+            sys.stdout.flush()
+            os._exit(1)
+
+    if state.num_processes > 1:
+        threading.Thread(target=look, name="errors of others", daemon=True).start()
+        atexit.register(is_over.set)  # before JAX's own end, which was registered earlier
+
+
+def end_all(message: str) -> NoReturn:
+    """Print an error and end all processes of the run with status 1, within seconds.
+
+    The message appears once, in the process that has the error. Call it in runs of several.
+    """
+    print(message, file=sys.stderr, flush=True)
+    state = _state()
+    client = state.client
+    with contextlib.suppress(Exception):  # the coordinator is gone: then the others know
+        client.key_value_set(_FAILED, str(state.process_id), allow_overwrite=True)
+        if state.process_id == 0:  # it holds the store, which the others have to read first
+            deadline = time.monotonic() + _SECONDS_FOR_THE_OTHERS
+            while time.monotonic() < deadline:
+                if len(client.key_value_dir_get(_LEFT)) >= state.num_processes - 1:
+                    break
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_SECONDS_TO_LEAVE)  # one that still runs when the store goes is aborted
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def is_one_of_several() -> bool:
+    """Return whether this process has joined others."""
+    state = _state()
+    return state.client is not None and state.num_processes > 1
 
 
 def shutdown() -> None:
@@ -113,8 +191,14 @@ class AnyProcessBefore:
         return before is not None and bool(before)
 
 
-def of_first(value: float) -> float:
-    """The value that the first process has."""
+def broadcast_from_first(value: Value) -> Value:
+    """Return the value that the first process has, bit for bit: any that JSON can hold.
+
+    All processes must call it. As text, since JAX without x64 would round a float64.
+    """
     if jax.process_count() == 1:
         return value
-    return float(multihost_utils.broadcast_one_to_all(np.array(value)))
+    text = json.dumps(value).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    data = np.frombuffer(text.ljust(size)[:size], np.uint8)  # of the others only its size counts
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(data)))

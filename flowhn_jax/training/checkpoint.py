@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `checkpoints/STEP` that appears when it is whole. Beside Orbax's arrays it
 holds the run's config, versions and progress (Orbax's metadata) and the hashes of its files
-(manifest.json), which are written last: one without them is whole, too, but cannot be checked.
+(manifest.json), which are written last. One without them counts where Orbax's metadata say that it
+was committed and all its parts are there.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import math
 import pathlib
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,19 +19,24 @@ from orbax.checkpoint import v1 as ocp
 
 from flowhn_jax import config as config_lib
 from flowhn_jax.config import Config
-from flowhn_jax.parallel.distributed import first_before_others, is_first, of_first
+from flowhn_jax.parallel.distributed import broadcast_from_first, first_before_others, is_first
 from flowhn_jax.training import disk, manifest
 from flowhn_jax.training.checkpoint_files import (
     METADATA,
     VALIDATION_LOSS,
     OfAnotherRun,
+    check_not_gone,
     check_shapes,
+    delete,
     directory,
+    finish_deletions,
+    mark_checkpointed,
     steps_of,
     versions,
     warn,
 )
 from flowhn_jax.training.state import TrainState
+from flowhn_jax.whole_file import sync
 
 _BYTES_BESIDE = 2**20  # of a checkpoint, at least: what is not arrays
 
@@ -46,7 +52,7 @@ class Checkpoints:
         """`config` goes into each checkpoint; `say` prints what becomes of them.
 
         Raises:
-          ValueError: there are checkpoints, and all are damaged.
+          ValueError: there are checkpoints, and all are damaged; or there were, and all are gone.
         """
         self._workdir = workdir
         self.config = config
@@ -56,6 +62,8 @@ class Checkpoints:
         self._needed = 0  # bytes, of the last checkpoint that was asked for
         with first_before_others("checkpoints"):
             if is_first():
+                check_not_gone(workdir)
+                finish_deletions(workdir)
                 for step in self._damaged():
                     self._set_aside(step)
         self._checkpointer = self._open()
@@ -68,18 +76,6 @@ class Checkpoints:
         self._checkpointer.close()
 
     def _open(self) -> ocp.training.Checkpointer:
-        train, policies = self.config.train, ocp.training.preservation_policies
-        keep = [
-            policies.LatestN(train.keep_checkpoints),
-            policies.BestN(
-                get_metric_fn=lambda metrics: metrics[VALIDATION_LOSS],
-                reverse=True,
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
-        if train.keep_every:
-            keep.append(policies.EveryNSteps(train.keep_every))
         # Random mantissas hardly compress, and shardings are given wherever a checkpoint is read:
         # without both a save costs a fifth less.
         context = ocp.Context()
@@ -89,9 +85,27 @@ class Checkpoints:
             directory(self._workdir),
             context=context,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(keep),
+            preservation_policy=ocp.training.preservation_policies.PreserveAll(),  # see _prune
             cleanup_tmp_directories=True,
         )
+
+    def _prune(self) -> None:
+        """Delete all checkpoints but the newest, the best one, and those kept for good."""
+        train, losses = self.config.train, dict(self._losses())
+        steps = steps_of(self._workdir)
+        kept = {*steps[: train.keep_checkpoints]}
+        if losses:
+            kept.add(min(losses, key=lambda step: (losses[step], -step)))
+        for step in steps:
+            if step not in kept and not (train.keep_every and step % train.keep_every == 0):
+                delete(self._workdir, step)
+
+    def _losses(self) -> Iterator[tuple[int, float]]:
+        """Yield the steps whose validation loss is known, and it."""
+        for checkpoint in self._checkpointer.checkpoints:
+            loss = (checkpoint.metrics or {}).get(VALIDATION_LOSS)
+            if loss is not None and (directory(self._workdir) / str(checkpoint.step)).is_dir():
+                yield checkpoint.step, loss
 
     def _damaged(self) -> list[int]:
         """The damaged ones before the newest that is not, and of those behind it as Orbax reads.
@@ -133,7 +147,7 @@ class Checkpoints:
         """
         self.wait()
         self._needed = _BYTES_BESIDE + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        fits = not of_first(disk.missing(directory(self._workdir), self._needed))
+        fits = not broadcast_from_first(disk.missing(directory(self._workdir), self._needed))
         if not fits:
             self._say(f"no checkpoint of step {int(state.step)}: {self.shortage()}")
         return fits
@@ -195,6 +209,9 @@ class Checkpoints:
                 response.result()
                 if is_first():
                     manifest.write(directory(self._workdir) / str(step))
+                    sync(directory(self._workdir))
+                    mark_checkpointed(self._workdir, step)
+                    self._prune()
             except BaseException as error:
                 self._error = error
 
@@ -208,6 +225,7 @@ class Checkpoints:
         self._save.join()
         self._save, error, self._error = None, self._error, None
         if error is None:
+            self._checkpointer.reload()  # what was pruned
             return
         if not disk.is_full(error):
             raise error
@@ -246,7 +264,7 @@ class Checkpoints:
     ) -> tuple[TrainState, dict[str, Any]]:
         load = self._checkpointer.load_checkpointables
         folder = directory(self._workdir) / str(step)
-        if not (folder / "optimizer").is_dir():
+        if manifest.is_import(folder):
             raise OfAnotherRun(
                 f"The checkpoint of step {step} holds parameters alone, as an import does: "
                 "eval.py reads it, but no training can go on from it."
@@ -275,7 +293,10 @@ class Checkpoints:
             metadata = ocp.metadata(checkpoint.path, "params")
             if not _progress(metadata).get("skipped_in_row"):
                 return True
-            self._checkpointer.delete(checkpoint.step)
+            with first_before_others("deleted"):
+                if is_first():
+                    delete(self._workdir, checkpoint.step)
+            self._checkpointer.reload()
         return False
 
 

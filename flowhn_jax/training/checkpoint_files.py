@@ -2,18 +2,24 @@
 
 import functools
 import importlib.metadata
+import json
 import pathlib
 import platform
+import shutil
 import sys
 from typing import Any
 
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.distributed import is_first
 from flowhn_jax.training.workdir import differences_of_shape
+from flowhn_jax.whole_file import whole_file
 
 # Files of a checkpoint, by the beginnings of their names.
 PARAMS, METADATA = "params/", ("_CHECKPOINT_METADATA", "metrics/")
 VALIDATION_LOSS = "validation_loss"
+
+_MARK = "checkpointed.json"
+_DELETED = "deleted."  # begins the name of a checkpoint that is being deleted
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -34,6 +40,37 @@ def steps_of(workdir: str) -> list[int]:
     folder = directory(workdir)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def delete(workdir: str, step: int) -> None:
+    """Delete a checkpoint; killed at any moment it leaves nothing that looks like one."""
+    aside = directory(workdir) / f"{_DELETED}{step}"
+    shutil.rmtree(aside, ignore_errors=True)
+    (directory(workdir) / str(step)).rename(aside)
+    shutil.rmtree(aside)
+
+
+def finish_deletions(workdir: str) -> None:
+    """Remove what a kill left of checkpoints that were being deleted."""
+    for path in directory(workdir).glob(f"{_DELETED}*"):
+        shutil.rmtree(path)
+
+
+def mark_checkpointed(workdir: str, step: int) -> None:
+    """Record that the run has a checkpoint, for the day on which its disk is missing."""
+    with whole_file(pathlib.Path(workdir) / _MARK) as temporary:
+        temporary.write_text(json.dumps({"step": step}) + "\n")
+
+
+def check_not_gone(workdir: str) -> None:
+    """Raise ValueError where a run had checkpoints, and there is none."""
+    path = pathlib.Path(workdir) / _MARK
+    if path.is_file() and not steps_of(workdir):
+        raise ValueError(
+            f"{workdir!r} has had checkpoints, but {str(directory(workdir))!r} holds none: is its "
+            f"disk mounted? To start from scratch there, remove {_MARK} and metrics.jsonl, or give "
+            "another --workdir."
+        )
 
 
 def latest_step(workdir: str) -> int:

@@ -1,6 +1,7 @@
 """A run's rows as TensorBoard shows them."""
 
 import pathlib
+import re
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -9,19 +10,23 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+_SUFFIX = ".flowhn"
+# What a run made, in earlier versions without the suffix; other event files are somebody else's.
+_OURS = re.compile(rf"events\.out\.tfevents\..*\.\d{{19}}({re.escape(_SUFFIX)})?")
+
 
 class EventFile:
-    """The one event file of a run; it is drawn anew whenever the run goes on.
+    """The one event file of a run; it is drawn again whenever the run resumes.
 
     So each step is there once, however often the run was killed. Calls write at once, and raise
     OSError where the disk is full.
     """
 
     def __init__(self, folder: pathlib.Path, rows: Iterable[dict[str, Any]]):
-        """Writes the rows so far, and removes the files of earlier starts."""
+        """Write the rows so far, and remove the files of this run's earlier starts."""
         folder.mkdir(exist_ok=True)
-        earlier = list(folder.glob("events.out.tfevents.*"))
-        self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        earlier = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
+        self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}{_SUFFIX}")
         # Whoever still shows an earlier file forgets its steps.
         restart = SessionLog(status=SessionLog.START)
         self._writer.write_event(Event(wall_time=time.time(), step=0, session_log=restart))

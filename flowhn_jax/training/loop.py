@@ -1,6 +1,7 @@
 """The training run: `fit` takes a config and a workdir to a trained model."""
 
 import contextlib
+import math
 
 import jax
 from jax.sharding import Mesh
@@ -26,7 +27,7 @@ from flowhn_jax.training.metrics import MetricsWriter, OnStep, SilentWriter
 from flowhn_jax.training.monitor import Progress
 from flowhn_jax.training.preemption import StopRequest
 from flowhn_jax.training.run import Run
-from flowhn_jax.training.state import abstract_state, init_state
+from flowhn_jax.training.state import abstract_state, init_state, learning_rate_schedule
 from flowhn_jax.training.watchdog import Watchdog
 from kernels import backends
 
@@ -99,10 +100,14 @@ def fit(
         else:
             state, kept = checkpoints.restore(abstract_state(config, mesh), batches)
             progress = Progress(**kept)
+        first = int(state.step)
+        if first >= config.train.steps and progress.row is None:
+            return _nothing_to_train(workdir, first, config.train.steps)
+        if start is not None:
+            changes += _changes_of_schedule(workdir, config, first)
         if is_first():
             workdir_lib.write_config(workdir, config)
         writes = MetricsWriter if is_first() else SilentWriter
-        first = int(state.step)
         writer = stack.enter_context(writes(workdir, first, config.train.steps, on_step))
         _describe(config, prepared, mesh, writer)
         if start is not None:
@@ -119,6 +124,31 @@ def _open_data(config: Config, workdir: str, stop: StopRequest) -> PreparedSet |
     with first_before_others("data"), contextlib.suppress(KeyboardInterrupt), stop.breaking_off():
         prepared = open_data(config, workdir)
     return None if any_process(prepared is None) else prepared
+
+
+def _nothing_to_train(workdir: str, done: int, steps: int) -> bool:
+    """Report that the run is at its end; nothing in the workdir is touched."""
+    if is_first():
+        print(
+            f"{workdir} is at step {done:,}, and train.steps is {steps:,}: nothing to train. For "
+            f"more steps raise it, as with --config.train.steps={2 * done}."
+        )
+    return True
+
+
+def _changes_of_schedule(workdir: str, config: Config, step: int) -> list[str]:
+    """Return what another recipe makes of the learning rate of the next step; a line, or none."""
+    old, new = (
+        float(learning_rate_schedule(train)(step))
+        for train in (workdir_lib.read_config(workdir).train, config.train)
+    )
+    if math.isclose(old, new, rel_tol=1e-6):
+        return []
+    return [
+        f"the learning rate of step {step + 1:,}: {old:.3g} -> {new:.3g}; the schedule now ends at "
+        f"step {config.train.steps:,} with {config.train.final_learning_rate:g} of "
+        f"{config.train.learning_rate:g}"
+    ]
 
 
 def _stopped(stop: StopRequest) -> bool:

@@ -1,4 +1,4 @@
-"""The content hashes of a checkpoint, by which damage is found."""
+"""Whether a checkpoint is complete, and the content hashes by which damage is found."""
 
 import json
 import pathlib
@@ -7,21 +7,24 @@ import tensorstore
 
 from flowhn_jax import json_text
 from flowhn_jax.data.shards import sha256
-from flowhn_jax.data.unfinished import sync
 from flowhn_jax.messages import one_line
-from flowhn_jax.whole_file import whole_file
+from flowhn_jax.whole_file import sync_tree, whole_file
 
 _FILE = "manifest.json"
+_METADATA = "_CHECKPOINT_METADATA"  # Orbax's, written when all parts are
 _ARRAYS = ("params", "optimizer")  # groups of arrays in a checkpoint
 
 
 def write(folder: pathlib.Path) -> None:
-    """Hashes all files of a checkpoint that is complete; a reader finds all hashes or none."""
+    """Hash all files of a checkpoint that is complete; a reader finds all hashes or none.
+
+    Whatever they stand for is on the disk before they are.
+    """
+    sync_tree(folder)
     found = sorted(file for file in folder.rglob("*") if file.is_file())
     files = {str(file.relative_to(folder)): sha256(file) for file in found}
     with whole_file(folder / _FILE) as temporary:
         temporary.write_text(json.dumps({"sha256": files}, indent=1))
-        sync(temporary)
 
 
 def is_written(folder: pathlib.Path) -> bool:
@@ -30,16 +33,22 @@ def is_written(folder: pathlib.Path) -> bool:
 
 
 def damage(folder: pathlib.Path, parts: str | tuple[str, ...] = "") -> str | None:
-    """What is wrong with a checkpoint's files whose names begin with `parts`, or one of them.
+    """Return what is wrong with the files of a checkpoint whose names begin with one of `parts`.
 
-    None: nothing. Where there are no hashes, arrays are only tried to be read.
+    None: nothing. A checkpoint counts by what says that it was committed: its hashes, which are
+    written last, or Orbax's metadata with all the parts that they name. Where there are no hashes,
+    arrays are only tried to be read.
     """
+    if not folder.is_dir():
+        return "it is no folder"
     for path in folder.rglob("*"):
         if not (path.is_file() or path.is_dir()):  # a pipe, say, of which reading never ends
             return f"{path.relative_to(folder)} is no file"
     if (folder / _FILE).is_dir():
         return f"{_FILE} is no file"
     if not is_written(folder):
+        if reason := _incomplete(folder):
+            return reason
         # Orbax would leave its threads with a closed event loop, of which they complain at length.
         groups = [name for name in _ARRAYS if f"{name}/".startswith(parts)]
         return next(filter(None, (_unreadable(folder / name) for name in groups)), None)
@@ -55,6 +64,28 @@ def damage(folder: pathlib.Path, parts: str | tuple[str, ...] = "") -> str | Non
         if sha256(path) != digest:
             return f"{name} is not what was written"
     return None
+
+
+def _incomplete(folder: pathlib.Path) -> str | None:
+    """Return why a checkpoint without hashes cannot have been committed; None: it may have."""
+    try:
+        content = json_text.loads((folder / _METADATA).read_bytes(), _METADATA)
+        is_committed = content["commit_timestamp_nsecs"] is not None
+        parts = list(content["item_handlers"])
+    except FileNotFoundError:
+        return f"{_METADATA} is missing, so it was never completed"
+    except (ValueError, KeyError, TypeError):
+        return f"{_METADATA} is not readable"
+    if not is_committed or "params" not in parts:
+        return f"{_METADATA} does not say that it was completed"
+    missing = [part for part in parts if not (folder / part).exists()]
+    return f"{', '.join(missing)} is missing" if missing else None
+
+
+def is_import(folder: pathlib.Path) -> bool:
+    """Whether a complete checkpoint was made of parameters alone."""
+    content = json_text.loads((folder / _METADATA).read_bytes(), _METADATA)
+    return list(content["item_handlers"]) == ["params"]
 
 
 def _unreadable(folder: pathlib.Path) -> str | None:

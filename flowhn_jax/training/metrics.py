@@ -13,6 +13,7 @@ import tqdm
 from flowhn_jax.report.table import to_json
 from flowhn_jax.training import disk
 from flowhn_jax.training.events import EventFile
+from flowhn_jax.whole_file import check_own_file, sync
 
 Row = dict[str, Any]
 OnStep = Callable[[], None]
@@ -30,29 +31,46 @@ def read_rows(workdir: str | os.PathLike) -> list[Row]:
 
 
 def _rows_and_ends(path: pathlib.Path) -> Iterator[tuple[Row, int]]:
-    """The rows of a file, and the bytes up to the end of each."""
+    """Yield the rows of a file, and the bytes up to the end of each.
+
+    What follows the last row is left out where it holds none: a line cut off by a kill, or the
+    zeros that a power cut leaves.
+    """
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    rows = [_parse_row(line) for line in lines]
+    count = max((number for number, row in enumerate(rows, 1) if row is not None), default=0)
     end = 0
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row["step"], int):
-                raise TypeError
-        except (ValueError, TypeError, KeyError):
-            if number == len(lines) and not line.endswith(b"\n"):
-                return
-            raise ValueError(f"{str(path)!r} is damaged: line {number} is not a row.") from None
+    for number, (line, row) in enumerate(zip(lines[:count], rows, strict=False), 1):
+        if row is None:
+            raise ValueError(f"{str(path)!r} is damaged: line {number} is not a row.")
         end += len(line)
         yield row, end
 
 
-def _drop_rows_after(folder: pathlib.Path, step: int) -> None:
-    """Removes what a killed run logged beyond the checkpoint that the next one starts from."""
+def _parse_row(line: bytes) -> Row | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+        return row if isinstance(row["step"], int) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _drop_rows_after(folder: pathlib.Path, step: int) -> int:
+    """Remove what a killed run logged beyond the checkpoint that the next one starts from.
+
+    Returns:
+      The bytes among them that were no rows.
+    """
     path = folder / _FILE
-    if path.is_file():
-        os.truncate(
-            path, max((e for row, e in _rows_and_ends(path) if row["step"] <= step), default=0)
-        )
+    if not path.is_file():
+        return 0
+    rows = list(_rows_and_ends(path))
+    no_rows = path.stat().st_size - (rows[-1][1] if rows else 0)
+    os.truncate(path, max((end for row, end in rows if row["step"] <= step), default=0))
+    sync(path)
+    return no_rows
 
 
 def describe(row: Row) -> str:
@@ -106,6 +124,7 @@ class MetricsWriter:
         With `on_step`, which is called behind each step, nothing is printed.
         """
         self._folder = pathlib.Path(workdir)
+        check_own_file(self._folder / _FILE)
         self._on_step = on_step
         self._waiting: list[Row] = []
         self._events: EventFile | None = None
@@ -130,7 +149,8 @@ class MetricsWriter:
     def drop_rows_after(self, step: int) -> None:
         """The run goes on from `step`: rows of later steps are of work that is lost."""
         self._waiting.clear()
-        _drop_rows_after(self._folder, step)
+        if no_rows := _drop_rows_after(self._folder, step):
+            self.say(f"{_FILE} ended with {no_rows:,} bytes that are no row; they are dropped")
         self._draw(None)
         self._bar.n = step
 
@@ -195,6 +215,8 @@ def _append(path: pathlib.Path, text: bytes) -> None:
             while text:
                 text = text[file.write(text) :]
             os.fsync(file.fileno())
+            if not end:  # its name is new
+                sync(path.parent)
         except OSError:
             file.truncate(end)
             raise

@@ -8,7 +8,7 @@ from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.messages import one_line
 from flowhn_jax.models import Params
-from flowhn_jax.parallel.distributed import is_first, of_first
+from flowhn_jax.parallel.distributed import broadcast_from_first, is_first
 from flowhn_jax.parallel.rules import with_shardings
 from flowhn_jax.training import manifest
 from flowhn_jax.training.checkpoint_files import (
@@ -29,6 +29,7 @@ LATEST, BEST = "latest", "best"
 def save_params(workdir: str, model: ModelConfig, params: Params) -> None:
     """Writes parameters alone, of a model that was trained elsewhere, as step 0."""
     about = {"config": {"model": config_lib.to_dict(model)}, "versions": versions()}
+    about["imported"] = True
     with ocp.training.Checkpointer(directory(workdir)) as checkpointer:
         checkpointer.save_checkpointables(0, {"params": params}, force=True, custom_metadata=about)
     manifest.write(directory(workdir) / "0")
@@ -48,7 +49,7 @@ def load_params(workdir: str, config: ModelConfig, mesh: Mesh, checkpoint: str =
       FileNotFoundError: there is none, or not that one.
       ValueError: it is damaged, or of another model.
     """
-    step = int(of_first(_choose(workdir, checkpoint) if is_first() else 0))
+    step = broadcast_from_first(_choose(workdir, checkpoint) if is_first() else 0)
     abstract = with_shardings(models.abstract_params(config), mesh)
     folder = directory(workdir) / str(step)
     try:

@@ -15,7 +15,7 @@ from flowhn_jax.data.pipeline import TrainBatches
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.evaluation.perplexity import make_eval_step, validate
 from flowhn_jax.models.loss import Batch
-from flowhn_jax.parallel.distributed import AnyProcessBefore, of_first
+from flowhn_jax.parallel.distributed import AnyProcessBefore, broadcast_from_first
 from flowhn_jax.parallel.mesh import shard_batch
 from flowhn_jax.report.table import to_json
 from flowhn_jax.training import bad_steps
@@ -103,9 +103,8 @@ class Run:
             self.writer.drop_rows_after(self._step_done - 1)
             if not self._validate(progress.row):
                 return self._end()
-        if self._step_done >= steps:
-            self.writer.say(f"all {steps} steps are done already")
-            return True
+        if self._step_done >= steps:  # the row of the last validation was missing
+            return self._end()
         function = self._compile()
         if function is None:
             self._save()
@@ -236,7 +235,7 @@ class Run:
         """Begins a checkpoint where the disk has room for it."""
         self.watchdog.progress("saving")
         # A checkpoint stands for all rows up to it.
-        if self.checkpoints.fits(self._state) and of_first(self.writer.settled()):
+        if self.checkpoints.fits(self._state) and broadcast_from_first(self.writer.settled()):
             progress = json.loads(to_json(dataclasses.asdict(self._progress)))
             self.checkpoints.save(self._state, self.batches, progress, validation_loss)
 

@@ -1,8 +1,10 @@
 """The folder of a run: which config it was begun with, and whether another one may go on in it."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import jax
 from flowhn_jax import config as config_lib
 from flowhn_jax import json_text, models
 from flowhn_jax.config import Config
-from flowhn_jax.parallel.distributed import is_first, of_first
+from flowhn_jax.parallel.distributed import broadcast_from_first, is_first
 from flowhn_jax.split.plan import settled
 from flowhn_jax.whole_file import whole_file
 
@@ -32,7 +34,27 @@ def _read(workdir: str) -> dict[str, Any]:
     path = pathlib.Path(workdir) / _FILE
     if not path.is_file():
         raise FileNotFoundError(f"{workdir!r} holds no run: there is no {_FILE} in it.")
-    return json_text.loads(path.read_bytes(), repr(str(path)))
+    try:
+        return json_text.loads(path.read_bytes(), repr(str(path)))
+    except ValueError:  # torn by a power cut
+        kept = _kept_config(path.parent)
+        if kept is None:
+            raise
+    if is_first():
+        print(f"{str(path)!r} is damaged; its checkpoint's config is taken", file=sys.stderr)
+    return kept
+
+
+def _kept_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Return the config in the newest checkpoint that has one."""
+    found = workdir.glob("checkpoints/*/_CHECKPOINT_METADATA")
+    of_steps = [path for path in found if path.parent.name.isdecimal()]
+    for path in sorted(of_steps, key=lambda path: -int(path.parent.name)):
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+            config = json_text.loads(path.read_bytes(), str(path))["custom_metadata"]["config"]
+            if isinstance(config, dict):
+                return config
+    return None
 
 
 def settle_balance(workdir: str | None, config: Config) -> Config:
@@ -52,7 +74,7 @@ def settle_balance(workdir: str | None, config: Config) -> Config:
     if split is None:
         split = settled(model.split, model.dims, model.context)
     # Each host has its own measurements, but one program runs on all.
-    split = dataclasses.replace(split, balance=of_first(split.balance))
+    split = dataclasses.replace(split, balance=broadcast_from_first(split.balance))
     if is_first():
         print(f"split.balance 'time', {origin}: {split.balance:.4f} of the tokens to attention")
     return dataclasses.replace(config, model=dataclasses.replace(model, split=split))

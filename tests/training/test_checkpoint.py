@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 
 from flowhn_jax.evaluation import run as eval_run
 from flowhn_jax.parallel.mesh import make_mesh
-from flowhn_jax.training import disk, manifest
+from flowhn_jax.training import checkpoint_files, disk, manifest
 from flowhn_jax.training import metrics as metrics_lib
 from flowhn_jax.training.checkpoint import Checkpoints
 from flowhn_jax.training.loop import fit
@@ -228,3 +229,113 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
     fit(config, str(tmp_path))
     assert "was full before a checkpoint was written" in capsys.readouterr().err
     assert_is_the_uninterrupted_run(tmp_path, config, uninterrupted)
+
+
+def make_incomplete(checkpoints, kind):
+    """Add a step 99 that was never committed, or whose metadata say nothing."""
+    folder = checkpoints / "99"
+    if kind == "empty":
+        folder.mkdir()
+        return
+    shutil.copytree(checkpoints / "8", folder)
+    (folder / "manifest.json").unlink()
+    metadata = folder / "_CHECKPOINT_METADATA"
+    if kind == "no metadata":
+        metadata.unlink()
+    elif kind == "empty metadata":
+        metadata.write_bytes(b"")
+    elif kind == "not committed":
+        content = json.loads(metadata.read_text()) | {"commit_timestamp_nsecs": None}
+        metadata.write_text(json.dumps(content))
+    else:
+        shutil.rmtree(folder / kind)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["empty", "no metadata", "empty metadata", "not committed", "optimizer", "params", "data"],
+)
+def test_a_step_counts_only_where_it_was_committed_and_is_complete(data, whole, kind, capsys):  # noqa: F811
+    make_incomplete(whole / "checkpoints", kind)
+    config = run_config(data)
+    mesh = make_mesh(config.mesh, 8)
+    found = load_params(str(whole), config.model, mesh)
+    assert "the checkpoint of step 99 is damaged: " in capsys.readouterr().err
+    expected = load_params(str(whole), config.model, mesh, "8")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    step, said = restored_steps(whole, config)
+    assert step == 8
+    assert "the checkpoint of step 99 is damaged and skipped: " in said[0]
+
+
+def test_a_killed_deletion_leaves_nothing_that_looks_like_a_checkpoint(
+    data,  # noqa: F811
+    whole,
+    monkeypatch,
+):
+    """The kill comes when half of the files are removed."""
+    config = run_config(data)
+
+    def killed(folder, **_):
+        if not folder.is_dir():
+            return
+        for path in files_of(folder)[::2]:
+            path.unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint_files.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint_files.delete(str(whole), 6)
+    monkeypatch.undo()
+    assert checkpoint_files.steps_of(str(whole)) == [8]
+    assert restored_steps(whole, config) == (8, [])
+    assert {path.name for path in (whole / "checkpoints").iterdir()} == {"8"}
+    assert not (whole / "damaged").exists()
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(data, whole):  # noqa: F811
+    config = run_config(data)
+    rows = (whole / "metrics.jsonl").read_bytes()
+    (whole / "checkpoints").rename(whole.parent / "unmounted")
+    for folder_is_there in (False, True):
+        if folder_is_there:
+            (whole / "checkpoints").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=r"has had checkpoints.* To start from scratch there"):
+            fit(config, str(whole))
+        assert (whole / "metrics.jsonl").read_bytes() == rows
+    (whole / "checkpoints").rmdir()
+    (whole.parent / "unmounted").rename(whole / "checkpoints")
+    assert restored_steps(whole, config) == (8, [])
+
+
+def test_what_hashes_stand_for_is_on_the_disk_before_them(tmp_path, monkeypatch):
+    """Every file and folder of a checkpoint, and then the hashes, their name last."""
+    (tmp_path / "params").mkdir()
+    for name in ("params/a", "_CHECKPOINT_METADATA"):
+        (tmp_path / name).write_text("x")
+    synced = []
+    fsync = os.fsync
+
+    def recorded(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    manifest.write(tmp_path)
+    names = [os.path.relpath(path, tmp_path) for path in synced]
+    before = names.index("manifest.json.tmp")
+    assert {"params/a", "params", "_CHECKPOINT_METADATA", "."} <= {*names[:before]}
+    assert names[before:] == ["manifest.json.tmp", "."]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 64])
+def test_a_torn_config_is_taken_from_the_checkpoint(data, whole, content, capsys):  # noqa: F811
+    expected = (whole / "config.json").read_bytes()
+    (whole / "config.json").write_bytes(content)
+    config = dataclasses.replace(
+        run_config(data), train=dataclasses.replace(run_config(data).train, steps=10)
+    )
+    fit(config, str(whole))
+    assert "its checkpoint's config is taken" in capsys.readouterr().err
+    written = json.loads((whole / "config.json").read_text())
+    assert written["model"] == json.loads(expected)["model"]

@@ -50,3 +50,20 @@ def test_a_holder_that_says_nothing_useful(tmp_path, content):
         (tmp_path / "lock").write_bytes(content)
         with pytest.raises(ValueError, match="in use by another process"), locked(str(tmp_path)):
             pass
+
+
+def test_removing_the_file_lets_nobody_in(tmp_path):
+    with locked(str(tmp_path)):
+        (tmp_path / "lock").unlink()
+        with pytest.raises(ValueError, match="in use by another process"), locked(str(tmp_path)):
+            pass
+
+
+def test_a_link_in_place_of_the_file_is_not_followed(tmp_path):
+    target = tmp_path / "precious"
+    target.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(target)
+    with locked(str(tmp_path / "run")):
+        assert json.loads((tmp_path / "run" / "lock").read_text())["pid"] == os.getpid()
+    assert target.read_text() == "mine"

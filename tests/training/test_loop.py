@@ -21,6 +21,7 @@ from flowhn_jax.training import metrics as metrics_lib
 from flowhn_jax.training import workdir as workdir_lib
 from flowhn_jax.training.loop import fit
 from flowhn_jax.training.parameters import load_params
+from flowhn_jax.training.state import learning_rate_schedule
 from tests.small import small_config
 
 STEPS = 8
@@ -137,8 +138,36 @@ def test_loss_falls(data, tmp_path):
 def test_starting_again_after_the_end_changes_nothing(data, uninterrupted, capsys):
     workdir, _ = uninterrupted
     fit(run_config(data), str(workdir))
-    assert "all 8 steps are done already" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "is at step 8, and train.steps is 8: nothing to train" in said
     assert_is_the_uninterrupted_run(workdir, run_config(data), uninterrupted)
+
+
+def test_fewer_steps_than_are_done_change_nothing_in_the_workdir(
+    data, uninterrupted, tmp_path, capsys
+):
+    shutil.copytree(uninterrupted[0], tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    fit(run_config(data, steps=5), str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert "is at step 8, and train.steps is 5: nothing to train" in said
+    assert "--config.train.steps=16" in said
+    after = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    after.pop(tmp_path / "run" / "lock"), before.pop(tmp_path / "run" / "lock")
+    assert after == before
+
+
+def test_a_schedule_that_changes_on_a_resume_is_reported(data, uninterrupted, tmp_path, capsys):
+    """Of 8 steps the ninth has the final rate; of 16 it is in the middle of the cosine."""
+    shutil.copytree(uninterrupted[0], tmp_path / "run")
+    config = run_config(data, steps=16)
+    fit(config, str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    old, new = (
+        float(learning_rate_schedule(run_config(data, steps=steps).train)(8)) for steps in (8, 16)
+    )
+    assert new > 2 * old
+    assert f"the learning rate of step 9: {old:.3g} -> {new:.3g}" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

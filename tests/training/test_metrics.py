@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 
 import pytest
@@ -113,3 +114,56 @@ def test_how_a_full_disk_is_recognised(tmp_path):
     assert not disk.is_full(OSError(2, "No such file"))
     assert disk.missing(tmp_path, 1) == 0
     assert disk.missing(tmp_path, 1 << 60) > 1 << 58
+
+
+def test_zeros_after_the_last_row_are_dropped_and_reported(tmp_path, capsys):
+    with MetricsWriter(str(tmp_path), 0, 9) as writer:
+        writer.write(row(1))
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + b"\0" * 512)
+    assert [r["step"] for r in read_rows(tmp_path)] == [1]
+    with MetricsWriter(str(tmp_path), 1, 9) as writer:
+        writer.write(row(2))
+    assert "ended with 512 bytes that are no row" in capsys.readouterr().out
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_link_in_place_of_the_rows_is_refused(tmp_path):
+    target = tmp_path / "precious"
+    target.write_text("mine")
+    (tmp_path / "metrics.jsonl").symlink_to(target)
+    with pytest.raises(ValueError, match=r"metrics.jsonl' must be a file .* it is a link"):
+        MetricsWriter(str(tmp_path), 0, 9)
+    assert target.read_text() == "mine"
+
+
+def test_event_files_of_others_are_left_alone(tmp_path):
+    folder = tmp_path / "tensorboard"
+    folder.mkdir()
+    others = folder / "events.out.tfevents.1700000000.somehost"
+    ours_of_an_earlier_version = folder / "events.out.tfevents.1700000000.h.1700000000000000000"
+    for path in (others, ours_of_an_earlier_version):
+        path.write_bytes(b"")
+    for _ in range(2):
+        with MetricsWriter(str(tmp_path), 0, 9) as writer:
+            writer.write(row(1))
+    assert others.exists()
+    assert not ours_of_an_earlier_version.exists()
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_rows_are_synced_before_a_checkpoint_may_stand_for_them(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+
+    def recorded(descriptor):
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.extend([] if name.startswith("events.") else [name])
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    with MetricsWriter(str(tmp_path), 0, 9) as writer:
+        writer.write(row(1))
+        assert synced == ["metrics.jsonl", tmp_path.name]
+        writer.write(row(2))
+        assert synced[2:] == ["metrics.jsonl"]

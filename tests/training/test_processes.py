@@ -1,5 +1,6 @@
 """Two processes of four devices each, joined by gloo, are one process of eight, or one device."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,6 +19,7 @@ from flowhn_jax.config import MeshConfig
 from flowhn_jax.evaluation import run as eval_run
 from flowhn_jax.parallel import distributed
 from flowhn_jax.training import metrics as metrics_lib
+from flowhn_jax.training.lock import locked
 from flowhn_jax.training.loop import fit
 from tests.training.test_loop import data, final_params, run_config  # noqa: F401
 
@@ -194,3 +196,80 @@ def test_a_signal_to_one_stops_both_and_the_death_of_one_ends_the_other(data, tm
     assert "another task died" in said[0] or "heartbeat" in said[0]
     steps = [row["step"] for row in metrics_lib.read_rows(workdir)]
     assert steps == list(range(50, 50 * len(steps) + 1, 50))
+
+
+def run_two(tmp_path, commands):
+    """Return statuses, outputs and seconds of two processes of train.py with these arguments."""
+    outputs = [(tmp_path / f"error{index}").open("w+") for index in range(2)]
+    address, begun = free_address(), time.monotonic()
+    processes = [
+        start(
+            [
+                "train.py",
+                f"--config={tmp_path / 'recipe.py'}",
+                f"--coordinator_address={address}",
+                "--num_processes=2",
+                f"--process_id={index}",
+                *arguments,
+            ],
+            stdout=output,
+            stderr=output,
+        )
+        for index, (arguments, output) in enumerate(zip(commands, outputs, strict=True))
+    ]
+    try:
+        statuses = [each.wait(120) for each in processes]
+    finally:
+        for each in processes:
+            each.kill()
+    seconds = time.monotonic() - begun
+    for output in outputs:
+        output.seek(0)
+    return statuses, [output.read() for output in outputs], seconds
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_process_ends_all_with_one_message(data, tmp_path, failing):  # noqa: F811
+    """Process 0 finds the workdir in use; process 1 finds no data where it is told to look."""
+    config = dataclasses.replace(run_config(data), mesh=MeshConfig(data=8))
+    text = json.dumps(config_lib.to_dict(config))
+    (tmp_path / "recipe.py").write_text(_RECIPE.format(text=text))
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    commands = [[f"--workdir={workdir}"], [f"--workdir={workdir}"]]
+    with contextlib.ExitStack() as stack:
+        if failing == 0:
+            stack.enter_context(locked(str(workdir)))
+            message = f"error: '{workdir}' is in use by process {os.getpid()}"
+        else:
+            commands[1].append(f"--config.data.path={tmp_path / 'nowhere'}")
+            message = f"--out={tmp_path / 'nowhere'}"
+        statuses, said, seconds = run_two(tmp_path, commands)
+    assert statuses == [1, 1], said
+    assert message in said[failing]
+    assert "".join(said).count("error: ") == 1, said
+    assert "Traceback" not in "".join(said)
+    assert "*** Check failure" not in "".join(said)
+    assert seconds < 60  # of which the imports and the joining take most
+    assert not (workdir / "checkpoints").exists() or not any((workdir / "checkpoints").iterdir())
+
+
+_BROADCAST = """
+import sys
+from flowhn_jax.parallel import distributed
+address, process = sys.argv[1:]
+distributed.initialize(address, 2, int(process))
+mine = [0.58, 2**60 + 1, "\u00e4", None, True, 0.1 + 0.2, 5e-324]
+value = distributed.broadcast_from_first(mine if process == "0" else ["something", "else"])
+print("same" if value == mine else value)
+"""
+
+
+def test_what_is_broadcast_arrives_bit_for_bit():
+    address = free_address()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [start(["-c", _BROADCAST, address, str(index)], **pipes) for index in range(2)]
+    for process in processes:
+        out, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        assert out.splitlines()[-1] == "same"
