@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
@@ -21,13 +22,18 @@ from flowhn_jax.training import compilation, disk
 
 _OURS = pathlib.Path(__file__).parent.parent
 _PREFIX = "--config."
+_SHARED_FLAGS = "config", "coordinator_address", "num_processes", "process_id"
 _MOST = 2**32 - 1  # of a flag's integer, either way
 
 
 def define_config(required: bool = True) -> flags.FlagHolder:
     """Defines --config=FILE.py[:STRATEGY] and --config.KEY=VALUE for each of its keys."""
+    keys = ", ".join(f"{key}={value}" for key, value in _keys(config_lib.default()).items())
     holder = config_flags.DEFINE_config_file(
-        "config", None, "Recipe, such as configs/flowhn_tiny.py:fai_split; --config.KEY overrides."
+        "config",
+        None,
+        "Recipe, such as configs/flowhn_tiny.py:fai_split. --config.KEY=VALUE sets one of its keys, "
+        f"of which these are the defaults without a recipe: {keys}.",
     )
     if required:
         flags.mark_flag_as_required("config")
@@ -81,17 +87,17 @@ def _without_traceback(error: BaseException) -> str:
     return _cannot_load(error)
 
 
-def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
-    """All dotted keys of a config."""
-    found = []
+def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Return all dotted keys of a config, and their values."""
+    found = {}
     for name, value in config.items():
         nested = isinstance(value, ml_collections.ConfigDict)
-        found += _keys(value, f"{prefix}{name}.") if nested else [prefix + name]
+        found |= _keys(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return found
 
 
 def _check_config_keys(argv: Sequence[str]) -> None:
-    known = _keys(config_lib.default())
+    known = list(_keys(config_lib.default()))
     groups = {name.rpartition(".")[0] for name in known}
     for argument in argv:
         key = argument.removeprefix(_PREFIX).partition("=")[0]
@@ -101,13 +107,19 @@ def _check_config_keys(argv: Sequence[str]) -> None:
 
 
 def _check_recipe(argv: Sequence[str]) -> None:
-    """Raises ValueError where the recipe is a folder, or a pipe that would never end."""
+    """Raise ValueError where there is no recipe, a folder, or a pipe that would never end."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=False):
         name, equals, value = argument.partition("=")
         value = value if equals else following
         path = pathlib.Path(value.partition(":")[0])
         if name in ("--config", "-config") and value and path.exists() and not path.is_file():
             raise ValueError(f"--config is {shown(value)}, which is no file.")
+        if name in ("--config", "-config") and value and not path.exists():
+            found = sorted(path.name for path in (_OURS / "configs").glob("[a-z]*_*.py"))
+            raise ValueError(
+                f"--config must be the file of a recipe; there is no {shown(str(path))}. "
+                f"Recipes in configs/: {', '.join(found)}."
+            )
 
 
 def _check_numbers() -> None:
@@ -159,6 +171,8 @@ def _message(error: Exception) -> str:
         return traceback.format_exc()
     if not _is_clear(error) and not disk.is_full(error):
         traceback.print_exc()
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"error: {error.strerror}: {error.filename!r}"  # without its number
     return f"error: {one_line(error)}"
 
 
@@ -204,4 +218,7 @@ def run(
             sys.stdout.flush()
             os._exit(0)
 
+    for name in _SHARED_FLAGS:  # so that --help shows them
+        if name in flags.FLAGS:
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     app.run(guarded, flags_parser=partial(_parse_flags, commands=commands, most=arguments))

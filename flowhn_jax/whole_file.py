@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
 
 
@@ -10,11 +11,15 @@ from collections.abc import Iterator
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield where to write what then gets the name `path`, in place of a file or link of that name.
 
-    Content and name are on the disk when the context ends.
+    Content and name are on the disk when the context ends. The file's mode is that of any new one,
+    whatever the library that writes it would give.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.unlink(missing_ok=True)  # one that was left, or a link to something else
+    temporary.touch()
+    mode = stat.S_IMODE(temporary.stat().st_mode)
     yield temporary
+    temporary.chmod(mode)
     sync(temporary)
     os.replace(temporary, path)
     sync(path.parent)

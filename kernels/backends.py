@@ -41,6 +41,10 @@ _recorders: contextvars.ContextVar[tuple[dict[str, set[str]], ...]] = contextvar
 )
 
 
+class CannotServeError(ValueError):
+    """The backend that is asked for does not take these arguments."""
+
+
 def _serves_all(*_: Any) -> None:
     return None
 
@@ -87,7 +91,7 @@ class Operation:
         if backend is not None:
             self.check_name(backend)
             if reason := self._refusal(backend, platform, arguments):
-                raise ValueError(f"{self.name}: backend {backend!r} cannot serve: {reason}")
+                raise CannotServeError(f"{self.name}: backend {backend!r} cannot serve: {reason}")
             return self._take(backend)
         order = self.preference[platform]
         asked = _asked_of(self.name)

@@ -32,7 +32,11 @@ def call(*arguments, check=True):
     [
         (["train.py"], "--config must have a value"),
         (["train.py", TINY], "--workdir must have a value"),
-        (["train.py", "--config=configs/nope.py", "--workdir=x"], "No such file"),
+        (
+            ["train.py", "--config=configs/nope.py", "--workdir=x"],
+            "--config must be the file of a recipe; there is no 'configs/nope.py'. Recipes in "
+            "configs/: baseline_135m.py",
+        ),
         (["train.py", "--config=README.md", "--workdir=x"], "--config cannot be loaded"),
         (["train.py", f"{TINY}:fac", "--workdir=x"], "'fac'; accepted are no_split"),
         (

@@ -19,7 +19,7 @@ from flowhn_jax.models import DecodeCache, Params
 # Told the number of a prompt and what its text goes on with.
 OnText = Callable[[int, str], None]
 
-_LEAST_BUCKET = 16
+_LEAST_BUCKET, _LEAST_CACHE = 16, 128
 _IDS_BEFORE = 8  # of a prompt, that the text of the first tokens may depend on
 
 
@@ -188,9 +188,11 @@ def _run_batch(
     numbers = jnp.asarray([row.index for row in _filled(rows, batch)])
     seen = np.zeros((batch, config.vocab_size), bool)
     for place, row in enumerate(_filled(rows, batch)):
-        seen[place, row.window] = True
+        seen[place, row.window[1:]] = True  # the first token is ours, not the prompt's
     longest = max(len(row.window) for row in rows)
-    length = config.max_length or max(config.context, bucket(longest + max_new_tokens))
+    # As long as is needed, in a few sizes, whatever the model could reach; a new window needs all.
+    needed = bucket(max(_LEAST_CACHE, longest + max_new_tokens), config.max_length)
+    length = config.max_length if replan and config.max_length else needed
     logits, cache = _prefill(config, params, _filled(rows, batch), length)
     state = logits, cache, jnp.asarray(seen)
     for step in range(max_new_tokens):

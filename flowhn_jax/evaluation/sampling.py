@@ -56,7 +56,9 @@ def left_after_filters(logits: jax.Array, seen: jax.Array, sampling: Sampling) -
         logits = jnp.where(seen, penalised, logits)
     if sampling.temperature == 0:
         return logits
-    logits = logits / sampling.temperature
+    # From the largest one down: a tiny temperature must not make infinities of several.
+    temperature = max(sampling.temperature, float(jnp.finfo(jnp.float32).tiny))
+    logits = (logits - logits.max(-1, keepdims=True)) / temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
         logits = jnp.where(logits < least, -jnp.inf, logits)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from flowhn_jax.data.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
-_MOST_PENDING = 8  # tokens: more make no character together, and are shown as they are
+_MAX_PENDING = 64  # tokens whose text is not settled, as later ones may complete a character
+_MAX_OPEN = 8  # tokens of one character that is not complete
 
 
 class TextStream:
@@ -44,13 +45,33 @@ class TextStream:
         now = self._tokenizer.decode(self._ids[self._context :])
         pending = len(self._ids) - self._settled
         # The bytes of one character may be several tokens.
-        if not (wait and now.endswith(_REPLACEMENT) and pending <= _MOST_PENDING):
-            self._context, self._settled = self._settled, len(self._ids)
-            self._append(now[len(before) :])
+        if not (wait and now.endswith(_REPLACEMENT)):
+            self._take(len(self._ids), now[len(before) :])
+        elif pending > _MAX_PENDING:
+            end = self._before_open_character(now, pending)
+            settled = self._tokenizer.decode(self._ids[self._context : end])
+            self._take(end, settled[len(before) :])
         shown = len(self.text) - (self._held_back() if wait else 0)
         piece = self.text[self._given : shown]
         self._given = max(self._given, shown)
         return piece
+
+    def _before_open_character(self, now: str, pending: int) -> int:
+        """Return where the last ids begin that may be the beginning of a character.
+
+        That is what they are where they make one replacement character together, and the ids
+        ahead of them make the same text without them.
+        """
+        for size in range(min(pending - 1, _MAX_OPEN), 0, -1):
+            end = len(self._ids) - size
+            if self._tokenizer.decode(self._ids[self._context : end]) + _REPLACEMENT == now:
+                return end
+        return len(self._ids)
+
+    def _take(self, end: int, piece: str) -> None:
+        """Settle the ids up to `end`, whose new text is `piece`."""
+        self._context, self._settled = self._settled, end
+        self._append(piece)
 
     def _append(self, piece: str) -> None:
         longest = max(map(len, self._stop), default=0)

@@ -28,9 +28,9 @@ def to_json(row: dict[str, Any], indent: int | None = None) -> str:
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, aligned as text as well; all columns but the first to the right."""
+    """Return a table in Markdown, aligned as text, too; all columns but the first to the right."""
     columns = list(zip(headings, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
+    widths = [max(3, *map(len, column)) for column in columns]  # the shortest rule is '--:'
     rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])]
 
     def line(cells: Sequence[str]) -> str:

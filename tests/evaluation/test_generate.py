@@ -103,6 +103,42 @@ def test_a_penalty_keeps_what_was_there_away():
     assert not set("abcd") & set(found.text), ids
 
 
+@pytest.mark.parametrize("declared", [64, 4096])
+def test_caches_are_as_long_as_the_text_needs(declared, monkeypatch):
+    """Whatever the model could reach: for 130 tokens the next power of two."""
+    lengths = []
+    prefill = models.prefill
+
+    def recorded(*arguments, length, **options):
+        lengths.append(length)
+        return prefill(*arguments, length=length, **options)
+
+    monkeypatch.setattr(models, "prefill", recorded)
+    config = small_config("fai_split", model={"context": declared}).model
+    params = models.init(config, jax.random.key(0))
+    generate(config, params, ["a" * 127], max_new_tokens=2, sampling=Sampling(temperature=0))
+    assert lengths == [256]
+
+
+def test_a_penalty_leaves_the_token_that_begins_a_document_alone(monkeypatch):
+    """It is not the prompt's: to penalise it would keep every text from ending."""
+    config = small_rival("llama", vocab_size=257)
+    params = models.init(config, jax.random.key(0))
+    given = []
+    step = generation.sample
+
+    def recorded(logits, seen, keys, sampling):
+        given.append(seen)
+        return step(logits, seen, keys, sampling)
+
+    monkeypatch.setattr(generation, "sample", recorded)
+    with jax.disable_jit():
+        generate(
+            config, params, ["Hi"], max_new_tokens=1, sampling=Sampling(repetition_penalty=2.0)
+        )
+    assert np.flatnonzero(given[0][0]).tolist() == sorted(b"Hi")
+
+
 def test_a_split_tied_to_the_context_ends_there_or_begins_a_new_window():
     config = model_of("fac_split", context=12)
     params = params_of(config)

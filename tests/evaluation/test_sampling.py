@@ -57,7 +57,10 @@ def test_the_likeliest_is_always_left_and_order_is_kept(temperature, top_k, top_
     for row, original in zip(left, logits, strict=True):
         finite = np.isfinite(row)
         assert finite[original.argmax()]
-        np.testing.assert_allclose(row[finite], original[finite] / temperature, rtol=1e-5)
+        below = (
+            original[finite] - original.max()
+        ) / temperature  # the shift changes no probability
+        np.testing.assert_allclose(row[finite], below, rtol=1e-5, atol=1e-6)
         assert original[finite].min() >= original[~finite].max(initial=-np.inf)
         if top_k is not None:
             assert finite.sum() <= top_k
@@ -70,6 +73,22 @@ def test_frequencies_are_the_probabilities():
     chosen = np.asarray(sample(logits, np.zeros((count, 5), bool), keys, Sampling(top_k=3)))
     found = np.bincount(chosen, minlength=5) / count
     np.testing.assert_allclose(found, [5 / 9, 2.5 / 9, 1.5 / 9, 0, 0], atol=0.04)
+
+
+@pytest.mark.parametrize("temperature", [1e-10, 1e-30, 1e-38, 1e-45, 1e-300])
+def test_a_tiny_temperature_takes_the_likeliest(temperature):
+    logits = jnp.asarray([[-3.0, 2.0, 2.5, -1e4], [-40.0, -20.0, -30.0, -25.0]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    seen = np.zeros((2, 4), bool)
+    assert sample(logits, seen, keys, Sampling(temperature)).tolist() == [2, 1]
+
+
+def test_top_p_keeps_no_token_beyond_the_probability_that_is_reached_exactly():
+    """As transformers does: the next token is left out where those ahead of it make top_p."""
+    logits = jnp.log(jnp.asarray([[0.5, 0.25, 0.125, 0.125]]))
+    for top_p, count in ((0.5, 1), (0.75, 2), (0.7500001, 4)):  # the last two tie
+        left = left_after_filters(logits, np.zeros((1, 4), bool), Sampling(top_p=top_p))
+        assert np.isfinite(np.asarray(left)).sum() == count
 
 
 def test_no_temperature_is_greedy():

@@ -49,8 +49,8 @@ def test_a_partial_stop_string_is_held_back():
 
 
 def test_bytes_that_are_no_text_are_shown_at_last():
-    pieces, stream = run([0xFF] * 12)
-    assert stream.text == "\ufffd" * 12
+    pieces, stream = run([0xFF] * 100)
+    assert stream.text == "\ufffd" * 100
     assert "".join(pieces[:-1])
 
 
@@ -69,3 +69,16 @@ def test_a_character_of_several_bytes_comes_whole(text):
     stream = TextStream(BYTES)
     pieces = [stream.push(each) for each in text.encode()]
     assert pieces == [""] * (len(pieces) - 1) + [text]
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 7, 8, 9, 40, 63, 64, 65, 66, 67, 100])
+@pytest.mark.parametrize("text", ["😀 ok", "日本", "é", "a"])
+def test_a_character_after_any_number_of_undecodable_bytes_is_whole(count, text):
+    pieces, _ = run([0x80] * count + list(text.encode()))
+    assert "".join(pieces) == "\ufffd" * count + text
+
+
+@given(st.lists(st.integers(0, 255), max_size=60))
+def test_pieces_are_one_decode_of_all_ids(ids):
+    pieces, _ = run(ids)
+    assert "".join(pieces) == BYTES.decode(ids)

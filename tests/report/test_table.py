@@ -35,3 +35,10 @@ def test_markdown():
         "| a      |    1,234 |",
         "| longer |        5 |",
     ]
+
+
+def test_a_narrow_column_has_a_rule_that_is_one():
+    """Markdown wants a dash in it, and a heading may be empty."""
+    rule = markdown(["n", "", "x"], [["1", "2", "3"]]).splitlines()[1]
+    cells = [cell.strip() for cell in rule.strip("|").split("|")]
+    assert cells == ["---", "--:", "--:"]

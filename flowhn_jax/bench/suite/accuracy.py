@@ -18,6 +18,7 @@ from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.kernels import backends_of
 from flowhn_jax.bench.suite.workload import Earlier, compile_pool
 from kernels.attention import attention, attention_step
+from kernels.backends import CannotServeError
 from kernels.causal_conv import causal_conv
 from kernels.cross_entropy import cross_entropy
 from kernels.operations import OPERATIONS
@@ -246,15 +247,23 @@ def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
             check, backend, dtype = key.rsplit("/", 2)
             row = {"key": key, "check": check, "backend": backend, "dtype": dtype}
             compiled = program.result()
-            if "failed" in compiled:
+            if "program" not in compiled:
                 yield row | compiled
             else:
                 yield attempt(row, functools.partial(_errors, check, dtype, compiled["program"]))
 
 
 def _compiled(key: str) -> Row:
-    arguments, program = lowered(key)
+    try:
+        arguments, program = lowered(key)
+    except CannotServeError as error:
+        return unserved(error)
     return {"program": functools.partial(program.compile(), *arguments)}
+
+
+def unserved(error: CannotServeError) -> Row:
+    """Return the row of a backend that does not take a check's arguments: an answer, no failure."""
+    return {"unserved": str(error), "summary": "not served"}
 
 
 def lowered(key: str, place: Callable[[Any], Any] = lambda x: x) -> tuple[tuple, Any]:

@@ -35,8 +35,11 @@ def render(document: Document, parts: Sequence[Part], figures: Sequence[str]) ->
     for part in parts:
         if of_part := rows.get(part.name):
             lines += ["", f"## {part.title}", "", _SECTIONS[part.name](of_part)]
-            lines += [
-                f"- {row['key']} failed: {row['failed']}" for row in of_part if "failed" in row
+            lines += [""] + [
+                f"- {row['key']} {kind}: {row[kind]}"
+                for row in of_part
+                for kind in ("failed", "unserved")
+                if kind in row
             ]
     for name in figures:
         lines += ["", f"![{name.partition('.')[0]}]({name})"]

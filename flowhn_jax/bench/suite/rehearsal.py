@@ -103,7 +103,10 @@ def _training(key: str) -> Row:
 def _accuracy(key: str) -> Row:
     mesh = _mesh()
     with jax.set_mesh(mesh), backends.record() as chosen:
-        program = accuracy.lowered(key, functools.partial(_on, mesh))[1]
+        try:
+            program = accuracy.lowered(key, functools.partial(_on, mesh))[1]
+        except backends.CannotServeError as error:
+            return accuracy.unserved(error)
         return _compile(program) | {"kernels": backends.describe(chosen)}
 
 
