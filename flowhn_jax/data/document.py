@@ -1,5 +1,6 @@
 """A document: text in memory or in a file, read piece by piece."""
 
+import codecs
 import dataclasses
 import io
 import pathlib
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 PIECE_BYTES = 1 << 20
+MAX_DOCUMENT_BYTES = 1 << 26  # of one that is held in memory: 64 MiB
 
 # Told how many bytes of the source were read since it was last told.
 Advance = Callable[[int], None]
@@ -54,13 +56,14 @@ class Document:
         Raises:
           ValueError: there is too little text to cut.
         """
-        size = self._stop()
-        middle = min(int(size * (1 - share)), size - 1)
+        stop = self._stop()
+        size = stop - self.start
+        middle = self.start + min(int(size * (1 - share)), size - 1)
         with self._open() as stream:
-            start = max(0, middle - min(PIECE_BYTES, 4 + size // 10))
+            start = max(self.start, middle - min(PIECE_BYTES, 4 + size // 10))
             stream.seek(start)
             middle = start + _cut(stream.read(middle - start))
-        if middle < 1:
+        if middle <= self.start:
             raise ValueError(f"{self.name}: {size} bytes are too little text to hold some out.")
         return (
             dataclasses.replace(self, stop=middle),
@@ -92,6 +95,11 @@ def check_utf8(text: bytes, name: str, line: int) -> None:
     try:
         text.decode()
     except UnicodeDecodeError as error:
+        if line == 1 and text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(
+                f"{name}, line 1: not UTF-8 text, but UTF-16 by its byte order mark; convert it "
+                "with iconv -f UTF-16 -t UTF-8."
+            ) from error
         line += text.count(b"\n", 0, error.start)
         raise ValueError(
             f"{name}, line {line}: not UTF-8 text (byte 0x{text[error.start]:02x}: {error.reason})."

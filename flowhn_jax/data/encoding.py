@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowhn_jax.data.borders import encode_after
 from flowhn_jax.data.document import PIECE_BYTES
 from flowhn_jax.data.tokenizer import Tokenizer
 
@@ -22,20 +23,23 @@ class Piece(NamedTuple):
     split: str  # that the document belongs to
     starts: bool  # whether it is the document's first
     text: bytes
+    before: bytes = b""  # the end of the text before it in the document, see `borders.split`
+    document: str = ""  # its name, for messages
 
 
 def encode(
     tokenizer: Tokenizer, pieces: Iterable[Piece], workers: int
 ) -> Iterator[list[tuple[Piece, np.ndarray]]]:
-    """Each piece with its ids, int32 [T], in groups, in order, by so many worker processes.
+    """Yield each piece with its ids, int32 [T], in groups, in order, by `workers` processes.
 
     Raises:
       OSError: a worker was killed.
+      ValueError: the tokenizer fails on a piece.
     """
     groups = _grouped(pieces)
     if workers == 1:
         for group in groups:
-            yield [(piece, tokenizer.encode(piece.text)) for piece in group]
+            yield list(zip(group, _encode_pieces(tokenizer, group), strict=True))
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start_worker, (tokenizer,)
@@ -43,7 +47,7 @@ def encode(
     try:
         waiting = collections.deque()
         for group in groups:
-            waiting.append((group, pool.submit(_encode_texts, [piece.text for piece in group])))
+            waiting.append((group, pool.submit(_encode_in_worker, group)))
             if len(waiting) > 2 * workers:  # bounds the memory, and keeps every worker busy
                 group, future = waiting.popleft()
                 yield list(zip(group, future.result(), strict=True))
@@ -83,5 +87,16 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_texts(texts: list[bytes]) -> list[np.ndarray]:
-    return [_tokenizer.encode(text) for text in texts]
+def _encode_in_worker(pieces: list[Piece]) -> list[np.ndarray]:
+    return _encode_pieces(_tokenizer, pieces)
+
+
+def _encode_pieces(tokenizer: Tokenizer, pieces: list[Piece]) -> list[np.ndarray]:
+    found = []
+    for piece in pieces:
+        try:
+            found.append(encode_after(tokenizer, piece.before, piece.text))
+        except ValueError as error:
+            where = f"{piece.document}: " if piece.document else ""
+            raise ValueError(f"{where}{error}") from error
+    return found

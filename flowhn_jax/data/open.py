@@ -13,6 +13,7 @@ from flowhn_jax.messages import shown
 from flowhn_jax.whole_file import whole_file
 
 _SETTINGS = "tokenizer_config.json"
+_VOCABULARY_MULTIPLE = 128  # of the recipes' model.vocab_size; divides well over devices
 
 
 def open_data(config: Config, workdir: str) -> PreparedSet:
@@ -89,7 +90,8 @@ def write_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
 
 def _check_vocabulary(tokenizer: Tokenizer, config: Config, folder: str | os.PathLike) -> None:
     if tokenizer.vocab_size > config.model.vocab_size:
+        needed = -(-tokenizer.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
         raise ValueError(
-            f"The tokenizer of {folder} has {tokenizer.vocab_size} tokens, but "
-            f"model.vocab_size is {config.model.vocab_size}; accepted is at least the former."
+            f"The tokenizer of {folder} has {tokenizer.vocab_size} tokens, but model.vocab_size is "
+            f"{config.model.vocab_size}; type --config.model.vocab_size={needed}"
         )

@@ -7,6 +7,7 @@ import argparse
 import collections
 import contextlib
 import itertools
+import math
 import os
 import pathlib
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import tqdm
 
+from flowhn_jax.data import borders
 from flowhn_jax.data.document import Document
 from flowhn_jax.data.encoding import Piece, encode
 from flowhn_jax.data.packing import Packer
@@ -28,6 +30,8 @@ from flowhn_jax.limits import MOST_POSITIONS
 from flowhn_jax.messages import one_line
 
 _SECONDS_BETWEEN_LINES = 10
+_MIN_VALIDATION_TOKENS = 1000
+_MAX_SHARE_RATIO = 2  # between the share of the text that is held out and the one asked for
 
 
 def prepare(
@@ -45,7 +49,12 @@ def prepare(
     """Prepares a set, or opens the one that an equal call has left at `out`.
 
     Of every k documents, k = 1 / validation_fraction rounded, the last is held out for validation;
-    of fewer than k in all, the last one; of a single one, its end.
+    of fewer than k in all, the last one; of a single one, its end. A warning on stderr says where
+    much more or less than the asked share of the text, or too little to measure, is held out.
+
+    Documents are held in memory one at a time, so that a line of a .jsonl file and a row's text may
+    have at most 64 MiB (`document.MAX_DOCUMENT_BYTES`), plus the page of a .parquet file that it is
+    in. A .txt file is read in pieces, and may be of any size.
 
     Args:
       source: see `sources.open_source`.
@@ -60,7 +69,8 @@ def prepare(
       overwrite: replace a set at `out` that is a different one, or damaged.
 
     Raises:
-      ValueError: an argument out of range, text that cannot be read, or an `out` that is in use.
+      ValueError: an argument out of range, text that cannot be read, a document that is too long,
+        files of the source that change meanwhile, or an `out` that is in use.
       OSError: files that cannot be found, read or written.
       ImportError: a package that this source or tokenizer needs is missing.
     """
@@ -87,7 +97,9 @@ def prepare(
     with unfinished_folder(out) as folder:
         if _holds_equal_set(out, request, overwrite):
             print(f"{out} is already prepared from the same source; using it.", file=sys.stderr)
-            return PreparedSet.open(out)
+            prepared = PreparedSet.open(out)
+            _warn_of_validation(prepared.splits, validation_fraction)
+            return prepared
         token_dtype, segment_dtype = unsigned_dtype(loaded.vocab_size), unsigned_dtype(context + 2)
         if isinstance(loaded, HuggingFaceTokenizer):
             (folder / TOKENIZER).write_text(loaded.json, encoding="utf-8")
@@ -112,6 +124,7 @@ def prepare(
             splits=splits,
         ).write_index()
         publish(folder, out)
+    _warn_of_validation(splits, validation_fraction)
     return PreparedSet.open(out)
 
 
@@ -150,7 +163,8 @@ def _write_splits(
 
     with contextlib.ExitStack() as stack:
         advance = stack.enter_context(_progress(source.size))
-        pieces = _pieces(_assign(source.read(advance), validation_fraction))
+        documents = _assign(source.read(advance), validation_fraction)
+        pieces = _pieces(tokenizer, documents)
         groups = stack.enter_context(contextlib.closing(encode(tokenizer, pieces, workers)))
         for group in groups:
             for piece, ids in group:
@@ -160,6 +174,7 @@ def _write_splits(
                 text_bytes[piece.split] += len(piece.text)
             for name, packer in packers.items():
                 write(name, packer.take())
+    source.check_unchanged()
     for name, packer in packers.items():
         write(name, packer.finish())
     return {
@@ -172,6 +187,40 @@ def _write_splits(
         )
         for name, packer in packers.items()
     }
+
+
+def _warn_of_validation(splits: dict[str, Split], asked: float) -> None:
+    """Print a warning where the validation set is not what was asked for, or of no use."""
+    held_out = splits["validation"]
+    share = held_out.bytes / (splits["train"].bytes + held_out.bytes)
+    documents = f"{held_out.documents:,} document{'s' * (held_out.documents > 1)}"
+    found = (
+        f"held out for validation: {documents}, {held_out.tokens:,} tokens, {share:.2g} of the text"
+    )
+    if held_out.tokens < _MIN_VALIDATION_TOKENS:
+        needed = share * _MIN_VALIDATION_TOKENS / held_out.tokens
+        advice = "prepare more text"
+        if needed <= 0.5 and asked < 0.5:
+            fraction = min(0.5, 2 * max(needed, asked))
+            advice = f"type --validation_fraction={_rounded(fraction)}, or {advice}"
+        print(
+            f"warning: {found}; a validation loss needs at least {_MIN_VALIDATION_TOKENS:,} "
+            f"tokens: {advice}.",
+            file=sys.stderr,
+        )
+    elif not asked / _MAX_SHARE_RATIO <= share <= asked * _MAX_SHARE_RATIO:
+        print(
+            f"warning: {found}, where --validation_fraction={asked:g} asks for {asked:.2g}; only "
+            "whole documents or lines are held out: prepare more and shorter documents, or type "
+            f"--validation_fraction={_rounded(min(share, 0.5))} if this share is right.",
+            file=sys.stderr,
+        )
+
+
+def _rounded(fraction: float) -> str:
+    """Return a fraction, not rounded down, as one would type it."""
+    digits = max(2, 1 - math.floor(math.log10(fraction)))
+    return f"{math.ceil(fraction * 10**digits - 1e-9) / 10**digits:g}"
 
 
 def _assign(documents: Iterator[Document], fraction: float) -> Iterator[tuple[str, Document]]:
@@ -195,10 +244,10 @@ def _assign(documents: Iterator[Document], fraction: float) -> Iterator[tuple[st
         document = after
 
 
-def _pieces(documents: Iterable[tuple[str, Document]]) -> Iterator[Piece]:
+def _pieces(tokenizer: Tokenizer, documents: Iterable[tuple[str, Document]]) -> Iterator[Piece]:
     for split, document in documents:
-        for number, text in enumerate(document.pieces()):
-            yield Piece(split, number == 0, text)
+        for number, (before, text) in enumerate(borders.split(tokenizer, document)):
+            yield Piece(split, number == 0, text, before, document.name)
 
 
 def _holds_equal_set(out: pathlib.Path, request: dict, overwrite: bool) -> bool:
@@ -267,9 +316,15 @@ def _parser() -> argparse.ArgumentParser:
         "--source",
         required=True,
         help="a .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of them, "
-        "hf:NAME[:CONFIG] (a dataset of the Hugging Face hub), or embedded (Python's own sources)",
+        "hf:NAME[:CONFIG] (a dataset of the Hugging Face hub), or embedded (Python's own sources); "
+        "a .txt file is one document of any size, a line or row has at most 64 MiB",
     )
-    add("--tokenizer", required=True, help="bytes, FILE.json (Hugging Face) or hf:NAME")
+    add(
+        "--tokenizer",
+        required=True,
+        help="bytes, FILE.json (Hugging Face) or hf:NAME; a tokenizer without one of the usual "
+        "end-of-text tokens, such as <|endoftext|> or </s>, needs --eot_token",
+    )
     add("--out", required=True, help="folder to make")
     add("--context", type=int, default=1024, help="tokens per training window (%(default)s)")
     add(
@@ -279,7 +334,7 @@ def _parser() -> argparse.ArgumentParser:
         help="share of the documents to hold out (%(default)s)",
     )
     add("--text_field", default="text", help="field or column with the text (%(default)s)")
-    add("--eot_token", help="end-of-text token, where the tokenizer has none of the usual ones")
+    add("--eot_token", help="end-of-text token of --tokenizer, where it is not a usual one")
     add(
         "--workers",
         type=int,

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import pytest
 from reading import ENVIRONMENT, content, documents, windows
 
 from flowhn_jax.data import corpus, shards
+from flowhn_jax.data.packing import Packer
 from flowhn_jax.data.prepare import ensure_embedded, main, prepare
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.tokenizer import load_tokenizer
@@ -218,6 +220,124 @@ def test_an_error_leaves_nothing_behind(tmp_path, jsonl, workers):
     with pytest.raises(ValueError, match=r"source\.jsonl, line \d+ is not JSON"):
         prepare(str(jsonl), "bytes", tmp_path / "set", workers=workers)
     assert [path.name for path in tmp_path.iterdir()] == ["source.jsonl"]
+
+
+def test_no_document_holds_end_of_text(tmp_path):
+    from library_tokenizers import save
+
+    texts = [f"strike-through: <s>old {i}</s> new" for i in range(40)]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    tokenizer = save(tmp_path, "unigram")
+    made = prepare(str(tmp_path / "s.jsonl"), str(tokenizer), tmp_path / "set", context=32)
+    assert len(documents(made, "train")) == made.splits["train"].documents == 39
+
+
+def test_a_long_document_is_tokenized_as_a_whole(tmp_path, monkeypatch):
+    from library_tokenizers import save
+
+    from flowhn_jax.data import document
+
+    monkeypatch.setattr(document, "PIECE_BYTES", 9000)
+    (tmp_path / "t.txt").write_text("the cat sat on\nthe mat " * 2000)
+    path = save(tmp_path, "unigram")
+    made = prepare(str(tmp_path / "t.txt"), str(path), tmp_path / "set", workers=2, context=64)
+    tokenizer = load_tokenizer(str(path))
+    (train,), (held_out,) = documents(made, "train"), documents(made, "validation")
+    for found in (train, held_out):
+        assert tokenizer.encode(tokenizer.decode(found)).tolist() == found
+
+
+def _while_reading(monkeypatch, change):
+    """Call `change` once, when the first tokens are packed."""
+    add, todo = Packer.add, [change]
+
+    def changing(self, ids):
+        add(self, ids)
+        if self.targets > 1 and todo:
+            todo.pop()()
+
+    monkeypatch.setattr(Packer, "add", changing)
+
+
+@pytest.mark.parametrize("change", ["write", "append", "replace", "remove", "add", "touch"])
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_a_source_that_changes_meanwhile_is_refused(tmp_path, monkeypatch, change, suffix):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.{suffix}").write_text('{"text": "some words"}\n' * 200)
+    changed = folder / f"{'d' if change == 'add' else 'b'}.{suffix}"
+
+    def make_change():
+        if change == "remove":
+            changed.unlink()
+        elif change == "touch":
+            os.utime(changed)
+        elif change == "replace":
+            (tmp_path / "other").write_text('{"text": "more words"}\n' * 200)
+            (tmp_path / "other").rename(changed)
+        else:
+            with changed.open("a" if change == "append" else "w") as file:
+                file.write('{"text": "more words"}\n' * 200)
+
+    _while_reading(monkeypatch, make_change)
+    with pytest.raises(
+        ValueError, match=rf"{changed.name} must stay as it is while it is prepared"
+    ):
+        prepare(str(folder), "bytes", tmp_path / "set", context=32)
+    assert not (tmp_path / "set").exists()
+    prepare(str(folder), "bytes", tmp_path / "set", context=32)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fraction", "warning"),
+    [
+        ([4000] * 100, 0.01, ""),
+        ([4000] * 4, 0.25, ""),
+        (
+            [4000] * 4,
+            0.01,
+            "held out for validation: 1 document, 4,001 tokens, 0.25 of the text, where "
+            "--validation_fraction=0.01 asks for 0.01; only whole documents or lines are held out: "
+            "prepare more and shorter documents, or type --validation_fraction=0.25 if this",
+        ),
+        ([90_000] * 50 + [1200], 0.01, "0.00027 of the text, where --validation_fraction=0.01"),
+        ([12], 0.01, "1 document, 2 tokens, 0.083 of the text; a validation loss needs at least"),
+        ([12], 0.01, "1,000 tokens: prepare more text."),
+        ([50] * 100, 0.01, "type --validation_fraction=0.4, or prepare more text."),
+    ],
+)
+def test_a_validation_set_of_another_size_is_warned_of(tmp_path, capsys, sizes, fraction, warning):
+    texts = "".join(json.dumps({"text": "a" * size}) + "\n" for size in sizes)
+    (tmp_path / "s.jsonl").write_text(texts)
+    for _ in range(2):  # prepared, and used again
+        arguments = dict(context=32, validation_fraction=fraction)
+        made = prepare(str(tmp_path / "s.jsonl"), "bytes", tmp_path / "set", **arguments)
+        err = capsys.readouterr().err
+        assert warning in err
+        assert err.count("warning: ") == bool(warning)
+    if "type --validation_fraction=" in warning:
+        typed = float(warning.split("type --validation_fraction=")[1].split()[0].strip(","))
+        arguments["validation_fraction"] = typed
+        made = prepare(str(tmp_path / "s.jsonl"), "bytes", tmp_path / "again", **arguments)
+        assert made.splits["validation"].tokens >= 1000
+        assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_pattern_that_backtracks_is_one_line(tmp_path, workers):
+    from library_tokenizers import BACKTRACKING, save
+
+    texts = ["a b", BACKTRACKING, "b"]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    path = save(tmp_path, "backtracking")
+    arguments = (f"--source={tmp_path / 's.jsonl'}", f"--tokenizer={path}", f"--workers={workers}")
+    done = run(*arguments, f"--out={tmp_path / 'set'}")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "s.jsonl, line 2: Tokenizer" in done.stderr
+    assert "t.json cannot encode a text: Onig" in done.stderr
+    assert not (tmp_path / "set").exists()
 
 
 def test_embedded(tmp_path, monkeypatch, capsys):

@@ -1,14 +1,18 @@
 import gzip
 import json
 import os
+import subprocess
 import sys
 import types
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from reading import ENVIRONMENT
 
+from flowhn_jax.data import sources
 from flowhn_jax.data.sources import open_source
 
 
@@ -65,9 +69,168 @@ def test_long_and_blank_lines_and_no_last_line_end(tmp_path):
         assert texts(tmp_path / name) == [long, "b", "c"]
 
 
-def test_byte_order_mark(tmp_path):
-    (tmp_path / "s.jsonl").write_bytes(b"\xef\xbb\xbf" + as_jsonl(["a", "b"]))
-    assert texts(tmp_path / "s.jsonl") == ["a", "b"]
+PACK = {
+    "t.txt": bytes,
+    "s.jsonl": bytes,
+    "s.jsonl.gz": gzip.compress,
+    "s.jsonl.zst": zstandard.compress,
+}
+
+
+@pytest.mark.parametrize("name", PACK)
+def test_byte_order_mark(tmp_path, name):
+    raw = b"a\nb\n" if name == "t.txt" else as_jsonl(["a\nb\n"])
+    for before in (b"", b"\xef\xbb\xbf"):
+        (tmp_path / name).write_bytes(PACK[name](before + raw))
+        counts = []
+        assert texts(tmp_path / name, advance=counts.append) == ["a\nb\n"]
+        assert sum(counts) == (tmp_path / name).stat().st_size
+    for nothing in (b"\xef\xbb\xbf", b"" if name == "t.txt" else b"\xef\xbb\xbf\n\n"):
+        (tmp_path / name).write_bytes(PACK[name](nothing))
+        assert texts(tmp_path / name) == []
+
+
+@pytest.mark.parametrize("name", PACK)
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_utf16_is_named(tmp_path, name, codec):
+    text = "\ufeff" + ("text é" if name == "t.txt" else '{"text": "é"}\n')
+    (tmp_path / name).write_bytes(PACK[name](text.encode(codec)))
+    with pytest.raises(ValueError, match=rf"{name}, line 1: not UTF-8 text, but UTF-16.*iconv"):
+        texts(tmp_path / name)
+
+
+def test_halves_after_a_byte_order_mark(tmp_path):
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfabcd")
+    (whole,) = open_source(str(tmp_path / "t.txt")).read(lambda count: None)
+    halves = [b"".join(half.pieces()) for half in whole.halves(0.5)]
+    assert halves == [b"ab", b"cd"]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_document_beyond_the_limit_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 5000)
+    fits = "é" * 2000
+    path = write(tmp_path / name, ["a", fits, fits])
+    raw = json.dumps({"text": fits}, ensure_ascii=False).encode()
+    if "jsonl" in name:
+        path.write_bytes(PACK[name](b"\n".join([raw, raw, raw])))
+    assert texts(path)[-1] == fits
+    write(path, ["a", "b" * 5001, "c"])
+    with pytest.raises(ValueError, match=rf"{name}, (line|row) 2.*at most 5,000 bytes.*\.txt"):
+        texts(path)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_memory_is_bounded_by_the_limit_on_a_document(tmp_path, name):
+    """Of a small file with a line of 200 MB."""
+    long = "b" * 200_000_000
+    if name == "s.parquet":
+        table = pyarrow.table({"text": [long]})
+        pyarrow.parquet.write_table(table, tmp_path / name, compression="zstd")
+    else:
+        (tmp_path / name).write_bytes(PACK[name](as_jsonl([long])))
+    del long
+    code = """
+import resource, sys
+from flowhn_jax.data.sources import open_source
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+try:
+    list(open_source(sys.argv[1]).read(lambda count: None))
+except ValueError as error:
+    assert "at most 67,108,864 bytes" in str(error), error
+    print((peak() - before) // 1024)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / name)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert int(done.stdout) < 300
+
+
+def test_a_value_stored_once_for_many_rows_is_read_once(tmp_path):
+    values = pyarrow.DictionaryArray.from_arrays([0] * 2000, ["b" * 1_000_000])
+    path = tmp_path / "s.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": values}), path, store_schema=False)
+    before = pyarrow.total_allocated_bytes()
+    documents = open_source(str(path)).read(lambda count: None)
+    assert len(next(documents).text) == 1_000_000
+    assert pyarrow.total_allocated_bytes() - before < 20_000_000
+
+
+def test_zstd_frames_of_every_kind(tmp_path):
+    """With and without checksum and size, one after another, and with one to skip."""
+    raw = as_jsonl([str(i) * (i % 3000) for i in range(1, 400)])
+    random = np.random.default_rng(0).bytes(300_000).hex()
+    raw += as_jsonl([random, "a" * 400_000])
+    streaming = zstandard.ZstdCompressor(write_checksum=True).compressobj()
+    skipped = (0x184D2A53).to_bytes(4, "little") + (3).to_bytes(4, "little") + b"abc"
+    frames = [
+        zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compress(raw),
+        skipped,
+        zstandard.ZstdCompressor(level=19).compress(raw),
+        streaming.compress(raw) + streaming.flush(),
+        zstandard.compress(b""),
+    ]
+    (tmp_path / "s.jsonl.zst").write_bytes(b"".join(frames))
+    (tmp_path / "s.jsonl").write_bytes(raw * 3)
+    assert texts(tmp_path / "s.jsonl.zst") == texts(tmp_path / "s.jsonl")
+
+
+@pytest.mark.parametrize("name", RECORDS[1:])
+def test_any_damage_is_one_message(tmp_path, paragraphs, name):
+    """Truncated anywhere, and with bytes changed anywhere."""
+    path = write(tmp_path / name, paragraphs)
+    raw, rng = path.read_bytes(), np.random.default_rng(0)
+    for number in range(300):
+        damaged = bytearray(raw)
+        if number % 3 == 0:
+            del damaged[int(rng.integers(len(raw))) :]
+        for _ in range(number % 3):
+            damaged[int(rng.integers(len(raw)))] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        found, message = None, ""
+        try:
+            found = texts(path)
+        except ValueError as error:
+            message = str(error)
+        if found is None:
+            assert message.startswith(str(path))
+        elif name != "s.parquet":  # which has no checksums by default
+            assert len(found) == (len(paragraphs) if damaged else 0)
+
+
+def test_a_checksum_of_gzip_that_is_wrong_is_named(tmp_path, paragraphs):
+    path = write(tmp_path / "s.jsonl.gz", paragraphs)
+    raw = bytearray(path.read_bytes())
+    raw[-5] ^= 1
+    path.write_bytes(raw)
+    last = len(paragraphs)
+    with pytest.raises(ValueError, match=rf"damaged or truncated after line {last}: CRC"):
+        texts(path)
+
+
+def test_parquet_text_that_is_not_utf8_is_named(tmp_path):
+    values = pyarrow.array([b"a", b"\xff"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": values}), tmp_path / "s.parquet")
+    with pytest.raises(ValueError, match=r"s\.parquet, row 2, line 1: not UTF-8 text"):
+        texts(tmp_path / "s.parquet")
+
+
+@pytest.mark.parametrize("kind", [pyarrow.large_string(), pyarrow.string_view(), "dictionary"])
+def test_parquet_columns_of_text(tmp_path, paragraphs, kind):
+    values = pyarrow.array(paragraphs)
+    values = values.dictionary_encode() if kind == "dictionary" else values.cast(kind)
+    pyarrow.parquet.write_table(pyarrow.table({"text": values}), tmp_path / "s.parquet")
+    assert texts(tmp_path / "s.parquet") == paragraphs
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([None], "NoneType"), ([b"a"], "bytes"), ([["a"]], "list"), ([{"a": 1}], "dict")],
+)
+def test_parquet_values_that_are_no_text(tmp_path, values, kind):
+    pyarrow.parquet.write_table(pyarrow.table({"text": values}), tmp_path / "s.parquet")
+    with pytest.raises(ValueError, match=rf"s\.parquet, row 1: field 'text' is of type {kind}"):
+        texts(tmp_path / "s.parquet")
 
 
 def test_folder_is_read_in_the_order_of_paths(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import sys
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from library_tokenizers import BACKTRACKING, KINDS, LOSSLESS, save
 
 from flowhn_jax.data.tokenizer import load_tokenizer
 
@@ -62,6 +64,133 @@ def test_special_tokens_in_a_document_are_plain_text(tokenizer_json, tmp_path, s
         ids = tokenizer.encode("a<|endoftext|>b")
         assert tokenizer.eot_id not in ids
         assert tokenizer.decode(ids) == "a<|endoftext|>b"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("listed", ["special", "ordinary", "absent"])
+def test_no_text_is_end_of_text(tmp_path, kind, listed):
+    """Whether or not the file lists end-of-text as an added token."""
+    path = save(tmp_path, kind, listed)
+    tokenizer = load_tokenizer(str(path))
+    eot = tokenizer.eot_token
+    for text in (eot, f"the cat {eot} the dog", f"the cat{eot}the dog", f"  {eot}  ", eot * 3):
+        for loaded in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+            ids = loaded.encode(text)
+            assert tokenizer.eot_id not in ids
+            if kind in LOSSLESS:
+                assert loaded.decode(ids).strip() == text.strip()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_text_keeps_its_ids(tmp_path, kind):
+    import tokenizers
+
+    path = save(tmp_path, kind, "special")
+    library = tokenizers.Tokenizer.from_file(str(path))
+    library.add_tokens(["dog and", "zz"])  # numbered after the vocabulary
+    library.add_special_tokens(["<|last|>"])
+    library.save(str(path))
+    tokenizer = load_tokenizer(str(path))
+    assert tokenizer.vocab_size == library.get_vocab_size()
+    text = "the cat sat zz on the mat, a dog and a cat"
+    assert tokenizer.encode(text).tolist() == library.encode(text, add_special_tokens=False).ids
+    last = library.token_to_id("<|last|>")
+    assert tokenizer.decode([tokenizer.eot_id, last, tokenizer.eot_id]) == "<|last|>"
+
+
+@pytest.mark.parametrize("flags", [{}, {"lstrip": True, "rstrip": True}, {"normalized": True}])
+@pytest.mark.parametrize("kind", ["bpe_metaspace", "bpe_bytes"])
+def test_end_of_text_within_another_added_token(tmp_path, kind, flags):
+    import tokenizers
+
+    path = save(tmp_path, kind, "special")
+    library = tokenizers.Tokenizer.from_file(str(path))
+    library.add_tokens([tokenizers.AddedToken("x</s>y", **flags)])
+    library.save(str(path))
+    tokenizer = load_tokenizer(str(path), eot_token="</s>")
+    for text in ("ax</s>yb", "ax</s>b", "a</s>yb"):
+        assert tokenizer.eot_id not in tokenizer.encode(text)
+        if kind == "bpe_bytes":  # Metaspace puts a space after an added token
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_two_names_of_the_end_of_text_id(tmp_path):
+    model = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1, "</s>": 2, "b": 2}}
+    (tmp_path / "t.json").write_text(json.dumps({"model": model | {"unk_token": "<unk>"}}))
+    assert load_tokenizer(str(tmp_path / "t.json")).encode("b").tolist() == [1]
+
+
+@pytest.mark.parametrize("model", ["WordLevel", "WordPiece", "BPE", "Unigram"])
+def test_unknown_text_of_the_end_of_text_id_is_left_out(tmp_path, model):
+    import tokenizers
+
+    vocabulary = {"</s>": 0, "a": 1}
+    if model == "Unigram":
+        library = tokenizers.Tokenizer(tokenizers.models.Unigram([("</s>", 0.0), ("a", -1.0)], 0))
+    elif model == "BPE":
+        library = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="</s>"))
+    else:
+        kind = getattr(tokenizers.models, model)
+        library = tokenizers.Tokenizer(kind(vocabulary, unk_token="</s>"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    library.save(str(tmp_path / "t.json"))
+    assert load_tokenizer(str(tmp_path / "t.json")).encode("a ? a </s>").tolist() == [1, 1]
+
+
+def test_end_of_text_that_a_merge_makes(tmp_path):
+    """Trainers keep the id of a special token that a merge happens to spell."""
+    import tokenizers
+
+    vocabulary = {"</s>": 0, "<": 1, "/": 2, "s": 3, ">": 4, "</": 5, "s>": 6, "x": 7, "</s>x": 8}
+    merges = [("<", "/"), ("s", ">"), ("</", "s>"), ("</s>", "x")]
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
+    library.save(str(tmp_path / "t.json"))
+    tokenizer = load_tokenizer(str(tmp_path / "t.json"))
+    assert tokenizer.encode("</s>x</s>").tolist() == [5, 6, 7, 5, 6]
+
+
+def test_end_of_text_of_one_character_is_refused(tokenizer_json):
+    with pytest.raises(ValueError, match="a token that no text needs, and 'a' of tokenizer"):
+        load_tokenizer(str(tokenizer_json), eot_token="a")
+
+
+def test_failures_of_the_library_are_one_message(tmp_path, capfd):
+    path = save(tmp_path, "backtracking")
+    tokenizer = load_tokenizer(str(path))
+    assert tokenizer.encode("a b").tolist()
+    with pytest.raises(ValueError, match=r"t\.json cannot encode a text: Onig: .*retry-limit"):
+        tokenizer.encode(BACKTRACKING)
+    assert capfd.readouterr().err == ""  # no backtrace of Rust's
+    model = {"type": "WordLevel", "vocab": {"a": 0, "</s>": 1}, "unk_token": "<unk>"}
+    path.write_text(json.dumps({"model": model}))
+    with pytest.raises(ValueError, match=r"t\.json cannot encode a text: WordLevel error"):
+        load_tokenizer(str(path)).encode("b")
+
+
+class _Panic(BaseException):
+    """As a Rust library's, which cannot be imported."""
+
+
+def test_a_panic_while_decoding_or_loading_is_one_message(tokenizer_json, monkeypatch, capfd):
+    import tokenizers
+
+    class Panicking:
+        @staticmethod
+        def from_str(json):
+            raise _Panic("out of range.\nnote: more")
+
+        def decode(self, ids, **options):
+            os.write(2, b"backtrace\n")
+            raise _Panic("out of range.\nnote: more")
+
+    tokenizer = load_tokenizer(str(tokenizer_json))
+    tokenizer._tokenizer = Panicking()
+    with pytest.raises(ValueError, match=r"json cannot decode 2 ids: out of range\. note: more\.$"):
+        tokenizer.decode([1, 2])
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(tokenizers, "Tokenizer", Panicking)
+    with pytest.raises(ValueError, match=r"is not a Hugging Face tokenizer\.json: out of range"):
+        load_tokenizer(str(tokenizer_json))
 
 
 def test_truncation_and_padding_of_the_file_are_off(tokenizer_json, tmp_path):
