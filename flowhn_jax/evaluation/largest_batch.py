@@ -38,14 +38,14 @@ def largest_batch(
       attempt: compiles for a batch size.
       start: the first one to try, rounded down to a power of two.
       memory: bytes that there are.
-      most: the largest one to try; None: no bound.
+      most: the largest one to try, rounded down likewise; None: no bound.
 
     Raises:
       ValueError: not even a batch of 1 fits.
     """
-    each = 2 ** int(math.log2(start))
+    each = _power_of_two(start if most is None else min(start, most))
     best: tuple[int, Attempt[Result]] | None = None
-    too_many = None if most is None else 2 * most
+    too_many = None if most is None else 2 * _power_of_two(most)
     while each:
         found = attempt(each)
         room = memory - found.fixed
@@ -56,12 +56,19 @@ def largest_batch(
                 break
             factor = 2 ** max(1, int(math.log2(room / max(1, found.temporaries))))
             each = each * factor if too_many is None else min(each * factor, too_many // 2)
+        elif found.temporaries and room <= 0:  # nor does any other
+            break
         else:
             too_many = each
             shrunk = each * room / found.temporaries if 0 < room < found.temporaries else each / 2
-            each = min(each // 2, 2 ** max(0, int(math.log2(max(1, shrunk)))))
+            each = min(each // 2, _power_of_two(max(1, shrunk)))
             if best is not None and each <= best[0]:
                 break
     if best is None:
         raise ValueError(f"Not even 1 sequence fits into {memory / 2**30:.2f} GiB.")
     return best[1]
+
+
+def _power_of_two(number: float) -> int:
+    """Return the largest power of two that is not above a number of at least 1."""
+    return 2 ** int(math.log2(number))

@@ -1,13 +1,13 @@
 """suite.json: what a suite has measured, on the disk after every row, whole at any moment."""
 
 import hashlib
-import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flowhn_jax
+from flowhn_jax import json_text
 from flowhn_jax.bench.attempt import Row
 from flowhn_jax.messages import shown
 from flowhn_jax.report.table import to_json
@@ -120,23 +120,44 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{str(folder)!r} has no {FILE}; give the --out of a `bench suite` that has run."
         )
-    try:
-        content = json.loads(path.read_bytes())
-        parts = content["parts"]
-        rows = [row for part in parts.values() for row in part["rows"]]
-        ok = content["format"] == _FORMAT and isinstance(content["code"], str)
-        ok = ok and all(isinstance(row["key"], str) for row in rows)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    name = repr(str(path))
+    content = json_text.loads(path.read_bytes(), name)
+    _check(name, content, _TYPES)
+    if content["format"] != _FORMAT:
         raise ValueError(
-            f"{str(path)!r} must be a suite's results; it cannot be read: {shown(str(error))}. "
-            "Remove it, or give another --out."
-        ) from None
-    if not ok:
-        raise ValueError(
-            f"{str(path)!r} must have format {_FORMAT}; got {shown(content.get('format'))}. "
-            "Remove it, or give another --out."
+            f"{name} must have format {_FORMAT}; got {content['format']}. Remove it, or give "
+            "another --out."
         )
+    for part in content["parts"].values():
+        _check(name, part, _PART_TYPES)
+        for row in part["rows"]:
+            _check(name, row, {"key": str})
+        for key in (*(part["planned"] or ()), *part["postponed"]):
+            _check(name, {"key": key}, {"key": str})
     return content
+
+
+# Of suite.json, and of each of its parts.
+_TYPES = {"format": int, "code": str, "machine": dict | None, "seconds": float | int, "parts": dict}
+_PART_TYPES = {
+    "planned": list | None,
+    "rows": list,
+    "postponed": list,
+    "failed": str | None,
+    "seconds": float | int,
+}
+
+
+def _check(name: str, values: Any, types: Mapping[str, Any]) -> None:
+    """Raise ValueError where a value of the file is missing or of another type."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} must hold a suite's results; got {shown(values)} in it.")
+    for key, kind in types.items():
+        if key not in values or not isinstance(values[key], kind):
+            raise ValueError(
+                f"{name} must hold a suite's results; got {key} {shown(values.get(key))}. "
+                "Remove it, or give another --out."
+            )
 
 
 def write(path: pathlib.Path, data: bytes) -> None:

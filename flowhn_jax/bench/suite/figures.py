@@ -107,6 +107,9 @@ def _is_peer(measurement: Row) -> bool:
 
 
 def _costs(rows: Sequence[Row]) -> Any:
+    rows = [row for row in rows if row.get("costs")]
+    if not rows:
+        return None
     heights = [len(row["costs"]) for row in rows]
     figure, grid = load_pyplot().subplots(
         len(rows),
@@ -128,7 +131,7 @@ def _costs(rows: Sequence[Row]) -> Any:
 def _learning(rows: Sequence[Row]) -> Any:
     figure, axes = load_pyplot().subplots(figsize=(6, 4), layout="constrained")
     for row, colour in zip(rows, (_FLOWHN, _SECOND), strict=False):
-        losses = np.array(row["losses"])
+        losses = np.array(row["losses"], float)  # None, of what is not finite, becomes NaN
         axes.plot(np.arange(1, len(losses) + 1), losses, color=colour, alpha=0.25, linewidth=1)
         smooth = smoothed(losses)
         axes.plot(

@@ -71,13 +71,15 @@ def data_folder() -> pathlib.Path:
 
 
 def smoothed(losses: np.ndarray) -> np.ndarray:
-    """Return the means of 20 consecutive losses [n] -> [n - 19]."""
+    """Return the means of 20 consecutive losses [n] -> [n - 19]; of fewer there are none."""
+    if len(losses) < _STEPS_PER_ROW:
+        return np.zeros(0)
     return np.convolve(losses, np.ones(_STEPS_PER_ROW) / _STEPS_PER_ROW, "valid")
 
 
 def largest_difference(rows: Sequence[Row]) -> float | None:
     """Return the largest difference of two rows' smoothed losses; None without both."""
-    curves = [smoothed(np.array(row["losses"])) for row in rows if "losses" in row]
+    curves = [smoothed(np.array(row["losses"], float)) for row in rows if "losses" in row]
     steps = min(map(len, curves), default=0)
     if len(curves) < 2 or not steps:
         return None

@@ -151,7 +151,7 @@ def _training(rows: Sequence[Row]) -> str:
 
 
 def _is_no_split(row: Row) -> bool:
-    return row["model"] == "no_split" and "tokens_per_second" in row
+    return row.get("model") == "no_split" and "tokens_per_second" in row
 
 
 def _kernel_speed(rows: Sequence[Row]) -> str:
@@ -250,7 +250,7 @@ def _tiles(rows: Sequence[Row]) -> str:
 
 
 def _learning(rows: Sequence[Row]) -> str:
-    curves = [(row["key"], np.array(row["losses"])) for row in rows if "losses" in row]
+    curves = [(row["key"], np.array(row["losses"], float)) for row in rows if "losses" in row]
     table = []
     for step in _STEPS_SHOWN:
         cells = [

@@ -1,5 +1,6 @@
 """`bench suite --compare A B`: two results next to each other, with ratios and a figure."""
 
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -63,7 +64,9 @@ def compare(a: str, b: str, out: str) -> list[dict[str, Any]]:
 
 def _ratio(a: Figure, b: Figure) -> float | None:
     above, below = (b.value, a.value) if a.more_is_better else (a.value, b.value)
-    return above / below if below else None
+    if not below or (math.isinf(above) and math.isinf(below)):
+        return None
+    return above / below
 
 
 def figures(parts: Mapping[str, Any]) -> Iterator[Figure]:
@@ -75,8 +78,10 @@ def figures(parts: Mapping[str, Any]) -> Iterator[Figure]:
                 what = f"{name.replace('_', ' ')}, {row['dtype']}"
                 yield Figure("machine", what, "G/s", row[name] / 1e9, True)
     for row in rows.get("accuracy", ()):
-        if row.get("error") is not None:
-            errors = [row["error"], row["gradient_error"] or 0.0]
+        if "right" in row:
+            # None stands for what is not finite, and for gradients of what has none.
+            gradients = row["gradient_error"] if row["worst_gradient"] else 0.0
+            errors = [math.inf if error is None else error for error in (row["error"], gradients)]
             yield Figure("accuracy", row["key"], "error", max(errors), False)
     for row in rows.get("training", ()):
         if "tokens_per_second" in row:
@@ -93,7 +98,7 @@ def figures(parts: Mapping[str, Any]) -> Iterator[Figure]:
             if value := row.get(f"{name}_tokens_per_second"):
                 yield Figure("inference", f"{name} {row['key']}", "tokens/s", value, True)
     for row in rows.get("learning", ()):
-        if row.get("losses"):
+        if row.get("losses") and row["losses"][-1] is not None:
             what = f"loss at step {len(row['losses'])}, {row['key']}"
             yield Figure("learning", what, "nats per token", row["losses"][-1], False)
 

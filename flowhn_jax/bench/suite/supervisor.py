@@ -85,7 +85,7 @@ class Supervisor:
         self._start = time.monotonic()
         self._end = self._start + seconds
         self._spent_before: float = document.content["seconds"]
-        self._saved = 0.0
+        self._saved, self._is_unsaved = 0.0, False
         self.stopped_by: str | None = None  # the signal's name
 
     def run(self) -> None:
@@ -169,16 +169,22 @@ class Supervisor:
           Stop: the suite's time is over, or a signal has come.
         """
         worker = self._worker_for(part, end)
+        try:
+            worker.connection.send(Request(part.module, keys, self._document.rows()))
+            self._follow(worker, part, keys, end)
+        except (EOFError, ConnectionError):
+            death, record = self._death(), self._document.part(part.name)
+            if record["planned"] is None:
+                record["failed"] = death
+                self._log(f"  failed: {death}")
+            return death
+        return None
+
+    def _follow(self, worker: _Worker, part: Part, keys: list[str] | None, end: float) -> None:
+        """Take what the worker sends until it has done what it was asked for."""
         record = self._document.part(part.name)
-        worker.connection.send(Request(part.module, keys, self._document.rows()))
         while True:
-            try:
-                kind, *values = self._receive(worker, end)
-            except (EOFError, ConnectionError):
-                death = self._death()
-                if record["planned"] is None:
-                    record["failed"] = death
-                return death
+            kind, *values = self._receive(worker, end)
             if kind == "plan":
                 record["planned"] = values[0]
             elif kind == "row":
@@ -186,19 +192,23 @@ class Supervisor:
             elif kind == "failed":
                 record["failed"] = values[0]
                 self._log(f"  failed: {values[0]}")
-                return None
+                return
             else:  # 'done'; a part that forgets a key must not be asked for it again
                 missing = self._document.missing(part.name) or []
                 for key in missing if keys is None else set(keys) & set(missing):
                     self._add(part, {"key": key, "failed": "the part gave no result"})
-                return None
+                return
 
     def _worker_for(self, part: Part, end: float) -> _Worker:
         """Return a worker of the kind that the part wants, the one there is where it is of it."""
-        while self._worker is None or self._worker.kind != self._kind(part):
+        while not self._is_usable(part):
             self._end_worker()
             self._start_worker(self._kind(part), end)
         return self._worker
+
+    def _is_usable(self, part: Part) -> bool:
+        worker = self._worker
+        return worker is not None and worker.process.is_alive() and worker.kind == self._kind(part)
 
     def _kind(self, part: Part) -> _Kind:
         platform = (self._document.content["machine"] or {}).get("platform")
@@ -218,12 +228,17 @@ class Supervisor:
         self._document.check_machine(machine)
 
     def _receive(self, worker: _Worker, end: float) -> _Message:
-        while not worker.connection.poll(_POLL_SECONDS):
+        while True:
             if self.stopped_by is not None or self._left() <= 0:
                 raise Stop
             if time.monotonic() >= end:
                 raise TimeoutError
-        return worker.connection.recv()
+            if worker.connection.poll(_POLL_SECONDS):
+                return worker.connection.recv()
+            self._save_soon()
+            # Its end of the connection may outlive it, in a process that it started.
+            if not worker.process.is_alive() and not worker.connection.poll():
+                raise EOFError
 
     def _add(self, part: Part, row: Row) -> None:
         self._document.add(part.name, row)
@@ -231,8 +246,8 @@ class Supervisor:
             self._log(f"  {row['key']}: failed: {failed}")
         elif not row.get("partial"):
             self._log(f"  {row['key']}" + (f": {row['summary']}" if "summary" in row else ""))
-        if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
-            self._save()
+        self._is_unsaved = True
+        self._save_soon()
 
     def _death(self) -> str:
         """Return how the worker died, and forget it."""
@@ -248,7 +263,13 @@ class Supervisor:
             self._worker.kill()
             self._worker = None
 
+    def _save_soon(self) -> None:
+        """Save what is new, but not more than once a second."""
+        if self._is_unsaved and time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
+            self._save()
+
     def _save(self) -> None:
+        self._is_unsaved = False
         self._saved = time.monotonic()
         self._document.content["seconds"] = self._spent_before + self._saved - self._start
         self._document.save()

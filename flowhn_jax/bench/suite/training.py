@@ -109,9 +109,10 @@ def _measure_group(keys: list[str], memory: int, flops_per_second: float) -> Ite
             row = _labels(key) | _described(compiled[key])
             row |= {"partial": True} if round_ + 1 < rounds else {}
             row = attempt(row, functools.partial(_timed, compiled[key], seconds[key]))
-            yield row
             if "failed" in row:
+                row.pop("partial", None)  # it is not timed again
                 del compiled[key]
+            yield row
 
 
 def _rotated(keys: list[str], by: int) -> list[str]:

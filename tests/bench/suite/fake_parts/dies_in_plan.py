@@ -1,0 +1,11 @@
+"""Takes the worker down before it has said what it measures."""
+
+from tests.bench.suite import fake_parts
+
+
+def plan():
+    fake_parts.die()
+
+
+def measure(missing, earlier):
+    return iter(())

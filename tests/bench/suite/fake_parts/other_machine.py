@@ -1,0 +1,2 @@
+def describe():
+    return {"device": "another fake", "platform": "test"}

@@ -1,0 +1,61 @@
+"""`python -m flowhn_jax.bench suite`, as a user calls it."""
+
+import concurrent.futures
+import json
+import time
+
+import pytest
+
+from tests.test_cli import call
+
+MESSAGES = {
+    "--compare A": "--compare takes two folders, as in --compare A B; got 1.",
+    "X Y": "--compare",
+    "--compare A B": "'A' has no suite.json; give the --out of a `bench suite` that has run.",
+    "--minutes=0": "--minutes=0: 0.0 is not a number in the range",
+    "--topology=h100": "There is no topology 'h100'; accepted are v4:2x2x1",
+}
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """The command with each of the arguments, two at a time."""
+
+    def run(arguments):
+        return call("-m", "flowhn_jax.bench", "suite", *arguments.split(), check=False)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return dict(zip(MESSAGES, pool.map(run, MESSAGES), strict=True))
+
+
+@pytest.mark.parametrize("arguments", MESSAGES)
+def test_bad_input_is_one_message(runs, arguments):
+    run = runs[arguments]
+    assert run.returncode != 0
+    assert "Traceback" not in run.stderr
+    lines = run.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert MESSAGES[arguments] in lines[0]
+
+
+@pytest.mark.slow
+def test_four_minutes_on_a_cpu(tmp_path):
+    """With half a minute more for the first imports and the last figures, on a busy machine."""
+    out = tmp_path / "out"
+    start = time.monotonic()
+    run = call("-m", "flowhn_jax.bench", "suite", "--minutes=4", f"--out={out}")
+    assert time.monotonic() - start < 4.5 * 60
+    content = json.loads((out / "suite.json").read_text())
+    for name in ("machine", "accuracy", "training", "kernel_speed"):
+        part = content["parts"][name]
+        done = {row["key"] for row in part["rows"] if not row.get("partial")}
+        assert set(part["planned"]) == done, name
+        assert part["failed"] is None
+    assert all(row["right"] for row in content["parts"]["accuracy"]["rows"] if "error" in row)
+    assert all("tokens_per_second" in row for row in content["parts"]["training"]["rows"])
+    files = list(out.iterdir())
+    assert {"suite.json", "suite.md", "suite.log", "training.png"} <= {path.name for path in files}
+    assert len(files) <= 7
+    assert all(path.stat().st_size < 2**24 for path in files)
+    assert "wrote" in run.stdout

@@ -1,0 +1,84 @@
+"""Compile times of programs that come out of the persistent cache."""
+
+import concurrent.futures
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from flowhn_jax.timing import compile_timed
+
+OPTIONS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
+
+
+LARGE, SMALL = 40, 2
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The folder of a persistent cache that was empty, which keeps every program."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = {name: getattr(jax.config, name) for name in OPTIONS}
+    for name, value in zip(OPTIONS, (str(folder), 0.0, -1), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def lower(steps):
+    """Lower a chain of sorts, each of another shape: the longer the chain, the longer it takes."""
+
+    def chain(x):
+        for i in range(steps):
+            x = jnp.sort(x[: 2000 - i] * (i + 1.5)) + jnp.cumsum(x[: 2000 - i])
+        return x
+
+    jax.clear_caches()
+    return jax.jit(chain).lower(jax.ShapeDtypeStruct((2000,), "float32"))
+
+
+@pytest.fixture(scope="module")
+def first(cache):
+    """Seconds of compiling the large program, which is in the cache now."""
+    assert not any(cache.iterdir())
+    _, seconds = compile_timed(lower(LARGE))
+    assert seconds > 0.5
+    assert any(cache.iterdir())
+    return seconds
+
+
+def test_a_program_out_of_the_cache_has_the_seconds_of_its_compiling(first):
+    lowered, start = lower(LARGE), time.perf_counter()
+    compiled, second = compile_timed(lowered)
+    elapsed = time.perf_counter() - start
+    assert elapsed < first / 3
+    assert first / 2 < second < 2 * first
+    assert compiled(jnp.ones(2000)).shape == (2000 - LARGE + 1,)
+
+
+def test_a_program_that_is_not_in_the_cache_has_the_seconds_that_pass(first):
+    """Though the thread has had a program out of the cache before."""
+    compile_timed(lower(LARGE))
+    lowered, start = lower(SMALL), time.perf_counter()
+    _, seconds = compile_timed(lowered)
+    elapsed = time.perf_counter() - start
+    assert 0.5 * elapsed < seconds <= elapsed
+
+
+def test_threads_count_their_own_programs(first):
+    """A large and a small program out of the cache at the same time."""
+    compile_timed(lower(SMALL))
+    lowered = [lower(LARGE), lower(SMALL)]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        large, small = (seconds for _, seconds in pool.map(compile_timed, lowered))
+    assert first / 2 < large < 2 * first
+    assert small < first / 2

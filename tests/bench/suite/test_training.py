@@ -1,0 +1,265 @@
+"""Part `training`: the largest batch, and models that are timed alternating."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from flowhn_jax import config as config_lib
+from flowhn_jax import flops, models
+from flowhn_jax.bench.suite import compilation, figures, page, training
+from flowhn_jax.bench.suite.document import Document
+from flowhn_jax.bench.suite.parts import PARTS
+from tests.small import small_config, small_rival
+
+PLENTY = 2**36
+
+
+def config_of(devices=1, **model):
+    """A small Llama, which is quick to compile."""
+    config = small_config("no_split", mesh={"data": devices})
+    return dataclasses.replace(config, model=small_rival("llama", blocks=1, **model))
+
+
+def rate_for(config, sequences):
+    """FLOP/s at which a step of n sequences per device takes 0.09 of the 0.1 seconds allowed."""
+    return sequences * flops.train_flops(config.model, config.model.context) / 0.09
+
+
+@pytest.fixture(scope="module")
+def by_time():
+    """The largest batch where memory is plenty: 8 sequences."""
+    config = config_of()
+    return training.compile_largest(config, PLENTY, rate_for(config, 8))
+
+
+def test_the_batch_is_bounded_by_the_time_of_a_step(by_time):
+    assert by_time.limit == "step time"
+    assert by_time.config.train.batch_size == 8
+    assert by_time.programs.config == by_time.config
+    assert by_time.attempts == 1
+
+
+def test_the_batch_is_bounded_by_memory(by_time):
+    memory = by_time.programs.memory_bytes - 1
+    found = training.compile_largest(config_of(), memory, rate_for(config_of(), 8))
+    assert found.limit == "memory"
+    assert found.config.train.batch_size in (1, 2, 4)
+    assert found.programs.memory_bytes <= memory
+    assert found.attempts <= 3
+
+
+class FakePrograms:
+    """Programs of 1000 bytes for each sequence of a device, and those of the parameters."""
+
+    def __init__(self, config, mesh):
+        self.config, self.mesh, self.train_step = config, mesh, self
+        self.temp_size_in_bytes = 1000 * config.train.batch_size // mesh.size
+        fixed = 16 * models.param_count(config.model)
+        self.memory_bytes = fixed + self.temp_size_in_bytes
+
+    def memory_analysis(self):
+        return self
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """The programs that were compiled, by a compiler that is quick."""
+    compiled = []
+
+    def compile_programs(config, mesh):
+        compiled.append(FakePrograms(config, mesh))
+        return compiled[-1]
+
+    monkeypatch.setattr(training, "compile_programs", compile_programs)
+    return compiled
+
+
+def fixed_bytes(config):
+    return 16 * models.param_count(config.model)
+
+
+@pytest.mark.parametrize(("room", "batch"), [(999, None), (1000, 1), (3999, 2), (64000, 64)])
+def test_batches_of_different_memories(compiles, room, batch):
+    config = config_of()
+    memory, rate = fixed_bytes(config) + room, rate_for(config, 256)
+    if batch is None:
+        message = "Not even 1 sequence fits into 0.00 GiB"
+        with pytest.raises(training.TooLargeError, match=message) as caught:
+            training.compile_largest(config, memory, rate)
+        assert caught.value.needed >= memory
+        assert "\n" not in str(caught.value)
+    else:
+        found = training.compile_largest(config, memory, rate)
+        assert found.config.train.batch_size == batch
+        assert found.limit == "memory"
+        assert found.attempts == len(compiles) <= 3
+
+
+def test_every_device_of_a_mesh_has_its_sequences(compiles):
+    config = config_of(devices=4)
+    found = training.compile_largest(config, fixed_bytes(config) + 2000, rate_for(config, 8))
+    assert found.config.train.batch_size == 8
+    assert found.programs.mesh.size == 4
+    found = training.compile_largest(config, PLENTY, rate_for(config, 8))
+    assert found.config.train.batch_size == 32
+    one = dataclasses.replace(config, mesh=config_lib.MeshConfig())
+    found = training.compile_largest(one, PLENTY, rate_for(config, 8), jax.devices()[:1])
+    assert found.config.train.batch_size == 8
+    assert found.programs.mesh.size == 1
+
+
+def test_a_slow_device_still_has_one_sequence(compiles):
+    found = training.compile_largest(config_of(), PLENTY, 1.0)
+    assert found.config.train.batch_size == 1
+
+
+def test_parameters_that_do_not_fit_are_not_compiled(compiles):
+    config = config_of()
+    with pytest.raises(training.TooLargeError, match="gradients and optimizer need") as caught:
+        training.compile_largest(config, fixed_bytes(config) - 1, 1e12)
+    assert caught.value.needed == fixed_bytes(config)
+    assert compiles == []
+
+
+def test_a_compiler_that_runs_out_of_memory(monkeypatch):
+    """As that of a TPU, which gives no sizes of what does not fit."""
+    tried = []
+
+    def refuse(config, mesh):
+        tried.append(config.train.batch_size)
+        if tried[-1] > 2:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
+        return FakePrograms(config, mesh)
+
+    monkeypatch.setattr(training, "compile_programs", refuse)
+    config = config_of()
+    found = training.compile_largest(config, PLENTY, rate_for(config, 8))
+    assert tried == [8, 4, 2]
+    assert found.limit == "memory"
+    assert found.config.train.batch_size == 2
+
+
+def test_other_errors_of_the_compiler_are_raised(monkeypatch):
+    def refuse(config, mesh):
+        raise RuntimeError("INTERNAL: no lowering")
+
+    monkeypatch.setattr(training, "compile_programs", refuse)
+    with pytest.raises(RuntimeError, match="no lowering"):
+        training.compile_largest(config_of(), PLENTY, 1e12)
+
+
+def test_the_rate_of_products_is_that_of_the_machines_row(monkeypatch):
+    monkeypatch.setattr(training, "measure_rates", None)
+    row = {"key": "rates/float32", "matmul_flops_per_second": 5e9}
+    assert training.product_rate({"machine": [{"key": "device"}, row]}) == 5e9
+
+
+MODELS = ("no_split", "llama", "mamba1")
+WIDTHS = dict(zip(MODELS, (24, 28, 32), strict=True))  # of the MLPs of the Llamas in their place
+
+
+@pytest.fixture
+def small_models(monkeypatch):
+    """Three small Llamas in place of the recipes; returns the models that are timed, in order."""
+    timed, time_training = [], training.time_training
+
+    def recipe(size, model):
+        assert size == "tiny"
+        return config_of(mlp_width=WIDTHS[model])
+
+    def record(programs, repeats):
+        timed.append(name_of(programs))
+        return time_training(programs, repeats)
+
+    for module in (training, compilation):
+        monkeypatch.setattr(module, "recipe", recipe)
+    monkeypatch.setattr(training, "sizes", lambda: ("tiny",))
+    monkeypatch.setattr(training, "MODELS", MODELS)
+    monkeypatch.setattr(training, "time_training", record)
+    monkeypatch.setattr(training, "product_rate", lambda earlier: rate_for(config_of(), 1))
+    return timed
+
+
+def name_of(programs):
+    return next(name for name in MODELS if WIDTHS[name] == programs.config.model.mlp_width)
+
+
+def by_key(rows):
+    found = {}
+    for row in rows:
+        found.setdefault(row["key"], []).append(row)
+    return found
+
+
+def test_models_alternate(small_models, tmp_path):
+    assert training.plan() == [f"tiny/{model}" for model in MODELS]
+    found = by_key(training.measure(training.plan(), {}))
+    rounds = len(found["tiny/llama"]) - 1
+    assert rounds >= 2
+    assert small_models[:rounds] == rounds * ["no_split"]
+    assert small_models[rounds:][:4] == ["llama", "mamba1", "mamba1", "llama"]
+    assert len(small_models) == 3 * rounds
+    for key, rows in found.items():
+        assert [bool(row.get("partial")) for row in rows] == (len(rows) - 1) * [True] + [False]
+        first, last = rows[0], rows[-1]
+        assert first["batch_size"] == 1
+        assert first["compile_seconds"] > 0
+        assert "tokens_per_second" not in first
+        tokens = last["batch_size"] * last["context"]
+        assert last["tokens_per_second"] == pytest.approx(tokens / last["step_seconds"])
+        assert last["step_seconds_min"] <= last["step_seconds"] <= last["step_seconds_max"]
+        assert last["steps"] == 2 * rounds
+        assert last["memory_bytes"] > 4 * last["parameters"]
+        assert f"tiny/{last['model']}" == key
+    # The page and the figure take these rows as they are.
+    document = Document(tmp_path)
+    document.part("training")["rows"] = [rows[-1] for rows in found.values()]
+    text = page.render(document, PARTS, ())
+    assert all(f"| tiny {model} " in text for model in MODELS)
+    pytest.importorskip("matplotlib")
+    assert list(figures.draw(document.rows())) == ["training.png"]
+
+
+def test_a_model_that_does_not_compile_is_one_row(small_models, monkeypatch):
+    compile_programs = training.compile_programs
+
+    def refuse(config, mesh):
+        if config.model.mlp_width == WIDTHS["no_split"]:
+            raise RuntimeError("INTERNAL: no lowering\nat great length")
+        return compile_programs(config, mesh)
+
+    monkeypatch.setattr(training, "compile_programs", refuse)
+    found = by_key(training.measure(["tiny/no_split", "tiny/llama"], {}))
+    (row,) = found["tiny/no_split"]
+    assert row["failed"] == "RuntimeError: INTERNAL: no lowering"
+    assert not row.get("partial")
+    assert (row["size"], row["model"]) == ("tiny", "no_split")
+    assert found["tiny/llama"][-1]["tokens_per_second"] > 0
+    assert set(small_models) == {"llama"}
+
+
+def test_a_model_that_does_not_run_is_one_complete_row(small_models, monkeypatch):
+    """What failed must not look as if it were still to come, nor be timed again."""
+    time_training = training.time_training
+
+    def refuse(programs, repeats):
+        if name_of(programs) == "mamba1":
+            small_models.append("mamba1")
+            raise MemoryError("out of memory")
+        return time_training(programs, repeats)
+
+    monkeypatch.setattr(training, "time_training", refuse)
+    found = by_key(training.measure(["tiny/mamba1", "tiny/llama"], {}))
+    assert small_models.count("mamba1") == 1
+    assert found["tiny/mamba1"][-1]["failed"] == "MemoryError: out of memory"
+    assert found["tiny/llama"][-1]["tokens_per_second"] > 0
+    assert not found["tiny/mamba1"][-1].get("partial")
+
+
+def test_programs_compiled_ahead_are_those_of_training(small_models):
+    assert compilation.plan() == training.plan()
+    (row,) = compilation.measure(["tiny/llama"], {})
+    assert row["key"] == "tiny/llama"
+    assert row["compile_seconds"] > 0
+    assert small_models == []
