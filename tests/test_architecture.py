@@ -13,7 +13,16 @@ ROWS = [
     ["models", "data", "parallel"],
     ["layers"],
     ["config"],
-    ["split", "kernels", "typed", "json_text", "whole_file", "folder_lock", "host_memory", "timing"],
+    [
+        "split",
+        "kernels",
+        "typed",
+        "json_text",
+        "whole_file",
+        "folder_lock",
+        "host_memory",
+        "timing",
+    ],
     ["messages", "limits"],
 ]
 RANK = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from flowhn_jax.layers.documents import positions_after_prefix
 from flowhn_jax.layers.linear import linear
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.layers.rope import rotate
@@ -81,15 +82,14 @@ class Attention(nnx.Module):
 
         `keys_values` are those of another layer for the same tokens, where this one has none.
         """
-        positions = jnp.arange(x.shape[1])
-        q = self._rotated(self._heads(self.q_proj(x)), positions)
-        k, v = self.keys_values(x) if keys_values is None else keys_values
+        q = self._rotated(self._heads(self.q_proj(x)), self._positions(x, segment_ids))
+        k, v = self.keys_values(x, segment_ids) if keys_values is None else keys_values
         options = dict(window=self.window, prefix=self.prefix)
         return self._out(attention(q, k, v, segment_ids=segment_ids, **options))
 
-    def keys_values(self, x: jax.Array) -> KeysValues:
-        """Of x [B, T, D], from position 0 on."""
-        return self._keys_values(x, jnp.arange(x.shape[1]))
+    def keys_values(self, x: jax.Array, segment_ids: jax.Array | None = None) -> KeysValues:
+        """Return those of x [B, T, D], from position 0 on, or from the prefix in each document."""
+        return self._keys_values(x, self._positions(x, segment_ids))
 
     def init_cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `length` tokens a sequence."""
@@ -101,7 +101,7 @@ class Attention(nnx.Module):
 
     def prefill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, KVCache]:
         """x [B, T, D] -> ([B, T, D], the cache behind each row's tokens, for `length` of them)."""
-        keys_values = self.keys_values(x)
+        keys_values = self.keys_values(x, prompts.segment_ids)
         attended = self(x, prompts.segment_ids, keys_values)
         return attended, self.cached(keys_values, prompts, length)
 
@@ -126,7 +126,7 @@ class Attention(nnx.Module):
         if self.window is not None:
             behind = tokens - self.prefix
             place = jnp.where(behind < 0, tokens, self.prefix + behind % self.window)
-        new = self._keys_values(x, tokens)
+        new = self._keys_values(x, self._step_positions(tokens, first))
         if active is not None:
             place = jnp.where(active, place, k.shape[2])  # beyond the last place: left out
         rows = jnp.arange(x.shape[0])
@@ -139,7 +139,8 @@ class Attention(nnx.Module):
     def attend_last(self, x: jax.Array, cache: KVCache) -> jax.Array:
         """x [B, D], the token that the cache was extended by last -> [B, D]."""
         (k, v), tokens, first = cache
-        q = self._rotated(self._heads(self.q_proj(x)), tokens - 1)
+        positions = self._step_positions(tokens - 1, first)
+        q = self._rotated(self._heads(self.q_proj(x)), positions)
         held = self._held(tokens, k.shape[2])
         visible = (held < tokens[:, None]) & ((held >= first[:, None]) | (held < self.prefix))
         return self._out(attention_step(q, k, v, visible))
@@ -169,6 +170,21 @@ class Attention(nnx.Module):
             return place
         turns = jnp.maximum(tokens[:, None] - 1 - place, 0) // self.window
         return jnp.where(place < self.prefix, place, place + turns * self.window)
+
+    def _positions(self, x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+        """Return the positions [T] or [B, T] of x [B, T, D].
+
+        A prefix is as far from every document's first token; without one only differences count.
+        """
+        if not self.prefix or segment_ids is None:
+            return jnp.arange(x.shape[1])
+        return positions_after_prefix(segment_ids, self.prefix)
+
+    def _step_positions(self, tokens: jax.Array, first: jax.Array) -> jax.Array:
+        """Return the positions [B] of tokens after `tokens` [B], `first` [B] of other documents."""
+        if not self.prefix:
+            return tokens
+        return jnp.where(first > 0, tokens - first + self.prefix, tokens)
 
     def _heads(self, projected: jax.Array) -> jax.Array:
         return projected.reshape(*projected.shape[:-1], -1, self.head_dim)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from flowhn_jax.layers.decay import decay_rates
 from flowhn_jax.layers.linear import linear
 from flowhn_jax.layers.prompts import Prompts, only_where
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
@@ -165,7 +166,7 @@ class Mamba2(nnx.Module):
         u, b, c = jnp.split(xbc, self.convolved_splits, axis=-1)
         u = u.reshape(*u.shape[:-1], -1, self.head_dim)
         b, c = (v.reshape(*v.shape[:-1], self.groups, -1) for v in (b, c))
-        return u, dt, -jnp.exp(self.a_log[...]), b, c, self.d[...]
+        return u, dt, decay_rates(self.a_log[...]), b, c, self.d[...]
 
     def _gated(self, y: jax.Array, z: jax.Array) -> jax.Array:
         """y [..., H, P], gated by z [..., E] -> [..., E]."""

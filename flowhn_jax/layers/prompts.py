@@ -31,11 +31,18 @@ class Prompts(NamedTuple):
         goes_on = (self.first < self.lengths).reshape(-1, *[1] * (state.ndim - 1))
         return jnp.where(goes_on, state, 0)
 
-    def tail(self, x: jax.Array, count: int) -> jax.Array:
-        """The last `count` tokens of x [B, T, E] -> [B, count, E]; zero for other documents'."""
+    def tail(self, x: jax.Array, count: int, prefix: int = 0) -> jax.Array:
+        """Return the last `count` tokens of x [B, T, E] as [B, count, E].
+
+        Before the last document's first token are the last of the first `prefix` tokens, and zeros
+        before these.
+        """
         places = self.lengths[:, None] - count + jnp.arange(count)
+        first = self.first[:, None]
+        in_prefix = (places < first) & (first > 0)
+        places = jnp.where(in_prefix, places - first + prefix, places)
         found = jnp.take_along_axis(x, jnp.maximum(places, 0)[..., None], axis=1)
-        return jnp.where((places >= self.first[:, None])[..., None], found, 0)
+        return jnp.where((places >= 0)[..., None], found, 0)
 
     def last(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> [B, D] of each row's last token."""

@@ -9,7 +9,7 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
 
     Args:
       x: queries or keys, [B, T, H, K] or, of one token a sequence, [B, H, K].
-      positions: [T] or [B], integer.
+      positions: [T], [B] or [B, T], integer.
       theta: base of the frequencies.
 
     Returns:
@@ -17,7 +17,7 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     """
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = (positions[:, None] * frequencies)[:, None]  # [T or B, 1, K / 2]
+    angles = (positions[..., None] * frequencies)[..., None, :]  # [T, B or B, T; 1; K / 2]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)

@@ -12,6 +12,7 @@ from flax import nnx
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.layers.decoder import compute_dtype
 from flowhn_jax.layers.prompts import make_prompts
+from flowhn_jax.models.arguments import checks_tokens
 from flowhn_jax.models.falcon_h1 import FalconH1
 from flowhn_jax.models.flowhn import FlowHN
 from flowhn_jax.models.hymba import Hymba
@@ -93,6 +94,7 @@ def bind(config: ModelConfig, params: Params) -> LanguageModel:
     return nnx.merge(_abstract(config)[0], nnx.State(params))
 
 
+@checks_tokens("B T")
 @functools.partial(jax.jit, static_argnums=0)
 def forward(
     config: ModelConfig,
@@ -100,11 +102,23 @@ def forward(
     tokens: jax.Array,
     segment_ids: jax.Array | None = None,
 ) -> jax.Array:
-    """Logits [B, T, V] float32 of tokens [B, T] int32, documents marked by segment_ids [B, T]."""
+    """Return logits [B, T, V] in float32.
+
+    Args:
+      config: of any model.
+      params: as of `init`.
+      tokens: [B, T] int32, in 0..V-1. While a caller is traced their values cannot be checked: an
+        id outside makes the logits from its position on NaN.
+      segment_ids: [B, T] int32, documents of packed sequences; None: one document a row.
+
+    Raises:
+      ValueError: tokens are not integers [B, T], are empty, or are outside 0..V-1.
+    """
     model = bind(config, params)
     return _logits(model, model(tokens, segment_ids))
 
 
+@checks_tokens("B T")
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("length", "padding"))
 def prefill(
     config: ModelConfig,
@@ -123,7 +137,7 @@ def prefill(
     Args:
       config: of a model for which `can_decode` holds.
       params: as of `init`.
-      tokens: [B, T] int32.
+      tokens: [B, T] int32, in 0..V-1, as of `forward`.
       lengths: [B] int32, tokens of each prompt, 1 to T; the rest is padding. None: T.
       segment_ids: [B, T] int32, documents, of which each row's last one goes on. None: one.
       length: tokens, the prompt's and those behind it, that the cache has room for; None: T.
@@ -133,8 +147,8 @@ def prefill(
       (logits [B, V] float32 of the token after each prompt, the cache for `step`).
 
     Raises:
-      ValueError: `padding` is neither, T is above `length`, or `length` above the context of a
-        split that is tied to it.
+      ValueError: tokens are not as above, `lengths` outside 1..T, `padding` is neither, T is above
+        `length`, or `length` above the context of a split that is tied to it.
     """
     batch, columns = tokens.shape
     length = columns if length is None else length
@@ -188,6 +202,7 @@ def init_cache(config: ModelConfig, params: Params, batch: int, length: int) -> 
     return bind(config, params).init_cache(batch, length)
 
 
+@checks_tokens("B")
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def step(
     config: ModelConfig, params: Params, tokens: jax.Array, cache: DecodeCache
@@ -197,12 +212,16 @@ def step(
     Args:
       config: of a model for which `can_decode` holds.
       params: as of `init`.
-      tokens: [B] int32.
+      tokens: [B] int32, in 0..V-1, as of `forward`. Where they are on a device and no caller is
+        traced, the check waits for them: a loop of many steps is faster inside `jax.jit`.
       cache: of `prefill`, `init_cache` or the step before; it is used up. What it has no room for
         is lost without a word.
 
     Returns:
       (logits [B, V] float32 of the token after it, the cache behind it).
+
+    Raises:
+      ValueError: tokens are not integers [B], are empty, or are outside 0..V-1.
     """
     model = bind(config, params)
     hidden, cache = model.step(tokens, cache)

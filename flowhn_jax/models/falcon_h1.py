@@ -75,7 +75,7 @@ class FalconH1(LanguageModel):
 
     def embedded(self, tokens: jax.Array) -> jax.Array:
         """tokens [...] -> [..., D]."""
-        return super().embedded(tokens) * self.config.multipliers.embedding
+        return self.embed(tokens, scale=self.config.multipliers.embedding)
 
     def normed(self, x: jax.Array) -> jax.Array:
         """x [..., D] behind the blocks -> what the head takes, its multiplier included."""

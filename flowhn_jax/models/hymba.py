@@ -3,8 +3,8 @@
 Both give E channels, which are normed and averaged with learned scales before one output projection
 (equation 4). Learned meta tokens stand before every sequence (section 2.4). Attention has a window
 but in the first, middle and last layer, and two layers with windows that follow each other share
-keys and values (section 2.3). The state behind the meta tokens passes to the first document of a
-packed sequence; attention sees them from all.
+keys and values (section 2.3). In a packed sequence the meta tokens stand once, and every document
+begins after them: from their state and inputs, and at the same distance from their keys.
 """
 
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ class HybridHeads(nnx.Module):
             borrows=borrows(index, layers),
             projects=False,
         )
-        self.ssm = mamba1(config, rngs, projects=False)
+        self.ssm = mamba1(config, rngs, projects=False, prefix=config.meta_tokens)
         norm = dict(epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
         self.attention_norm, self.ssm_norm = rms_norm(inner, **norm), rms_norm(inner, **norm)
         kwargs = dict(init_std=config.init_std, dtype=dtype, rngs=rngs)
@@ -69,7 +69,7 @@ class HybridHeads(nnx.Module):
     ) -> tuple[jax.Array, KeysValues]:
         """x [B, T, D] -> ([B, T, D], keys and values: its own, or those given where it borrows)."""
         if not self.attention.borrows:
-            keys_values = self.attention.keys_values(x)
+            keys_values = self.attention.keys_values(x, segment_ids)
         attended = self.attention(x, segment_ids, keys_values)
         return self._fused(attended, self.ssm(x, segment_ids)), keys_values
 
@@ -79,7 +79,7 @@ class HybridHeads(nnx.Module):
         """x [B, T, D] -> ([B, T, D], the cache behind each row, keys and values as of a call)."""
         own = None
         if not self.attention.borrows:
-            keys_values = self.attention.keys_values(x)
+            keys_values = self.attention.keys_values(x, prompts.segment_ids)
             own = self.attention.cached(keys_values, prompts, length)
         attended = self.attention(x, prompts.segment_ids, keys_values)
         ssm, of_ssm = self.ssm.prefill(x, prompts, length)

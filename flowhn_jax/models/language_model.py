@@ -9,6 +9,7 @@ from flax import nnx
 
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.layers.decoder import compute_dtype
+from flowhn_jax.layers.embedding import Embedding
 from flowhn_jax.layers.linear import linear, rms_norm
 from flowhn_jax.layers.prompts import Prompts
 from kernels.partition import constrain
@@ -48,13 +49,8 @@ class LanguageModel(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         dtype = compute_dtype(config)
         self.config = config
-        self.embed = nnx.Embed(
-            config.vocab_size,
-            config.width,
-            dtype=dtype,
-            param_dtype=jnp.float32,
-            embedding_init=jax.nn.initializers.normal(config.init_std),
-            rngs=rngs,
+        self.embed = Embedding(
+            config.vocab_size, config.width, init_std=config.init_std, dtype=dtype, rngs=rngs
         )
         self.blocks = nnx.List([self.block(index, rngs) for index in range(config.blocks)])
         self.final_norm = rms_norm(config.width, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)

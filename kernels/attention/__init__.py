@@ -9,7 +9,7 @@ from jax import Array
 from kernels.attention import cudnn, splash, xla
 from kernels.attention.step import attention_step
 from kernels.backends import Backend, Operation
-from kernels.checks import check_shapes
+from kernels.checks import check_arguments
 from kernels.partition import constrain, over_mesh, ways
 
 __all__ = ["OPERATION", "attention", "attention_step"]
@@ -59,21 +59,15 @@ def attention(
       [B, T, H, K] in q's dtype.
 
     Raises:
-      ValueError: if shapes do not fit each other, window is below 1, prefix not 0 to T, or
-        `backend` is unknown or cannot serve.
+      ValueError: if a dtype is not as above, an array is empty or shapes do not fit each other,
+        window is below 1, prefix not 0 to T, or `backend` is unknown or cannot serve.
     """
-    if q.ndim != 4 or k.ndim != 4:
-        raise ValueError(
-            "attention: q must be [B, T, H, K] and k [B, T, H_kv, K], "
-            f"found shapes {q.shape}, {k.shape}"
-        )
-    sizes = dict(zip("BTHK", q.shape, strict=True)) | {"H_kv": k.shape[2]}
-    arrays = {
-        "k": (k, "B T H_kv K"),
-        "v": (v, "B T H_kv K"),
-        "segment_ids": (segment_ids, "B T"),
-    }
-    check_shapes("attention", sizes, arrays)
+    sizes = check_arguments(
+        "attention",
+        {"q": (q, "B T H K"), "k": (k, "B T H_kv K"), "v": (v, "B T H_kv K")},
+        {"segment_ids": (segment_ids, "B T")},
+        integers=("segment_ids",),
+    )
     if sizes["H"] % sizes["H_kv"]:
         raise ValueError(
             f"attention: the {sizes['H']} query heads must be a multiple of the "

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kernels.checks import check_shapes
+from kernels.checks import check_arguments
 from kernels.precision import product_precision
 
 
@@ -21,16 +21,14 @@ def attention_step(q: Array, k: Array, v: Array, visible: Array) -> Array:
       [B, H, K] in q's dtype.
 
     Raises:
-      ValueError: if shapes do not fit each other.
+      ValueError: if a dtype is not as above, an array is empty or shapes do not fit each other.
     """
-    if q.ndim != 3 or k.ndim != 4:
-        raise ValueError(
-            "attention_step: q must be [B, H, K] and k [B, H_kv, C, K], "
-            f"found shapes {q.shape}, {k.shape}"
-        )
-    sizes = dict(zip("BHK", q.shape, strict=True)) | {"C": k.shape[2], "H_kv": k.shape[1]}
-    arrays = {"k": (k, "B H_kv C K"), "v": (v, "B H_kv C K"), "visible": (visible, "B C")}
-    check_shapes("attention_step", sizes, arrays)
+    by_slot = "B H_kv C K"
+    sizes = check_arguments(
+        "attention_step",
+        {"q": (q, "B H K"), "k": (k, by_slot), "v": (v, by_slot), "visible": (visible, "B C")},
+        booleans=("visible",),
+    )
     if sizes["H"] % sizes["H_kv"]:
         raise ValueError(
             f"attention_step: the {sizes['H']} query heads must be a multiple of the "

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from kernels.causal_conv import xla
-from kernels.checks import check_shapes
+from kernels.checks import check_arguments
 from kernels.partition import over_mesh, ways
 from kernels.sequence import Axes, before
 
@@ -41,21 +41,21 @@ def causal_conv(
       [B, W-1, E] in x's dtype).
 
     Raises:
-      ValueError: if shapes do not fit each other.
+      ValueError: if a dtype is not as above, an array is empty or shapes do not fit each other.
     """
-    if x.ndim != 3 or weight.ndim != 2:
-        raise ValueError(
-            "causal_conv: x must be [B, L, E] and weight [W, E], "
-            f"found shapes {x.shape}, {weight.shape}"
-        )
-    sizes = dict(zip("BLE", x.shape, strict=True)) | {"W": weight.shape[0]}
-    arrays = {
-        "weight": (weight, "W E"),
-        "bias": (bias, "E"),
-        "segment_ids": (segment_ids, "B L"),
-        "initial_state": (initial_state, "B W-1 E"),
-    }
-    check_shapes("causal_conv", sizes | {"W-1": sizes["W"] - 1}, arrays)
+    sizes = check_arguments(
+        "causal_conv",
+        {"x": (x, "B L E"), "weight": (weight, "W E")},
+        {"bias": (bias, "E"), "segment_ids": (segment_ids, "B L")},
+        integers=("segment_ids",),
+    )
+    check_arguments(
+        "causal_conv",
+        {},
+        {"initial_state": (initial_state, "B W-1 E")},
+        sizes=sizes | {"W-1": sizes["W"] - 1},
+        may_be_empty=("W-1",),
+    )
     run = xla.causal_conv
     if 1 < ways("L") <= sizes["L"] // max(1, sizes["W"] - 1):  # else XLA finds what a device needs
         run = over_mesh(_over_sequence, _LAYOUTS, _OUT_LAYOUTS, meets="L")

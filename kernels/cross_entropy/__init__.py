@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from kernels.backends import target_platform
-from kernels.checks import check_shapes
+from kernels.checks import check_arguments
 from kernels.cross_entropy import xla
 from kernels.manual_axes import vary_alike
 from kernels.partition import over_mesh
@@ -54,21 +54,23 @@ def cross_entropy(
       gradient accumulates in float32) and weights (whose gradient is the token's own loss).
 
     Raises:
-      ValueError: if shapes do not fit each other, or an option is not as above.
+      ValueError: if a dtype or an option is not as above, an array is empty or shapes do not fit
+        each other.
     """
-    if hidden.ndim not in (2, 3):
-        raise ValueError(
-            f"cross_entropy: hidden must be [N, D] or [B, T, D], found shape {hidden.shape}"
-        )
-    tokens = "N" if hidden.ndim == 2 else "B T"
-    vocabulary = head.shape[-1]
-    if weights is None:
-        weights = jnp.ones(hidden.shape[:-1], jnp.float32)
-    check_shapes(
+    rank = len(getattr(hidden, "shape", ()))
+    if rank not in (2, 3):
+        found = f"shape {hidden.shape}" if hasattr(hidden, "shape") else type(hidden).__name__
+        raise ValueError(f"cross_entropy: hidden must be [N, D] or [B, T, D], found {found}")
+    tokens = "N" if rank == 2 else "B T"
+    vocabulary = check_arguments(
         "cross_entropy",
-        dict(zip(f"{tokens} D".split(), hidden.shape, strict=True)) | {"V": vocabulary},
-        {"head": (head, "D V"), "targets": (targets, tokens), "weights": (weights, tokens)},
-    )
+        {"hidden": (hidden, f"{tokens} D"), "head": (head, "D V"), "targets": (targets, tokens)},
+        {"weights": (weights, tokens)},
+        integers=("targets",),
+        may_be_empty=tokens.split(),  # their loss is 0
+    )["V"]
+    if weights is None:
+        weights = jnp.ones(targets.shape, jnp.float32)
     if reduction not in ("sum", "none"):
         raise ValueError(f"cross_entropy: unknown reduction {reduction!r}; accepted: 'sum', 'none'")
     if z_loss < 0:

@@ -2,10 +2,12 @@
 
 from functools import partial
 
+import jax.numpy as jnp
 from jax import Array
 
 from kernels.backends import Backend, Operation
-from kernels.checks import check_shapes
+from kernels.checks import check_arguments
+from kernels.decay import finite_rates
 from kernels.partition import over_mesh
 from kernels.selective_scan import pallas_tpu, triton, xla
 from kernels.selective_scan.step import selective_scan_step
@@ -39,7 +41,7 @@ def selective_scan(
     A: Array,
     B: Array,
     C: Array,
-    D: Array,
+    D: Array | None,
     z: Array | None = None,
     dt_bias: Array | None = None,
     segment_ids: Array | None = None,
@@ -60,10 +62,10 @@ def selective_scan(
     Args:
       u: inputs [B, L, E], any float dtype, any length L >= 1.
       dt: time steps before the softplus, [B, L, E].
-      A: [E, S], negative, float32.
+      A: [E, S], negative, float32; -inf forgets the state at every token.
       B: [B, L, S].
       C: [B, L, S].
-      D: [E].
+      D: [E]; None: zero, no skip.
       z: gate before the silu, [B, L, E]; None: no gate.
       dt_bias: [E]; None: zero.
       segment_ids: documents, [B, L], integer: h_{t-1} counts as zero at each position whose id
@@ -79,25 +81,26 @@ def selective_scan(
       in all float arguments, also through the final state; only in reverse mode, once.
 
     Raises:
-      ValueError: if shapes do not fit each other, or `backend` is unknown or cannot serve.
+      ValueError: if a dtype is not as above, an array is empty or shapes do not fit each other, or
+        `backend` is unknown or cannot serve.
     """
-    if u.ndim != 3 or A.ndim != 2:
-        raise ValueError(
-            f"selective_scan: u must be [B, L, E] and A [E, S], found shapes {u.shape}, {A.shape}"
-        )
-    sizes = dict(zip("BLE", u.shape, strict=True)) | {"S": A.shape[1]}
-    arrays = {
+    required = {
+        "u": (u, "B L E"),
         "dt": (dt, "B L E"),
         "A": (A, "E S"),
         "B": (B, "B L S"),
         "C": (C, "B L S"),
+    }
+    optional = {
         "D": (D, "E"),
         "z": (z, "B L E"),
         "dt_bias": (dt_bias, "E"),
         "segment_ids": (segment_ids, "B L"),
         "initial_state": (initial_state, "B E S"),
     }
-    check_shapes("selective_scan", sizes, arrays)
+    check_arguments("selective_scan", required, optional, integers=("segment_ids",))
+    A = finite_rates(A)
+    D = jnp.zeros(A.shape[0], jnp.float32) if D is None else D
     arguments = u, dt, A, B, C, D, z, dt_bias, segment_ids, initial_state
     run = OPERATION.choose(*arguments, backend=backend)
     local = partial(over_sequence, run)

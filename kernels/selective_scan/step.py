@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kernels.checks import check_shapes
+from kernels.checks import check_arguments
+from kernels.decay import finite_rates
 
 
 def selective_scan_step(
@@ -13,7 +14,7 @@ def selective_scan_step(
     A: Array,
     B: Array,
     C: Array,
-    D: Array,
+    D: Array | None,
     state: Array,
     z: Array | None = None,
     dt_bias: Array | None = None,
@@ -25,10 +26,10 @@ def selective_scan_step(
     Args:
       u: inputs [B, E], any float dtype.
       dt: time steps before the softplus, [B, E].
-      A: [E, S], negative, float32.
+      A: [E, S], negative, float32; -inf forgets the state.
       B: [B, S].
       C: [B, S].
-      D: [E].
+      D: [E]; None: zero, no skip.
       state: h before the token, [B, E, S] float32.
       z: gate before the silu, [B, E]; None: no gate.
       dt_bias: [E]; None: zero.
@@ -37,29 +38,25 @@ def selective_scan_step(
       (y [B, E] in u's dtype, the state after the token [B, E, S] float32).
 
     Raises:
-      ValueError: if shapes do not fit each other.
+      ValueError: if a dtype is not as above, an array is empty or shapes do not fit each other.
     """
-    if u.ndim != 2 or A.ndim != 2:
-        raise ValueError(
-            f"selective_scan_step: u must be [B, E] and A [E, S], found shapes {u.shape}, {A.shape}"
-        )
-    sizes = dict(zip("BE", u.shape, strict=True)) | {"S": A.shape[1]}
-    arrays = {
+    required = {
+        "u": (u, "B E"),
         "dt": (dt, "B E"),
         "A": (A, "E S"),
         "B": (B, "B S"),
         "C": (C, "B S"),
-        "D": (D, "E"),
         "state": (state, "B E S"),
-        "z": (z, "B E"),
-        "dt_bias": (dt_bias, "E"),
     }
-    check_shapes("selective_scan_step", sizes, arrays)
+    optional = {"D": (D, "E"), "z": (z, "B E"), "dt_bias": (dt_bias, "E")}
+    check_arguments("selective_scan_step", required, optional)
     dtype, f32 = u.dtype, jnp.float32
-    u, dt, A, B, C, D, state = (x.astype(f32) for x in (u, dt, A, B, C, D, state))
+    u, dt, A, B, C, state = (x.astype(f32) for x in (u, dt, finite_rates(A), B, C, state))
     delta = jax.nn.softplus(dt if dt_bias is None else dt + dt_bias.astype(f32))
     state = jnp.exp(delta[..., None] * A) * state + (delta * u)[..., None] * B[:, None, :]
-    y = (state * C[:, None, :]).sum(-1) + D * u
+    y = (state * C[:, None, :]).sum(-1)
+    if D is not None:
+        y = y + D.astype(f32) * u
     if z is not None:
         y = y * jax.nn.silu(z.astype(f32))
     return y.astype(dtype), state

@@ -2,10 +2,12 @@
 
 from functools import partial
 
+import jax.numpy as jnp
 from jax import Array
 
 from kernels.backends import Backend, Operation
-from kernels.checks import check_shapes
+from kernels.checks import check_arguments
+from kernels.decay import finite_rates
 from kernels.partition import over_mesh
 from kernels.sequence import over_sequence
 from kernels.ssd import xla
@@ -26,7 +28,7 @@ def ssd(
     A: Array,
     B: Array,
     C: Array,
-    D: Array,
+    D: Array | None,
     dt_bias: Array | None = None,
     segment_ids: Array | None = None,
     initial_state: Array | None = None,
@@ -48,10 +50,10 @@ def ssd(
     Args:
       x: inputs [B, L, H, P], any float dtype, any length L >= 1.
       dt: time steps before the softplus, [B, L, H].
-      A: [H], negative, float32.
+      A: [H], negative, float32; -inf forgets the state at every token.
       B: [B, L, G, S], of G groups of H / G consecutive heads.
       C: [B, L, G, S].
-      D: [H].
+      D: [H]; None: zero, no skip.
       dt_bias: [H]; None: zero.
       segment_ids: documents, [B, L], integer: h_{t-1} counts as zero at each position whose id
         differs from the one before; None: one document.
@@ -66,27 +68,27 @@ def ssd(
       once.
 
     Raises:
-      ValueError: if shapes do not fit each other, the groups do not divide the heads, or
-        `backend` is unknown or cannot serve.
+      ValueError: if a dtype is not as above, an array is empty or shapes do not fit each other, the
+        groups do not divide the heads, or `backend` is unknown or cannot serve.
     """
-    if x.ndim != 4 or B.ndim != 4:
-        raise ValueError(
-            f"ssd: x must be [B, L, H, P] and B [B, L, G, S], found shapes {x.shape}, {B.shape}"
-        )
-    sizes = dict(zip("BLHP", x.shape, strict=True)) | dict(zip("GS", B.shape[2:], strict=True))
-    arrays = {
+    required = {
+        "x": (x, "B L H P"),
         "dt": (dt, "B L H"),
         "A": (A, "H"),
         "B": (B, "B L G S"),
         "C": (C, "B L G S"),
+    }
+    optional = {
         "D": (D, "H"),
         "dt_bias": (dt_bias, "H"),
         "segment_ids": (segment_ids, "B L"),
         "initial_state": (initial_state, "B H P S"),
     }
-    check_shapes("ssd", sizes, arrays)
-    if sizes["G"] == 0 or sizes["H"] % sizes["G"]:
+    sizes = check_arguments("ssd", required, optional, integers=("segment_ids",))
+    if sizes["H"] % sizes["G"]:
         raise ValueError(f"ssd: {sizes['H']} heads do not divide into {sizes['G']} groups")
+    A = finite_rates(A)
+    D = jnp.zeros(A.shape[0], jnp.float32) if D is None else D
     arguments = x, dt, A, B, C, D, dt_bias, segment_ids, initial_state
     run = OPERATION.choose(*arguments, backend=backend)
     # One group is all heads'; several are cut over devices with their heads.

@@ -41,6 +41,8 @@ _SPAN_BYTES_CPU, _SPAN_BYTES = 2**18, 2**26
 # Below it a log-decay is as good as minus infinity: exp(-128) is 0 in float32. A chunk's sum of
 # multiples of 2**-10 down to it has 24 bits.
 _LEAST_EXPONENT, _GRID = -128.0, 2.0**-10
+# Tokens that `_sum_across` sums over pair by pair.
+_BLOCK = 8
 
 
 class _Tokens(NamedTuple):
@@ -156,8 +158,7 @@ def _spans_backward(chunk: int, span: int, residuals, cotangents):
         i, h = span_starts
         x, delta, B, C, document = _read(tokens, i, chunk, span)
         dy = _read(dy_all, i, chunk, span)
-        decays, decays_vjp = jax.vjp(partial(_decays, document=document, s_first=True), delta, A_of)
-        within, before, after = decays
+        within, before, after = _decays(delta, A_of, document, s_first=True)
         inputs = x * delta[..., None]
 
         # Tokens on tokens.
@@ -181,7 +182,9 @@ def _spans_backward(chunk: int, span: int, residuals, cotangents):
         dB = product("nsi,nki->nsk", _columns(after[..., None] * inputs), _columns(dh))
         dB += product("nst,ntk->nsk", dscores, C)
 
-        ddelta, dA_span = decays_vjp((dweights * scores, dbefore, dafter))
+        ddelta, dA_span = _decays_backward(
+            delta, A_of, dweights * scores * within, dbefore * before, dafter * after
+        )
         of_span = _Tokens(
             x=dinputs * delta[..., None] + D_of[:, None, :, None] * dy,
             delta=ddelta + (dinputs * x).sum(-1),
@@ -266,6 +269,66 @@ def _decays(
         before = jnp.where(document[..., None] == 0, before, -jnp.inf)
         after = jnp.where((document == document[:, -1:])[..., None], after, -jnp.inf)
     return within, jnp.exp(before), jnp.exp(after)
+
+
+def _decays_backward(
+    delta: Array, A: Array, of_within: Array, of_before: Array, of_after: Array
+) -> tuple[Array, Array]:
+    """Return the gradients of delta [N, Q, R] and A [N, R].
+
+    The log-decay of token u is a term of the exponent of each pair s < u <= t, of each start with
+    t >= u and of each end with t < u. The sums below have these terms and no others. As differences
+    of whole sums over t and s, which is what autodiff of `_decays` makes, they would lose all
+    digits under strong decay: a token's own pair s = t, whose weight is 1, is part of both.
+
+    Args:
+      delta: as of `_decays`.
+      A: as of `_decays`.
+      of_within: gradient of the exponents of pairs, [N, R, Q, Q] (s, t), 0 where the pair is not
+        seen.
+      of_before: gradient of the exponents from the chunk's start to t, [N, Q, R].
+      of_after: gradient of the exponents from t to the chunk's end, [N, Q, R].
+    """
+    of_pairs = _sum_across(of_within)
+    of_starts = lax.cumsum(of_before, axis=1, reverse=True)
+    of_ends = jnp.pad(lax.cumsum(of_after, axis=1)[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    dexponents = _tokens_first(of_pairs) + of_starts + of_ends
+    dexponents = jnp.where(delta * A[:, None] > _LEAST_EXPONENT, dexponents, 0)
+    return dexponents * A[:, None], (dexponents * delta).sum(1)
+
+
+def _sum_across(x: Array) -> Array:
+    """Sum x [N, R, Q, Q] (s, t) over s < u <= t, for each u: [N, R, Q].
+
+    In blocks of tokens, for u in block k: pairs with s in a block before k and t in one after it,
+    with only one of both in block k, and with both in it. x is read three times; two cumulative
+    sums over it, as products with triangular matrices, would cost more than all else of a chunk.
+    """
+    *batch, length, _ = x.shape
+    block = min(_BLOCK, length)
+    tail = -length % block
+    x = jnp.pad(x, (*((0, 0),) * len(batch), (0, tail), (0, tail)))
+    padded = length + tail
+    blocks = padded // block
+    k, of_token = jnp.arange(blocks), jnp.arange(padded) // block
+
+    over_block = x.reshape(*batch, blocks, block, padded).sum(-2)  # [..., s block, t]
+    earlier = (k[:, None] > k).astype(jnp.float32)
+    before = jnp.einsum("kb,...bt->...kt", earlier, over_block, precision=lax.Precision.HIGHEST)
+    around = jnp.where(of_token > k[:, None], before, 0).sum(-1)  # [..., k]
+    to_t = jnp.where(of_token == k[:, None], before, 0).sum(-2)  # [..., t]
+    from_s = jnp.where(of_token > of_token[:, None], x, 0).sum(-1)  # [..., s]
+    to_t, from_s = (v.reshape(*batch, blocks, 1, block) for v in (to_t, from_s))
+    starts = range(0, padded, block)
+    inside = jnp.stack([x[..., i : i + block, i : i + block] for i in starts], axis=-3)
+    u = jnp.arange(block)
+    s_before, t_after = u < u[:, None], u >= u[:, None]  # [u, s], [u, t]
+
+    total = around[..., None]
+    total += jnp.where(t_after, to_t, 0).sum(-1) + jnp.where(s_before, from_s, 0).sum(-1)
+    seen = s_before[:, :, None] & t_after[:, None, :]
+    total += jnp.where(seen, inside[..., None, :, :], 0).sum((-2, -1))
+    return total.reshape(*batch, padded)[..., :length]
 
 
 def _product(dtype: jnp.dtype):

@@ -100,9 +100,7 @@ def test_outputs_and_gradients(rng, operation, arguments, keywords, optional, ax
     expected = run(args, cotangents)
     with jax.set_mesh(over(axes)):
         results = jax.jit(partial(run_with_gradients, function))(args, cotangents)
-    # SSD's gradient of A is a sum of differences of far larger sums (tests/kernels/test_ssd.py).
-    tolerance = 5e-4 if operation is ssd else 1e-5
-    assert_close(results, jax.tree.map(np.asarray, expected), tolerance)
+    assert_close(results, jax.tree.map(np.asarray, expected), 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,6 @@ def test_small_time_steps_among_large_ones(rng, share):
     outputs, gradients = run_with_gradients(args, cotangents)
     expected = formulas.in_float64(formulas.ssd, args, cotangents)
     assert_close(outputs, expected[0], 1e-5)
-    # A's is a sum of differences of far larger sums.
-    assert_close({"A": gradients.pop("A")}, {"A": expected[1].pop("A")}, 5e-3)
     assert_close(gradients, expected[1], 1e-4)
 
 
