@@ -79,9 +79,13 @@ def _kernels() -> None:
 
 
 def _suite(*folders: str) -> None:
-    if _COMPARE.value != bool(folders) or len(folders) not in (0, 2):
-        raise ValueError(f"--compare takes two folders, as in --compare A B; got {len(folders)}.")
+    if folders and not _COMPARE.value:
+        raise ValueError(f"Unexpected argument {folders[0]!r}; to compare: suite --compare A B.")
     if _COMPARE.value:
+        if len(folders) != 2:
+            raise ValueError(
+                f"--compare takes two folders, as in --compare A B; got {len(folders)}."
+            )
         side_by_side.compare(*folders, _OUT.value or "suite_comparison")
         return
     if _TOPOLOGY.value is not None:

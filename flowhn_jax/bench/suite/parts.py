@@ -32,8 +32,6 @@ class Part:
 # uses where PyTorch is measured on the same GPU.
 _MOST_MEMORY = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
 _SHARED_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-# Else a program that has only moved in its file would come out of the cache with its old lines.
-_EXACT_LINES = _MOST_MEMORY | {"JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY": "true"}
 
 
 def _part(
@@ -60,7 +58,7 @@ PARTS = (
         20,
         environment=_SHARED_MEMORY,
     ),
-    _part("step_costs", "Where a train step's time goes", 7, 20, environment=_EXACT_LINES),
+    _part("step_costs", "Where a train step's time goes", 7, 20),
     _part("inference", "Prefill and decoding", 6, 20),
     _part("tiles", "Tiles of the Triton scan", 2, 5),
     _part("learning", "200 steps in bfloat16 and in float32", 7, 30),

@@ -1,6 +1,7 @@
 """Gives each part its time, keeps its rows, and survives whatever happens to the worker."""
 
 import multiprocessing
+import os
 import pathlib
 import signal
 import time
@@ -17,6 +18,7 @@ LOG = "suite.log"
 
 _POLL_SECONDS = 0.2
 _SECONDS_BETWEEN_SAVES = 1.0
+_MAX_LOG_BYTES = 2**23  # then it begins again: a library may repeat one warning without end
 _LEAST_TURN = 3.0  # seconds that are worth starting a part for
 
 _Message = tuple[Any, ...]
@@ -273,3 +275,6 @@ class Supervisor:
         self._saved = time.monotonic()
         self._document.content["seconds"] = self._spent_before + self._saved - self._start
         self._document.save()
+        log = self._folder / LOG
+        if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
+            os.truncate(log, 0)

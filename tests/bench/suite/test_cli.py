@@ -39,23 +39,36 @@ def test_bad_input_is_one_message(runs, arguments):
     assert MESSAGES[arguments] in lines[0]
 
 
+REQUIRED = ("machine", "accuracy", "training", "kernel_speed")
+
+
+def missing(part):
+    assert part["failed"] is None
+    done = {row["key"] for row in part["rows"] if not row.get("partial")}
+    return set(part["planned"] or ["all of it"]) - done
+
+
 @pytest.mark.slow
 def test_four_minutes_on_a_cpu(tmp_path):
-    """With half a minute more for the first imports and the last figures, on a busy machine."""
+    """Complete at once on an idle machine; on a busy one the same command continues, twice.
+
+    Each time with half a minute more for the imports and the figures.
+    """
     out = tmp_path / "out"
-    start = time.monotonic()
-    run = call("-m", "flowhn_jax.bench", "suite", "--minutes=4", f"--out={out}")
-    assert time.monotonic() - start < 4.5 * 60
-    content = json.loads((out / "suite.json").read_text())
-    for name in ("machine", "accuracy", "training", "kernel_speed"):
-        part = content["parts"][name]
-        done = {row["key"] for row in part["rows"] if not row.get("partial")}
-        assert set(part["planned"]) == done, name
-        assert part["failed"] is None
-    assert all(row["right"] for row in content["parts"]["accuracy"]["rows"] if "error" in row)
-    assert all("tokens_per_second" in row for row in content["parts"]["training"]["rows"])
+    for _ in range(3):
+        start = time.monotonic()
+        run = call("-m", "flowhn_jax.bench", "suite", "--minutes=4", f"--out={out}")
+        assert time.monotonic() - start < 4.5 * 60
+        assert "wrote" in run.stdout
+        parts = json.loads((out / "suite.json").read_text())["parts"]
+        left = {name: missing(parts[name]) for name in REQUIRED}
+        if not any(left.values()):
+            break
+    assert not any(left.values()), left
+    assert not any("failed" in row for name in REQUIRED for row in parts[name]["rows"])
+    assert all(row["right"] for row in parts["accuracy"]["rows"] if "error" in row)
+    assert all("tokens_per_second" in row for row in parts["training"]["rows"])
     files = list(out.iterdir())
     assert {"suite.json", "suite.md", "suite.log", "training.png"} <= {path.name for path in files}
     assert len(files) <= 7
     assert all(path.stat().st_size < 2**24 for path in files)
-    assert "wrote" in run.stdout
