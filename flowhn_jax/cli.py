@@ -32,8 +32,8 @@ def define_config(required: bool = True) -> flags.FlagHolder:
     holder = config_flags.DEFINE_config_file(
         "config",
         None,
-        "Recipe, such as configs/flowhn_tiny.py:fai_split. --config.KEY=VALUE sets one of its keys, "
-        f"of which these are the defaults without a recipe: {keys}.",
+        "Recipe, such as configs/flowhn_tiny.py:fai_split. --config.KEY=VALUE sets one of its "
+        f"keys, of which these are the defaults without a recipe: {keys}.",
     )
     if required:
         flags.mark_flag_as_required("config")
