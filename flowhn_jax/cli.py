@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -207,6 +208,8 @@ def run(
         except Exception as error:
             message = _message(error)
             if distributed.is_one_of_several():
+                if isinstance(error, jax.errors.JaxRuntimeError):  # as of a collective
+                    message += "\nerror: perhaps another task died; its output may say why"
                 distributed.end_all(message)
             if not message.startswith("error: "):  # a fault of ours
                 raise

@@ -84,42 +84,53 @@ def _end_with_the_others() -> None:
     misses its heartbeat and aborts them.
     """
     state, is_over = _state(), threading.Event()
-    client = state.client
 
     def look() -> None:
         while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
-            try:
-                client.key_value_try_get(_FAILED)
-            except Exception:  # not there; or the coordinator is gone, which it reports itself
-                continue
-            client.key_value_set(f"{_LEFT}/{state.process_id}", "")
-            sys.stdout.flush()
-            os._exit(1)
+            if _has_failed(state):
+                _leave(state)
 
     if state.num_processes > 1:
         threading.Thread(target=look, name="errors of others", daemon=True).start()
         atexit.register(is_over.set)  # before JAX's own end, which was registered earlier
 
 
-def end_all(message: str) -> NoReturn:
-    """Print an error and end all processes of the run with status 1, within seconds.
+def _has_failed(state: Any) -> bool:
+    """Return whether a process has recorded an error."""
+    try:
+        state.client.key_value_try_get(_FAILED)
+    except Exception:  # not there; or the coordinator is gone, which it reports itself
+        return False
+    return True
 
-    The message appears once, in the process that has the error. Call it in runs of several.
-    """
-    print(message, file=sys.stderr, flush=True)
-    state = _state()
-    client = state.client
-    with contextlib.suppress(Exception):  # the coordinator is gone: then the others know
-        client.key_value_set(_FAILED, str(state.process_id), allow_overwrite=True)
-        if state.process_id == 0:  # it holds the store, which the others have to read first
+
+def _leave(state: Any) -> NoReturn:
+    """End this process with status 1, that of the coordinator after the others."""
+    sys.stdout.flush()
+    with contextlib.suppress(Exception):
+        state.client.key_value_set(f"{_LEFT}/{state.process_id}", "", allow_overwrite=True)
+        if state.process_id == 0:
             deadline = time.monotonic() + _SECONDS_FOR_THE_OTHERS
             while time.monotonic() < deadline:
-                if len(client.key_value_dir_get(_LEFT)) >= state.num_processes - 1:
+                if len(state.client.key_value_dir_get(_LEFT)) == state.num_processes:
                     break
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
             time.sleep(_SECONDS_TO_LEAVE)  # one that still runs when the store goes is aborted
-    sys.stdout.flush()
     os._exit(1)
+
+
+def end_all(message: str) -> NoReturn:
+    """Print an error and end all processes of the run with status 1, within seconds.
+
+    The message appears once, in the process that has the error first: what the others raise when it
+    is gone is of no interest. Call it in runs of several processes.
+    """
+    state = _state()
+    if not _has_failed(state):
+        print(message, file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):  # the coordinator is gone: then the others know
+            state.client.key_value_set(_FAILED, str(state.process_id), allow_overwrite=True)
+    _leave(state)
 
 
 def is_one_of_several() -> bool:
