@@ -25,9 +25,10 @@ from flowhn_jax.data.prepared import TOKENIZER, VERSION, PreparedSet, Split, rea
 from flowhn_jax.data.shards import ShardWriter, unsigned_dtype
 from flowhn_jax.data.sources import Source, open_source
 from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
-from flowhn_jax.data.unfinished import publish, sync, unfinished_folder
+from flowhn_jax.data.unfinished import publish, unfinished_folder
 from flowhn_jax.limits import MOST_POSITIONS
 from flowhn_jax.messages import one_line
+from flowhn_jax.whole_file import sync
 
 _SECONDS_BETWEEN_LINES = 10
 _MIN_VALIDATION_TOKENS = 1000

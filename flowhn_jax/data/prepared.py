@@ -18,9 +18,9 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from flowhn_jax import json_text, typed
 from flowhn_jax.data.shards import Shard, unsigned_dtype
 from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer
-from flowhn_jax.data.unfinished import sync
 from flowhn_jax.limits import MOST_POSITIONS
 from flowhn_jax.messages import shown
+from flowhn_jax.whole_file import sync
 
 FORMAT = "flowhn token windows"
 VERSION = 1

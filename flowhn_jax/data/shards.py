@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 from array_record.python import array_record_module
 
-from flowhn_jax.data.unfinished import sync
 from flowhn_jax.messages import shown
+from flowhn_jax.whole_file import sync
 
 SHARD_BYTES = 1 << 28  # of windows in one shard, before compression
 

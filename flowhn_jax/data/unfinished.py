@@ -10,16 +10,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import IO
 
+from flowhn_jax.whole_file import sync
+
 _LOCK = "lock"
-
-
-def sync(path: pathlib.Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
