@@ -35,7 +35,7 @@ def _with_gradients(function, arguments, cotangents):
 
 
 def _cpu():
-    """Return the CPU; the default device where JAX is told to show no CPU."""
+    """Return the CPU; the default device where JAX shows no CPU."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:

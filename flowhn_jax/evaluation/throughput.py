@@ -49,18 +49,21 @@ def compile_programs(config: Config, mesh: Mesh) -> Programs:
             lowered = lower_train_step(config, mesh)
         seconds = time.perf_counter() - start
         train_step, compiling = compile_timed(lowered)
-    sizes = train_step.memory_analysis()
     return Programs(
         config,
         mesh,
         train_step,
         compile_seconds=seconds + compiling,
-        memory_bytes=sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes
-        + sizes.temp_size_in_bytes,
+        memory_bytes=program_bytes(train_step),
         kernels=backends.describe(chosen),
     )
+
+
+def program_bytes(compiled: jax.stages.Compiled) -> int:
+    """Return the bytes of a device that a program needs: arguments, results and temporaries."""
+    sizes = compiled.memory_analysis()
+    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return sizes.argument_size_in_bytes + results + sizes.temp_size_in_bytes
 
 
 def time_programs(programs: Programs, repeats: int) -> Seconds:

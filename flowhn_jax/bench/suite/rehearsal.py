@@ -19,7 +19,7 @@ from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.suite import accuracy, learning, machine, training
 from flowhn_jax.bench.suite.parts import Part
 from flowhn_jax.bench.suite.workload import MODELS, Earlier, recipe, sizes
-from flowhn_jax.evaluation.throughput import compile_programs
+from flowhn_jax.evaluation.throughput import compile_programs, program_bytes
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.parallel.rules import with_shardings
 from flowhn_jax.timing import compile_timed
@@ -151,14 +151,7 @@ def _learning(dtype: str) -> Row:
 
 def _compile(lowered: jax.stages.Lowered) -> Row:
     compiled, seconds = compile_timed(lowered)
-    sizes_ = compiled.memory_analysis()
-    return {
-        "seconds": seconds,
-        "memory_bytes": sizes_.argument_size_in_bytes
-        + sizes_.output_size_in_bytes
-        - sizes_.alias_size_in_bytes
-        + sizes_.temp_size_in_bytes,
-    }
+    return {"seconds": seconds, "memory_bytes": program_bytes(compiled)}
 
 
 def _on(mesh: Mesh, tree: Any) -> Any:
