@@ -212,7 +212,7 @@ def cost(name, nanoseconds, total, count, **origin):
 
 
 def test_tpu():
-    """Loops contain their bodies, names are texts, and another program in the trace has no source lines."""
+    """Loops contain their bodies, names are texts, and another program has no source lines."""
 
     def core(slower):
         ops = [
