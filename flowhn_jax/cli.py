@@ -173,7 +173,7 @@ def _message(error: Exception) -> str:
     if not _is_clear(error) and not disk.is_full(error):
         traceback.print_exc()
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"error: {error.strerror}: {error.filename!r}"  # without its number
+        return f"error: {one_line(f'{error.strerror}: {error.filename!r}')}"  # without its number
     return f"error: {one_line(error)}"
 
 

@@ -48,18 +48,18 @@ def _part(
 
 PARTS = (
     _part("machine", "The machine", 3, 20),
-    _part("accuracy", "Kernels against float64", 20, 15, is_timed=False),
-    _part("compilation", "Train steps compiled ahead", 45, 15, is_timed=False),
-    _part("training", "Training speed", 42, 30),
+    _part("accuracy", "Kernels against float64", 32, 15, is_timed=False),
+    _part("compilation", "Train steps compiled ahead", 106, 15, is_timed=False),
+    _part("training", "Training speed", 60, 30),
     _part(
         "kernel_speed",
         "Kernels against floors and peers",
-        18,
+        38,
         20,
         environment=_SHARED_MEMORY,
     ),
-    _part("step_costs", "Where a train step's time goes", 7, 20),
-    _part("inference", "Prefill and decoding", 6, 20),
-    _part("tiles", "Tiles of the Triton scan", 2, 5),
-    _part("learning", "200 steps in bfloat16 and in float32", 7, 30),
+    _part("step_costs", "Where a train step's time goes", 13, 20),
+    _part("inference", "Prefill and decoding", 11, 20),
+    _part("tiles", "Tiles of the Triton scan", 4, 5),
+    _part("learning", "200 steps in bfloat16 and in float32", 13, 30),
 )
