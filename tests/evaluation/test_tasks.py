@@ -242,6 +242,26 @@ def test_results_of_known_scores():
     assert len({len(line) for line in text}) == 1
 
 
+@pytest.mark.parametrize(
+    ("continuations", "chosen"),
+    [
+        # Per character -1 and -0.9; with the space it would be -0.5 and -0.675.
+        ((" a", " abc"), 1),
+        # One space only, as in HellaSwag, whose ending " a" has two characters: -0.5 and -0.9.
+        (("  a", " abc"), 0),
+        # No space, as in the simple format of others: -0.5 and -0.54.
+        (("ab", "abcde"), 0),
+    ],
+)
+def test_the_space_before_a_choice_is_no_character_of_it(continuations, chosen):
+    """As in the harness, which divides by the length of the choice without its delimiter."""
+    item = Item(tuple(("q", continuation) for continuation in continuations), chosen)
+    scores = [Score(-1.0, False, False), Score(-2.7, False, False)]
+    result = result_of("piqa", [item], scores, [])
+    assert result["accuracy_norm"] == 1
+    assert result["accuracy"] == (chosen == 0)
+
+
 def test_all_tasks_of_a_folder(capsys):
     config = small_config("fai_split", model={"context": 200}).model
     params = models.init(config, jax.random.key(np.random.default_rng().integers(2**31)))

@@ -93,6 +93,26 @@ def test_circulating_window_moves_back_and_wraps_in_order():
     ]
 
 
+@pytest.mark.parametrize(
+    ("run", "shift", "starts"),
+    [
+        (4, None, [4, 2, 0, 6]),  # by half the run
+        (5, None, [3, 1, 7, 5]),  # half an odd one is rounded down
+        (1, None, [7, 6, 5, 4]),  # by 1 at least
+        (3, 0, [5, 5, 5, 5]),
+        (3, 1, [5, 4, 3, 2]),
+        (2, 7, [6, 7, 0, 1]),
+    ],
+)
+def test_interleaved_run_moves_back_by_its_shift(run, shift, starts):
+    split = SplitConfig("fai_split", balance=run / 8, period=8, shift=shift)
+    plan = make_plan(split, DIMS, blocks=4, context=16)
+    for block, start in zip(plan.blocks, starts, strict=True):
+        expected = {(start + offset) % 8 for offset in range(run)}
+        assert {*positions(block.attention, 8)} == expected
+        assert block.attention.count(16) == 2 * run
+
+
 @given(
     context=st.integers(2, 200),
     share=st.floats(0.02, 0.98),
