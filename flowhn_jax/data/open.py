@@ -1,6 +1,5 @@
 """Which prepared set a run reads, and its tokenizer."""
 
-import json
 import os
 import pathlib
 
@@ -8,9 +7,8 @@ from flowhn_jax import json_text
 from flowhn_jax.config import Config
 from flowhn_jax.data.prepare import ensure_embedded
 from flowhn_jax.data.prepared import TOKENIZER, PreparedSet
-from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer
 from flowhn_jax.messages import shown
-from flowhn_jax.whole_file import whole_file
 
 _SETTINGS = "tokenizer_config.json"
 _VOCABULARY_MULTIPLE = 128  # of the recipes' model.vocab_size; divides well over devices
@@ -78,20 +76,11 @@ def read_tokenizer(folder: str) -> Tokenizer:
     return load_tokenizer(str(path / TOKENIZER), token)
 
 
-def write_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
-    """Writes what `read_tokenizer` reads; nothing for bytes, which need no file."""
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        path = pathlib.Path(folder)
-        with whole_file(path / TOKENIZER) as temporary:
-            temporary.write_text(tokenizer.json, encoding="utf-8")
-        with whole_file(path / _SETTINGS) as temporary:
-            temporary.write_text(json.dumps({"eos_token": tokenizer.eot_token}) + "\n")
-
-
 def _check_vocabulary(tokenizer: Tokenizer, config: Config, folder: str | os.PathLike) -> None:
     if tokenizer.vocab_size > config.model.vocab_size:
         needed = -(-tokenizer.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
         raise ValueError(
             f"The tokenizer of {folder} has {tokenizer.vocab_size} tokens, but model.vocab_size is "
-            f"{config.model.vocab_size}; type --config.model.vocab_size={needed}"
+            f"{config.model.vocab_size}; to train a model of that size type "
+            f"--config.model.vocab_size={needed}"
         )

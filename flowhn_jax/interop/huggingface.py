@@ -28,6 +28,8 @@ from flowhn_jax.whole_file import whole_file
 _OURS = "flowhn_jax"
 _CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 _HEAD = "lm_head.weight"
+# Without a key transformers takes the id of the family's first checkpoint.
+_NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
@@ -47,7 +49,17 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{str(folder)!r} is no folder; accepted is one with {_CONFIG}.")
-    return from_state_dict(_read_arrays(folder), _read_json(folder / _CONFIG))
+    return from_state_dict(_read_arrays(folder), read_config(folder))
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the folder's config.json.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it holds no JSON object.
+    """
+    return _read_json(pathlib.Path(folder) / _CONFIG)
 
 
 def from_state_dict(
@@ -77,8 +89,19 @@ def from_state_dict(
     return config, assemble(config, arrays, names)
 
 
-def save(folder: str | os.PathLike[str], config: ModelConfig, params: Params) -> None:
+def save(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    params: Params,
+    keys: Mapping[str, Any] = _NO_IDS,
+) -> None:
     """Writes config.json and model.safetensors, in float32; `load` gives the same logits.
+
+    Args:
+      folder: is made where it is absent.
+      config: of the model.
+      params: of the model.
+      keys: of config.json besides the model's, such as the ids of special tokens.
 
     Raises:
       ValueError: the folder is a file, or the model is one of transformers' but for a size that it
@@ -99,7 +122,7 @@ def save(folder: str | os.PathLike[str], config: ModelConfig, params: Params) ->
     with whole_file(folder / _WEIGHTS) as temporary:
         save_file(arrays, temporary, metadata={"format": "pt"})
     with whole_file(folder / _CONFIG) as temporary:
-        temporary.write_text(json.dumps(hf_config, indent=2) + "\n")
+        temporary.write_text(json.dumps({**hf_config, **keys}, indent=2) + "\n")
 
 
 def _own_name(path: Path) -> str:

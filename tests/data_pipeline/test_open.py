@@ -17,8 +17,8 @@ def test_a_vocabulary_beyond_the_models_says_what_to_type(
     model = dataclasses.replace(config.model, context=32, vocab_size=vocab_size)
     with pytest.raises(
         ValueError,
-        match=rf"has {prepared.vocab_size} tokens, but model\.vocab_size is {vocab_size}; type "
-        rf"--config\.model\.vocab_size={typed}$",
+        match=rf"has {prepared.vocab_size} tokens, but model\.vocab_size is {vocab_size}; to train "
+        rf"a model of that size type --config\.model\.vocab_size={typed}$",
     ):
         open_prepared(dataclasses.replace(config, model=model), str(prepared.folder))
     model = dataclasses.replace(model, vocab_size=typed)

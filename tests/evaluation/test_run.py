@@ -193,7 +193,7 @@ def test_a_tokenizer_goes_along(tmp_path, capsys):
     told = import_run(str(tmp_path / "out"), str(tmp_path / "back"))
     assert told.endswith("with its tokenizer")
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
-    assert settings == {"eos_token": "<end>"}
+    assert settings == {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>"}
     back = str(tmp_path / "back")
     alone = dataclasses.replace(config, data=DataConfig())
     results = []

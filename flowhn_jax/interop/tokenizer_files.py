@@ -1,0 +1,268 @@
+"""The files of a Hugging Face checkpoint that set its tokenizer and its generation.
+
+An import keeps them in the workdir under their own names, an export writes them again: what
+transformers' AutoTokenizer and GenerationConfig read of the export is what they read of the source.
+config.json's own keys of this kind are in the workdir's hf_config.json.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flowhn_jax import json_text
+from flowhn_jax.data.native import failures_as_value_error, panics_unprinted
+from flowhn_jax.data.prepared import TOKENIZER
+from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer
+from flowhn_jax.messages import shown
+from flowhn_jax.whole_file import whole_file
+
+SETTINGS = "tokenizer_config.json"
+GENERATION = "generation_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+NAMED_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
+CONFIG_KEYS = "hf_config.json"
+
+_OBJECTS = (SETTINGS, SPECIAL_TOKENS, "added_tokens.json", GENERATION)
+_MAX_BYTES = 1 << 24  # of all of them together; Gemma's, with 256,000 tokens, have 1.2 MB
+
+_TOKENS = "bos_token", "eos_token", "pad_token"
+IDS = "bos_token_id", "eos_token_id", "pad_token_id"
+# What transformers reads of config.json for generation where there is no generation_config.json.
+_SETTINGS_OF_GENERATION = (
+    "max_length",
+    "max_new_tokens",
+    "min_length",
+    "min_new_tokens",
+    "do_sample",
+    "num_beams",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+
+
+def read(folder: pathlib.Path, *others: str) -> dict[str, str]:
+    """Return the texts of the files that are in `folder`, by their names within it.
+
+    Args:
+      folder: a checkpoint, an export or a workdir.
+      others: names of JSON objects to read too.
+
+    Raises:
+      ValueError: one is no file, too large, not UTF-8, or not what transformers could read.
+    """
+    texts: dict[str, str] = {}
+    left = _MAX_BYTES
+    objects = *_OBJECTS, *others
+    for path in (*(folder / name for name in (*objects, CHAT_TEMPLATE)), *_templates(folder)):
+        if not path.exists() and not path.is_symlink():
+            continue
+        if not path.is_file():  # a folder, a pipe, or a link to one or to nothing
+            raise ValueError(f"{str(path)!r} must be a file; it is none. Remove it.")
+        with path.open("rb") as file:
+            content = file.read(left + 1)
+        left -= len(content)
+        if left < 0:
+            raise ValueError(
+                f"{str(path)!r} and the other files of the tokenizer must have at most "
+                f"{_MAX_BYTES:,} bytes together. Remove or shorten it."
+            )
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{str(path)!r} must be UTF-8: {error}.") from error
+        name = path.relative_to(folder).as_posix()
+        if name in objects:
+            _check_object(path, json_text.loads(text, repr(str(path))))
+        texts[name] = text
+    return texts
+
+
+def of_tokenizer(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, str]:
+    """Return the files that stand next to a model with this tokenizer.
+
+    These are `texts`, tokenizer.json, and a tokenizer_config.json that names its end-of-text; one
+    that does already is unchanged, byte for byte. Bytes have no files: what stays are the others.
+    """
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return {name: text for name, text in texts.items() if name in (GENERATION, CONFIG_KEYS)}
+    settings = _object(texts, SETTINGS) if SETTINGS in texts else _plain_settings(tokenizer)
+    text = texts.get(SETTINGS)
+    if text is None or _content(settings.get("eos_token")) != tokenizer.eot_token:
+        text = _dumped(settings | {"eos_token": tokenizer.eot_token})
+    return {**texts, SETTINGS: text, TOKENIZER: tokenizer.json}
+
+
+def write(folder: pathlib.Path, texts: Mapping[str, str]) -> None:
+    """Write the files that `read` reads, and tokenizer.json; nothing outside `folder`."""
+    for name, text in texts.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(text.encode())
+
+
+def check_replaces_all(folder: pathlib.Path, texts: Iterable[str]) -> None:
+    """Raise ValueError where a file of another model would stay in `folder` next to `texts`."""
+    templates = folder / NAMED_TEMPLATES
+    if templates.is_symlink() or (templates.exists() and not templates.is_dir()):
+        found = "a link" if templates.is_symlink() else "a file"
+        raise ValueError(f"{str(templates)!r} must be a folder; it is {found}. Remove it.")
+    names = *_OBJECTS, TOKENIZER, CHAT_TEMPLATE
+    there = [folder / name for name in names if (folder / name).exists()] + _templates(folder)
+    for path in there:
+        if path.relative_to(folder).as_posix() not in texts:
+            raise ValueError(
+                f"{str(path)!r} is there already, and the model to write has no such file: "
+                "transformers would read another model's. Remove it, or give another --out."
+            )
+
+
+def end_of_text(texts: Mapping[str, str], path: pathlib.Path) -> str | None:
+    """Return the end-of-text token that a folder's files name, None if they name none.
+
+    Args:
+      texts: of `read`, and hf_config.json's.
+      path: of its tokenizer.json.
+    """
+    token = _special_tokens(texts).get("eos_token")
+    if token is not None:
+        return token
+    ids = _object(texts, CONFIG_KEYS).get("eos_token_id")
+    first = ids[0] if isinstance(ids, list) and ids else ids
+    if first is None:
+        return None
+    known = _vocabulary(path.read_text(encoding="utf-8", errors="replace"))
+    return next((token for token, index in known.items() if index == first), None)
+
+
+def config_keys(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return config.json's keys that are not the model's: those of the import, and token ids.
+
+    Where there was no import, an id that the tokenizer does not have is None: without the key
+    transformers takes the id of the family's first checkpoint.
+    """
+    ids: dict[str, int | None] = {}
+    if CONFIG_KEYS not in texts:
+        ids = {**dict.fromkeys(IDS), "eos_token_id": tokenizer.eot_id}
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        known = _vocabulary(tokenizer.json)
+        for name, token in _special_tokens(texts).items():
+            if token in known:
+                ids[f"{name}_id"] = known[token]
+    return ids | _object(texts, CONFIG_KEYS)
+
+
+def kept_keys(hf_config: Mapping[str, Any]) -> str:
+    """Return hf_config.json: the keys of a config.json that set the tokenizer and generation.
+
+    Raises:
+      ValueError: an id is not a number.
+    """
+    for key in IDS:
+        ids = hf_config.get(key)
+        ids = ids if isinstance(ids, list) else [ids]
+        if not all(isinstance(each, int | None) and not isinstance(each, bool) for each in ids):
+            raise ValueError(
+                f"config.json has {key} = {shown(hf_config[key])}; it must be a token's id, a list "
+                "of ids, or null."
+            )
+    names = (*IDS, "tokenizer_class", *_SETTINGS_OF_GENERATION)
+    return _dumped({name: hf_config[name] for name in names if name in hf_config})
+
+
+def _templates(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))
+
+
+def _check_object(path: pathlib.Path, found: Any) -> None:
+    """Raise ValueError where JSON is not of the types that its readers expect."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{str(path)!r} must hold an object; found {shown(found)}.")
+    if path.name not in (SETTINGS, SPECIAL_TOKENS):
+        return
+    for key in _TOKENS:
+        token = found.get(key)
+        if not isinstance(_content(token), str | None):
+            raise ValueError(
+                f"{str(path)!r} has {key} {shown(token)}; accepted is a text, or an object with "
+                "'content'."
+            )
+    template = found.get("chat_template")
+    if isinstance(template, list):  # of names and templates
+        is_good = all(isinstance(each, dict) and _is_named(each) for each in template)
+    else:
+        is_good = isinstance(template, str | None)
+    if not is_good:
+        raise ValueError(
+            f"{str(path)!r} has chat_template {shown(template)}; accepted is a text, or a list of "
+            "objects with 'name' and 'template'."
+        )
+
+
+def _is_named(template: Mapping[str, Any]) -> bool:
+    return all(isinstance(template.get(key), str) for key in ("name", "template"))
+
+
+def _plain_settings(tokenizer: HuggingFaceTokenizer) -> dict[str, str]:
+    """Return the settings of a tokenizer that came without any.
+
+    Without `tokenizer_class` transformers takes the class of the family's first checkpoint, which
+    replaces parts of the tokenizer with its own.
+    """
+    first = _first_token(json.loads(tokenizer.json).get("post_processor"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    return settings if first is None else settings | {"bos_token": first}
+
+
+def _special_tokens(texts: Mapping[str, str]) -> dict[str, str]:
+    """Return the named tokens, as transformers resolves them."""
+    found = _object(texts, SETTINGS)
+    if "added_tokens_decoder" not in found:  # as transformers wrote it before 4.34
+        found |= _object(texts, SPECIAL_TOKENS)
+    named = {name: _content(found.get(name)) for name in _TOKENS}
+    return {name: token for name, token in named.items() if token is not None}
+
+
+def _object(texts: Mapping[str, str], name: str) -> dict[str, Any]:
+    return json.loads(texts.get(name, "{}"))
+
+
+def _content(token: Any) -> Any:
+    """Return the text of a special token, which may be an object with its properties."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _dumped(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _vocabulary(content: str) -> dict[str, int]:
+    with failures_as_value_error("tokenizer.json cannot be read"), panics_unprinted():
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_str(content).get_vocab()
+
+
+def _first_token(post_processor: Any) -> str | None:
+    """Return the special token that a post-processor puts before every text, if it puts one."""
+    match post_processor:
+        case {"type": "Sequence", "processors": [*parts]}:
+            return next((token for token in map(_first_token, parts) if token is not None), None)
+        case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": name}}, *_]}:
+            return post_processor["special_tokens"][name]["tokens"][0]
+        case {"type": "BertProcessing" | "RobertaProcessing", "cls": [str(token), *_]}:
+            return token
+    return None
