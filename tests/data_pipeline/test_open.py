@@ -1,9 +1,10 @@
 import dataclasses
+import shutil
 
 import pytest
 
 from flowhn_jax.config import Config
-from flowhn_jax.data.open import open_prepared
+from flowhn_jax.data.open import open_prepared, open_tokenizer
 from flowhn_jax.data.prepare import main, prepare
 
 
@@ -23,6 +24,19 @@ def test_a_vocabulary_beyond_the_models_says_what_to_type(
         open_prepared(dataclasses.replace(config, model=model), str(prepared.folder))
     model = dataclasses.replace(model, vocab_size=typed)
     open_prepared(dataclasses.replace(config, model=model), str(prepared.folder))
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_so_does_a_runs_own_tokenizer(tmp_path, tokenizer_json, has_file):
+    """tokenizer.json in the workdir, as for every mode of an imported run, or bytes."""
+    if has_file:
+        shutil.copy(tokenizer_json, tmp_path)
+    model = dataclasses.replace(Config().model, vocab_size=200)
+    tokens, typed = (512, 512) if has_file else (257, 384)
+    with pytest.raises(
+        ValueError, match=rf"has {tokens} tokens, .* type --config\.model\.vocab_size={typed}$"
+    ):
+        open_tokenizer(dataclasses.replace(Config(), model=model), str(tmp_path))
 
 
 def test_help_of_the_tokenizer_names_the_end_of_text_flag(capsys):

@@ -219,6 +219,10 @@ def test_a_set_of_other_tokens_is_refused(fac, tmp_path):
     prepare(text, str(tmp_path / "t.json"), str(tmp_path / "set"), context=64)
     with pytest.raises(ValueError, match=r"has another tokenizer .* than the run in .* \(bytes\)"):
         run.evaluate(config, str(root / "run"), "perplexity", data=str(tmp_path / "set"))
+    larger = pathlib.Path(__file__).parent.parent / "data" / "tokenizer.json"
+    prepare(text, str(larger), str(tmp_path / "larger"), context=64)
+    with pytest.raises(ValueError, match=r"has 512 tokens, .* type --config.model.vocab_size=512$"):
+        run.evaluate(config, str(root / "run"), "perplexity", data=str(tmp_path / "larger"))
 
 
 def test_errors_name_what_is_accepted(fac, tmp_path, capsys):

@@ -273,7 +273,10 @@ def test_recipe_may_change_and_is_told(data, tmp_path, capsys):
 def test_data_of_another_context_or_vocabulary_is_refused(data, tmp_path):
     for model, message in (
         ({"context": 32}, "windows of 24 tokens, but model.context is 32"),
-        ({"vocab_size": 100}, "257 tokens, but model.vocab_size is 100"),
+        (
+            {"vocab_size": 100},
+            r"257 tokens, but model\.vocab_size is 100; .* type --config\.model\.vocab_size=384$",
+        ),
     ):
         config = small_config("fac_split", model=model, data={"path": data}, mesh={"data": 1})
         with pytest.raises(ValueError, match=message):
