@@ -1,8 +1,12 @@
 import json
 import math
 import pathlib
+import re
+import types
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -12,6 +16,7 @@ from hypothesis import strategies as st
 from flowhn_jax import models
 from flowhn_jax.config import MeshConfig
 from flowhn_jax.data.tokenizer import load_tokenizer
+from flowhn_jax.evaluation import scoring
 from flowhn_jax.evaluation.scoring import Pair, Scorer, encode_pair, standard_error
 from flowhn_jax.parallel.mesh import make_mesh
 from tests.small import small_config
@@ -74,6 +79,104 @@ def expected_likeliest(config, params, pair):
     return [int(np.argmax(logits))]
 
 
+@pytest.fixture
+def bigrams(monkeypatch):
+    """A table of logits [V, V] by the token before, which no two tokens share, as the model."""
+
+    def bind(config, params):
+        def model(tokens):
+            return jax.nn.one_hot(tokens, params.shape[0], dtype=jnp.bfloat16)
+
+        model.head = types.SimpleNamespace(kernel=params)
+        return model
+
+    fake = types.SimpleNamespace(bind=bind, for_inference=lambda config, params: params)
+    monkeypatch.setattr(scoring, "models", fake)
+    rows = np.random.default_rng(0).permuted(np.tile(np.arange(11), (11, 1)), axis=1)
+    return rows.astype(np.float32) / 4  # exact in bfloat16, but not their log-probabilities
+
+
+def bigram_score(table, pair, context):
+    ids = (pair.context + pair.continuation)[-context - 1 :]
+    scored = range(max(1, len(ids) - len(pair.continuation)), len(ids))
+    rows = {i: table[ids[i - 1]].astype(np.float64) for i in scored}
+    total = sum(rows[i][ids[i]] - np.log(np.exp(rows[i]).sum()) for i in scored)
+    return total, all(rows[i].argmax() == ids[i] for i in scored)
+
+
+@pytest.mark.parametrize("context", [None, 20])
+def test_scores_by_a_table_of_bigrams(bigrams, monkeypatch, context):
+    """Longest first, a batch at a time; the last batch is not full."""
+    config = small_config().model
+    most = config.context if context is None else context
+    scorer = Scorer(config, bigrams, make_mesh(MeshConfig(data=1), 2), 2, context)
+    ids = np.random.default_rng(1).integers(0, 11, 99).tolist()
+    lengths = [(3, 2), (1, 1), (most - 1, 2), (most, 2), (4, most + 3), (1, most), (9, 8)]
+    pairs = [Pair(ids[:before], ids[before : before + after]) for before, after in lengths]
+    greedy = [int(bigrams[3].argmax())]
+    greedy.append(int(bigrams[greedy[0]].argmax()))
+    pairs += [Pair([3], greedy), Pair([5, 3], [greedy[0], (greedy[1] + 1) % 11])]
+    shapes, told = [], []
+    score = scoring._score
+
+    def recorded(config, params, tokens, scored):
+        shapes.append((tokens.shape, scored.shape))
+        return score(config, params, tokens, scored)
+
+    monkeypatch.setattr(scoring, "_score", recorded)
+    found = scorer.score(pairs, told.append)
+    assert found == scorer.score(pairs)
+    for pair, each in zip(pairs, found, strict=True):
+        total, is_greedy = bigram_score(bigrams, pair, most)
+        assert each.log_likelihood == pytest.approx(total, abs=1e-5)
+        assert each.is_greedy == is_greedy
+        assert each.is_cut == (len(pair.context) + len(pair.continuation) > most + 1)
+    assert [each.is_greedy for each in found[-2:]] == [True, False]
+    columns = [most, most, 16, 16, 16]
+    assert shapes[:5] == [((2, width + 1), (2, width)) for width in columns]
+    assert told == [2, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("most", "batch", "length", "vocabulary", "chunk"),
+    [
+        (None, 8, 1024, 65536, 64),  # 128 MiB by default
+        (1, 2, 16, 11, 1),
+        (7 * 22, 2, 16, 11, 4),
+        (8 * 22, 2, 16, 11, 8),
+        (99 * 22, 2, 24, 11, 8),
+        (5, 2, 24, 11, 1),
+    ],
+)
+def test_logits_of_a_few_positions_at_a_time(
+    bigrams, monkeypatch, most, batch, length, vocabulary, chunk
+):
+    """Of the largest power of two of positions that `_LOGITS` numbers hold and that divides T."""
+    if most is not None:
+        monkeypatch.setattr(scoring, "_LOGITS", most)
+    jaxpr = jax.make_jaxpr(partial(scoring._score.__wrapped__, None))(
+        jax.ShapeDtypeStruct((4, vocabulary), jnp.float32),
+        jax.ShapeDtypeStruct((batch, length + 1), jnp.int32),
+        jax.ShapeDtypeStruct((batch, length), bool),
+    )
+    shapes = {tuple(map(int, s)) for s in re.findall(r"f32\[(\d+),(\d+),(\d+)\]", str(jaxpr))}
+    assert {each for each in shapes if each[2] == vocabulary} == {(batch, chunk, vocabulary)}
+
+
+def test_scores_are_summed_over_the_chunks(bigrams, monkeypatch):
+    monkeypatch.setattr(scoring, "_LOGITS", 8 * 22)
+    rng = np.random.default_rng(2)
+    tokens = rng.integers(0, 11, (2, 25))
+    for position in range(24):
+        tokens[1, position + 1] = bigrams[tokens[1, position]].argmax()
+    scored = rng.random((2, 24)) < 0.5
+    totals, greedy = jax.jit(partial(scoring._score.__wrapped__, None))(bigrams, tokens, scored)
+    log_p = np.asarray(jax.nn.log_softmax(bigrams[tokens[:, :-1]]))
+    of_targets = np.take_along_axis(log_p, tokens[:, 1:, None], axis=2)[..., 0]
+    np.testing.assert_allclose(totals, (of_targets * scored).sum(1), rtol=1e-5)
+    assert greedy.tolist() == [False, True]
+
+
 @given(context=st.text("ab \n", max_size=6), continuation=st.text("ab ", max_size=6))
 @settings(max_examples=60)
 def test_pairs_of_bytes_are_the_text(context, continuation):
@@ -101,14 +204,13 @@ def test_spaces_belong_to_the_token_behind_them(tmp_path):
 def test_standard_error_is_scipys_formula():
     values = [0.0, 1.0, 1.0, 1.0, 0.0]
     assert standard_error(values) == pytest.approx(np.std(values, ddof=1) / math.sqrt(5))
+    assert standard_error([1.0, 4.0]) == pytest.approx(1.5)
     assert standard_error([1.0]) == 0.0
 
 
 def test_the_harness_gives_the_same(model):
     """EleutherAI's classes, on items of four tasks: log-likelihoods of native tasks to 1e-4."""
     instance = pytest.importorskip("lm_eval.api.instance").Instance
-    from functools import partial
-
     from flowhn_jax.evaluation.generate import generate
     from flowhn_jax.evaluation.harness import HarnessLM
     from flowhn_jax.evaluation.sampling import Sampling

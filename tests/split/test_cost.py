@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowhn_jax.config import ModelConfig
-from flowhn_jax.split import attention_branch_flops, ssm_branch_flops
-from flowhn_jax.split.cost import balanced_tokens
+from flowhn_jax.split import BranchDims, attention_branch_flops, ssm_branch_flops
+from flowhn_jax.split.cost import balanced_tokens, score_flops
 
 PAPER_135M = ModelConfig().dims
 
@@ -54,12 +54,44 @@ def test_mamba2_projections_agree_with_xla():
     assert ssm_branch_flops(dims, tokens) == products + tokens * (conv + scan)
 
 
-def test_causal_counts_each_pair_once():
-    dims = dataclasses.replace(PAPER_135M, mlp_width=0)
-    per_token = attention_branch_flops(dims, 1) - 4 * dims.width
-    pairs = sum(1 for query in range(37) for key in range(37) if key <= query)
-    expected = 37 * per_token + 4 * dims.width * pairs
-    assert attention_branch_flops(dims, 37) == expected
+# No two sizes are equal, and the heads' width of 8 is not the model's.
+SMALL = BranchDims(
+    width=6, mlp_width=5, heads=2, kv_heads=1, head_dim=4, inner=7, state=3, conv=4, dt_rank=2
+)
+
+
+def test_attention_by_hand():
+    """Queries and output 6 x 8, keys and values 6 x 4, gate, up and down 6 x 5."""
+    per_token = 2 * (48 + 48 + 24 + 24) + 2 * 3 * 30
+    assert attention_branch_flops(SMALL, 3) == 3 * per_token + 2 * 2 * 8 * 6
+    assert attention_branch_flops(SMALL, 3, causal=False) == 3 * per_token + 2 * 2 * 8 * 9
+
+
+def test_mamba1_by_hand():
+    """In 6 x 14, out 7 x 6, x 7 x (2 + 3 + 3), dt 2 x 7; 4 taps; 7 x 3 states; the MLP."""
+    per_token = 2 * (84 + 42 + 56 + 14) + 2 * 4 * 7 + 9 * 21 + 2 * 7 + 2 * 3 * 30
+    assert ssm_branch_flops(SMALL, 3) == 3 * per_token
+
+
+def test_mamba2_by_hand():
+    """In 6 x (2 * 7 + 2 * 2 * 3 + 7), out 7 x 6; 4 taps on 7 + 12 channels; 7 x 3 states."""
+    dims = dataclasses.replace(SMALL, dt_rank=0, ssm_heads=7, ssm_groups=2)
+    per_token = 2 * (6 * 33 + 42) + 2 * 4 * 19 + 5 * 21 + 2 * 7 + 2 * 3 * 30
+    assert ssm_branch_flops(dims, 3) == 3 * per_token
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 9, 10])
+@pytest.mark.parametrize("prefix", [0, 3, 8])
+def test_causal_scores_count_each_pair_once(window, prefix):
+    seen = sum(
+        window is None or key > query - window or key < prefix
+        for query in range(9)
+        for key in range(query + 1)
+    )
+    assert score_flops(8, 9, window=window, prefix=prefix) == 2 * 2 * 8 * seen
+    assert score_flops(8, 9, causal=False, window=window, prefix=prefix) == 2 * 2 * 8 * 81
+    if not prefix:
+        assert score_flops(8, 9, window=window) == 2 * 2 * 8 * seen
 
 
 def test_paper_dimensions_balance_within_two_per_cent():
@@ -91,6 +123,12 @@ def test_balance_is_the_best_of_all_shares(length, heads, head_dim, inner, mlp_w
         return abs(attention_branch_flops(dims, tokens) - ssm_branch_flops(dims, length - tokens))
 
     assert gap(balanced_tokens(dims, length)) == min(map(gap, range(length + 1)))
+
+
+def test_one_token_goes_to_the_cheaper_branch():
+    """500 FLOPs of attention, 831 or, with one channel, 273 of the SSM."""
+    assert balanced_tokens(SMALL, 1) == 1
+    assert balanced_tokens(dataclasses.replace(SMALL, inner=1), 1) == 0
 
 
 @pytest.mark.parametrize("length", [1024, 2048, 8192, 32768, 131072])

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from flowhn_jax.split import SplitConfig, attention_branch_flops, make_plan, ssm_branch_flops
+from flowhn_jax.split import (
+    STRATEGIES,
+    SplitConfig,
+    attention_branch_flops,
+    make_plan,
+    ssm_branch_flops,
+)
 from flowhn_jax.split.cost import balanced_tokens
 from flowhn_jax.split.plan import partition_warning
 from tests.split.strategies import DIMS, plans, splits
@@ -153,6 +159,50 @@ def test_attention_gets_an_aligned_number(context, strategy):
     assert plan.blocks[0].attention.count(context) % 32 == 0
 
 
+@pytest.mark.parametrize(
+    ("strategy", "balance", "align", "context", "tokens"),
+    [
+        ("fa_split", 0.5, 4, 20, 8),  # 8 and 12 are as near: the smaller
+        ("fa_split", 0.52, 4, 25, 12),
+        ("fa_split", 0.99, 4, 20, 16),  # the SSM has some, too
+        ("fa_split", 0.01, 4, 20, 4),
+        ("fa_split", 0.99, 1, 20, 19),
+        ("fa_split", 0.01, 1, 20, 1),
+        ("fa_split", 0.2, 20, 20, 4),  # no multiple of 20 is below 20
+        ("fa_split", 0.2, 19, 20, 19),
+        ("fa_split", "equal", 8, 20, 10),  # not aligned
+        ("fac_split", 0.45, 5, 20, 5),  # 10 is nearest, but would only swap the halves
+        ("fac_split", 0.55, 5, 20, 15),
+        ("fac_split", 0.45, 10, 20, 9),
+        ("fac_split", 0.5, 5, 20, 10),  # asked for
+        ("fac_split", "equal", 8, 20, 10),
+        ("fac_split", 0.4, 2, 5, 2),
+    ],
+)
+def test_alignment(strategy, balance, align, context, tokens):
+    split = SplitConfig(strategy, balance=balance, align=align)
+    plan = make_plan(split, DIMS, blocks=1, context=context)
+    assert positions(plan.blocks[0].attention, context) == [*range(context - tokens, context)]
+
+
+@pytest.mark.parametrize(("share", "run"), [(0.01, 1), (0.99, 7), (0.3, 2), (0.32, 3), (0.5, 4)])
+def test_interleaved_run_is_the_nearest_that_leaves_both_some(share, run):
+    split = SplitConfig("fai_split", balance=share, period=8)
+    plan = make_plan(split, DIMS, blocks=1, context=1000)
+    assert positions(plan.blocks[0].attention, 8) == [*range(8 - run, 8)]
+
+
+def test_strategies_of_the_authors_code():
+    """Halves of an odd length: even blocks give attention the shorter; and 0.59 of all."""
+    split = SplitConfig("alternating_reference", scope="sequence")
+    plan = make_plan(split, DIMS, blocks=3, context=100, length=9)
+    attention = [positions(block.attention, 9) for block in plan.blocks]
+    assert attention == [[5, 6, 7, 8], [0, 1, 2, 3], [5, 6, 7, 8]]
+    split = SplitConfig("fa_split_reference", scope="sequence")
+    plan = make_plan(split, DIMS, blocks=2, context=8, length=200)
+    assert [positions(block.attention, 200) for block in plan.blocks] == [[*range(118)]] * 2
+
+
 def test_a_context_too_short_to_align_keeps_the_balance():
     plan = make_plan(SplitConfig("fa_split", align=64), DIMS, blocks=1, context=40)
     assert plan.blocks[0].attention.count(40) == balanced_tokens(DIMS, 40)
@@ -167,9 +217,17 @@ def test_splits_that_never_mix_are_warned_of(strategy):
     assert partition_warning(mixed, make_plan(mixed, DIMS, blocks=4, context=256)) is None
 
 
-def test_equal_circulating_split_is_warned_of():
-    split = SplitConfig("fac_split", balance="equal")
+@pytest.mark.parametrize("balance", ["equal", 0.5])
+def test_equal_circulating_split_is_warned_of(balance):
+    split = SplitConfig("fac_split", balance=balance)
     assert make_plan(split, DIMS, blocks=4, context=256).is_partitioned
+
+
+def test_blocks_without_a_split_are_not_warned_of():
+    for split in (SplitConfig("no_split"), SplitConfig("fa_split", stem=2)):
+        plan = make_plan(split, DIMS, blocks=2, context=16)
+        assert not plan.is_partitioned
+        assert partition_warning(split, plan) is None
 
 
 def test_stem_runs_before_the_strategy():
@@ -185,6 +243,24 @@ def test_beyond_the_context_is_refused(strategy):
         make_plan(SplitConfig(strategy), DIMS, blocks=2, context=64, length=65)
 
 
+def test_beyond_the_context_where_it_is_not_refused():
+    """Not split, or of any length by itself; and the context itself is not beyond it."""
+    for split in (SplitConfig("no_split"), SplitConfig("fai_split"), SplitConfig(stem=2)):
+        assert make_plan(split, DIMS, blocks=2, context=64, length=65).length == 65
+    with pytest.raises(ValueError, match="has 65 positions"):
+        make_plan(SplitConfig(stem=1), DIMS, blocks=2, context=64, length=65)
+    assert make_plan(SplitConfig(), DIMS, blocks=2, context=64, length=64).length == 64
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_one_position_and_none(strategy):
+    plan = make_plan(SplitConfig(strategy), DIMS, blocks=2, context=64, length=1)
+    assert plan.length == 1
+    for split in (SplitConfig(strategy), SplitConfig(strategy, scope="sequence")):
+        with pytest.raises(ValueError, match="has 0 positions; accepted is 1 or more"):
+            make_plan(split, DIMS, blocks=2, context=64, length=0)
+
+
 def test_sequence_scope_plans_for_the_length():
     split = SplitConfig("ae_split", scope="sequence")
     plan = make_plan(split, DIMS, blocks=1, context=8, length=100)
@@ -197,9 +273,12 @@ def test_sequence_scope_plans_for_the_length():
         ({"strategy": "fac"}, r"'fac'; accepted are no_split, ae_split, fa_split"),
         ({"balance": "measured"}, r"'measured'; accepted are flops, equal, time"),
         ({"balance": 1.0}, r"share 1.0; accepted is 0 < share < 1"),
+        ({"balance": 0.0}, r"share 0.0; accepted is 0 < share < 1"),
         ({"scope": "window"}, r"'window'; accepted are context, sequence"),
         ({"align": 0}, r"align is 0; accepted is 1 or more"),
         ({"period": 2}, r"period is 2; accepted is 3 or more"),
+        ({"stem": -1}, r"stem is -1; accepted is 0 or more"),
+        ({"shift": -1}, r"shift is -1; accepted is 0 to split.period - 1 = 63"),
         ({"period": 8, "shift": 8}, r"shift is 8; accepted is 0 to split.period - 1 = 7"),
         ({"strategy": "fa_split_reference"}, r"needs split.scope='sequence'"),
     ],
@@ -207,3 +286,20 @@ def test_sequence_scope_plans_for_the_length():
 def test_bad_choices_name_what_is_accepted(keys, message):
     with pytest.raises(ValueError, match=message):
         SplitConfig(**keys)
+
+
+def test_choices_at_their_limits_are_accepted():
+    least = SplitConfig(balance=1e-9, align=1, period=3, shift=0, stem=0)
+    assert dataclasses.replace(least, shift=2, balance=1 - 1e-9).shift == 2
+
+
+def test_the_default_is_the_papers_circulating_split():
+    assert SplitConfig() == SplitConfig(
+        strategy="fac_split",
+        balance="flops",
+        align=64,
+        period=64,
+        shift=None,
+        stem=0,
+        scope="context",
+    )
