@@ -5,11 +5,11 @@ import errno
 import fcntl
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # What file systems answer that lock only files which are open for writing, as NFS does.
 _NOT_FOR_FOLDERS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP)
-_FILE = ".locked"
+LOCK_FILE = ".locked"
 
 
 @contextlib.contextmanager
@@ -20,6 +20,27 @@ def try_lock(folder: pathlib.Path) -> Iterator[bool]:
     takes it back from a process that dies. Only where the file system locks no folders it is on a
     file `.locked` in it.
     """
+    with _tried(folder) as (_, is_free):
+        yield is_free
+
+
+@contextlib.contextmanager
+def wait_for_lock(folder: pathlib.Path, when_taken: Callable[[], None]) -> Iterator[bool]:
+    """Hold a folder's lock, after `when_taken` and a wait where another process has it.
+
+    The value is False where that process has removed or renamed the folder: then the lock is on
+    nothing of this name.
+    """
+    with _tried(folder) as (descriptor, is_free):
+        if not is_free:
+            when_taken()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield _has_name(folder, descriptor)
+
+
+@contextlib.contextmanager
+def _tried(folder: pathlib.Path) -> Iterator[tuple[int, bool]]:
+    """Open what is to be locked, the folder or the file in it, and whether it was free."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
@@ -28,9 +49,9 @@ def try_lock(folder: pathlib.Path) -> Iterator[bool]:
             if error.errno not in _NOT_FOR_FOLDERS:
                 raise
             os.close(descriptor)
-            descriptor = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             is_free = _lock(descriptor)
-        yield is_free
+        yield descriptor, is_free
     finally:
         os.close(descriptor)
 
@@ -42,3 +63,15 @@ def _lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _has_name(folder: pathlib.Path, descriptor: int) -> bool:
+    """Return whether the folder, or the file in it, is the one that is open."""
+    with contextlib.suppress(FileNotFoundError):
+        opened = os.fstat(descriptor)
+        return any(
+            os.path.samestat(path.stat(), opened)
+            for path in (folder, folder / LOCK_FILE)
+            if path.exists()
+        )
+    return False

@@ -1,6 +1,9 @@
 """Preparations that are killed, run out of space, or run at the same time."""
 
+import errno
+import fcntl
 import os
+import stat
 import subprocess
 import sys
 
@@ -10,6 +13,7 @@ from reading import ENVIRONMENT, content
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.unfinished import publish, unfinished_folder
+from flowhn_jax.folder_lock import try_lock
 
 # Runs a preparation that kills itself where it calls FUNCTION of MODULE for the COUNT-th time.
 KILLED = """
@@ -100,6 +104,26 @@ def test_killed_while_a_set_is_replaced(tmp_path, jsonl, expected, count):
 
 
 @pytest.mark.parametrize("completes", [True, False])
+def test_where_no_folder_can_be_locked(tmp_path, monkeypatch, completes):
+    """The lock is on a file in the folder then, which nobody finds afterwards."""
+    flock = fcntl.flock
+
+    def of_files_alone(descriptor, operation):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, "only files")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_files_alone)
+    with unfinished_folder(tmp_path / "set") as folder:
+        (folder / "file").write_text("content")
+        with try_lock(folder) as is_free:
+            assert not is_free
+        if completes:
+            publish(folder, tmp_path / "set")
+    assert [path.name for path in tmp_path.rglob("*")] == (["set", "file"] if completes else [])
+
+
+@pytest.mark.parametrize("completes", [True, False])
 def test_two_at_the_same_time(tmp_path, jsonl, expected, completes):
     """The second waits for the first, and uses what that has left."""
     command = [sys.executable, "-m", "flowhn_jax.data.prepare", "--tokenizer=bytes", "--context=32"]
@@ -118,21 +142,22 @@ def test_two_at_the_same_time(tmp_path, jsonl, expected, completes):
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("link", ["folder", "dangling", "lock", "pipe"])
+@pytest.mark.parametrize("link", ["folder", "dangling", "lock", "shard", "pipe"])
 def test_links_are_not_followed(tmp_path, jsonl, link):
     """Else what is behind them would be emptied, or written over."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("not yours")
     folder = tmp_path / ".set.unfinished"
-    if link in ("lock", "pipe"):
-        folder.mkdir()
-        if link == "lock":
-            (folder / "lock").symlink_to(outside / "precious")
-        else:  # which a writer waits at for a reader
-            os.mkfifo(folder / "lock")
-    else:
+    if link in ("folder", "dangling"):
         folder.symlink_to(outside if link == "folder" else tmp_path / "nowhere")
+    else:
+        folder.mkdir()
+        if link == "pipe":  # which a writer waits at for a reader
+            os.mkfifo(folder / "lock")
+        else:
+            name = "lock" if link == "lock" else "train-00000.array_record"
+            (folder / name).symlink_to(outside / "precious")
     with pytest.raises(ValueError, match=r"\.set\.unfinished.* was made by something else"):
         prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
     assert [path.name for path in outside.iterdir()] == ["precious"]
