@@ -35,11 +35,41 @@ def test_filters_keep_what_they_should(options, expected):
     assert kept(**options) == expected
 
 
+def test_defaults_change_nothing():
+    """But for a shift of all logits, which changes no probability."""
+    left = left_after_filters(jnp.asarray(LOGITS), ~NONE_SEEN, Sampling())
+    np.testing.assert_array_equal(left, LOGITS - LOGITS.max())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"top_k": 1}, [[0], [3], [0, 1, 2, 3]]),  # equal ones are all left
+        ({"top_k": 2}, [[0, 1], [2, 3], [0, 1, 2, 3]]),
+        ({"top_k": 4}, [[0, 1, 2, 3]] * 3),
+        ({"top_p": 0.5}, [[0], [3], [0, 1, 2, 3]]),
+        ({"top_p": 0.93}, [[0, 1, 2], [1, 2, 3], [0, 1, 2, 3]]),
+        ({"min_p": 0.3}, [[0, 1], [2, 3], [0, 1, 2, 3]]),
+        # 0.625, 0.3125 and 0.0625 are left by top_k, of which top_p needs two.
+        ({"top_k": 3, "top_p": 0.7}, [[0, 1], [2, 3], [0, 1, 2, 3]]),
+    ],
+)
+def test_each_row_is_filtered_by_its_own_probabilities(options, expected):
+    rows = np.log([[0.6, 0.3, 0.06, 0.04], [0.04, 0.06, 0.3, 0.6], [0.25] * 4]).astype(np.float32)
+    left = left_after_filters(jnp.asarray(rows), np.zeros((3, 4), bool), Sampling(**options))
+    assert [np.flatnonzero(np.isfinite(row)).tolist() for row in np.asarray(left)] == expected
+
+
 def test_penalty_is_on_what_was_seen():
     logits = jnp.array([[2.0, -2.0, 2.0, -2.0]])
     seen = jnp.array([[True, True, False, False]])
     left = left_after_filters(logits, seen, Sampling(temperature=0, repetition_penalty=2.0))
-    np.testing.assert_allclose(left, [[1.0, -4.0, 2.0, -2.0]])
+    np.testing.assert_array_equal(left, [[1.0, -4.0, 2.0, -2.0]])
+    left = left_after_filters(logits, seen, Sampling(temperature=0, repetition_penalty=0.5))
+    np.testing.assert_array_equal(left, [[4.0, -1.0, 2.0, -2.0]])
+    # With a temperature it comes first: the largest one is then that of the third token.
+    left = left_after_filters(logits, seen, Sampling(temperature=0.5, repetition_penalty=2.0))
+    np.testing.assert_array_equal(left, [[-2.0, -12.0, 0.0, -8.0]])
 
 
 @given(
@@ -103,6 +133,8 @@ def test_no_temperature_is_greedy():
         ({"temperature": -1.0}, "temperature is -1.0; accepted is 0 or more"),
         ({"top_k": 0}, "top_k is 0; accepted is 1 or more"),
         ({"top_p": 0.0}, "top_p is 0.0; accepted is above 0, at most 1"),
+        ({"top_p": 1.5}, "top_p is 1.5; accepted is above 0, at most 1"),
+        ({"min_p": -0.1}, "min_p is -0.1; accepted is 0 to 1"),
         ({"min_p": 2.0}, "min_p is 2.0; accepted is 0 to 1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; accepted is above 0"),
     ],
@@ -110,3 +142,8 @@ def test_no_temperature_is_greedy():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**options)
+
+
+def test_options_at_their_limits_are_accepted():
+    Sampling(temperature=0, top_k=1, top_p=1, min_p=0, repetition_penalty=1e-9)
+    Sampling(temperature=1e9, top_p=1e-9, min_p=1)

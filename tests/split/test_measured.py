@@ -35,6 +35,21 @@ def test_fit_finds_the_polynomials(rng):
         np.testing.assert_allclose(found, exact, rtol=2e-3)
 
 
+def test_fit_has_the_least_relative_errors():
+    """By NumPy's solver, on times that no polynomial of the degree goes through."""
+    tokens, attention, ssm = (
+        np.arange(1.0, 6),
+        np.array([1, 5, 6, 30, 31.0]),
+        np.array([1, 2, 8, 9, 40.0]),
+    )
+    found = measured.fit(tokens, attention, ssm)
+    for coefficients, seconds, degree in ((found.attention, attention, 2), (found.ssm, ssm, 1)):
+        powers = np.vander(tokens, degree + 1, increasing=True)
+        expected = np.linalg.lstsq(powers / seconds[:, None], np.ones(5))[0]
+        np.testing.assert_allclose(coefficients, expected, rtol=1e-6)
+        assert all(type(coefficient) is float for coefficient in coefficients)
+
+
 def test_balance_is_where_the_times_meet(rng):
     times = BranchTimes((1e-4, 1e-6, 1e-9), (2e-4, 2e-6))
     tokens = times.balanced_tokens(1000)
@@ -45,7 +60,8 @@ def test_balance_is_where_the_times_meet(rng):
 
 def test_both_branches_have_some_tokens():
     assert BranchTimes((1.0, 0.0, 0.0), (0.0, 1e-9)).balanced_tokens(100) == 1
-    assert BranchTimes((0.0, 1e-9, 0.0), (1.0, 0.0)).balanced_tokens(100) == 99
+    cheap_attention = BranchTimes((0.0, 1e-9, 0.0), (1.0, 0.0))
+    assert [cheap_attention.balanced_tokens(n) for n in (1, 2, 3, 100)] == [1, 1, 2, 99]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +78,19 @@ def test_damaged_times_count_as_none(entry, caplog):
     device_cache.write("cpu", "branches", measured._key(DIMS), entry)
     assert measured.load("cpu", DIMS) is None
     assert "are damaged" in caplog.text
+
+
+def test_times_are_kept_by_device_and_sizes(caplog):
+    times, others = (
+        BranchTimes((0.0, 1.0, 0.5), (2.0, 1.0)),
+        BranchTimes((0.0, 2.0, 0.0), (0.0, 1.0)),
+    )
+    wider = dataclasses.replace(DIMS, width=DIMS.width + 1)
+    measured.save("cpu", DIMS, times)
+    measured.save("cpu", wider, others)
+    assert (measured.load("cpu", DIMS), measured.load("cpu", wider)) == (times, others)
+    assert measured.load("gpu", DIMS) is None
+    assert not caplog.records
 
 
 def test_a_half_that_was_measured_is_not_one_that_was_asked_for():
