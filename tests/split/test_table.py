@@ -1,0 +1,85 @@
+"""The plan in words, as `python -m flowhn_jax.split` prints it."""
+
+import dataclasses
+
+import pytest
+
+from flowhn_jax.config import ModelConfig
+from flowhn_jax.split import SplitConfig, attention_branch_flops, reach, ssm_branch_flops
+from flowhn_jax.split.__main__ import imbalance, lengths_table, table
+from tests.small import small_config
+
+
+def config_of(strategy, context=1024, **split):
+    return ModelConfig(blocks=2, context=context, split=SplitConfig(strategy, **split))
+
+
+def words_of(text, skipped=2):
+    return [line.split() for line in text.splitlines()[skipped:]]
+
+
+def test_imbalance_is_a_share_of_the_larger():
+    assert imbalance(80, 100) == imbalance(100, 80) == 20
+    assert imbalance(7, 7) == 0
+    assert imbalance(0, 7) == 100
+
+
+def test_table_is_that_of_the_readme():
+    assert table(config_of("fac_split")).splitlines() == [
+        "block  attention     SSM    attention          SSM imbalance  attention's positions",
+        "          tokens  tokens       MFLOPs       MFLOPs         %",
+        "    0        576     448      7,645.0      7,680.9      0.47  448-1023",
+        "    1        576     448      7,645.0      7,680.9      0.47  0-447 896-1023",
+    ]
+
+
+def test_positions_of_blocks_that_are_not_split_and_of_periods():
+    config = config_of("fai_split", balance=0.25, period=8, stem=1)
+    assert table(config).splitlines()[0].endswith("attention's positions modulo 8")
+    assert [row[:3] + row[6:] for row in words_of(table(config))] == [
+        ["0", "1,024", "1,024", "all"],
+        ["1", "256", "768", "6-7"],
+    ]
+    config = config_of("no_split")
+    assert table(config).splitlines()[0].endswith("attention's positions")
+    assert [row[6] for row in words_of(table(config))] == ["all", "all"]
+    one = words_of(table(config_of("ae_split", context=1)))
+    assert [row[1:3] + row[5:] for row in one] == [
+        ["1", "0", "100.00", "0-0"],
+        ["0", "1", "100.00", "none"],
+    ]
+
+
+def expected_pair(config, tokens, others):
+    attention = attention_branch_flops(config.dims, tokens)
+    ssm = ssm_branch_flops(config.dims, others)
+    return [f"{tokens:,}", f"{100 * (1 - min(attention, ssm) / max(attention, ssm)):.3f}"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "planned"),
+    # To multiples of 64, of which none is below 64; to runs at the end of each whole period.
+    [("fa_split", (20, 320)), ("fac_split", (20, 320)), ("fai_split", (20, 300))],
+)
+def test_lengths_before_and_after_rounding(strategy, planned):
+    split = {"balance": 0.31, "align": 64, "period": 64, "shift": 0}
+    config = small_config(strategy, split=split).model
+    text = lengths_table(config, [64, 1000])
+    assert len({len(line) for line in text.splitlines()[1:]}) == 1
+    for row, length, exact, rounded in zip(
+        words_of(text), (64, 1000), (20, 310), planned, strict=True
+    ):
+        share = reach(dataclasses.replace(config, context=length).plan())
+        assert row == [
+            f"{length:,}",
+            *expected_pair(config, exact, length - exact),
+            *expected_pair(config, rounded, length - rounded),
+            f"{share:.4f}",
+        ]
+
+
+@pytest.mark.parametrize(("strategy", "tokens"), [("no_split", (9, 9)), ("ae_split", (4, 5))])
+def test_strategies_that_use_no_balance_are_not_rounded(strategy, tokens):
+    config = dataclasses.replace(small_config(strategy).model, blocks=2)
+    (row,) = words_of(lengths_table(config, [9]))
+    assert row[:5] == ["9", "-", "-", *expected_pair(config, *tokens)]
