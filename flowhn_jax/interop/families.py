@@ -115,6 +115,8 @@ _EVERYWHERE = {
     "hidden_act": ("silu",),
     "quantization_config": (None,),
     "sliding_window": (None,),
+    "is_causal": (True,),
+    "per_layer_config": (None,),
     "attention_bias": (False,),
     "mlp_bias": (False,),
 }
@@ -150,7 +152,14 @@ def _write_attention(config: ModelConfig) -> dict[str, Any]:
 
 def _read_rope(hf: Json) -> dict[str, Any]:
     """From `rope_parameters`, or `rope_scaling` and `type`, its names before transformers 5."""
-    rope = {**hf, **(hf.get("rope_scaling") or hf.get("rope_parameters") or {})}
+    given = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    nested = [key for key, value in given.items() if isinstance(value, Mapping)]
+    if nested:
+        raise ValueError(
+            f"config.json has rotary positions of its own for {shown(nested[0])}; accepted is one "
+            "rope_theta for all layers."
+        )
+    rope = {**hf, **given}
     found = rope.get("rope_type", rope.get("type", "default"))
     if found != "default":
         raise ValueError(f"config.json has rope_type = {shown(found)}; accepted is 'default'.")
@@ -272,6 +281,12 @@ _FACTORS = {
 
 def _read_falcon_h1(hf: Json) -> dict[str, Any]:
     inner = hf.get("mamba_d_ssm") or hf["mamba_expand"] * hf["hidden_size"]
+    head_dim = inner / hf["mamba_n_heads"]
+    if hf.get("mamba_d_head", "auto") not in ("auto", head_dim):
+        raise ValueError(
+            f"config.json has mamba_d_head = {shown(hf['mamba_d_head'])}; accepted is mamba_d_ssm "
+            f"/ mamba_n_heads = {head_dim:g}."
+        )
     factors = {ours: hf.get(theirs) for ours, theirs in _FACTORS.items()}
     for theirs, ours in (("ssm_multipliers", _SSM_FACTORS), ("mlp_multipliers", _MLP_FACTORS)):
         found = hf.get(theirs) or [None] * len(ours)

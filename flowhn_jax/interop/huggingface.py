@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,7 @@ from flowhn_jax.whole_file import whole_file
 
 _OURS = "flowhn_jax"
 _CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
+_ADAPTER = "adapter_config.json"
 _HEAD = "lm_head.weight"
 # Without a key transformers takes the id of the family's first checkpoint.
 _NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -49,6 +51,11 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{str(folder)!r} is no folder; accepted is one with {_CONFIG}.")
+    if (folder / _ADAPTER).exists():
+        raise ValueError(
+            f"{str(folder / _ADAPTER)!r} changes the model's weights, which this code does not do. "
+            "Save the folder again with peft's merge_and_unload(), or remove it if it is not meant."
+        )
     return from_state_dict(_read_arrays(folder), read_config(folder))
 
 
@@ -77,6 +84,12 @@ def from_state_dict(
         message names them.
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f"{name} is of type {array.dtype}, as in a quantized model; accepted are "
+                "floating-point numbers."
+            )
     if hf_config.get("model_type") == _OURS:
         config = config_lib.parse({"model": hf_config.get("model")}).model
         names = {_own_name(path): path for path in flatten_dict(models.abstract_params(config))}
@@ -139,7 +152,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of the folder, as float32; of the one file where there are shards too."""
+    """All tensors of the folder; of the one file where there are shards too."""
     files = [_WEIGHTS]
     if (folder / _INDEX).is_file() and not (folder / _WEIGHTS).is_file():
         by_tensor = _read_json(folder / _INDEX).get("weight_map")
@@ -156,7 +169,7 @@ def _read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
         try:
             with safe_open(path, framework="flax") as file:  # NumPy's has no bfloat16
                 for tensor in file.keys():  # noqa: SIM118  it cannot be iterated itself
-                    arrays[tensor] = np.asarray(file.get_tensor(tensor), np.float32)
+                    arrays[tensor] = np.asarray(file.get_tensor(tensor))
         except SafetensorError as error:
             raise ValueError(f"{str(path)!r} is no whole safetensors file: {error}.") from error
     return arrays

@@ -158,6 +158,16 @@ def test_tied_head():
         ("hf_jamba_24", {"num_experts": 4}, r"num_experts = 4 \(accepted: 1\)"),
         ("hf_falcon_h1_24", {"mamba_rms_norm": True}, "mamba_rms_norm = True"),
         ("hf_falcon_h1_24", {"mlp_multipliers": [2.0]}, r"mlp_multipliers = \[2.0\]; .* are 2"),
+        ("hf_llama_24", {"is_causal": False}, r"is_causal = False \(accepted: True\)"),
+        ("hf_jamba_24", {"is_causal": None}, r"is_causal = None \(accepted: True\)"),
+        ("hf_llama_24", {"per_layer_config": {"1": {"intermediate_size": 8}}}, "per_layer_config"),
+        (
+            "hf_llama_24",
+            {"rope_parameters": {"full_attention": {"rope_theta": 5e5}}},
+            "rotary positions of its own for 'full_attention'; accepted is one rope_theta",
+        ),
+        ("hf_falcon_h1_24", {"mamba_d_head": 5}, r"mamba_d_head = 5; .* / mamba_n_heads = \d+\."),
+        ("hf_falcon_h1_24", {"mamba_d_head": "x"}, "mamba_d_head = 'x'; accepted is mamba_d_ssm"),
         ("hf_llama_24", {"num_hidden_layers": 3}, r"missing \['model.layers.2.*9 and 0 in all"),
         ("hf_llama_24", {"model_type": ["llama"]}, r"model_type \['llama'\]; accepted are"),
         ("hf_llama_24", {"num_attention_heads": 0}, "num_attention_heads = 0; .*a size above 0"),
@@ -173,6 +183,26 @@ def test_what_is_not_ours_is_refused_by_name(fixture, changed, message):
     _, state_dict, hf_config = read(fixture)
     with pytest.raises(ValueError, match=message):
         huggingface.from_state_dict(state_dict, hf_config | changed)
+
+
+def test_numbers_that_are_not_floating_are_refused(tmp_path):
+    """Which a quantized model's are: read as they are they would be other weights."""
+    _, state_dict, hf_config = read("hf_llama_24")
+    name = "model.layers.0.mlp.up_proj.weight"
+    for dtype in (np.int8, np.uint8, np.complex64, bool):
+        changed = state_dict | {name: state_dict[name].astype(dtype)}
+        with pytest.raises(ValueError, match=rf"{name} is of type {np.dtype(dtype)}, as in a quan"):
+            huggingface.from_state_dict(changed, hf_config)
+    save_file(state_dict | {name: state_dict[name].astype(np.int8)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(hf_config))
+    with pytest.raises(ValueError, match="is of type int8"):
+        huggingface.load(tmp_path)
+
+
+def test_an_adapter_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"adapter_config\.json' changes the model's weights"):
+        huggingface.load(tmp_path)
 
 
 def test_unknown_tensors():
