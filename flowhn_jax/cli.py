@@ -104,7 +104,7 @@ def _check_config_keys(argv: Sequence[str]) -> None:
         key = argument.removeprefix(_PREFIX).partition("=")[0]
         if argument.startswith(_PREFIX) and key not in known and key not in groups:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"Unknown config key {key!r}; the nearest is {near!r}.")
+            raise ValueError(f"Unknown config key {shown(key)}; the nearest is {near!r}.")
 
 
 def _check_recipe(argv: Sequence[str]) -> None:
@@ -144,11 +144,13 @@ def _parse_flags(
         rest = flags.FLAGS(argv)
         _check_numbers()
         if commands and (len(rest) < 2 or rest[1] not in commands):
-            found = f"is {rest[1]!r}" if len(rest) > 1 else "is missing"
+            found = f"is {shown(rest[1])}" if len(rest) > 1 else "is missing"
             raise ValueError(f"The command {found}; accepted are {', '.join(commands)}.")
         expected = 2 + (most or {}).get(rest[1], 0) if commands else 1
         if len(rest) > expected:
-            raise ValueError(f"Unexpected argument {rest[-1]!r}; flags are written --name=value.")
+            raise ValueError(
+                f"Unexpected argument {shown(rest[-1])}; flags are written --name=value."
+            )
     except (flags.Error, ValueError) as error:
         sys.exit(f"error: {one_line(_without_traceback(error))}")
     except Exception as error:  # whatever running the recipe raised

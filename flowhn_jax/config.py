@@ -423,5 +423,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found += differences(before, after, f"{prefix}{name}.")
         elif before != after:
-            found.append(f"{prefix}{name}: {before!r} -> {after!r}")
+            found.append(f"{prefix}{name}: {shown(before)} -> {shown(after)}")
     return found

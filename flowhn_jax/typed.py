@@ -63,9 +63,15 @@ def _typed(kind: Any, value: Any, key: str, what: str, most: int) -> Any:
             raise ValueError(f"{key} is {shown(value)}; accepted is a group of {what}s.")
         inner = typing.get_args(kind)[1]
         return {
-            name: _typed(inner, each, f"{key}.{name}", what, most) for name, each in value.items()
+            name: _typed(inner, each, f"{key}.{_short(name)}", what, most)
+            for name, each in value.items()
         }
     return value if kind is Any else _plain(kind, value, key, most)
+
+
+def _short(name: Any) -> str:
+    """A name in a group of any names, as a part of a key."""
+    return name if isinstance(name, str) and name.isidentifier() and len(name) < 80 else shown(name)
 
 
 def _plain(annotation: Any, value: Any, key: str, most: int) -> Any:
@@ -74,7 +80,7 @@ def _plain(annotation: Any, value: Any, key: str, most: int) -> Any:
     kinds = typing.get_args(annotation) if is_union else (annotation,)
     found = _converted(kinds, value)
     if isinstance(found, float) and not math.isfinite(found):
-        raise ValueError(f"{key} is {value}; accepted is a finite number.")
+        raise ValueError(f"{key} is {shown(value)}; accepted is a finite number.")
     if isinstance(found, int) and abs(found) > most:
         raise ValueError(f"{key} is {shown(found)}; accepted is at most {most}, either way.")
     if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):

@@ -114,7 +114,7 @@ class Operation:
         """Raise a ValueError where there is no such backend."""
         if backend not in self.backends:
             accepted = ", ".join(map(repr, sorted(self.backends)))
-            raise ValueError(f"{self.name}: unknown backend {backend!r}; accepted: {accepted}")
+            raise ValueError(f"{self.name}: unknown backend {backend!r:.80}; accepted: {accepted}")
 
     def _refusal(self, name: str, platform: str, arguments: tuple[Any, ...]) -> str | None:
         backend = self.backends[name]
@@ -141,8 +141,8 @@ def parse(asked: str) -> dict[str, str]:
     named_once = len(operations) == len(items) and "*" not in operations
     if not named_once or not all(operation and backend for operation, _, backend in items):
         raise ValueError(
-            f"{asked!r} names no backends; accepted is 'auto', 'xla' or OPERATION=BACKEND,... with "
-            "each operation once, such as 'selective_scan=xla_associative,attention=xla'"
+            f"{asked!r:.80} names no backends; accepted is 'auto', 'xla' or OPERATION=BACKEND,... "
+            "with each operation once, such as 'selective_scan=xla_associative,attention=xla'"
         )
     return {operation: backend for operation, _, backend in items} | {"*": AUTO}
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
+from flowhn_jax.messages import shown
+
 GIB = 2**30
 
 _PLANE = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
@@ -194,7 +196,7 @@ def describe(name: str, slices: int = 1) -> Topology:
     else:
         ok = shape in _SHAPES.get(kind, ())
     if not ok:
-        raise ValueError(f"There is no topology {name!r}; accepted are {names()}.")
+        raise ValueError(f"There is no topology {shown(name)}; accepted are {names()}.")
     if slices < 1 or (kind == "gpu" and slices > 1):
         raise ValueError(f"{name} in {slices} slices: accepted is 1 or more, of TPUs only.")
     if kind == "gpu":

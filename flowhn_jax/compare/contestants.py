@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from flowhn_jax import config as config_lib
 from flowhn_jax.config import RIVALS, Config
+from flowhn_jax.messages import shown
 from flowhn_jax.split import STRATEGIES
 
 SIZES = ("tiny", "135m", "350m", "1b")
@@ -24,9 +25,11 @@ def parse_names(models: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in models.split(","))
     for name in names:
         if name not in NAMES:
-            raise ValueError(f"--models has {name!r}; accepted are all, or of {', '.join(NAMES)}.")
+            raise ValueError(
+                f"--models has {shown(name)}; accepted are all, or of {', '.join(NAMES)}."
+            )
     if len(set(names)) < len(names):
-        raise ValueError(f"--models is {models!r}; accepted is each name once.")
+        raise ValueError(f"--models is {shown(models)}; accepted is each name once.")
     return names
 
 
@@ -45,7 +48,7 @@ def contestant(
       ValueError: an unknown size, or what `config.parse` refuses.
     """
     if size not in SIZES:
-        raise ValueError(f"--size is {size!r}; accepted are {', '.join(SIZES)}.")
+        raise ValueError(f"--size is {shown(size)}; accepted are {', '.join(SIZES)}.")
     family = "baseline" if name in RIVALS else "flowhn"
     recipe = importlib.import_module(f"configs.{family}_{size}").get_config(name)
     if context is not None:

@@ -27,7 +27,7 @@ from flowhn_jax.data.sources import Source, open_source
 from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from flowhn_jax.data.unfinished import publish, unfinished_folder
 from flowhn_jax.limits import MOST_POSITIONS
-from flowhn_jax.messages import one_line
+from flowhn_jax.messages import one_line, shown
 from flowhn_jax.whole_file import sync
 
 _SECONDS_BETWEEN_LINES = 10
@@ -269,7 +269,7 @@ def _holds_equal_set(out: pathlib.Path, request: dict, overwrite: bool) -> bool:
         if overwrite:
             return False
         differences = "; ".join(
-            f"{key} {there.get(key)!r} there, {value!r} asked for"
+            f"{key} {shown(there.get(key))} there, {shown(value)} asked for"
             for key, value in wanted.items()
             if there.get(key) != value
         )

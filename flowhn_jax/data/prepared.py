@@ -137,8 +137,8 @@ class PreparedSet:
         fields = read_index(folder)
         if (version := fields.pop("version", None)) != VERSION:
             raise ValueError(
-                f"{folder / INDEX} is of version {version}; accepted is {VERSION}: prepare the "
-                "data again."
+                f"{folder / INDEX} is of version {shown(version)}; accepted is {VERSION}: prepare "
+                "the data again."
             )
         try:
             prepared = typed.build(cls, fields | {"folder": folder}, what="key")

@@ -10,6 +10,7 @@ from array_record.python import array_record_module
 from flowhn_jax.messages import shown
 from flowhn_jax.whole_file import sync
 
+_MAX_NAME = 255  # characters of a file's name
 SHARD_BYTES = 1 << 28  # of windows in one shard, before compression
 
 
@@ -33,7 +34,7 @@ class Shard:
         Raises:
           ValueError: it is not.
         """
-        if pathlib.PurePath(self.file).name != self.file:
+        if pathlib.PurePath(self.file).name != self.file or len(self.file) > _MAX_NAME:
             raise ValueError(
                 f"The index of {folder} names {shown(self.file)}; accepted are files of its own."
             )

@@ -15,6 +15,7 @@ from flowhn_jax import json_text
 from flowhn_jax.data import corpus
 from flowhn_jax.data.document import MAX_DOCUMENT_BYTES, Advance, Document, check_utf8
 from flowhn_jax.data.native import failures_as_value_error, read_all
+from flowhn_jax.messages import listed, shown
 
 _SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
@@ -53,13 +54,16 @@ class _CountedFile(io.FileIO):
 def _text_of(row: Any, field: str, where: str) -> bytes:
     """The text of one record."""
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: a JSON {type(row).__name__}, not an object with a {field!r}.")
+        kind = type(row).__name__
+        raise ValueError(f"{where}: a JSON {kind}, not an object with a {shown(field)}.")
     if field not in row:
-        names = ", ".join(map(str, row)) or "nothing"
-        raise ValueError(f"{where}: no field {field!r}, only {names}; name the one with the text.")
+        names = listed(row) or "nothing"
+        raise ValueError(
+            f"{where}: no field {shown(field)}, only {names}; name the one with the text."
+        )
     if not isinstance(row[field], str):
         kind = type(row[field]).__name__
-        raise ValueError(f"{where}: field {field!r} is of type {kind}, not a string.")
+        raise ValueError(f"{where}: field {shown(field)} is of type {kind}, not a string.")
     try:
         return row[field].encode()
     except UnicodeEncodeError as error:
@@ -186,7 +190,7 @@ def _parquet(path: pathlib.Path, file: BinaryIO, field: str) -> Iterator[Documen
         schema = table.schema_arrow
     if field not in schema.names:
         raise ValueError(
-            f"{path}: no column {field!r}, only {', '.join(schema.names)}; name the one with the "
+            f"{path}: no column {shown(field)}, only {listed(schema.names)}; name the one with the "
             "text."
         )
     damaged = f"{path}: damaged"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from flowhn_jax import json_text
 from flowhn_jax.evaluation.task_formats import FORMATS, Item
-from flowhn_jax.messages import shown
+from flowhn_jax.messages import listed, one_line, shown
 
 _ENDINGS = (".jsonl", ".json", ".parquet")
 
@@ -43,11 +43,11 @@ def find_file(task: str, folder: str) -> pathlib.Path:
     if not found:
         raise FileNotFoundError(
             f"{folder!r} has no file for the task {task}; accepted is one named {task}*.jsonl or "
-            f"{task}*.parquet. There are {', '.join(each.name for each in names) or 'none'}."
+            f"{task}*.parquet. There are {listed(each.name for each in names) or 'none'}."
         )
     if len(found) > 1:
         raise ValueError(
-            f"{folder!r} has {', '.join(each.name for each in found)} for the task {task}; "
+            f"{folder!r} has {listed(each.name for each in found)} for the task {task}; "
             "accepted is one file."
         )
     return found[0]
@@ -97,7 +97,7 @@ def _parquet(path: pathlib.Path) -> list[dict[str, Any]]:
     try:
         return parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{str(path)!r} is no whole parquet file: {error}.") from error
+        raise ValueError(f"{str(path)!r} is no whole parquet file: {one_line(error)}.") from error
 
 
 def _add_labels(path: pathlib.Path, records: list[Any]) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flowhn_jax.messages import shown
+from flowhn_jax.messages import listed, shown
 
 Record = Mapping[str, Any]
 
@@ -42,7 +42,7 @@ def _gold(value: Any, labels: list[Any]) -> int:
     for place, label in enumerate(labels):
         if not isinstance(value, bool) and str(value) == str(label):
             return place
-    raise ValueError(f"the label is {shown(value)}; accepted are {', '.join(map(str, labels))}")
+    raise ValueError(f"the label is {shown(value)}; accepted are {listed(labels)}")
 
 
 def _label(record: Record, *keys: str) -> Any:

@@ -11,6 +11,7 @@ from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.evaluation.scoring import Pair, Score, Scorer, encode_pair, standard_error
 from flowhn_jax.evaluation.task_files import Spoilt, TaskFile, read_task
 from flowhn_jax.evaluation.task_formats import FORMATS, Item
+from flowhn_jax.messages import shown
 from flowhn_jax.report.table import markdown
 
 Result = dict[str, Any]
@@ -28,9 +29,9 @@ def parse_tasks(tasks: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in tasks.split(","))
     for name in names:
         if name not in TASKS:
-            raise ValueError(f"--tasks has {name!r}; accepted are {', '.join(TASKS)}.")
+            raise ValueError(f"--tasks has {shown(name)}; accepted are {', '.join(TASKS)}.")
     if len(set(names)) < len(names):
-        raise ValueError(f"--tasks is {tasks!r}; accepted is each task once.")
+        raise ValueError(f"--tasks is {shown(tasks)}; accepted is each task once.")
     return names
 
 

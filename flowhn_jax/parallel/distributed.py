@@ -19,6 +19,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from flowhn_jax.messages import shown
+
 Value = TypeVar("Value")
 
 _SECONDS_TO_BE_DEAD = 30  # of no heartbeat; then the other processes end, too
@@ -52,7 +54,7 @@ def initialize(
     if any(argument is None for argument in arguments):
         raise ValueError(
             "--coordinator_address, --num_processes and --process_id go together; found "
-            f"{coordinator_address!r}, {num_processes} and {process_id}."
+            f"{shown(coordinator_address)}, {num_processes} and {process_id}."
         )
     if not 0 <= process_id < num_processes:
         raise ValueError(f"--process_id is {process_id}; accepted is 0 to {num_processes - 1}.")

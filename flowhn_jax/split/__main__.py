@@ -7,6 +7,7 @@ from absl import flags
 
 from flowhn_jax import cli, models
 from flowhn_jax.config import ModelConfig
+from flowhn_jax.messages import shown
 from flowhn_jax.report import plots
 from flowhn_jax.split import attention_branch_flops, reach, ssm_branch_flops
 from flowhn_jax.split.plan import BlockPlan, attention_tokens, partition_warning
@@ -94,7 +95,8 @@ def main() -> None:
         lengths = [int(length) for length in _LENGTHS.value]
     except ValueError:
         raise ValueError(
-            f"--lengths is {','.join(_LENGTHS.value)!r}; accepted are whole numbers and commas."
+            f"--lengths is {shown(','.join(_LENGTHS.value))}; accepted are whole numbers and "
+            "commas."
         ) from None
     split = config.split
     planned = lengths_table(config, lengths) if lengths else table(config)

@@ -49,12 +49,12 @@ class SplitConfig:
         known = STRATEGIES + PARITY_STRATEGIES
         if self.strategy not in known:
             raise ValueError(
-                f"split.strategy is {self.strategy!r}; accepted are {', '.join(known)}."
+                f"split.strategy is {self.strategy!r:.80}; accepted are {', '.join(known)}."
             )
         if isinstance(self.balance, str):
             if self.balance not in BALANCES:
                 raise ValueError(
-                    f"split.balance is {self.balance!r}; accepted are {', '.join(BALANCES)} "
+                    f"split.balance is {self.balance!r:.80}; accepted are {', '.join(BALANCES)} "
                     "or a share of attention between 0 and 1."
                 )
         elif not 0 < self.balance < 1:
@@ -62,7 +62,9 @@ class SplitConfig:
                 f"split.balance is the share {self.balance}; accepted is 0 < share < 1."
             )
         if self.scope not in SCOPES:
-            raise ValueError(f"split.scope is {self.scope!r}; accepted are {', '.join(SCOPES)}.")
+            raise ValueError(
+                f"split.scope is {self.scope!r:.80}; accepted are {', '.join(SCOPES)}."
+            )
         if self.scope == "context" and self.strategy in PARITY_STRATEGIES:
             raise ValueError(
                 f"split.strategy {self.strategy!r} exists for parity with the authors' code and "

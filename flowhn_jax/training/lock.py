@@ -12,6 +12,7 @@ from flowhn_jax.training import disk
 from flowhn_jax.whole_file import whole_file
 
 _FILE = "lock"
+_MAX_HOST = 255  # characters
 
 
 @contextlib.contextmanager
@@ -43,6 +44,6 @@ def locked(workdir: str) -> Iterator[None]:
 def _holder(path: pathlib.Path) -> str:
     try:
         holder = json.loads(path.read_bytes())
-        return f"process {holder['pid']} on host {holder['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # removed, or about to be written
-        return "another process"
+        return f"process {int(holder['pid'])} on host {str(holder['host'])[:_MAX_HOST]}"
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return "another process"  # the file was removed, or is about to be written

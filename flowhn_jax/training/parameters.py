@@ -6,7 +6,7 @@ from orbax.checkpoint import v1 as ocp
 from flowhn_jax import config as config_lib
 from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
-from flowhn_jax.messages import one_line
+from flowhn_jax.messages import one_line, shown
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.distributed import broadcast_from_first, is_first
 from flowhn_jax.parallel.rules import with_shardings
@@ -77,8 +77,8 @@ def _choose(workdir: str, checkpoint: str) -> int:
         candidates = [step for step in steps if str(step) == checkpoint]
         if not candidates:
             raise FileNotFoundError(
-                f"{workdir!r} holds no checkpoint {checkpoint!r}; accepted are {LATEST}, {BEST}, "
-                f"and the steps {', '.join(map(str, sorted(steps)))}."
+                f"{workdir!r} holds no checkpoint {shown(checkpoint)}; accepted are {LATEST}, "
+                f"{BEST}, and the steps {', '.join(map(str, sorted(steps)))}."
             )
     for step in candidates:
         damage = manifest.damage(directory(workdir) / str(step), (PARAMS, *METADATA))
