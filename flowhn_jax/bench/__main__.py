@@ -16,6 +16,7 @@ from flowhn_jax.aot import topology
 from flowhn_jax.bench import branches, cases, checkpoint, decode, kernels, models, parallel
 from flowhn_jax.bench.suite import command as suite
 from flowhn_jax.bench.suite import rehearsal, side_by_side
+from flowhn_jax.messages import shown
 from kernels import backends
 from kernels.operations import OPERATIONS
 
@@ -31,17 +32,28 @@ _BACKENDS = flags.DEFINE_multi_enum(
     sorted({backends.XLA, *(name for op in OPERATIONS.values() for name in op.backends)}),
     "kernels: these alone; all that the platform has without it.",
 )
+_MOST_TOKENS = 2**24
 _LENGTHS = flags.DEFINE_multi_integer(
-    "length", [], "kernels: sequence lengths; 1024, and not on a CPU 2048, 8192 and 32768."
+    "length",
+    [],
+    "kernels: sequence lengths; 1024, and not on a CPU 2048, 8192 and 32768.",
+    lower_bound=1,
+    upper_bound=_MOST_TOKENS,
 )
 _TOKENS = flags.DEFINE_integer(
-    "tokens", None, "kernels: tokens of a batch; 1024 on a CPU, else 32768.", lower_bound=1
+    "tokens",
+    None,
+    "kernels: tokens of a batch; 1024 on a CPU, else 32768.",
+    lower_bound=1,
+    upper_bound=_MOST_TOKENS,
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "kernels: float32 on a CPU, else bfloat16."
 )
 _PEERS = flags.DEFINE_bool("peers", False, "kernels: measure installed peers beside ours.")
-_REPEATS = flags.DEFINE_integer("repeats", 20, "Timed calls, median taken.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 20, "Timed calls, median taken.", lower_bound=1, upper_bound=10_000
+)
 _OUT = flags.DEFINE_string(
     "out",
     None,
@@ -62,9 +74,6 @@ def _kernels() -> None:
     if _PEERS.value:  # leave them their share of a GPU's memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     is_cpu = jax.default_backend() == "cpu"
-    for length in _LENGTHS.value:
-        if length < 1:
-            raise ValueError(f"--length is {length}; accepted is 1 or more.")
     kernels.bench_kernels(
         _OPERATIONS.value or cases.OPERATION_NAMES,
         _SIZES.value or (("small", "135m") if is_cpu else cases.SIZES),
@@ -80,7 +89,9 @@ def _kernels() -> None:
 
 def _suite(*folders: str) -> None:
     if folders and not _COMPARE.value:
-        raise ValueError(f"Unexpected argument {folders[0]!r}; to compare: suite --compare A B.")
+        raise ValueError(
+            f"Unexpected argument {shown(folders[0])}; to compare: suite --compare A B."
+        )
     if _COMPARE.value:
         if len(folders) != 2:
             raise ValueError(

@@ -30,8 +30,16 @@ def bench_branches(config: Config, *, repeats: int, out: str) -> measured.Branch
       config: the model, its batch and its kernels' backends.
       repeats: timed calls at each number of tokens, of which the median counts.
       out: path of the JSON file.
+
+    Raises:
+      ValueError: the model has no such branches.
     """
     model = config.model
+    if model.kind != "flowhn":
+        raise ValueError(
+            "bench branches needs a model of two branches, model.kind 'flowhn'; got "
+            f"{model.kind!r}."
+        )
     batch = max(1, config.train.batch_size // config.train.accumulate // jax.device_count())
     kind = backends.target_device_kind()
     tokens = [max(1, model.context * i // _POINTS) for i in range(1, _POINTS + 1)]

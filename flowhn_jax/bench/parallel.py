@@ -36,8 +36,14 @@ def bench_parallel(config: Config, *, repeats: int, out: str) -> list[dict[str, 
       out: path of the JSON file.
 
     Raises:
-      ValueError: there are not two devices, or the strategy does not split tokens.
+      ValueError: there are not two devices, the model does not have two branches, or the strategy
+        does not split tokens.
     """
+    if config.model.kind != "flowhn":
+        raise ValueError(
+            "bench parallel needs a model of two branches, model.kind 'flowhn'; got "
+            f"{config.model.kind!r}."
+        )
     devices = jax.devices()
     if len(devices) < 2:
         raise ValueError(

@@ -1,10 +1,11 @@
+import dataclasses
 import json
 
 import pytest
 
 from flowhn_jax.bench.branches import bench_branches
 from flowhn_jax.split import measured
-from tests.small import small_config
+from tests.small import small_config, small_rival
 
 
 @pytest.mark.parametrize("ssm", ["mamba1", "mamba2"])
@@ -22,3 +23,9 @@ def test_measures_fits_and_keeps(monkeypatch, tmp_path, capsys, ssm):
     printed = capsys.readouterr().out
     assert "balance  time: attention" in printed
     assert "balance flops: attention" in printed
+
+
+def test_a_model_without_branches_is_refused(tmp_path):
+    config = dataclasses.replace(small_config(), model=small_rival("llama"))
+    with pytest.raises(ValueError, match=r"a model of two branches, .*'flowhn'; got 'llama'"):
+        bench_branches(config, repeats=1, out=str(tmp_path / "out.json"))

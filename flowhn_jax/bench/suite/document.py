@@ -3,13 +3,14 @@
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flowhn_jax
 from flowhn_jax import json_text
 from flowhn_jax.bench.attempt import Row
-from flowhn_jax.messages import shown
+from flowhn_jax.bench.suite import content_types
+from flowhn_jax.messages import shown, shown_path
 from flowhn_jax.report.table import to_json
 
 FILE = "suite.json"
@@ -52,7 +53,8 @@ class Document:
         content = read(folder)
         if content["code"] != code_hash():
             raise ValueError(
-                f"{str(folder)!r} holds results of other code (its hash is {content['code']}, now "
+                f"{shown_path(folder)} holds results of other code (its hash is "
+                f"{shown(content['code'])}, now "
                 f"it is {code_hash()}), and results of two codes are not mixed; give another --out."
             )
         for part in content["parts"].values():  # what failed is tried again, after the rest
@@ -72,8 +74,8 @@ class Document:
         for key, value in machine.items():
             if known.get(key) != value:
                 raise ValueError(
-                    f"{str(self._folder)!r} holds results of another machine ({key} was "
-                    f"{known.get(key)}, now it is {value}); give another --out."
+                    f"{shown_path(self._folder)} holds results of another machine ({key} was "
+                    f"{shown(known.get(key))}, now it is {shown(value)}); give another --out."
                 )
 
     def part(self, name: str) -> dict[str, Any]:
@@ -118,51 +120,23 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{str(folder)!r} has no {FILE}; give the --out of a `bench suite` that has run."
+            f"{shown_path(folder)} has no {FILE}; give the --out of a `bench suite` that has run."
         )
-    name = repr(str(path))
+    name = shown_path(path)
     content = json_text.loads(path.read_bytes(), name)
-    _check(name, content, _TYPES)
-    if content["format"] != _FORMAT:
+    try:
+        content_types.check_content(content, _FORMAT)
+    except ValueError as error:
         raise ValueError(
-            f"{name} must have format {_FORMAT}; got {content['format']}. Remove it, or give "
-            "another --out."
-        )
-    for part in content["parts"].values():
-        _check(name, part, _PART_TYPES)
-        for row in part["rows"]:
-            _check(name, row, {"key": str})
-        for key in (*(part["planned"] or ()), *part["postponed"]):
-            _check(name, {"key": key}, {"key": str})
+            f"{name} must hold a suite's results: {error}. Remove it, or give another --out."
+        ) from error
     return content
-
-
-# Of suite.json, and of each of its parts.
-_TYPES = {"format": int, "code": str, "machine": dict | None, "seconds": float | int, "parts": dict}
-_PART_TYPES = {
-    "planned": list | None,
-    "rows": list,
-    "postponed": list,
-    "failed": str | None,
-    "seconds": float | int,
-}
-
-
-def _check(name: str, values: Any, types: Mapping[str, Any]) -> None:
-    """Raise ValueError where a value of the file is missing or of another type."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{name} must hold a suite's results; got {shown(values)} in it.")
-    for key, kind in types.items():
-        if key not in values or not isinstance(values[key], kind):
-            raise ValueError(
-                f"{name} must hold a suite's results; got {key} {shown(values.get(key))}. "
-                "Remove it, or give another --out."
-            )
 
 
 def write(path: pathlib.Path, data: bytes) -> None:
     """Write a file of the suite's folder: whole or not at all."""
     unfinished = path.with_name(_UNFINISHED)
+    unfinished.unlink(missing_ok=True)  # it may be a link to something else
     unfinished.write_bytes(data)
     os.replace(unfinished, path)
 

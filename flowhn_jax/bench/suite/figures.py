@@ -48,7 +48,7 @@ def draw_ratios(rows: Sequence[Row], title: str) -> bytes:
     _bars(axes, labels, values, colours, form="{:.2f}")
     axes.axvline(1, color="#555555", linewidth=1)
     axes.set_xscale("log")
-    axes.set_title(title, loc="left")
+    axes.set_title(title, loc="left", parse_math=False)  # folders may have any names
     axes.set_xlabel("ratio, above 1 where the second result is better")
     return png(figure)
 
@@ -129,6 +129,9 @@ def _costs(rows: Sequence[Row]) -> Any:
 
 
 def _learning(rows: Sequence[Row]) -> Any:
+    rows = [row for row in rows if "losses" in row]
+    if not rows:
+        return None
     figure, axes = load_pyplot().subplots(figsize=(6, 4), layout="constrained")
     for row, colour in zip(rows, (_FLOWHN, _SECOND), strict=False):
         losses = np.array(row["losses"], float)  # None, of what is not finite, becomes NaN
