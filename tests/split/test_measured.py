@@ -122,6 +122,16 @@ def test_without_measurements_a_line_says_so(caplog):
     assert "the branches were not measured on cpu; run `python -m flowhn_jax.bench" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("changed", "share"), [({"head_dim": 10**6}, 1 / 4), ({"inner": 10**6}, 3 / 4)]
+)
+def test_settling_leaves_both_branches_a_token(changed, share):
+    """Where FLOPs alone would give one branch all: a share is above 0 and below 1."""
+    dims = dataclasses.replace(DIMS, **changed)
+    assert balanced_tokens(dims, 4) == (0 if share < 0.5 else 4)
+    assert settled(SplitConfig(balance="time"), dims, 4).balance == share
+
+
 @pytest.mark.parametrize("strategy", ["fa_split", "fac_split", "fai_split"])
 @pytest.mark.parametrize("context", [24, 1000, 1024])
 def test_settling_keeps_the_plan(strategy, context):

@@ -14,7 +14,7 @@ from flowhn_jax.split import (
     ssm_branch_flops,
 )
 from flowhn_jax.split.cost import balanced_tokens
-from flowhn_jax.split.plan import partition_warning
+from flowhn_jax.split.plan import circular_window, partition_warning
 from tests.split.strategies import DIMS, plans, splits
 
 
@@ -33,6 +33,37 @@ def test_each_position_is_in_exactly_one_branch(plan):
             assert attention == ssm == list(range(plan.length))
         assert block.attention.count(plan.length) == len(attention)
         assert block.ssm.count(plan.length) == len(ssm)
+
+
+@pytest.mark.parametrize(
+    ("start", "width", "runs"),
+    [
+        (7, 3, ((7, 10),)),
+        (8, 3, ((0, 1), (8, 10))),
+        (-3, 3, ((7, 10),)),
+        (10, 2, ((0, 2),)),
+        (0, 10, ((0, 10),)),
+        (4, 0, ()),
+    ],
+)
+def test_circular_window(start, width, runs):
+    window = circular_window(start, width, 10)
+    assert (window.period, window.runs, window.width) == (10, runs, width)
+
+
+def test_plans_are_shared_and_cannot_be_changed():
+    plan = make_plan(SplitConfig(), DIMS, blocks=1, context=64)
+    assert plan is make_plan(SplitConfig(), DIMS, blocks=1, context=64)
+    block = plan.blocks[0]
+    for value, name in (
+        (plan, "length"),
+        (block, "ssm"),
+        (block.ssm, "runs"),
+        (SplitConfig(), "align"),
+        (DIMS, "width"),
+    ):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, name, getattr(value, name))
 
 
 @given(plan=plans())
@@ -221,6 +252,10 @@ def test_splits_that_never_mix_are_warned_of(strategy):
 def test_equal_circulating_split_is_warned_of(balance):
     split = SplitConfig("fac_split", balance=balance)
     assert make_plan(split, DIMS, blocks=4, context=256).is_partitioned
+
+
+def test_a_single_block_is_warned_of():
+    assert make_plan(SplitConfig("fac_split"), DIMS, blocks=1, context=256).is_partitioned
 
 
 def test_blocks_without_a_split_are_not_warned_of():
