@@ -206,7 +206,7 @@ def _whole_expand(config: ModelConfig) -> int:
 
 def _read_mamba2(hf: Json) -> dict[str, Any]:
     inner = hf["expand"] * hf["hidden_size"]
-    if hf["num_heads"] * hf["head_dim"] != inner:
+    if hf["head_dim"] is None or hf["num_heads"] * hf["head_dim"] != inner:
         raise ValueError(
             f"config.json has num_heads {hf['num_heads']} x head_dim {hf['head_dim']}; accepted is "
             f"expand x hidden_size = {inner}."

@@ -155,6 +155,7 @@ def test_tied_head():
         ("hf_mamba_24", {"use_conv_bias": False}, "use_conv_bias = False"),
         ("hf_mamba2_24", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
         ("hf_mamba2_24", {"num_heads": 5}, r"num_heads 5 x head_dim 16; accepted is .* = 64"),
+        ("hf_mamba2_24", {"head_dim": None}, r"num_heads 4 x head_dim None; accepted is .* = 64"),
         ("hf_jamba_24", {"num_experts": 4}, r"num_experts = 4 \(accepted: 1\)"),
         ("hf_falcon_h1_24", {"mamba_rms_norm": True}, "mamba_rms_norm = True"),
         ("hf_falcon_h1_24", {"mlp_multipliers": [2.0]}, r"mlp_multipliers = \[2.0\]; .* are 2"),
