@@ -13,8 +13,12 @@ _TOKENS = flags.DEFINE_integer(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the comparison, where it goes on; runs/compare_SIZE without it."
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each model is timed in.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls of a turn.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "Turns that each model is timed in.", lower_bound=1, upper_bound=1000
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "Timed calls of a turn.", lower_bound=1, upper_bound=10_000
+)
 _CONTEXT = flags.DEFINE_integer("context", None, "Context, the recipes' without it.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Sequences, the recipes' without it.")
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Draw the report of what is there.")

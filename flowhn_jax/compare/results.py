@@ -12,10 +12,11 @@ from typing import Any
 import jax
 
 from flowhn_jax import models
-from flowhn_jax.compare.speed import Turn, config_hash, short_hash
+from flowhn_jax.compare.speed import Turn, config_hash, is_number, short_hash
 from flowhn_jax.config import Config
 from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.evaluation.throughput import tokens_of, work_rate
+from flowhn_jax.messages import shown, shown_path
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.report.plots import plot_speeds
 from flowhn_jax.report.table import markdown, to_json
@@ -23,6 +24,7 @@ from flowhn_jax.training.metrics import read_rows
 
 Results = dict[str, Any]
 
+FILES = ("results.json", "results.csv", "results.md", "figure.png", "figure.svg")
 TIMED = ("train", "prefill", "decode")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax")
 _COLUMNS = {  # of the table: heading, key, factor, digits
@@ -55,8 +57,8 @@ def collect(
             rows.append(_row(name, config, workdir, of_model))
     if not rows:
         raise FileNotFoundError(
-            f"{workdir!r} holds no measurements of these models on this device; measure without "
-            "--report_only."
+            f"{shown_path(workdir)} holds no measurements of these models on this device; measure "
+            "without --report_only."
         )
     return {
         "size": size,
@@ -89,12 +91,27 @@ def _row(name: str, config: Config, workdir: str, turns: Sequence[Turn]) -> Resu
     row |= work_rate("train", seconds, config, mesh)
     row["compile_seconds"] = turns[0]["compile_seconds"]
     row["train_memory_bytes"] = turns[0]["memory_bytes"]
-    scored = [r for r in read_rows(str(pathlib.Path(workdir) / name)) if "validation_loss" in r]
-    last = scored[-1] if scored else {}
-    row["trained_tokens"] = last.get("tokens")
-    for key in ("validation_loss", "validation_bits_per_byte"):
-        row[key] = last.get(key)
+    row |= _validation(pathlib.Path(workdir) / name)
     return row
+
+
+def _validation(folder: pathlib.Path) -> Results:
+    """The last validation of a run, and the tokens before it; None where there was none.
+
+    Raises:
+      ValueError: a value of the run's rows is no number.
+    """
+    scored = [row for row in read_rows(folder) if "validation_loss" in row]
+    last = scored[-1] if scored else {}
+    found = {"trained_tokens": last.get("tokens")}
+    found |= {key: last.get(key) for key in ("validation_loss", "validation_bits_per_byte")}
+    for key, value in found.items():
+        if value is not None and not is_number(value):
+            raise ValueError(
+                f"{shown_path(folder)}: {key} in metrics.jsonl must be a number; got "
+                f"{shown(value)}. Remove the folder to train this model again."
+            )
+    return found
 
 
 def _speed(timed: str, seconds: list[float], config: Config) -> Results:

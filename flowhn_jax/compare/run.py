@@ -8,13 +8,15 @@ import jax
 import tqdm
 
 from flowhn_jax.compare.contestants import on_data
-from flowhn_jax.compare.results import collect, write
-from flowhn_jax.compare.speed import measure_turns, missing_turns, read_turns
+from flowhn_jax.compare.results import FILES, collect, write
+from flowhn_jax.compare.speed import FILE, measure_turns, missing_turns, read_turns
 from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
+from flowhn_jax.messages import shown_path
 from flowhn_jax.training import workdir as workdir_lib
 from flowhn_jax.training.checkpoint_files import latest_step
 from flowhn_jax.training.loop import fit
+from flowhn_jax.whole_file import check_own_file
 
 _STEPS_OF_A_TURN = 30  # on the progress bar: about what it takes, beside steps of training
 
@@ -45,10 +47,14 @@ def compare(
       ValueError, FileNotFoundError: the workdir is a file, holds other runs or, for the report,
         no measurements.
     """
+    for name in (FILE, *FILES):
+        check_own_file(pathlib.Path(workdir) / name)
     device = jax.devices()[0].device_kind
     if report_only:
         if not pathlib.Path(workdir).is_dir():
-            raise FileNotFoundError(f"{workdir!r} is not there; measure without --report_only.")
+            raise FileNotFoundError(
+                f"{shown_path(workdir)} is not there; measure without --report_only."
+            )
     else:
         workdir_lib.make(workdir)
         if not _measure(configs, workdir, device, trains, rounds, repeats):

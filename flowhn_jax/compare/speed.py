@@ -17,7 +17,8 @@ from flowhn_jax.parallel.mesh import make_mesh
 
 Turn = dict[str, Any]
 
-_FILE = "speed.jsonl"
+FILE = "speed.jsonl"
+_MAX_NUMBER = 1e30
 
 
 def config_hash(config: Config) -> str:
@@ -36,19 +37,48 @@ def short_hash(value: Any) -> str:
 def read_turns(workdir: str, configs: Mapping[str, Config], device: str) -> list[Turn]:
     """The turns of these configs on this kind of device that `workdir` holds, each once.
 
-    Others, as of another version of a recipe, are left out, and so is a line cut off by a kill.
+    Others, as of another version of a recipe, are left out, and so is a line that is no turn, such
+    as one cut off by a kill.
     """
-    path = pathlib.Path(workdir) / _FILE
+    path = pathlib.Path(workdir) / FILE
     hashes = {name: config_hash(config) for name, config in configs.items()}
     turns: dict[tuple[str, int], Turn] = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            turn = json.loads(line)
-        except ValueError:
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        turn = _parse_turn(line)
+        if turn is None or turn["device"] != device:
             continue
-        if turn["device"] == device and hashes.get(turn["model"]) == turn["config_hash"]:
+        if hashes.get(turn["model"]) == turn["config_hash"]:
             turns.setdefault((turn["model"], turn["round"]), turn)
     return list(turns.values())
+
+
+def _parse_turn(line: bytes) -> Turn | None:
+    """Return the turn of a line; None where the line does not hold all of one."""
+    try:
+        turn = json.loads(line)
+        texts = [turn[name] for name in ("model", "config_hash", "device", "kernels")]
+        numbers = [turn["compile_seconds"], turn["memory_bytes"]]
+        seconds = {name: list(each) for name, each in turn["seconds"].items()}
+        is_whole = (
+            all(isinstance(text, str) for text in texts)
+            and isinstance(turn["round"], int)
+            and seconds["train"]
+            and all(each and all(map(_is_duration, each)) for each in seconds.values())
+            and all(map(is_number, numbers))
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return turn if is_whole else None
+
+
+def _is_duration(value: Any) -> bool:
+    return is_number(value) and value > 0
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of a JSON text is a number that a measurement can have."""
+    is_plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_plain and abs(value) < _MAX_NUMBER  # False for NaN
 
 
 def missing_turns(
@@ -78,7 +108,7 @@ def measure_turns(
     models take the memory one after the other.
     """
     programs: dict[str, Programs] = {}
-    path = pathlib.Path(workdir) / _FILE
+    path = pathlib.Path(workdir) / FILE
     for number, name in missing:
         config = configs[name]
         say(f"{name}, round {number + 1}")

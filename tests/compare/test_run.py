@@ -123,6 +123,60 @@ def test_report_only(data, whole, tmp_path):
         compare(configs_on(data), tmp_path, report_only=True)
 
 
+NO_TURNS = {
+    "not JSON": b"{",
+    "not UTF-8": b"\xff",
+    "nested too deeply": b"[" * 100_000,
+    "a number": b"3",
+    "no group of seconds": {"seconds": 3},
+    "no training": {"seconds": {"prefill": [1.0]}},
+    "no seconds": {"seconds": {"train": []}},
+    "seconds that are text": {"seconds": {"train": ["1"]}},
+    "no time at all": {"seconds": {"train": [0]}},
+    "too large for a float": {"compile_seconds": 10**400},
+    "not a number": {"memory_bytes": float("nan")},
+    "no device": {"device": None},
+    "kernels that are a list": {"kernels": []},
+    "a round that is text": {"round": "1"},
+}
+
+
+@pytest.mark.parametrize("damage", NO_TURNS.values(), ids=NO_TURNS)
+def test_a_line_that_is_no_turn_is_left_out(tmp_path, damage):
+    """The turn is then measured again, as one that a kill cut off."""
+    config = small_config()
+    hashed = config_hash(config)
+    turn = {"model": "ours", "round": 0, "config_hash": hashed, "device": "cpu", "kernels": "xla",
+            "seconds": {"train": [0.5]}, "compile_seconds": 1.5, "memory_bytes": 3}  # fmt: skip
+    changed = {**turn, "round": 1} | (damage if isinstance(damage, dict) else {})
+    second = damage if isinstance(damage, bytes) else json.dumps(changed).encode()
+    (tmp_path / "speed.jsonl").write_bytes(json.dumps(turn).encode() + b"\n" + second + b"\n")
+    assert read_turns(str(tmp_path), {"ours": config}, "cpu") == [turn]
+
+
+@pytest.mark.parametrize("value", ["12", [1.0], float("inf"), True])
+def test_a_validation_that_is_no_number_is_refused(data, whole, tmp_path, value):
+    shutil.copy(whole / "speed.jsonl", tmp_path)
+    (tmp_path / "llama").mkdir()
+    row = {"step": 4, "tokens": 8, "validation_loss": 1.0, "validation_bits_per_byte": value}
+    (tmp_path / "llama" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"llama': validation_bits_per_byte in .* must be a"):
+        compare(configs_on(data), tmp_path, report_only=True)
+
+
+@pytest.mark.parametrize("name", ["speed.jsonl", "results.json", "figure.png"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_in_the_place_of_its_files_is_left_alone(data, tmp_path, name, kind):
+    """A link is not followed, and a pipe is not waited for."""
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    path = tmp_path / name
+    path.symlink_to(mine) if kind == "link" else os.mkfifo(path)
+    with pytest.raises(ValueError, match=rf"{name}' must be a file that the run made"):
+        compare(configs_on(data), tmp_path)
+    assert mine.read_text() == "mine"
+
+
 def test_an_interrupted_comparison_goes_on(data, whole, tmp_path, monkeypatch, capsys):
     """A turn that a kill cut off is taken again; a run that a signal stopped goes on."""
     configs = configs_on(data)
