@@ -112,6 +112,17 @@ def test_the_planner_takes_what_was_measured_here():
     assert make_plan(share, DIMS, blocks=2, context=1000) == found
 
 
+@pytest.mark.parametrize("balance", ["flops", "equal", 0.3])
+def test_other_balances_need_no_measurements(balance, caplog):
+    split = SplitConfig("fa_split", balance=balance, align=1)
+    plans = [make_plan(split, DIMS, blocks=1, context=1000)]
+    assert not caplog.records
+    measured.save("cpu", DIMS, BranchTimes((0.0, 3.0, 0.0), (0.0, 1.0)))
+    make_plan.cache_clear()
+    plans.append(make_plan(split, DIMS, blocks=1, context=1000))
+    assert plans[0] == plans[1]
+
+
 def test_without_measurements_a_line_says_so(caplog):
     split = SplitConfig("fa_split", balance="time", align=1)
     measured.save("cpu", dataclasses.replace(DIMS, width=1), BranchTimes((0, 3, 0), (0, 1)))

@@ -201,7 +201,7 @@ def test_attention_gets_an_aligned_number(context, strategy):
         ("fa_split", 0.01, 1, 20, 1),
         ("fa_split", 0.2, 20, 20, 4),  # no multiple of 20 is below 20
         ("fa_split", 0.2, 19, 20, 19),
-        ("fa_split", "equal", 8, 20, 10),  # not aligned
+        ("fa_split", "equal", 8, 22, 11),  # not aligned
         ("fac_split", 0.45, 5, 20, 5),  # 10 is nearest, but would only swap the halves
         ("fac_split", 0.55, 5, 20, 15),
         ("fac_split", 0.45, 10, 20, 9),
