@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from flowhn_jax.testing.fuzz import campaign
+from flowhn_jax.testing.fuzz.targets import TARGETS
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-INPUTS = 1000
+INPUTS = 200
 
 # What the fuzzer must notice, as programs that do it.
 FAULTS = """
@@ -30,10 +31,18 @@ def changes_unseen():
     name = str(pathlib.Path("../neighbour/more").resolve()).encode()
     ctypes.CDLL(None).mkdir(name, 0o700)
 
+def works_and_waits():
+    for _ in range(6):
+        time.sleep(0.35)
+        end = time.process_time() + 0.03
+        while time.process_time() < end:
+            pass
+
 PROGRAMS = {
     "success": lambda: print("fine"),
     "refusal": lambda: sys.exit("error: x is 1; accepted is 2."),
     "traceback": lambda: 1 / 0,
+    "patience": works_and_waits,
     "hang": lambda: time.sleep(60),
     "busy": lambda: [None for _ in iter(int, 1)],
     "write": lambda: outside.write_text("mine"),
@@ -77,6 +86,7 @@ def test_every_kind_of_failure_is_noticed(tmp_path):
     found = json.loads(run.stdout.splitlines()[-1])
     assert found.pop("success") == ["accepted", ""]
     assert found.pop("refusal") == ["refused", ""]
+    assert found.pop("patience") == ["accepted", ""]  # it took 2 s, but little of a core's time
     expected = {
         "traceback": "a traceback",
         "hang": "a hang of 0.5 s",
@@ -109,7 +119,9 @@ def test_no_input_gets_through():
     run = python("-m", "flowhn_jax.testing.fuzz", f"--inputs={INPUTS}")
     print(run.stdout)
     assert run.returncode == 0, run.stdout[-10_000:] + run.stderr[-3000:]
-    assert f"| {INPUTS:,} |" in run.stdout.splitlines()[-1].replace("  ", " ")
+    *rows, last = run.stdout.splitlines()
+    assert f"| {INPUTS:,} |" in last.replace("  ", " ")
+    assert {row.split()[1] for row in rows if row.startswith("| ")} >= set(TARGETS)
 
 
 def test_the_same_input_again():

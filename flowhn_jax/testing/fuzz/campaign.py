@@ -1,5 +1,6 @@
 """Fuzzing of the command lines: many inputs, one after another, and a table of what came of them.
 
+Each target gets one of the first inputs, and of the others a share by its weight.
 Input i of a seed is always the same, so that a failure comes again with --seed and --only.
 """
 
@@ -74,6 +75,9 @@ def results(seed: int, numbers: Sequence[int], targets: Sequence[str]) -> Iterat
 
 
 def _target(seed: int, number: int, targets: Sequence[str]) -> str:
+    """Return the target of an input: each one first, then any of them by their weights."""
+    if number < len(targets):
+        return targets[number]
     weights = [TARGETS[name].weight for name in targets]
     return random.Random(f"{seed} {number}").choices(targets, weights)[0]
 

@@ -21,10 +21,11 @@ def script(name: str, seam: Callable[[], None] = lambda: None) -> Callable[[], A
     return program
 
 
-def module(name: str) -> Callable[[], Any]:
-    """`python -m name`."""
+def module(name: str, seam: Callable[[], None] = lambda: None) -> Callable[[], Any]:
+    """`python -m name`, up to the `seam`."""
 
     def program() -> None:
+        seam()
         sys.modules.pop(name, None)
         runpy.run_module(name, run_name="__main__", alter_sys=True)
 

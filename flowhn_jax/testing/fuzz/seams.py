@@ -22,14 +22,14 @@ from flowhn_jax.training import workdir as workdir_lib
 _MOST_ROWS = 64  # of a batch that is read, whatever the config asks for
 
 
-def _without_the_corpus() -> None:
+def without_the_corpus() -> None:
     """The embedded corpus is no user's input, and takes seconds."""
     corpus.embedded_documents = lambda: {"one": b"A text.\n" * 20, "two": b"Another text."}
 
 
 def for_train(meanwhile: Callable[[], None] | None = None) -> None:
     """train.py opens what it trains on and reads of it; `meanwhile` is called behind a batch."""
-    _without_the_corpus()
+    without_the_corpus()
 
     def fit(config: Config, workdir: str, **_: Any) -> None:
         mesh = make_mesh(config.mesh, perplexity.eval_batch_size(config))
@@ -84,15 +84,20 @@ class _Scorer:
         return [scoring.Score(-1.0, True, False)] * len(pairs)
 
 
-def _generated(rows: list, *_: Any) -> None:
+_GENERATED = 60  # tokens, spread over the vocabulary, and beyond the tokenizer's
+
+
+def _generated(rows: list, batch: int, config: Any, *_: Any) -> None:
     for row in rows:
+        for number in range(_GENERATED):
+            row.stream.push(number * 17 % config.vocab_size)
         row.finish = "length"
         row.stream.finish()
 
 
 def for_eval() -> None:
     """eval.py without parameters and without a model that runs."""
-    _without_the_corpus()
+    without_the_corpus()
     for_checkpoint()
     run.load_params = lambda *_: None
     by_position.measure = _measured

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pathlib
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from flowhn_jax import config as config_lib
 from flowhn_jax import models
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.interop import huggingface
+from flowhn_jax.testing.fuzz import measured
 from flowhn_jax.training import workdir as workdir_lib
 
 CONTEXT = 32
@@ -141,6 +143,48 @@ def _tokenizer(folder: pathlib.Path) -> None:
     tokenizer.save(str(folder / "tokenizer/tokenizer.json"))
 
 
+def _tokenizers(folder: pathlib.Path) -> None:
+    """One of each kind of model: byte-level BPE, BPE with bytes as fallback, Unigram, WordPiece."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    _tokenizer(folder)
+    (folder / "tokenizers/tokenizers").mkdir()
+    shutil.copy(
+        folder / "tokenizer/tokenizer.json", folder / "tokenizers/tokenizers/byte_level.json"
+    )
+    settings = {"vocab_size": 300, "show_progress": False}
+    eot = "<|endoftext|>"
+
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    fallback = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    fallback.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    fallback.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+         decoders.Strip(" ", 1, 0)]
+    )  # fmt: skip
+    specials = ["<unk>", eot, *bytes_]
+    fallback.train_from_iterator(
+        documents(), trainers.BpeTrainer(special_tokens=specials, **settings)
+    )
+
+    unigram = Tokenizer(models.Unigram())
+    unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    unigram.train_from_iterator(
+        documents(),
+        trainers.UnigramTrainer(special_tokens=["<unk>", eot], unk_token="<unk>", **settings),
+    )
+
+    pieces = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    pieces.train_from_iterator(
+        documents(), trainers.WordPieceTrainer(special_tokens=["<unk>", eot], **settings)
+    )
+    for name, each in (("fallback", fallback), ("unigram", unigram), ("word_piece", pieces)):
+        each.save(str(folder / f"tokenizers/tokenizers/{name}.json"))
+
+
 def _prepare(folder: pathlib.Path, tokenizer: str, name: str) -> None:
     if (folder / name / "set").exists():  # made for another
         return
@@ -230,6 +274,15 @@ def _tasks(folder: pathlib.Path) -> None:
                         folder / "tasks/boolq.parquet")  # fmt: skip
 
 
+def _suites(folder: pathlib.Path) -> None:
+    measured.write_suites(folder / "suites")
+
+
+def _comparison(folder: pathlib.Path) -> None:
+    (folder / "comparison/cmp").mkdir()
+    measured.write_comparison(folder / "comparison/cmp")
+
+
 TASKS = tuple(_TASKS)
 SEEDS: dict[str, Callable[[pathlib.Path], None]] = {
     "recipe": _recipe,
@@ -239,6 +292,7 @@ SEEDS: dict[str, Callable[[pathlib.Path], None]] = {
     "zstd": _zstd,
     "parquet": _parquet,
     "tokenizer": _tokenizer,
+    "tokenizers": _tokenizers,
     "set": _set,
     "bpe_set": _bpe_set,
     "run": _run,
@@ -247,4 +301,6 @@ SEEDS: dict[str, Callable[[pathlib.Path], None]] = {
     "theirs": _export_theirs,
     "prompts": _prompts,
     "tasks": _tasks,
+    "suites": _suites,
+    "comparison": _comparison,
 }

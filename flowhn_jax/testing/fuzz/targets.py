@@ -7,29 +7,21 @@ import random
 import shutil
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
-from flowhn_jax import config as config_lib
-from flowhn_jax.testing.fuzz import mutations, seams, seeds
+from flowhn_jax.testing.fuzz import measuring_targets, mutations, seams, seeds, tokenizer_targets
 from flowhn_jax.testing.fuzz.child import Case, Rooms
 from flowhn_jax.testing.fuzz.programs import module, script
-from flowhn_jax.testing.fuzz.words import LITERALS, STATEMENTS, WORDS
-
-_VALID = 0.05  # share of inputs that are left as they are
-
-
-class Target(NamedTuple):
-    """Something to fuzz.
-
-    Attributes:
-      seeds: the valid inputs that it needs, by name.
-      build: makes a case in the rooms, whose box holds these inputs.
-      weight: how often it is taken; less where an input takes longer.
-    """
-
-    seeds: tuple[str, ...]
-    build: Callable[[random.Random, Rooms], Case]
-    weight: float = 1.0
+from flowhn_jax.testing.fuzz.target import (
+    VALID,
+    Target,
+    any_key,
+    any_word,
+    damage_files,
+    files_of,
+    of_files,
+    overrides,
+)
+from flowhn_jax.testing.fuzz.words import LITERALS, STATEMENTS
 
 
 def make_case(name: str, rng: random.Random, rooms: Rooms, seeds_folder: pathlib.Path) -> Case:
@@ -45,73 +37,17 @@ _EVAL = script("eval.py", seams.for_eval)
 _PREPARE = module("flowhn_jax.data.prepare")
 
 
-def _files(rooms: Rooms, *patterns: str) -> list[pathlib.Path]:
-    return sorted(path for each in patterns for path in rooms.box.glob(each) if path.is_file())
-
-
-def _damaged(rng: random.Random, rooms: Rooms, *patterns: str) -> str:
-    """Damages one file of the patterns, or a few, or none; says how."""
-    if rng.random() < _VALID:
-        return ""
-    notes = []
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        if files := _files(rooms, *patterns):
-            notes.append(mutations.damage(rng, rng.choice(files)))
-    return "; ".join(notes)
-
-
-def _of_files(
-    program: Callable[[], Any], arguments: list[str], *patterns: str
-) -> Callable[[random.Random, Rooms], Case]:
-    """Damage to files of the patterns, and always the same arguments."""
-
-    def build(rng: random.Random, rooms: Rooms) -> Case:
-        return Case(program, arguments, _damaged(rng, rooms, *patterns))
-
-    return build
-
-
-def _keys() -> dict[str, Any]:
-    """All dotted keys of a config with their defaults."""
-    found = {}
-
-    def add(config: Any, prefix: str) -> None:
-        for name, value in config.items():
-            if hasattr(value, "items"):
-                add(value, f"{prefix}{name}.")
-            else:
-                found[prefix + name] = value
-
-    add(config_lib.default(), "")
-    return found
-
-
-_KEYS = _keys()
-
-
-def _word(rng: random.Random) -> str:
-    return rng.choice(WORDS) if rng.random() < 0.5 else str(mutations.number(rng))
-
-
-def _key(rng: random.Random) -> str:
-    key = rng.choice(list(_KEYS))
-    kind = rng.random()
-    if kind < 0.85:
-        return key
-    return rng.choice((key.replace("e", "o"), f"{key}.x", key.split(".")[0], "", "model..width"))
-
-
 def _recipe(rng: random.Random, rooms: Rooms) -> Case:
     """A recipe that sets anything, or that is no recipe."""
     path = rooms.box / "recipe.py"
     if rng.random() < 0.3:
-        note = _damaged(rng, rooms, "recipe.py")
+        note = damage_files(rng, rooms, "recipe.py")
     else:
         lines = []
         for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
             new = rng.choice((*LITERALS, repr(mutations.number(rng)).replace("nan", "None")))
             new = new if new.lstrip("-") != "inf" else "1e999"
-            lines.append(f"config.{_key(rng) or 'model'} = {new}")
+            lines.append(f"config.{any_key(rng) or 'model'} = {new}")
         lines += [rng.choice(STATEMENTS)] if rng.random() < 0.3 else []
         note = "; ".join(lines)
         body = "".join(f"    {line}\n" for line in lines)
@@ -123,23 +59,10 @@ def _recipe(rng: random.Random, rooms: Rooms) -> Case:
     return Case(module("flowhn_jax.split"), [f"--config=recipe.py{strategy}"], note)
 
 
-def _overrides(rng: random.Random) -> list[str]:
-    """Flags for a few keys, with values of the right type or not."""
-    found = []
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        key = _key(rng)
-        default = _KEYS.get(key)
-        value = _word(rng) if rng.random() < 0.3 else mutations.number(rng)
-        if isinstance(default, int) and isinstance(value, float):
-            value = rng.choice((1, 2, 8, 16, 100, 1000, -1))
-        found.append(f"--config.{key}={value}")
-    return found
-
-
 def _split_flags(rng: random.Random, rooms: Rooms) -> Case:
-    arguments = ["--config=recipe.py", *_overrides(rng)]
+    arguments = ["--config=recipe.py", *overrides(rng)]
     if rng.random() < 0.2:
-        arguments.append(f"--lengths={_word(rng)},{_word(rng)}")
+        arguments.append(f"--lengths={any_word(rng)},{any_word(rng)}")
     return Case(module("flowhn_jax.split"), arguments, "flags")
 
 
@@ -147,7 +70,7 @@ def _train_flags(rng: random.Random, rooms: Rooms) -> Case:
     workdir = rng.choice(
         ("new", "new", "run", "recipe.py", "a/b/c", "", "\udcff", "x" * 300, "set")
     )
-    arguments = ["--config=recipe.py", f"--workdir={workdir}", *_overrides(rng)]
+    arguments = ["--config=recipe.py", f"--workdir={workdir}", *overrides(rng)]
     if rng.random() < 0.3:
         arguments.insert(rng.randrange(3), rng.choice(
             ("again", "--nothing=1", "--config", "--workdir", "--config.model", "-", "--", "---",
@@ -179,7 +102,7 @@ def _eval_flags(rng: random.Random, rooms: Rooms) -> Case:
     arguments = [f"--mode={mode}", "--workdir=run", *_EVAL_GIVEN[mode]]
     for _ in range(rng.choice((1, 1, 2))):
         options = _EVAL_OPTIONS[mode if rng.random() < 0.85 else rng.choice(list(_EVAL_OPTIONS))]
-        value = _word(rng) if rng.random() < 0.7 else rng.choice(_EVAL_FILES)
+        value = any_word(rng) if rng.random() < 0.7 else rng.choice(_EVAL_FILES)
         arguments.append(f"--{rng.choice(options)}={value}")
     return Case(_EVAL, arguments, "flags")
 
@@ -190,13 +113,13 @@ def _eval(*more: str) -> list[str]:
 
 def _tasks(rng: random.Random, rooms: Rooms) -> Case:
     task = rng.choice(seeds.TASKS)
-    note = _damaged(rng, rooms, f"{task}*")
+    note = damage_files(rng, rooms, f"{task}*")
     return Case(_EVAL, _eval("--mode=tasks", f"--tasks={task}", "--task_dir=."), note)
 
 
 def _prompts(rng: random.Random, rooms: Rooms) -> Case:
     name = rng.choice(("prompts.txt", "prompts.jsonl"))
-    note = _damaged(rng, rooms, name)
+    note = damage_files(rng, rooms, name)
     return Case(_EVAL, _eval("--mode=generate", f"--prompts={name}"), note)
 
 
@@ -205,7 +128,7 @@ def _run_tokenizer(rng: random.Random, rooms: Rooms) -> Case:
     (rooms.box / "tokenizer.json").rename(rooms.box / "run/tokenizer.json")
     settings = json.dumps({"eos_token": "<|endoftext|>"})
     (rooms.box / "run/tokenizer_config.json").write_text(settings)
-    note = _damaged(rng, rooms, "run/tokenizer*")
+    note = damage_files(rng, rooms, "run/tokenizer*")
     return Case(_EVAL, _eval("--mode=perplexity", "--data=text.txt"), note)
 
 
@@ -213,7 +136,7 @@ def _prepare(source: str, tokenizer: str) -> Callable[[random.Random, Rooms], Ca
     """A preparation, of which the tokenizer is damaged, or where that is bytes the source."""
     arguments = [f"--source={source}", f"--tokenizer={tokenizer}", "--out=out", "--context=32"]
     damaged = source if tokenizer == "bytes" else tokenizer
-    return _of_files(_PREPARE, [*arguments, "--workers=1"], damaged)
+    return of_files(_PREPARE, [*arguments, "--workers=1"], damaged)
 
 
 def _prepare_folder(rng: random.Random, rooms: Rooms) -> Case:
@@ -222,7 +145,7 @@ def _prepare_folder(rng: random.Random, rooms: Rooms) -> Case:
     source.mkdir()
     for name in ("text.txt", "docs.jsonl", "docs.jsonl.gz", "docs.parquet"):
         (rooms.box / name).rename(source / name)
-    note = _damaged(rng, rooms, "source/*")
+    note = damage_files(rng, rooms, "source/*")
     return Case(_PREPARE, ["--source=source", "--tokenizer=bytes", "--out=out"], note)
 
 
@@ -231,7 +154,9 @@ def _prepare_flags(rng: random.Random, rooms: Rooms) -> Case:
     names = [*given, "context", "validation_fraction", "text_field", "eot_token", "another"]
     for _ in range(rng.choice((1, 1, 2))):
         given[rng.choice(names)] = (
-            _word(rng) if rng.random() < 0.7 else rng.choice((*_EVAL_FILES, "n", "tokenizer.json"))
+            any_word(rng)
+            if rng.random() < 0.7
+            else rng.choice((*_EVAL_FILES, "n", "tokenizer.json"))
         )
     if given["out"] == ".":  # a set is made beside its name, which here is outside
         given["out"] = "out"
@@ -243,7 +168,7 @@ def _prepare_flags(rng: random.Random, rooms: Rooms) -> Case:
 def _prepare_over(rng: random.Random, rooms: Rooms) -> Case:
     """A preparation to where something is already."""
     out = rooms.box / "set"
-    note = _damaged(rng, rooms, "set/*") or "another request"
+    note = damage_files(rng, rooms, "set/*") or "another request"
     must_refuse = False
     kind = rng.randrange(6)
     unfinished, replaced = rooms.box / ".set.unfinished", rooms.box / ".set.replaced"
@@ -274,7 +199,7 @@ def _prepare_over(rng: random.Random, rooms: Rooms) -> Case:
 
 
 def _prepared_set(rng: random.Random, rooms: Rooms) -> Case:
-    note = _damaged(rng, rooms, "set/*")
+    note = damage_files(rng, rooms, "set/*")
     must_refuse = False
     if rng.random() < 0.15:
         note, must_refuse = f"{note}; a shard outside", _set_escapes(rng, rooms)
@@ -300,7 +225,7 @@ def _set_changes(rng: random.Random, rooms: Rooms) -> Case:
     def meanwhile() -> None:
         mine = random.Random()
         mine.setstate(state)
-        mutations.damage(mine, mine.choice(_files(rooms, "set/*")))
+        mutations.damage(mine, mine.choice(files_of(rooms, "set/*")))
 
     program = script("train.py", partial(seams.for_train, meanwhile))
     return Case(program, ["--config=recipe.py", "--workdir=new"], "while it is read")
@@ -308,7 +233,7 @@ def _set_changes(rng: random.Random, rooms: Rooms) -> Case:
 
 def _import(folder: str, *patterns: str) -> Target:
     def build(rng: random.Random, rooms: Rooms) -> Case:
-        note, must_refuse = _damaged(rng, rooms, *patterns), False
+        note, must_refuse = damage_files(rng, rooms, *patterns), False
         index = rooms.box / "source/model.safetensors.index.json"
         name = "model-0.safetensors"
         if index.is_file() and (rooms.box / "source" / name).is_file() and rng.random() < 0.15:
@@ -327,7 +252,7 @@ def _synthetic_flags(rng: random.Random, rooms: Rooms) -> Case:
     given = {"out": "texts.jsonl", "documents": "3"}
     for _ in range(rng.choice((1, 1, 2))):
         name = rng.choice(("out", "tasks", "size", "seed", "another"))
-        given[name] = _word(rng)
+        given[name] = any_word(rng)
     return Case(
         module("flowhn_jax.data.synthetic"),
         [f"--{name}={value}" for name, value in given.items()],
@@ -339,7 +264,7 @@ def _checkpoint(rng: random.Random, rooms: Rooms) -> Case:
     found = sorted(path for path in rooms.box.glob("run/checkpoints/**/*") if path.is_file())
     few = [path for path in found if path.parent.parent.name == "checkpoints"]  # of a step as such
     note = ""
-    if rng.random() >= _VALID:
+    if rng.random() >= VALID:
         for _ in range(rng.choice((1, 1, 2, 8))):
             path = rng.choice(rng.choice((few, found)))
             if path.is_file() and not path.is_symlink():
@@ -349,7 +274,7 @@ def _checkpoint(rng: random.Random, rooms: Rooms) -> Case:
         return Case(module("flowhn_jax.interop"), arguments, note)
     arguments = _eval("--mode=perplexity")
     if rng.random() < 0.2:
-        which = rng.choice(("latest", "best", "1", "2", "../1", _word(rng)))
+        which = rng.choice(("latest", "best", "1", "2", "../1", any_word(rng)))
         arguments.append(f"--checkpoint={which}")
         note = f"{note}; --checkpoint"
     return Case(script("eval.py", seams.for_checkpoint), arguments, note)
@@ -362,11 +287,11 @@ TARGETS = {
     "train_flags": Target(("recipe", "set", "run"), _train_flags),
     "eval_flags": Target(("recipe", "set", "run", "text", "prompts", "tasks"), _eval_flags),
     "run_config": Target(
-        ("set", "run"), _of_files(_EVAL, _eval("--mode=perplexity"), "run/config.json")
+        ("set", "run"), of_files(_EVAL, _eval("--mode=perplexity"), "run/config.json")
     ),
     "text": Target(
         ("set", "run", "text"),
-        _of_files(_EVAL, _eval("--mode=perplexity", "--data=text.txt"), "text.txt"),
+        of_files(_EVAL, _eval("--mode=perplexity", "--data=text.txt"), "text.txt"),
     ),
     "run_tokenizer": Target(("run", "text", "tokenizer"), _run_tokenizer),
     "prompts": Target(("set", "run", "prompts"), _prompts),
@@ -388,5 +313,7 @@ TARGETS = {
     "import_ours": _import("ours", "source/*"),
     "import_theirs": _import("theirs", "source/*"),
     "synthetic_flags": Target((), _synthetic_flags),
+    **measuring_targets.TARGETS,
+    **tokenizer_targets.TARGETS,
     LAST: Target(("set", "trained"), _checkpoint, 0.1),
 }
