@@ -266,10 +266,11 @@ def test_blocks_without_a_split_are_not_warned_of():
 
 
 def test_stem_runs_before_the_strategy():
-    split = SplitConfig("fac_split", stem=2, balance=0.25, align=1)
-    plan = make_plan(split, DIMS, blocks=4, context=16)
+    split = SplitConfig("fac_split", stem=2, balance=0.2, align=1)
+    plan = make_plan(split, DIMS, blocks=4, context=20)
     assert [block.is_split for block in plan.blocks] == [False, False, True, True]
-    assert positions(plan.blocks[2].attention, 16) == [12, 13, 14, 15]
+    assert positions(plan.blocks[2].attention, 20) == [16, 17, 18, 19]
+    assert positions(plan.blocks[3].attention, 20) == [12, 13, 14, 15]
 
 
 @pytest.mark.parametrize("strategy", ["ae_split", "fa_split", "fac_split"])
