@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from flowhn_jax import config as config_lib
@@ -12,7 +13,9 @@ from flowhn_jax.aot import topology
 from flowhn_jax.compare import contestants
 from flowhn_jax.data import prepared, sources
 from flowhn_jax.data.shards import Shard
+from flowhn_jax.data.tokenizer import load_tokenizer
 from flowhn_jax.evaluation import task_files, task_formats, tasks
+from flowhn_jax.interop import huggingface
 from flowhn_jax.messages import listed, one_line, shown, shown_path
 from flowhn_jax.split import SplitConfig
 from flowhn_jax.training import lock
@@ -38,6 +41,12 @@ def two_files_of_a_task(folder):
     task_files.find_file("piqa", str(folder))
 
 
+def a_tokenizer_of(folder, words, eot_token=None):
+    model = {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}}
+    (folder / "t.json").write_text(json.dumps({"model": model | {"unk_token": words[0]}}))
+    load_tokenizer(str(folder / "t.json"), eot_token)
+
+
 def a_list_of_records(folder):
     (folder / "docs.jsonl").write_text(json.dumps({HUGE: 1, "y" * 1000: 2}) + "\n")
     list(sources.open_source(str(folder / "docs.jsonl"), HUGE).read(lambda count: None))
@@ -53,6 +62,9 @@ KINDS = {
     "names of files": two_files_of_a_task,
     "keys of a record": a_list_of_records,
     "labels of a record": lambda folder: task_formats._gold(1, [HUGE, "B"]),
+    "name of an array": lambda folder: huggingface.from_state_dict({HUGE: np.int32([1])}, {}),
+    "end-of-text of a tokenizer": lambda folder: a_tokenizer_of(folder, ["a"], HUGE),
+    "names in a vocabulary": lambda folder: a_tokenizer_of(folder, [f"<{n}{HUGE}>" for n in "ab"]),
     "--tasks": lambda folder: tasks.parse_tasks(HUGE),
     "--models": lambda folder: contestants.parse_names(HUGE),
     "--models twice": lambda folder: contestants.parse_names(",".join(["llama"] * 10_000)),

@@ -11,6 +11,7 @@ import numpy as np
 
 from flowhn_jax.data.native import failures_as_value_error, panics_unprinted
 from flowhn_jax.limits import MOST
+from flowhn_jax.messages import listed, shown
 
 # End-of-text tokens in use, the likeliest first.
 _EOT_TOKENS = (
@@ -181,7 +182,9 @@ def _involves(merge: str | list[str], prefix: str, tokens: set[str]) -> bool:
 def _find_eot(spec: str, vocabulary: dict[str, int], eot_token: str | None) -> str:
     if eot_token is not None:
         if eot_token not in vocabulary:
-            raise ValueError(f"Tokenizer {spec} has no token {eot_token!r} to end a text with.")
+            raise ValueError(
+                f"Tokenizer {spec} has no token {shown(eot_token)} to end a text with."
+            )
         if len(eot_token) == 1:
             raise ValueError(
                 f"eot_token must be a token that no text needs, and {eot_token!r} of tokenizer "
@@ -196,7 +199,7 @@ def _find_eot(spec: str, vocabulary: dict[str, int], eot_token: str | None) -> s
     ]
     raise ValueError(
         f"Tokenizer {spec} has none of the usual end-of-text tokens ({', '.join(_EOT_TOKENS)}); "
-        f"name its own as eot_token. What looks like one: {', '.join(special[:20]) or 'nothing'}."
+        f"name its own as eot_token. What looks like one: {listed(special) or 'nothing'}."
     )
 
 

@@ -22,7 +22,7 @@ from flowhn_jax import json_text, models
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.interop.families import FAMILIES, to_config, to_json
 from flowhn_jax.interop.layout import Path, assemble, to_theirs
-from flowhn_jax.messages import shown
+from flowhn_jax.messages import listed, shown
 from flowhn_jax.models import Params
 from flowhn_jax.whole_file import whole_file
 
@@ -87,7 +87,7 @@ def from_state_dict(
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
-                f"{name} is of type {array.dtype}, as in a quantized model; accepted are "
+                f"{listed([name])} is of type {array.dtype}, as in a quantized model; accepted are "
                 "floating-point numbers."
             )
     if hf_config.get("model_type") == _OURS:
