@@ -90,8 +90,6 @@ def is_import(folder: pathlib.Path) -> bool:
 
 def _unreadable(folder: pathlib.Path) -> str | None:
     """Why a group of arrays, in TensorStore's OCDBT, cannot be read; None: it can, or is absent."""
-    if not folder.is_dir():
-        return None
     spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
     try:
         store = tensorstore.KvStore.open(spec).result()

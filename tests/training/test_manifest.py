@@ -17,9 +17,11 @@ METADATA = {
 
 
 def store(path):
-    """A key-value store of TensorStore's, as Orbax writes arrays."""
+    """A key-value store of TensorStore's, as Orbax writes arrays: a large value, then a small."""
     spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
-    tensorstore.KvStore.open(spec).result().write(b"key", b"value" * 99).result()
+    opened = tensorstore.KvStore.open(spec).result()
+    for key, size in ((b"a", 999), (b"b", 200)):
+        opened.write(key, b"v" * size).result()
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,14 @@ def test_without_hashes_the_arrays_asked_for_must_be_readable(folder):
     spoil(folder, "params")
     assert manifest.damage(folder).startswith("params cannot be read: ")
     assert manifest.damage(folder, "data/") is None
+
+
+def test_arrays_without_hashes_are_read_not_only_listed(folder):
+    """The list of keys is in the newer file, the large value alone in the older."""
+    files = (folder / "params" / "d").iterdir()
+    larger = max(files, key=lambda file: file.stat().st_size)
+    larger.write_bytes(larger.read_bytes()[:500])
+    assert manifest.damage(folder).startswith("params cannot be read: ")
 
 
 def test_an_import_has_no_optimizer(folder):
