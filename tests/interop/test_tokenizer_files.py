@@ -218,6 +218,13 @@ def test_bytes_end_with_256_and_have_no_files():
     assert keys == {"bos_token_id": None, "eos_token_id": 256, "pad_token_id": None}
 
 
+def test_an_import_without_a_tokenizer_adds_no_ids():
+    """Where a key is absent transformers takes its class's, of the source and of the export."""
+    kept = tokenizer_files.kept_keys({"tokenizer_class": "A", "top_k": 5, "hidden_size": 8})
+    keys = tokenizer_files.config_keys({"hf_config.json": kept}, load_tokenizer("bytes"))
+    assert keys == {"tokenizer_class": "A", "top_k": 5}
+
+
 @pytest.mark.parametrize("kind", ["llama", "mamba1", "shm"])
 def test_transformers_reads_a_plain_tokenizer(tmp_path, kind):
     """With the ids of the library; 'shm' is a model that transformers does not know."""
