@@ -30,6 +30,12 @@ _OPTIONS = [
     flags.DEFINE_bool(
         "by_position", None, "perplexity: the loss by tokens before, as CSV and picture."
     ),
+    flags.DEFINE_enum(
+        "first_token",
+        None,
+        ["auto", "bos", "eot", "none"],
+        "perplexity, tasks, generate: what a text begins with; as the run's data without it.",
+    ),
     flags.DEFINE_integer("repeats", None, "throughput: timed repeats (10).", lower_bound=1),
     flags.DEFINE_string("tasks", None, "tasks: names with commas between them."),
     flags.DEFINE_string("task_dir", None, "tasks: folder of their files, JSONL or parquet."),

@@ -3,15 +3,11 @@
 import os
 import pathlib
 
-from flowhn_jax import json_text
 from flowhn_jax.config import Config
 from flowhn_jax.data.prepare import ensure_embedded
 from flowhn_jax.data.prepared import TOKENIZER, PreparedSet
-from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer
-from flowhn_jax.messages import shown
-
-_SETTINGS = "tokenizer_config.json"
-_VOCABULARY_MULTIPLE = 128  # of the recipes' model.vocab_size; divides well over devices
+from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer, recipe_vocab_size
+from flowhn_jax.data.tokenizer_config import SETTINGS, find_file, named_token, read_settings
 
 
 def open_data(config: Config, workdir: str) -> PreparedSet:
@@ -61,26 +57,21 @@ def open_tokenizer(config: Config, workdir: str) -> Tokenizer:
 
 
 def read_tokenizer(folder: str) -> Tokenizer:
-    """That of tokenizer.json, whose tokenizer_config.json may name the end-of-text token."""
-    path = pathlib.Path(folder)
-    settings = {}
-    if (path / _SETTINGS).is_file():
-        settings = json_text.loads((path / _SETTINGS).read_bytes(), repr(str(path / _SETTINGS)))
-    token = settings.get("eos_token") if isinstance(settings, dict) else None
-    token = token.get("content") if isinstance(token, dict) else token  # either is in use
-    if not isinstance(token, str | None):
-        raise ValueError(
-            f"{str(path / _SETTINGS)!r} has eos_token {shown(token)}; accepted is a text, or an "
-            "object with 'content'."
-        )
-    return load_tokenizer(str(path / TOKENIZER), token)
+    """Return the tokenizer of tokenizer.json, as tokenizer_config.json next to it sets it.
+
+    That may name the end-of-text token, the one that begins a text, and a `first_token`.
+    """
+    path = str(pathlib.Path(folder) / TOKENIZER)
+    file = find_file(path, SETTINGS)
+    settings = read_settings(file)
+    first_token = settings.get("first_token", "auto")
+    return load_tokenizer(path, named_token(settings, "eos_token", file), first_token=first_token)
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: Config, folder: str | os.PathLike) -> None:
     if tokenizer.vocab_size > config.model.vocab_size:
-        needed = -(-tokenizer.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
         raise ValueError(
             f"The tokenizer of {folder} has {tokenizer.vocab_size} tokens, but model.vocab_size is "
             f"{config.model.vocab_size}; to train a model of that size type "
-            f"--config.model.vocab_size={needed}"
+            f"--config.model.vocab_size={recipe_vocab_size(tokenizer)}"
         )

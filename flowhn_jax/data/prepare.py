@@ -44,6 +44,7 @@ def prepare(
     validation_fraction: float = 0.01,
     text_field: str = "text",
     eot_token: str | None = None,
+    first_token: str = "auto",
     workers: int = 1,
     overwrite: bool = False,
 ) -> PreparedSet:
@@ -65,6 +66,8 @@ def prepare(
       validation_fraction: share of the documents to hold out, above 0 and at most 0.5.
       text_field: field or column that holds the text of .jsonl and .parquet sources.
       eot_token: end-of-text token of a Hugging Face tokenizer that has none of the usual ones.
+      first_token: what each document begins with, see `tokenizer.load_tokenizer`: 'auto', 'bos' or
+        'eot'. Each ends with end-of-text.
       workers: processes that tokenize; the set is the same for any number. Above 1, the calling
         script needs the `if __name__ == "__main__"` of multiprocessing.
       overwrite: replace a set at `out` that is a different one, or damaged.
@@ -87,13 +90,16 @@ def prepare(
         raise ValueError("out is ''; accepted is the folder to make.")
     out = pathlib.Path(out).resolve()
     opened = open_source(source, text_field)
-    loaded = load_tokenizer(tokenizer, eot_token)
+    if first_token == "none":
+        raise ValueError("first_token must be auto, bos or eot where data is prepared; got 'none'.")
+    loaded = load_tokenizer(tokenizer, eot_token, first_token=first_token)
     request = {
         "source": opened.identity,
         "tokenizer": loaded.fingerprint,
         "context": context,
         "validation_fraction": validation_fraction,
         "text_field": text_field,
+        "first_token": loaded.first_token,
     }
     with unfinished_folder(out) as folder:
         if _holds_equal_set(out, request, overwrite):
@@ -123,6 +129,8 @@ def prepare(
             token_dtype=token_dtype,
             segment_dtype=segment_dtype,
             splits=splits,
+            first_token=loaded.first_token,
+            bos_token=loaded.bos_token,
         ).write_index()
         publish(folder, out)
     _warn_of_validation(splits, validation_fraction)
@@ -154,7 +162,8 @@ def _write_splits(
     workers: int,
     writers: dict[str, ShardWriter],
 ) -> dict[str, Split]:
-    packers = {name: Packer(context, tokenizer.eot_id) for name in writers}
+    bos_id = tokenizer.first_ids[0] if tokenizer.first_token == "bos" else None
+    packers = {name: Packer(context, tokenizer.eot_id, bos_id) for name in writers}
     text_bytes = collections.Counter()
     windows = collections.Counter()
 
@@ -263,7 +272,7 @@ def _holds_equal_set(out: pathlib.Path, request: dict, overwrite: bool) -> bool:
         found = read_index(out)
     except ValueError as error:
         raise ValueError(f"{out} exists and is left alone: {error}") from error
-    there = {"version": found.get("version")} | found["request"]
+    there = {"version": found.get("version"), "first_token": "eot"} | found["request"]
     wanted = {"version": VERSION} | request
     if there != wanted:
         if overwrite:
@@ -273,9 +282,12 @@ def _holds_equal_set(out: pathlib.Path, request: dict, overwrite: bool) -> bool:
             for key, value in wanted.items()
             if there.get(key) != value
         )
+        as_there = ""
+        if there | {"first_token": wanted["first_token"]} == wanted:
+            as_there = f"--first_token={there['first_token']} for the set that is there, or "
         raise ValueError(
-            f"{out} holds another prepared set ({differences}); choose another folder, or say "
-            "--overwrite."
+            f"{out} holds another prepared set ({differences}); choose another folder, or type "
+            f"{as_there}--overwrite."
         )
     try:
         PreparedSet.open(out).verify()
@@ -336,6 +348,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--text_field", default="text", help="field or column with the text (%(default)s)")
     add("--eot_token", help="end-of-text token of --tokenizer, where it is not a usual one")
+    add(
+        "--first_token",
+        default="auto",
+        help="what each document begins with: bos, eot (end-of-text) or, by default, auto: the "
+        "token that --tokenizer itself puts there, or else end-of-text",
+    )
     add(
         "--workers",
         type=int,

@@ -101,7 +101,9 @@ class PreparedSet:
       folder: where it is.
       source: what it was made from.
       request: what the preparation was asked for; equal requests give equal sets.
-      tokenizer_spec, tokenizer_fingerprint, vocab_size, eot_id, eot_token: its tokenizer's.
+      tokenizer_spec, tokenizer_fingerprint, vocab_size, eot_id, eot_token, bos_token: its
+        tokenizer's.
+      first_token: what each document begins with, 'eot' or 'bos'.
       context: N; windows have N+1 tokens.
       token_dtype, segment_dtype: of the records, in numpy's notation.
       splits: 'train' and 'validation'.
@@ -119,6 +121,8 @@ class PreparedSet:
     token_dtype: str
     segment_dtype: str
     splits: dict[str, Split]
+    first_token: str = "eot"  # of the sets that do not say
+    bos_token: str | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> Self:
@@ -164,7 +168,9 @@ class PreparedSet:
         """
         if self.tokenizer_spec == "bytes":
             return load_tokenizer("bytes")
-        tokenizer = load_tokenizer(str(self.folder / TOKENIZER), self.eot_token)
+        tokenizer = load_tokenizer(
+            str(self.folder / TOKENIZER), self.eot_token, self.bos_token, self.first_token
+        )
         ours = self.tokenizer_fingerprint, self.vocab_size, self.eot_id
         if (tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eot_id) != ours:
             raise ValueError(
@@ -203,6 +209,8 @@ class PreparedSet:
             ("context", 1 <= self.context <= MOST_POSITIONS),
             ("vocab_size", 1 <= self.vocab_size <= 1 << 32),
             ("eot_id", 0 <= self.eot_id < self.vocab_size),
+            ("first_token", self.first_token in ("eot", "bos")),
+            ("bos_token", self.bos_token is not None or self.first_token == "eot"),
             ("token_dtype", self.token_dtype == unsigned_dtype(self.vocab_size)),
             ("segment_dtype", self.segment_dtype == unsigned_dtype(self.context + 2)),
         ):

@@ -11,7 +11,7 @@ import numpy as np
 
 from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
-from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer
+from flowhn_jax.data.tokenizer import Tokenizer, begin, load_tokenizer, recipe_vocab_size
 from flowhn_jax.evaluation.sampling import Sampling, sample
 from flowhn_jax.evaluation.text_stream import TextStream
 from flowhn_jax.models import DecodeCache, Params
@@ -74,7 +74,7 @@ def bucket(length: int, most: int | None = None) -> int:
 def generate(
     config: ModelConfig,
     params: Params,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     tokenizer: Tokenizer | None = None,
     max_new_tokens: int = 128,
@@ -94,7 +94,7 @@ def generate(
     Args:
       config: of a model for which `models.can_decode` holds.
       params: as of `models.init`, or of a checkpoint.
-      prompts: texts, none empty.
+      prompts: texts, none empty; or their ids, with the one that begins a text if there is one.
       tokenizer: that of the training data; None: bytes.
       max_new_tokens: the most that are generated for each.
       sampling: how tokens are chosen; None: from the model's own distribution.
@@ -110,8 +110,8 @@ def generate(
       A Generation for each prompt.
 
     Raises:
-      ValueError: an empty prompt, one that fills the context of a split tied to it, an argument out
-        of range, or a tokenizer with more tokens than the model.
+      ValueError: an empty prompt, ids beyond the vocabulary, a prompt that fills the context of a
+        split tied to it, an argument out of range, or a tokenizer with more tokens than the model.
     """
     tokenizer = load_tokenizer("bytes") if tokenizer is None else tokenizer
     sampling = Sampling() if sampling is None else sampling
@@ -123,15 +123,17 @@ def generate(
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"The tokenizer has {tokenizer.vocab_size} tokens, but model.vocab_size is "
-            f"{config.vocab_size}; accepted is the tokenizer that the model was trained with."
+            f"{config.vocab_size}; give the tokenizer that the model was trained with, or train "
+            f"with --config.model.vocab_size={recipe_vocab_size(tokenizer)}"
         )
     if replan and config.max_length is None:
         raise ValueError(
             f"replan is for splits tied to their context; {config.name} goes on without it."
         )
-    rows = []
+    rows, texts = [], []
     for index, prompt in enumerate(prompts):
         ids = _encoded(index, prompt, tokenizer, config)
+        texts.append(prompt if isinstance(prompt, str) else tokenizer.decode(ids))
         rows.append(_Row(index, ids, TextStream(tokenizer, stop, ids[-_IDS_BEFORE:])))
     params = models.for_inference(config, params)
     by_length = sorted(rows, key=lambda row: len(row.window))
@@ -150,19 +152,31 @@ def generate(
         )
     return [
         Generation(prompt, row.stream.text, row.tokens, row.finish)
-        for prompt, row in zip(prompts, rows, strict=True)
+        for prompt, row in zip(texts, rows, strict=True)
     ]
 
 
-def _encoded(index: int, prompt: str, tokenizer: Tokenizer, config: ModelConfig) -> list[int]:
-    """The prompt's ids behind an end-of-text token, as documents begin in training."""
-    if not prompt:
+def _encoded(
+    index: int, prompt: str | Sequence[int], tokenizer: Tokenizer, config: ModelConfig
+) -> list[int]:
+    """Return the prompt's ids, which begin as the tokenizer's texts do."""
+    if len(prompt) == 0:
         raise ValueError(f"Prompt {index + 1} is empty; accepted is a text.")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"Prompt {index + 1} is not UTF-8 text: {error.reason}.") from error
-    ids = [tokenizer.eot_id, *map(int, tokenizer.encode(prompt))]
+    if isinstance(prompt, str):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"Prompt {index + 1} is not UTF-8 text: {error.reason}.") from error
+        ids = begin(tokenizer, tokenizer.encode(prompt))
+        if not ids:
+            raise ValueError(f"Prompt {index + 1} has no token; accepted is a text that has one.")
+    else:
+        ids = list(map(int, prompt))
+        if not 0 <= min(ids) <= max(ids) < tokenizer.vocab_size:
+            raise ValueError(
+                f"Prompt {index + 1} has ids from {min(ids)} to {max(ids)}; accepted are 0 to "
+                f"{tokenizer.vocab_size - 1}."
+            )
     if config.max_length is not None and len(ids) > config.max_length:
         raise ValueError(
             f"Prompt {index + 1} has {len(ids)} tokens with the one that begins it, but "
@@ -188,7 +202,8 @@ def _run_batch(
     numbers = jnp.asarray([row.index for row in _filled(rows, batch)])
     seen = np.zeros((batch, config.vocab_size), bool)
     for place, row in enumerate(_filled(rows, batch)):
-        seen[place, row.window[1:]] = True  # the first token is ours, not the prompt's
+        begins = row.window[0] == tokenizer.eot_id  # which is ours, not the prompt's
+        seen[place, row.window[begins:]] = True
     longest = max(len(row.window) for row in rows)
     # As long as is needed, in a few sizes, whatever the model could reach; a new window needs all.
     needed = bucket(max(_LEAST_CACHE, longest + max_new_tokens), config.max_length)

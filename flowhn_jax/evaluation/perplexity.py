@@ -142,12 +142,18 @@ def text_windows(
 def windows_of(
     config: Config, text: bytes, tokenizer: Tokenizer, context: int, stride: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Windows that score a text as one document, the first token from the end-of-text token.
+    """Windows that score a text as one document, the first token from the one that begins a text.
 
     Raises:
       ValueError: an empty text, one that is not UTF-8 where the tokenizer must know, a context that
-        the split does not reach, or a stride outside 1 to the context.
+        the split does not reach, a stride outside 1 to the context, or a tokenizer whose texts
+        begin with nothing.
     """
+    if not tokenizer.first_ids:
+        raise ValueError(
+            "first_token must be auto, bos or eot for a perplexity, which scores the text's first "
+            "token too; got 'none'."
+        )
     if not text:
         raise ValueError("The text is empty; there is nothing to score.")
     most = config.model.max_length or MOST_POSITIONS
@@ -156,7 +162,7 @@ def windows_of(
         raise ValueError(f"The context is {context}; accepted is 1 to {most}{reason}.")
     if not 1 <= stride <= context:
         raise ValueError(f"The stride is {stride}; accepted is 1 to the context, {context}.")
-    tokens = np.concatenate([[tokenizer.eot_id], tokenizer.encode(text)])
+    tokens = np.concatenate([tokenizer.first_ids, tokenizer.encode(text)])
     return text_windows(tokens, context, stride, eval_batch_size(config))
 
 

@@ -109,6 +109,7 @@ def _perplexity(
     stride: int | None = None,
     context: int | None = None,
     by_position: bool = False,
+    first_token: str = "auto",
 ) -> dict[str, Any]:
     """Of the run's validation set, of another prepared set, or of a text file."""
     config, params, mesh, workdir = trained
@@ -118,14 +119,15 @@ def _perplexity(
             raise ValueError(f"--{name} goes with --data, the text file to score.")
     context = config.model.context if context is None else context
     if not is_text:
-        prepared = _prepared(trained, data)
+        prepared = _prepared(trained, data, first_token)
         source = f"{prepared.folder} (validation)"
         batches = perplexity.validation(config, mesh, prepared)
         text_bytes, words = prepared.splits["validation"].bytes, None
     else:
         source, text = data, _read_text(data)
         stride = context if stride is None else stride
-        windows = perplexity.windows_of(config, text, trained.tokenizer, context, stride)
+        tokenizer = trained.tokenizer.beginning_with(first_token)
+        windows = perplexity.windows_of(config, text, tokenizer, context, stride)
         batches = perplexity.placed(windows, mesh)
         text_bytes, words = len(text), perplexity.count_words(text)
     result = {"data": source, "context": context, "stride": context if stride is None else stride}
@@ -140,9 +142,9 @@ def _perplexity(
     return result | quality.to_dict(words)
 
 
-def _prepared(trained: Trained, data: str | None) -> PreparedSet:
+def _prepared(trained: Trained, data: str | None, first_token: str) -> PreparedSet:
     """The set in the folder `data`, or the run's own; of the run's tokens in either case."""
-    config, tokenizer = trained.config, trained.tokenizer
+    config, tokenizer = trained.config, trained.tokenizer.beginning_with(first_token)
     if data is None and not config.data.path and tokenizer.spec != "bytes":
         raise ValueError(
             f"{trained.workdir!r} holds a model without data; --data names a text file or a "
@@ -153,6 +155,12 @@ def _prepared(trained: Trained, data: str | None) -> PreparedSet:
         raise ValueError(
             f"The prepared set {found.folder} has another tokenizer ({found.tokenizer_spec}) than "
             f"the run in {trained.workdir!r} ({tokenizer.spec}); accepted is a set of the run's."
+        )
+    if found.first_token != tokenizer.first_token:
+        raise ValueError(
+            f"The documents of the prepared set {found.folder} begin with {found.first_token}, not "
+            f"{tokenizer.first_token}; type --first_token={found.first_token}, or give a set "
+            f"prepared with --first_token={tokenizer.first_token}"
         )
     return found
 
@@ -172,6 +180,7 @@ def _generate(
     seed: int = 0,
     batch_size: int = 16,
     replan: bool = False,
+    first_token: str = "auto",
 ) -> dict[str, Any]:
     """Continues a prompt, shown as it comes, or each one of a file."""
     if (prompt is None) == (prompts is None):
@@ -189,7 +198,7 @@ def _generate(
         trained.config.model,
         trained.params,
         texts,
-        tokenizer=trained.tokenizer,
+        tokenizer=trained.tokenizer.beginning_with(first_token),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
         stop=stop or (),
@@ -221,7 +230,13 @@ def _generate(
     }
 
 
-def _tasks(trained: Trained, *, tasks: str | None = None, task_dir: str | None = None) -> Any:
+def _tasks(
+    trained: Trained,
+    *,
+    tasks: str | None = None,
+    task_dir: str | None = None,
+    first_token: str = "auto",
+) -> Any:
     """Accuracy on downstream tasks."""
     if tasks is None or task_dir is None:
         raise ValueError(
@@ -229,7 +244,8 @@ def _tasks(trained: Trained, *, tasks: str | None = None, task_dir: str | None =
             "folder of their files."
         )
     names = tasks_lib.parse_tasks(tasks)
-    results = tasks_lib.evaluate_tasks(_scorer(trained), trained.tokenizer, names, task_dir)
+    tokenizer = trained.tokenizer.beginning_with(first_token)
+    results = tasks_lib.evaluate_tasks(_scorer(trained), tokenizer, names, task_dir)
     if is_first():
         print(tasks_lib.table(results))
     return {"task_dir": task_dir, **results}

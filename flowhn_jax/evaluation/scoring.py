@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
-from flowhn_jax.data.tokenizer import Tokenizer
+from flowhn_jax.data.tokenizer import Tokenizer, begin, prefix_id
 from flowhn_jax.evaluation.generate import bucket
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.mesh import batch_sharding
@@ -38,24 +38,32 @@ class Score(NamedTuple):
     is_cut: bool  # whether the context's beginning did not fit
 
 
-def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
-    """Ids of both as one text, cut where the context's end: a token may not span the border.
+def encode_pair(
+    tokenizer: Tokenizer, context: str, continuation: str, *, parse_special: bool = False
+) -> Pair:
+    """Return the ids of both as one text, cut at the context's end: no token spans the border.
 
     Spaces at the context's end belong to the continuation, whose first token they are part of. The
-    context begins with the end-of-text token, as documents do in training.
+    context begins as the tokenizer's texts do; an empty one of a tokenizer whose texts begin with
+    nothing is its `prefix_id`.
+
+    Args:
+      tokenizer: the model's.
+      context: what is given.
+      continuation: what is scored.
+      parse_special: as of `Tokenizer.encode`.
 
     Raises:
       ValueError: the continuation has no token of its own.
     """
     stripped = context.rstrip()
     continuation, context = context[len(stripped) :] + continuation, stripped
-    before = tokenizer.encode(context)
-    both = tokenizer.encode(context + continuation)
+    before = tokenizer.encode(context, parse_special=parse_special)
+    both = tokenizer.encode(context + continuation, parse_special=parse_special)
     if len(both) <= len(before):
         raise ValueError("the continuation has no token of its own")
-    return Pair(
-        [tokenizer.eot_id, *map(int, both[: len(before)])], list(map(int, both[len(before) :]))
-    )
+    given = begin(tokenizer, both[: len(before)]) or [prefix_id(tokenizer)]
+    return Pair(given, list(map(int, both[len(before) :])))
 
 
 class Scorer:

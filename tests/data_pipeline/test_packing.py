@@ -3,14 +3,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowhn_jax.data.packing import Packer, target_mask
+from flowhn_jax.data.shards import unsigned_dtype
 
-EOT = 9
+BOS, EOT = 10, 9
 DOCUMENTS = st.lists(st.lists(st.integers(0, 8), max_size=30), min_size=1, max_size=12)
 
 
-def pack(documents, context, take_every):
+def pack(documents, context, take_every, bos_id=None):
     """Windows of the documents, whose ids are added in bits and taken now and then."""
-    packer = Packer(context, EOT)
+    packer = Packer(context, EOT, bos_id)
     taken = []
     count = 0
     for ids in documents:
@@ -57,3 +58,35 @@ def test_windows_do_not_depend_on_when_they_are_taken(documents, context):
     _, *once = pack(documents, context, 10**6)
     for a, b in zip(often, once, strict=True):
         assert np.array_equal(a, b)
+
+
+@given(DOCUMENTS, st.integers(1, 17), st.integers(1, 9))
+def test_a_bos_begins_each_document_and_is_no_target(documents, context, take_every):
+    packer, tokens, segments = pack(documents, context, take_every, BOS)
+    stream, owners = [], []
+    for number, ids in enumerate(documents):
+        stream += [BOS, *ids, EOT]
+        owners += [number] * (2 + len(ids))
+    expected = [token for ids in documents for token in (*ids, EOT)]
+    assert packer.targets == len(expected)
+    assert packer.documents == len(documents)
+    assert tokens.shape == segments.shape == (-(-(len(stream) - 1) // context), context + 1)
+    assert segments.max() <= context + 2  # fits the dtype of the records
+    mask = target_mask(segments)
+    assert tokens[:, 1:][mask].tolist() == expected
+    assert mask.sum() == packer.targets
+    for row in range(len(tokens)):
+        here = slice(row * context, row * context + context + 1)
+        numbers = [1 + 2 * (owner - owners[here][0]) for owner in owners[here]]
+        filled = context + 1 - len(numbers)
+        assert tokens[row].tolist() == stream[here] + [EOT] * filled
+        assert segments[row].tolist() == numbers + [0] * filled
+
+
+@given(st.integers(1, 300))
+def test_segment_ids_with_a_bos_fit_their_records(context):
+    """Where each document is empty, two tokens long."""
+    packer, _, segments = pack([[]] * (context + 2), context, 1, BOS)
+    assert packer.targets == context + 2
+    assert segments.max() <= np.iinfo(unsigned_dtype(context + 2)).max
+    assert segments.max() <= context + 2 - (context % 2 == 0)

@@ -255,24 +255,41 @@ def test_missing_packages_are_named(tokenizer_json, monkeypatch):
         load_tokenizer("hf:some/name")
 
 
-def test_hub_repository(tokenizer_json, monkeypatch):
+def test_hub_repository(tokenizer_json, tmp_path, monkeypatch):
     import huggingface_hub
+    from huggingface_hub import errors
 
     asked = []
+    files = {"tokenizer.json": tokenizer_json}
 
     def download(name, file):
         asked.append((name, file))
-        return str(tokenizer_json)
+        if file not in files:
+            raise missing("it is not there")
+        return str(files[file])
+
+    class Absent(errors.EntryNotFoundError):
+        def __init__(self, message):
+            Exception.__init__(self, message)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    missing = Absent
     tokenizer = load_tokenizer("hf:some/name")
-    assert asked == [("some/name", "tokenizer.json")]
+    assert asked == [("some/name", file) for file in ("tokenizer.json", "tokenizer_config.json")]
     assert tokenizer.spec == "hf:some/name"
+    assert tokenizer.first_token == "eot"
     assert tokenizer.fingerprint == load_tokenizer(str(tokenizer_json)).fingerprint
-
-    def fail(name, file):
-        raise RuntimeError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    with pytest.raises(ValueError, match=r"hf:some/name.*no network"):
+    files["tokenizer_config.json"] = tmp_path / "c.json"
+    files["tokenizer_config.json"].write_text('{"bos_token": "<|pad|>", "add_bos_token": true}')
+    assert load_tokenizer("hf:some/name").first_ids == (1,)
+    del files["tokenizer_config.json"]
+    missing = errors.LocalEntryNotFoundError  # the network may have it
+    with pytest.raises(ValueError, match=r"tokenizer_config.json cannot be fetched \(not needed"):
+        load_tokenizer("hf:some/name")
+    assert load_tokenizer("hf:some/name", first_token="eot").first_token == "eot"
+    files.clear()
+    missing = RuntimeError
+    with pytest.raises(
+        ValueError, match=r"hf:some/name: tokenizer.json cannot .*: it is not there"
+    ):
         load_tokenizer("hf:some/name")

@@ -250,6 +250,23 @@ def test_errors_name_what_is_accepted(fac, tmp_path, capsys):
     refused(ValueError, "'65'; accepted are numbers 64 to 64, which fac", "recall", lengths="65")
     refused(ValueError, "accepted are numbers 64 to 64", "recall", lengths="9" * 1000)
     refused(ValueError, "--items is 0", "recall", items=0)
+    refused(
+        ValueError,
+        "--first_token goes with --mode=.*, not with recall",
+        "recall",
+        first_token="eot",
+    )
+    begins = {"data": str(root / "text.txt"), "first_token": "none"}
+    refused(ValueError, "must be auto, bos or eot for a perplexity", "perplexity", **begins)
+    options = dict(prompt="a", tasks="piqa", task_dir=str(TASKS), data=begins["data"])
+    for mode, names in (
+        ("generate", ["prompt"]),
+        ("tasks", ["tasks", "task_dir"]),
+        ("perplexity", ["data"]),
+    ):
+        given = {name: options[name] for name in names}
+        refused(ValueError, "bytes has no token for the beg", mode, **given, first_token="bos")
+        refused(ValueError, "must be one of auto, .*; got 'x'", mode, **given, first_token="x")
     text = str(root / "text.txt")
     refused(ValueError, "context is 65; accepted is 1 to 64", "perplexity", data=text, context=65)
     refused(ValueError, "--context goes with --data", "perplexity", context=32)

@@ -1,0 +1,79 @@
+"""What stands next to a tokenizer.json: tokenizer_config.json and files of templates."""
+
+import pathlib
+from typing import Any
+
+from flowhn_jax import json_text
+from flowhn_jax.messages import shown
+
+SETTINGS = "tokenizer_config.json"
+
+
+def find_file(spec: str, name: str) -> pathlib.Path | None:
+    """Return the path of a file that belongs to a tokenizer, None where there is none.
+
+    Args:
+      spec: of the tokenizer, as of `load_tokenizer`; 'hf:NAME' may use the network.
+      name: of the file, in the folder of tokenizer.json or in the repository.
+
+    Raises:
+      ImportError, ValueError: as of `download`.
+    """
+    if spec == "bytes":
+        return None
+    if spec.startswith("hf:"):
+        return download(spec, name, optional=True)
+    path = pathlib.Path(spec)
+    # The files of a folder are those of its tokenizer.json, not of another tokenizer in it.
+    found = path.parent / name
+    return found if path.name == "tokenizer.json" and found.is_file() else None
+
+
+def download(spec: str, name: str, optional: bool = False) -> pathlib.Path | None:
+    """Return the path of a file of 'hf:NAME', in the Hugging Face cache.
+
+    Raises:
+      ImportError: the package is missing.
+      ValueError: the file cannot be fetched, or the repository lacks it and it is not optional.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise ImportError(
+            f"Tokenizer {spec} needs the package 'huggingface_hub' (pip install huggingface_hub)."
+        ) from error
+    try:
+        return pathlib.Path(huggingface_hub.hf_hub_download(spec.removeprefix("hf:"), name))
+    except Exception as error:  # network, absent repository, absent file, bad name
+        unreachable = isinstance(error, errors.LocalEntryNotFoundError)
+        if optional and isinstance(error, errors.EntryNotFoundError) and not unreachable:
+            return None
+        hint = " (not needed with --first_token=eot)" if optional else ""
+        raise ValueError(f"Tokenizer {spec}: {name} cannot be fetched{hint}: {error}") from error
+
+
+def read_settings(path: pathlib.Path | None) -> dict[str, Any]:
+    """Return the content of a tokenizer_config.json; empty where there is none.
+
+    Raises:
+      ValueError: it is not JSON.
+    """
+    found = {} if path is None else json_text.loads(path.read_bytes(), repr(str(path)))
+    return found if isinstance(found, dict) else {}
+
+
+def named_token(settings: dict[str, Any], key: str, path: pathlib.Path | None) -> str | None:
+    """Return the token that settings name as, e.g., 'bos_token'; None where they name none.
+
+    Raises:
+      ValueError: it is not the text of a token.
+    """
+    token = settings.get(key)
+    token = token.get("content") if isinstance(token, dict) else token  # either is in use
+    if not isinstance(token, str | None):
+        raise ValueError(
+            f"{str(path)!r} has {key} {shown(token)}; accepted is a text, or an object with "
+            "'content'."
+        )
+    return token

@@ -1,0 +1,193 @@
+"""What generation, tasks and perplexity put before a text: transformers' ids, and the option."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+
+from flowhn_jax import models
+from flowhn_jax.data.prepare import prepare
+from flowhn_jax.data.tokenizer import load_tokenizer
+from flowhn_jax.evaluation import perplexity, run
+from flowhn_jax.evaluation.generate import generate
+from flowhn_jax.evaluation.sampling import Sampling
+from flowhn_jax.evaluation.scoring import Pair, encode_pair
+from tests.small import small_config, small_rival
+
+VOCABULARY = {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "▁": 4, "▁a": 5, "▁b": 6}
+BOS, EOT = 0, 1
+TEXTS = ["a ba", "bb", "aab b"]
+
+
+def save(folder, kind):
+    """Path of a tokenizer.json: 'template' has a post-processor, 'llama' settings; or 'none'."""
+    library = tokenizers.Tokenizer(
+        tokenizers.models.BPE(VOCABULARY, [("▁", "a"), ("▁", "b")], unk_token="a")
+    )
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(split=False)
+    library.decoder = tokenizers.decoders.Metaspace()
+    library.add_special_tokens(["<s>", "</s>"])
+    if kind == "template":
+        library.post_processor = tokenizers.processors.TemplateProcessing(
+            "<s> $A", special_tokens=[("<s>", BOS)]
+        )
+    folder.mkdir(exist_ok=True)
+    if kind == "llama":
+        settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    library.save(str(folder / "tokenizer.json"))
+    return str(folder / "tokenizer.json")
+
+
+@pytest.fixture(params=["template", "llama"])
+def with_bos(request, tmp_path):
+    """A tokenizer whose texts begin with <s>, and what the library's ids of a text are."""
+    path = save(tmp_path / request.param, request.param)
+    library = tokenizers.Tokenizer.from_file(path)
+
+    def ids(text):
+        return [BOS, *library.encode(text, add_special_tokens=False).ids]
+
+    if request.param == "template":
+        assert library.encode("ab").ids == ids("ab")
+    return load_tokenizer(path), ids
+
+
+@pytest.fixture(scope="module")
+def llama():
+    config = small_rival("llama", vocab_size=8)
+    return config, models.init(config, jax.random.key(0))
+
+
+def prefilled(monkeypatch):
+    """The windows that are prefilled from now on."""
+    found = []
+    prefill = models.prefill
+
+    def recorded(config, params, tokens, lengths, **options):
+        found.extend(row[:length].tolist() for row, length in zip(tokens, lengths, strict=True))
+        return prefill(config, params, tokens, lengths, **options)
+
+    monkeypatch.setattr(models, "prefill", recorded)
+    return found
+
+
+def test_prompts_are_transformers_ids(with_bos, llama, monkeypatch):
+    """A text and its ids are one prompt."""
+    tokenizer, ids = with_bos
+    options = dict(tokenizer=tokenizer, max_new_tokens=2, sampling=Sampling(temperature=0))
+    found = prefilled(monkeypatch)
+    texts = generate(*llama, TEXTS, **options)
+    assert sorted(found) == sorted(map(ids, TEXTS))
+    found.clear()
+    by_ids = generate(*llama, [ids(text) for text in TEXTS], **options)
+    assert sorted(found) == sorted(map(ids, TEXTS))
+    assert texts == by_ids
+    for choice, first in (("eot", [EOT]), ("none", [])):
+        found.clear()
+        generate(*llama, ["a ba"], **options | {"tokenizer": tokenizer.beginning_with(choice)})
+        assert found == [[*first, *ids("a ba")[1:]]]
+
+
+def test_the_penalty_counts_the_bos_as_transformers_does(with_bos, llama, monkeypatch):
+    """But not the end-of-text token that generation puts before a text of its own accord."""
+    from flowhn_jax.evaluation import generate as generation
+
+    tokenizer, ids = with_bos
+    seen = []
+    step = generation.sample
+
+    def recorded(logits, before, keys, sampling):
+        seen.append(set(np.flatnonzero(before[0]).tolist()))
+        return step(logits, before, keys, sampling)
+
+    monkeypatch.setattr(generation, "sample", recorded)
+    sampling = Sampling(repetition_penalty=2.0)
+    with jax.disable_jit():
+        for choice in ("auto", "eot"):
+            each = tokenizer.beginning_with(choice)
+            generate(*llama, ["ab"], tokenizer=each, max_new_tokens=1, sampling=sampling)
+    assert seen == [set(ids("ab")), set(ids("ab")[1:])]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "Prompt 1 is empty"),
+        ([2, 9], "Prompt 1 has ids from 2 to 9; accepted are 0 to 6"),
+        ([-1], "Prompt 1 has ids from -1 to -1; accepted are 0 to 6"),
+    ],
+)
+def test_prompts_that_are_no_ids(tmp_path, llama, prompt, message):
+    tokenizer = load_tokenizer(save(tmp_path / "t", "none"))
+    with pytest.raises(ValueError, match=message):
+        generate(*llama, [prompt], tokenizer=tokenizer)
+
+
+def test_a_prompt_without_a_token(tmp_path, llama):
+    """Unknown text has no ids where the unknown token is the end-of-text token."""
+    library = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"a": 0, "</s>": 1}, unk_token="</s>")
+    )
+    library.save(str(tmp_path / "t.json"))
+    tokenizer = load_tokenizer(str(tmp_path / "t.json"), first_token="none")
+    with pytest.raises(ValueError, match="Prompt 1 has no token"):
+        generate(*llama, ["b"], tokenizer=tokenizer)
+
+
+def test_pairs_of_tasks_are_transformers_ids(with_bos):
+    tokenizer, ids = with_bos
+    whole = ids("a b")
+    assert encode_pair(tokenizer, "a", " b") == encode_pair(tokenizer, "a ", "b")
+    assert encode_pair(tokenizer, "a", " b") == Pair(whole[:2], whole[2:])
+    assert encode_pair(tokenizer, "", "a b") == Pair([BOS], whole[1:])
+    eot, nothing = (tokenizer.beginning_with(choice) for choice in ("eot", "none"))
+    assert encode_pair(eot, "a", " b") == Pair([EOT, *whole[1:2]], whole[2:])
+    assert encode_pair(nothing, "a", " b") == Pair(whole[1:2], whole[2:])
+    assert encode_pair(nothing, "", "a b") == Pair([EOT], whole[1:])  # as the harness
+
+
+def test_parsed_text_may_begin_by_itself(with_bos):
+    tokenizer, ids = with_bos
+    assert encode_pair(tokenizer, "<s>a", " b").context[1:] != ids("a")[1:]
+    pair = encode_pair(tokenizer, "<s>a</s>", "b", parse_special=True)
+    assert (pair.context[0], pair.context[-1], pair.context.count(BOS)) == (BOS, EOT, 1)
+
+
+def test_texts_of_a_perplexity_are_transformers_ids(with_bos):
+    tokenizer, ids = with_bos
+    config = small_config("fai_split")
+    text = "a b ab ba"
+
+    def tokens(choice):
+        windows = perplexity.windows_of(
+            config, text.encode(), tokenizer.beginning_with(choice), 24, 24
+        )
+        (window,) = windows
+        assert window["weights"].sum() == len(ids(text)) - 1
+        return window["tokens"][0, : len(ids(text))].tolist()
+
+    assert tokens("auto") == ids(text)
+    assert tokens("eot") == [EOT, *ids(text)[1:]]
+    with pytest.raises(ValueError, match=r"must be auto, bos or eot for a perplexity.*'none'"):
+        tokens("none")
+
+
+def test_prepared_sets_must_begin_as_the_runs_texts_do(tmp_path):
+    """Unless one asks for it."""
+    (tmp_path / "text.txt").write_text("a b a b ab ba\n" * 200)
+    source, tokenizer = str(tmp_path / "text.txt"), save(tmp_path / "t", "template")
+    for choice in ("bos", "eot"):
+        prepare(source, tokenizer, tmp_path / choice, context=24, first_token=choice)
+    config = small_config("fai_split", data={"path": str(tmp_path / "bos")})
+    trained = run.Trained(config, {}, None, str(tmp_path / "run"))
+    assert run._prepared(trained, None, "auto").first_token == "bos"
+    eot = str(tmp_path / "eot")
+    assert run._prepared(trained, eot, "eot").first_token == "eot"
+    with pytest.raises(
+        ValueError,
+        match=r"begin with eot, not bos; type --first_token=eot, or give .* --first_token=bos",
+    ):
+        run._prepared(trained, eot, "auto")
