@@ -135,6 +135,11 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 
 def write(path: pathlib.Path, data: bytes) -> None:
     """Write a file of the suite's folder: whole or not at all."""
+    if path.is_dir():
+        raise ValueError(
+            f"{shown_path(path)} must be a file of the suite; it is a folder. Remove it, or give "
+            "another --out."
+        )
     unfinished = path.with_name(_UNFINISHED)
     unfinished.unlink(missing_ok=True)  # it may be a link to something else
     unfinished.write_bytes(data)

@@ -259,6 +259,12 @@ def test_a_link_in_place_of_an_unfinished_file_is_not_followed(pair, tmp_path):
     assert (tmp_path / "out" / PAGE).read_text().startswith("# ")
 
 
+def test_a_folder_in_place_of_a_file_is_named(pair, tmp_path):
+    (tmp_path / "out" / PAGE).mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"out/{PAGE}' must be a file of the suite; it is a fol"):
+        compare(*pair, str(tmp_path / "out"))
+
+
 def test_folders_whose_names_look_like_formulas(tmp_path):
     folders = [write(tmp_path / name, rows.every_part()) for name in ("$x$", "a_$\\nope$")]
     assert compare(*folders, str(tmp_path / "out"))
