@@ -25,6 +25,7 @@ _OURS = pathlib.Path(__file__).parent.parent
 _PREFIX = "--config."
 _SHARED_FLAGS = "config", "coordinator_address", "num_processes", "process_id"
 _MOST = 2**32 - 1  # of a flag's integer, either way
+_OF_A_USER = (MemoryError, ValueError, OSError, ImportError)  # errors; others are faults of ours
 
 
 def define_config(required: bool = True) -> flags.FlagHolder:
@@ -167,16 +168,21 @@ def _is_clear(error: BaseException) -> bool:
 
 
 def _message(error: Exception) -> str:
-    """Return what to print of an error: one line, after its traceback where that may not do."""
+    """Return what to print of an error: one line, after its traceback where that may not do.
+
+    Lines that were added as notes follow it.
+    """
     if isinstance(error, MemoryError):
         return f"error: there is not enough memory for what is asked for: {one_line(error)}"
-    if not isinstance(error, ValueError | OSError | ImportError):
+    if not isinstance(error, _OF_A_USER):
         return traceback.format_exc()
-    if not _is_clear(error) and not disk.is_full(error):
-        traceback.print_exc()
+    before = "" if _is_clear(error) or disk.is_full(error) else traceback.format_exc()
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"error: {one_line(f'{error.strerror}: {error.filename!r}')}"  # without its number
-    return f"error: {one_line(error)}"
+        error_line = one_line(f"{error.strerror}: {error.filename!r}")  # without its number
+    else:
+        error_line = one_line(error)
+    notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]  # JAX's are long
+    return "\n".join([f"{before}error: {error_line}", *notes])
 
 
 def run(
@@ -212,8 +218,8 @@ def run(
             if distributed.is_one_of_several():
                 if isinstance(error, jax.errors.JaxRuntimeError):  # as of a collective
                     message += "\nerror: perhaps another task died; its output may say why"
-                distributed.end_all(message)
-            if not message.startswith("error: "):  # a fault of ours
+                distributed.end_all(message, error)
+            if not isinstance(error, _OF_A_USER):
                 raise
             sys.exit(message)
         except KeyboardInterrupt:

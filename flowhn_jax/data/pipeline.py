@@ -13,6 +13,7 @@ import grain
 import jax
 import numpy as np
 
+from flowhn_jax.data.ahead import Ahead
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.messages import shown
 
@@ -66,16 +67,24 @@ class TrainBatches(Iterator[Batch]):
 
         dataset = batched(grain.MapDataset.source(windows), rows)[process_index::process_count]
         self._iterator = iter(dataset.to_iter_dataset(_READ_OPTIONS))
+        self._ahead = Ahead(self._iterator)
+        self._step = 0  # batches that were taken
         self._indices = batched(grain.MapDataset.range(len(windows)), batch_size)
         self._order = {"data": prepared.fingerprint, "seed": seed, "batch_size": batch_size}
         self._writes = jax.process_index() == 0
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        batch = next(self._ahead)
+        self._step += 1
+        return batch
+
+    def error_within(self, count: int) -> Exception | None:
+        """Return the error that prevents one of the next `count` batches; None: they were read."""
+        return self._ahead.error_within(count)
 
     def get_state(self) -> dict[str, Any]:
         """How many batches were taken, and what decides their order; for JSON."""
-        return self._order | {"step": self._iterator.get_state()["next_index"]}
+        return self._order | {"step": self._step}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on behind the batch at which `get_state` was called.
@@ -90,6 +99,8 @@ class TrainBatches(Iterator[Batch]):
                     f"asked for are of {value!r}; training goes on only with the same."
                 )
         self._iterator.set_state({"next_index": state["step"]})
+        self._ahead.forget()
+        self._step = state["step"]
 
     def windows_of(self, batch: int) -> list[int]:
         """Indices of the training windows in a batch of all processes; `batch` counts from 0."""

@@ -199,14 +199,16 @@ def validate(
     prepared: PreparedSet,
     max_windows: int | None = None,
     stops: Callable[[], bool] | None = None,
+    batches: Iterable[Batch] | None = None,
 ) -> Quality | None:
     """Scores the validation windows, or `max_windows` of them evenly spaced.
 
     For a part of the set the bytes are taken in proportion to the targets. None where `stops`, as
-    of `evaluate`, says so.
+    of `evaluate`, says so. `batches` are those of `validation`, where the caller has them.
     """
     split = prepared.splits["validation"]
-    batches = validation(config, mesh, prepared, max_windows)
+    if batches is None:
+        batches = validation(config, mesh, prepared, max_windows)
     quality = evaluate(eval_step, params, batches, split.bytes, stops)
     if quality is None:
         return None

@@ -1,6 +1,7 @@
 """Several processes of one run: who they are, and what the first one does before the others."""
 
 import atexit
+import collections
 import contextlib
 import glob
 import importlib.util
@@ -66,6 +67,7 @@ def initialize(
 # seen it and leaves.
 _FAILED, _LEFT = "flowhn/failed", "flowhn/left"
 _SECONDS_BETWEEN_LOOKS = 0.5
+_MILLISECONDS_OF_A_LOOK = 500
 _SECONDS_FOR_THE_OTHERS, _SECONDS_TO_LEAVE = 10.0, 2.0
 
 
@@ -97,6 +99,13 @@ def _end_with_the_others() -> None:
         atexit.register(is_over.set)  # before JAX's own end, which was registered earlier
 
 
+class FailedElsewhere(OSError):
+    """Another process of the run has an error, whose message is the one to print."""
+
+    def __init__(self):
+        super().__init__("another process of the run has failed; its output says why")
+
+
 def _has_failed(state: Any) -> bool:
     """Return whether a process has recorded an error."""
     try:
@@ -121,18 +130,94 @@ def _leave(state: Any) -> NoReturn:
     os._exit(1)
 
 
-def end_all(message: str) -> NoReturn:
+def end_all(message: str, error: BaseException) -> NoReturn:
     """Print an error and end all processes of the run with status 1, within seconds.
 
     The message appears once, in the process that has the error first: what the others raise when it
     is gone is of no interest. Call it in runs of several processes.
     """
     state = _state()
-    if not _has_failed(state):
+    if isinstance(error, FailedElsewhere):
+        deadline = time.monotonic() + _SECONDS_FOR_THE_OTHERS
+        while not _has_failed(state) and time.monotonic() < deadline:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    if _is_first_to_fail(state):
         print(message, file=sys.stderr, flush=True)
-        with contextlib.suppress(Exception):  # the coordinator is gone: then the others know
-            state.client.key_value_set(_FAILED, str(state.process_id), allow_overwrite=True)
     _leave(state)
+
+
+def _is_first_to_fail(state: Any) -> bool:
+    """Record that this process has an error; return whether no other one did so before."""
+    try:
+        state.client.key_value_set(_FAILED, str(state.process_id))
+    except Exception as error:  # if the coordinator is gone, the others know
+        return "ALREADY_EXISTS" not in str(error)
+    return True
+
+
+class Meeting:
+    """Barriers of work in background threads, which end where a process has given up."""
+
+    def __init__(self, name: str):
+        """`name` is the same in all processes, and of one piece of work alone."""
+        state = _state()
+        self._client = state.client if is_one_of_several() else None
+        self._processes = state.num_processes
+        self._name = f"flowhn/{name}"
+        self._lock = threading.Lock()
+        self._uses: collections.Counter[str] = collections.Counter()  # of barriers, by their keys
+        self._failure: str | None = None
+
+    def wait(self, key: str, seconds: float) -> None:
+        """Wait until all processes have come to the barrier `key`, in whichever thread.
+
+        Raises:
+          FailedElsewhere: one of them has given up.
+          TimeoutError: they have not come within so many seconds.
+        """
+        if self._client is None:
+            return
+        with self._lock:
+            barrier = f"{self._name}/{key}/{self._uses[key]}"
+            self._uses[key] += 1
+        if self._client.key_value_increment(f"{barrier}/count", 1) == self._processes:
+            self._client.key_value_set(f"{barrier}/all", "")
+        self.wait_for_value(f"{barrier}/all", seconds)
+
+    def wait_for_value(self, key: str, seconds: float) -> str:
+        """Return what some process writes under a key of the coordinator's; raise as `wait`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return self._client.blocking_key_value_get(key, _MILLISECONDS_OF_A_LOOK)
+            except jax.errors.JaxRuntimeError as error:  # it is not there yet
+                if self.failure() is not None:
+                    raise FailedElsewhere from None
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"not all processes have come to {key!r}") from error
+
+    def fail(self, reason: str) -> None:
+        """Give up; of several processes that do, the reason of the first one counts."""
+        if self._client is None:
+            self._failure = self._failure or reason
+            return
+        with contextlib.suppress(Exception):  # there is one already
+            self._client.key_value_set(f"{self._name}/failure", reason)
+
+    def failure(self) -> str | None:
+        """Return the reason for which a process has given up."""
+        if self._failure is None and self._client is not None:
+            with contextlib.suppress(Exception):  # there is none
+                self._failure = self._client.key_value_try_get(f"{self._name}/failure")
+        return self._failure
+
+    def forget(self) -> None:
+        """Remove what the coordinator keeps of it, when no process needs it any more."""
+        if self._client is not None and _state().process_id == 0:
+            with contextlib.suppress(Exception):
+                self._client.key_value_delete(self._name)
 
 
 def is_one_of_several() -> bool:
@@ -192,6 +277,7 @@ class AnyProcessBefore:
         self._sharding = NamedSharding(mesh, P(mesh.axis_names))
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
         self._before: jax.Array | None = None
+        self.delay = min(jax.process_count() - 1, 1)  # calls until a flag is known to all
 
     def __call__(self, flag: bool) -> bool:
         """The flags of the call before; of this one in a run of one process."""

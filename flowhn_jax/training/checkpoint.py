@@ -7,10 +7,10 @@ was committed and all its parts are there.
 """
 
 import contextlib
+import itertools
 import math
 import pathlib
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +19,11 @@ from orbax.checkpoint import v1 as ocp
 
 from flowhn_jax import config as config_lib
 from flowhn_jax.config import Config
-from flowhn_jax.parallel.distributed import broadcast_from_first, first_before_others, is_first
+from flowhn_jax.parallel.distributed import (
+    broadcast_from_first,
+    first_before_others,
+    is_first,
+)
 from flowhn_jax.training import disk, manifest
 from flowhn_jax.training.checkpoint_files import (
     METADATA,
@@ -35,10 +39,13 @@ from flowhn_jax.training.checkpoint_files import (
     versions,
     warn,
 )
+from flowhn_jax.training.saving import Save, set_barrier
 from flowhn_jax.training.state import TrainState
 from flowhn_jax.whole_file import sync
 
 _BYTES_BESIDE = 2**20  # of a checkpoint, at least: what is not arrays
+_SECONDS_TO_END = 15.0  # of a save, in a process of several that ends with an error
+_saves = itertools.count()
 
 
 class Checkpoints:
@@ -57,8 +64,8 @@ class Checkpoints:
         self._workdir = workdir
         self.config = config
         self._say = say
-        self._save: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._save: Save | None = None
+        self._is_saving = False
         self._needed = 0  # bytes, of the last checkpoint that was asked for
         with first_before_others("checkpoints"):
             if is_first():
@@ -71,14 +78,26 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.wait()
-        self._checkpointer.close()
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.wait()
+            self._checkpointer.close()
+            return
+        is_alone = jax.process_count() == 1
+        if self._is_saving:
+            self._save.wait(None if is_alone else _SECONDS_TO_END)
+        if is_alone:  # else the others may not come by
+            with contextlib.suppress(Exception):  # that of the save
+                self._checkpointer.close()
 
     def _open(self) -> ocp.training.Checkpointer:
         # Random mantissas hardly compress, and shardings are given wherever a checkpoint is read:
         # without both a save costs a fifth less.
+        def barrier(**arguments: Any) -> None:
+            self._save.barrier(**arguments)
+
         context = ocp.Context()
+        set_barrier(context.asynchronous, barrier)
         context.array.saving.use_compression = False
         context.array.saving.enable_write_sharding_file = False
         return ocp.training.Checkpointer(
@@ -190,6 +209,7 @@ class Checkpoints:
         metrics = None
         if validation_loss is not None and math.isfinite(validation_loss):
             metrics = {VALIDATION_LOSS: validation_loss}
+        self._save, self._is_saving = Save(next(_saves)), True
         response = self._checkpointer.save_checkpointables_async(
             step,
             parts,
@@ -204,34 +224,38 @@ class Checkpoints:
             },
         )
 
-        def finish() -> None:
-            try:
-                response.result()
-                if is_first():
-                    manifest.write(directory(self._workdir) / str(step))
-                    sync(directory(self._workdir))
-                    mark_checkpointed(self._workdir, step)
-                    self._prune()
-            except BaseException as error:
-                self._error = error
+        def work() -> None:
+            response.result()
+            if is_first():
+                manifest.write(directory(self._workdir) / str(step))
+                sync(directory(self._workdir))
+                mark_checkpointed(self._workdir, step)
+                self._prune()
 
-        self._save = threading.Thread(target=finish, name="checkpoint")
-        self._save.start()
+        self._save.start(work)
+
+    def error(self) -> BaseException | None:
+        """Return the error that `wait` is going to raise here, if there is one by now."""
+        return self._save.error() if self._is_saving else None
 
     def wait(self) -> None:
-        """Waits until what `save` began is on the disk; a full disk is told, and no error."""
-        if self._save is None:
+        """Waits until what `save` began is on the disk; a full disk is told, and no error.
+
+        All processes must call it; where one raises, all do.
+        """
+        if not self._is_saving:
             return
-        self._save.join()
-        self._save, error, self._error = None, self._error, None
+        self._is_saving = False
+        self._save.wait()
+        error = self._save.failure()
         if error is None:
             self._checkpointer.reload()  # what was pruned
             return
-        if not disk.is_full(error):
-            raise error
         with contextlib.suppress(Exception):  # the same error again
             self._checkpointer.close()
         self._checkpointer = self._open()  # which removes what was written of it
+        if not self._save.is_full():
+            raise error
         self._say(f"the disk was full before a checkpoint was written: {self.shortage()}")
 
     def restore(self, abstract: TrainState, data: Any) -> tuple[TrainState, dict[str, Any]]:

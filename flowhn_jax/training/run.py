@@ -1,21 +1,28 @@
 """The steps of a run: what `loop.fit` has set up, it carries to the end."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.sharding import Mesh
 
 from flowhn_jax import flops
 from flowhn_jax.config import Config
+from flowhn_jax.data.ahead import Ahead
 from flowhn_jax.data.pipeline import TrainBatches
 from flowhn_jax.data.prepared import PreparedSet
-from flowhn_jax.evaluation.perplexity import make_eval_step, validate
+from flowhn_jax.evaluation.perplexity import make_eval_step, validate, validation
 from flowhn_jax.models.loss import Batch
-from flowhn_jax.parallel.distributed import AnyProcessBefore, broadcast_from_first
+from flowhn_jax.parallel.distributed import (
+    AnyProcessBefore,
+    FailedElsewhere,
+    any_process,
+    broadcast_from_first,
+)
 from flowhn_jax.parallel.mesh import shard_batch
 from flowhn_jax.report.table import to_json
 from flowhn_jax.training import bad_steps
@@ -72,7 +79,12 @@ class _Clock:
 
 @dataclasses.dataclass
 class Run:
-    """A run whose parts are ready."""
+    """A run whose parts are ready.
+
+    An error that one process alone may have, as of its data or its disk, ends the run like a
+    request to stop: all processes stop after the same step and save; then the error is raised. For
+    that each process reads its batches so far ahead that the others hear of an error in time.
+    """
 
     config: Config
     workdir: str
@@ -88,6 +100,8 @@ class Run:
         self._eval_step = make_eval_step(self.config)
         self._any_asked = AnyProcessBefore(self.mesh)
         self._clock = _Clock(self.config)
+        self._error: Exception | None = None  # to be raised when all have stopped
+        self._validation: Ahead[Batch] | None = None  # batches of the one that goes on
 
     def go(self, state: TrainState, progress: Progress) -> bool:
         """Trains to the last step; False where a request to stop came before it.
@@ -95,6 +109,7 @@ class Run:
         Raises:
           ValueError: too many steps in a row were skipped.
           OSError: the disk was too full for the last checkpoint.
+          FailedElsewhere: another process has an error.
         """
         self._begin(state, progress)
         steps = self.config.train.steps
@@ -104,6 +119,9 @@ class Run:
             if not self._validate(progress.row):
                 return self._end()
         if self._step_done >= steps:  # the row of the last validation was missing
+            return self._end()
+        self._is_to_stop()
+        if self._is_to_stop() and self._is_any_error():  # in the first batches
             return self._end()
         function = self._compile()
         if function is None:
@@ -115,6 +133,9 @@ class Run:
                 goes_on = self._step(function)
             except TooManySkipped as skipped:
                 self._rewind(skipped)
+            except Exception as error:  # the other processes are at another place
+                error.add_note(self._newest_checkpoint())
+                raise
         return self._end()
 
     def _begin(self, state: TrainState, progress: Progress) -> None:
@@ -122,7 +143,7 @@ class Run:
         self._state = state
         self._step_done = int(state.step)
         self._progress = progress
-        self._monitor = Monitor(progress, self.config.train.max_skipped, self.writer.say)
+        self._monitor = Monitor(progress, self.config.train.max_skipped, self._say)
         self._unread: collections.deque[tuple[int, Metrics]] = collections.deque()
         self._clock.restart()
 
@@ -147,12 +168,13 @@ class Run:
         """One step, with all that is due behind it; False where the run is to stop there."""
         train = self.config.train
         step = self._step_done + 1
-        batch = shard_batch(self._next_batch(), self.mesh)
+        batch = shard_batch(next(self.batches), self.mesh)
         self._state, metrics = function(self._state, batch)
         self._step_done = step
         self._unread.append((step, metrics))
         self._clock.count_step()
-        self.writer.advance()
+        with self._postponing_errors():
+            self.writer.advance()
 
         last = step == train.steps
         evaluates = step % train.eval_every == 0 or last
@@ -165,7 +187,7 @@ class Run:
             row = {"step": step, **values, "spikes": self._progress.spikes}
             row |= self._clock.read(step, self.mesh)
             if not evaluates:
-                self.writer.write(row)
+                self._write(row)
             elif stops or not self._validate(row):
                 stops = saves = True
                 self._progress.row = row
@@ -178,19 +200,38 @@ class Run:
         return not stops
 
     def _is_to_stop(self) -> bool:
-        """Whether some process was asked to stop; all call it at the same places."""
-        return self._any_asked(self.stop.is_asked())
+        """Whether some process is to stop, or has an error; all call it at the same places."""
+        ahead = 1 + self._any_asked.delay
+        errors = [self._error, self.checkpoints.error()]
+        errors.append(self.batches.error_within(min(ahead, self._steps_left)))
+        if self._validation is not None:
+            errors.append(self._validation.error_within(ahead))
+        self._error = next((error for error in errors if error is not None), None)
+        return self._any_asked(self.stop.is_asked() or self._error is not None)
 
-    def _next_batch(self) -> Batch:
+    @property
+    def _steps_left(self) -> int:
+        return max(0, self.config.train.steps - self._step_done)
+
+    def _is_any_error(self) -> bool:
+        """Whether some process has an error that waits to be raised."""
+        return any_process(self._error is not None)
+
+    @contextlib.contextmanager
+    def _postponing_errors(self) -> Iterator[None]:
+        """Keep an error of what this process does alone; the run stops for it at the next steps."""
         try:
-            return next(self.batches)
-        except (ValueError, OSError):
-            # The data are damaged or gone: what was trained is kept. Of several processes the
-            # others may have found nothing wrong.
-            if jax.process_count() == 1 and self._step_done:
-                self._read(everything=True)
-                self._save()
-            raise
+            yield
+        except Exception as error:
+            self._error = self._error or error
+
+    def _write(self, row: Row) -> None:
+        with self._postponing_errors():
+            self.writer.write(row)
+
+    def _say(self, text: str) -> None:
+        with self._postponing_errors():
+            self.writer.say(text)
 
     def _read(self, everything: bool) -> dict[str, float]:
         """Shows the steps' metrics to the monitor; returns those of the last one that was read.
@@ -214,38 +255,71 @@ class Run:
             self.watchdog.progress("validating")
             return self._is_to_stop()
 
-        quality = validate(
-            self.config,
-            self.mesh,
-            self._eval_step,
-            self._state.params,
-            self.prepared,
-            self.config.train.eval_windows or None,
-            stops=validating,
-        )
+        windows = self.config.train.eval_windows or None
+        self._validation = Ahead(validation(self.config, self.mesh, self.prepared, windows))
+        try:
+            validating()  # of the first batches; all know it at the next call
+            quality = None
+            if not validating():
+                quality = validate(
+                    self.config,
+                    self.mesh,
+                    self._eval_step,
+                    self._state.params,
+                    self.prepared,
+                    windows,
+                    stops=validating,
+                    batches=self._validation,
+                )
+        finally:
+            self._validation = None
         if quality is None:
             return False
         row["validation_loss"] = quality.nll
         row["validation_bits_per_byte"] = quality.bits_per_byte
         self._progress.row = None
-        self.writer.write(row)
+        self._write(row)
         return True
 
     def _save(self, validation_loss: float | None = None) -> None:
         """Begins a checkpoint where the disk has room for it."""
         self.watchdog.progress("saving")
+        with self._postponing_errors():  # of the one before, in all processes
+            self.checkpoints.wait()
         # A checkpoint stands for all rows up to it.
-        if self.checkpoints.fits(self._state) and broadcast_from_first(self.writer.settled()):
+        if self.checkpoints.fits(self._state) and self._has_written_rows():
             progress = json.loads(to_json(dataclasses.asdict(self._progress)))
             self.checkpoints.save(self._state, self.batches, progress, validation_loss)
+
+    def _has_written_rows(self) -> bool:
+        are_written = False
+        with self._postponing_errors():
+            are_written = self.writer.settled()
+        return broadcast_from_first(are_written)
+
+    def _newest_checkpoint(self) -> str:
+        newest = self.checkpoints.latest_step
+        if newest is None:
+            return f"the run ends at step {self._step_done}; there is no checkpoint of it"
+        return (
+            f"the run ends at step {self._step_done}; its newest checkpoint is that of step "
+            f"{newest}, from where the same command continues"
+        )
 
     def _end(self) -> bool:
         """Waits for the last checkpoint; whether all steps are done.
 
         Raises:
-          OSError: it did not fit on the disk.
+          Exception: that of this process for which the run stopped, with the newest checkpoint.
+          FailedElsewhere: it stopped for that of another process.
+          OSError: the last checkpoint did not fit on the disk.
         """
-        self.checkpoints.wait()
+        with self._postponing_errors():
+            self.checkpoints.wait()
+        if self._is_any_error():
+            error = self._error or FailedElsewhere()
+            error.add_note(self._newest_checkpoint())
+            raise error
         step, newest = self._step_done, self.checkpoints.latest_step
         if newest != step:
             raise OSError(
@@ -267,6 +341,8 @@ class Run:
           ValueError: it went back often enough, or there is no such checkpoint.
         """
         train, rewinds = self.config.train, self._progress.rewinds
+        with self._postponing_errors():  # one save at a time
+            self.checkpoints.wait()
         folder = bad_steps.keep(self.workdir, self.config, self._state, self.batches, skipped)
         found = f"{skipped}; their batches and a checkpoint from before them are in {folder}"
         if rewinds >= train.rewinds:
