@@ -1,0 +1,162 @@
+"""Chat templates: messages to the text that a chat model reads, as transformers renders it."""
+
+import dataclasses
+import datetime
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flowhn_jax.data.tokenizer import Tokenizer
+from flowhn_jax.data.tokenizer_config import SETTINGS, find_file, named_token, read_settings
+from flowhn_jax.messages import one_line, shown
+
+Message = Mapping[str, Any]
+
+_DEFAULT = "default"
+_FILE = "chat_template.jinja"
+_NAMED = "additional_chat_templates"  # a folder of NAME.jinja
+_CUT = "CONTINUE_FINAL_MESSAGE_TAG "  # where a last message that is to be continued ends
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplates:
+    """The templates that stand next to a tokenizer.
+
+    Attributes:
+      templates: Jinja's, by name; 'default' is the one that is used without a name.
+      special_tokens: what the templates may call bos_token, eos_token and so on.
+    """
+
+    templates: Mapping[str, str]
+    special_tokens: Mapping[str, str]
+
+    @classmethod
+    def read(cls, tokenizer: Tokenizer) -> "ChatTemplates":
+        """Return those of chat_template.jinja and tokenizer_config.json.
+
+        Raises:
+          ValueError: there is none, or a file is not what transformers writes.
+        """
+        path = find_file(tokenizer.spec, SETTINGS)
+        settings = read_settings(path)
+        templates = _of_settings(settings.get("chat_template"), path)
+        file = find_file(tokenizer.spec, _FILE)
+        if file is not None:
+            templates[_DEFAULT] = file.read_text(encoding="utf-8")
+            named = file.parent / _NAMED
+            templates |= {each.stem: each.read_text("utf-8") for each in named.glob("*.jinja")}
+        if not templates:
+            raise ValueError(
+                f"Tokenizer {tokenizer.spec} has no chat template; accepted is a {_FILE}, or "
+                f"'chat_template' in {SETTINGS}, next to tokenizer.json."
+            )
+        names = [key for key in settings if key.endswith("_token") and not key.startswith("add_")]
+        tokens = {key: named_token(settings, key, path) for key in names}
+        return cls(templates, {key: token for key, token in tokens.items() if token is not None})
+
+    def template(self, name: str | None = None) -> str:
+        """Return a template; None: the default one, or the only one.
+
+        Raises:
+          ValueError: there is none of that name.
+        """
+        if name is None and len(self.templates) == 1:
+            return next(iter(self.templates.values()))
+        name = _DEFAULT if name is None else name
+        if name not in self.templates:
+            raise ValueError(
+                f"There is no chat template {shown(name)}; accepted are "
+                f"{', '.join(sorted(self.templates))}."
+            )
+        return self.templates[name]
+
+    def render(
+        self, template: str, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> str:
+        """Return the text of messages, of which each has a 'role' and a 'content'.
+
+        Args:
+          template: of `template`.
+          messages: the chat.
+          add_generation_prompt: begin the model's answer; else the text ends with the last
+            message's content, for the model to continue it.
+
+        Raises:
+          ImportError: jinja2 is missing.
+          ValueError: the template fails on these messages.
+        """
+        messages = [dict(message) for message in messages]
+        if not add_generation_prompt:
+            messages[-1]["content"] += _CUT
+        environment, failure = _environment()
+        try:
+            text = environment.from_string(template).render(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **self.special_tokens,
+            )
+        except (failure, TypeError) as error:
+            raise ValueError(f"The chat template fails: {one_line(error)}") from error
+        if add_generation_prompt:
+            return text
+        end = text.rfind(_CUT.strip())
+        if end < 0:
+            raise ValueError("The chat template leaves out the last message's content.")
+        # A template that strips the content takes its last spaces as well.
+        return text[:end] if text.startswith(_CUT, end) else text[:end].rstrip()
+
+
+def _of_settings(found: Any, path: pathlib.Path | None) -> dict[str, str]:
+    """Return the templates of tokenizer_config.json, which are one text or several with names."""
+    if found is None:
+        return {}
+    if isinstance(found, str):
+        return {_DEFAULT: found}
+    try:
+        templates = {each["name"]: each["template"] for each in found}
+        if all(isinstance(text, str) for pair in templates.items() for text in pair):
+            return templates
+    except (KeyError, TypeError):
+        pass
+    raise ValueError(
+        f"{str(path)!r} has chat_template {shown(found)}; accepted is a text, or a list of objects "
+        "with 'name' and 'template'."
+    )
+
+
+@functools.cache
+def _environment() -> tuple[Any, type[Exception]]:
+    """Return transformers' environment of Jinja, and the class of its errors."""
+    try:
+        import jinja2
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise ImportError("Chat templates need the `jinja2` package: pip install jinja2") from error
+
+    class Generation(Extension):
+        """`{% generation %}`, which marks the model's own words and prints them unchanged."""
+
+        tags = frozenset(("generation",))
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # not HTML's characters
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda text: datetime.datetime.now().strftime(text)
+    return environment, jinja2.TemplateError

@@ -1,0 +1,117 @@
+"""The generation settings (`gen_kwargs`) of EleutherAI's harness as our generation's."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flowhn_jax.evaluation.sampling import Sampling
+from flowhn_jax.messages import shown
+
+# The harness's names for one number, the one that it prefers first.
+_NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_DEFAULT_NEW_TOKENS = 256
+_OTHERS = (
+    "until",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "num_beams",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSettings:
+    """How a request's text is generated; requests with equal ones go through the model together."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    sampling: Sampling
+
+    @classmethod
+    def parse(
+        cls, settings: Mapping[str, Any], context: int, end: str | None = None
+    ) -> "GenerationSettings":
+        """Return a request's settings; each has its effect or is refused.
+
+        As in the harness, a text is sampled where `do_sample` is true, or not given and
+        `temperature` is above 0; else it is greedy. Sampling without a temperature has 1. Without a
+        number of tokens the most is 256, and at most half of the context.
+
+        Args:
+          settings: as of a task, or of the harness's --gen_kwargs.
+          context: tokens that the model reads.
+          end: text of the end-of-text token, which stops a text that spells it, too.
+
+        Raises:
+          ValueError: an unknown setting, or a value that cannot be followed.
+        """
+        for name in settings:
+            if name not in (*_NEW_TOKENS, *_OTHERS):
+                raise ValueError(
+                    f"The generation setting {shown(name)} is not supported; accepted are "
+                    f"{', '.join((*_NEW_TOKENS, *_OTHERS))}."
+                )
+        beams = settings.get("num_beams")
+        if beams not in (None, 1):
+            raise ValueError(
+                f"num_beams must be 1, as there is no beam search; got {shown(beams)}."
+            )
+        stop = _stop(settings.get("until"))
+        if end is not None and end not in stop:
+            stop = (*stop, end)
+        return cls(_new_tokens(settings, context), stop, _sampling(settings))
+
+
+def _new_tokens(settings: Mapping[str, Any], context: int) -> int:
+    given = {name: settings[name] for name in _NEW_TOKENS if settings.get(name) is not None}
+    if not given:
+        return max(1, min(_DEFAULT_NEW_TOKENS, context // 2))
+    name, count = next(iter(given.items()))
+    if len(set(given.values())) > 1:
+        raise ValueError(
+            f"{' and '.join(given)} mean the same and must be equal; got "
+            f"{', '.join(map(shown, given.values()))}."
+        )
+    count = _number(name, count)
+    if not count.is_integer() or not 1 <= count < context:
+        raise ValueError(
+            f"{name} must be 1 to {context - 1}, less than the context of {context} tokens; got "
+            f"{shown(settings[name])}."
+        )
+    return int(count)
+
+
+def _stop(until: Any) -> tuple[str, ...]:
+    until = [] if until is None else [until] if isinstance(until, str) else until
+    if not isinstance(until, list | tuple) or not all(isinstance(each, str) for each in until):
+        raise ValueError(f"until must be a text or a list of texts; got {shown(until)}.")
+    return tuple(each for each in until if each)  # the harness passes over an empty one
+
+
+def _sampling(settings: Mapping[str, Any]) -> Sampling:
+    do_sample = settings.get("do_sample")
+    if not isinstance(do_sample, bool | None):
+        raise ValueError(f"do_sample must be true or false; got {shown(do_sample)}.")
+    given = {
+        name: _number(name, settings[name])
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        if settings.get(name) is not None
+    }
+    temperature = given.setdefault("temperature", 1.0 if do_sample else 0.0)
+    if do_sample and temperature == 0:
+        raise ValueError("temperature must be above 0 where do_sample is true; got 0.")
+    if do_sample is False:
+        given["temperature"] = 0.0
+    top_k = given.pop("top_k", 0.0)
+    if not top_k.is_integer():
+        raise ValueError(f"top_k must be an integer; got {shown(settings['top_k'])}.")
+    return Sampling(**given, top_k=int(top_k) or None)  # 0 is transformers' word for all
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number; got {shown(value)}.")
+    return float(value)
