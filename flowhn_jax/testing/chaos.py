@@ -159,6 +159,11 @@ class Soak:
 
     def _compare(self, workdir: pathlib.Path, lives: int) -> None:
         found = differences(workdir, self._expected)
+        # Of a deletion that was killed nothing stays, and it is no damage.
+        left = [*(workdir / "checkpoints").glob("[!0-9]*")]
+        if left:
+            self._counts["broken_promises"] += 1
+            self._say(f"FAILED: {', '.join(path.name for path in left)} left in checkpoints/")
         self._counts.update(found)
         wrong = {name: found[name] for name in FAILURES if found.get(name)}
         same = f"differs: {wrong}" if wrong else "is the uninterrupted run"

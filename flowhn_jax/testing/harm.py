@@ -158,25 +158,49 @@ def _damage(scene: Scene) -> Outcome:
     return Outcome(f"{told}, {damaged}")
 
 
-def _start_second(scene: Scene) -> Outcome:
+def _kill_deletion(scene: Scene) -> Outcome:
+    """A kill, while the oldest checkpoint of several was being deleted."""
+    told = _kill(scene).told
+    whole = scene.damages.whole(scene.workdir)
+    if len(whole) < 2:
+        return Outcome(f"{told}, and there are not two checkpoints", harm=KILL)
+    aside = whole[-1].with_name(f"deleted.{whole[-1].name}")
+    if aside.exists():  # the kill did come then
+        return Outcome(f"{told}, while {aside.name} was removed")
+    whole[-1].rename(aside)
+    files = sorted(path for path in aside.rglob("*") if path.is_file())
+    removed = scene.rng.sample(files, scene.rng.randrange(len(files)))
+    for path in removed:
+        path.unlink()
+    return Outcome(f"{told}, {len(removed)} of {len(files)} files of {aside.name} removed")
+
+
+def _start_second(removes_lock: bool) -> Callable[[Scene], Outcome]:
     """A second trainer, which must refuse; the first one is killed a little later."""
-    first = scene.trainer
-    if not first.wait_for_step(PATIENCE):
-        return Outcome(_kill(scene).told, harm=KILL)
-    with scene.start() as second:
-        while first.status is None and second.wait(0.1) is None and second.age < PATIENCE:
-            pass
-        if first.status is not None:  # the second one may go on from its end
-            broken = None if first.status == 0 else "the first trainer ended beside a second one"
-            return Outcome(f"status {first.status} before the second came up", broken, KILL)
-        status, lines = second.status, second.lines
-    first.wait(scene.rng.uniform(0, 1))
-    told = f"the second's status {status}, the first's {_kill(scene).told}"
-    named = any(line.startswith("error:") and str(first.pid) in line for line in lines)
-    if status in (0, None) or not named:
-        last = lines[-1] if lines else "nothing"
-        return Outcome(told, f"a second trainer did not name process {first.pid}, but said: {last}")
-    return Outcome(told)
+
+    def start_second(scene: Scene) -> Outcome:
+        first = scene.trainer
+        if not first.wait_for_step(PATIENCE):
+            return Outcome(_kill(scene).told, harm=KILL)
+        if removes_lock:
+            (scene.workdir / "lock").unlink(missing_ok=True)
+        with scene.start() as second:
+            while first.status is None and second.wait(0.1) is None and second.age < PATIENCE:
+                pass
+            if first.status is not None:  # the second one may go on from its end
+                broken = None if first.status == 0 else "the first trainer ended beside a second"
+                return Outcome(f"status {first.status} before the second came up", broken, KILL)
+            status, lines = second.status, second.lines
+        first.wait(scene.rng.uniform(0, 1))
+        told = f"the second's status {status}, the first's {_kill(scene).told}"
+        holder = "another process" if removes_lock else f"process {first.pid} "
+        named = any(line.startswith("error:") and holder in line for line in lines)
+        if status in (0, None) or not named:
+            last = lines[-1] if lines else "nothing"
+            return Outcome(told, f"a second trainer did not name {holder}, but said: {last}")
+        return Outcome(told)
+
+    return start_second
 
 
 HARMS: dict[str, Callable[[Scene], Outcome]] = {
@@ -186,5 +210,7 @@ HARMS: dict[str, Callable[[Scene], Outcome]] = {
     "SIGTERM_SIGKILL": _stop_then_kill,
     "disk_full": _fill_disk,
     "damage": _damage,
-    "second_trainer": _start_second,
+    "killed_deletion": _kill_deletion,
+    "second_trainer": _start_second(removes_lock=False),
+    "removed_lock": _start_second(removes_lock=True),
 }

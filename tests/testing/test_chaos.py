@@ -1,11 +1,12 @@
 import json
+import random
 import shutil
 
 import pytest
 
 from flowhn_jax.testing.chaos import FAILURES, Soak
 from flowhn_jax.testing.disk import FileLimit
-from flowhn_jax.testing.harm import HARMS, Damages
+from flowhn_jax.testing.harm import HARMS, Damages, Scene
 from flowhn_jax.testing.same_run import differences
 from flowhn_jax.testing.small_run import prepare_text, small_config
 from flowhn_jax.training.loop import fit
@@ -94,6 +95,60 @@ def test_only_where_another_checkpoint_is_whole_one_is_damaged(copy, rng):
     assert "checkpoints/8/" in damages.damage(copy, Random)
     assert [path.name for path in damages.whole(copy)] == ["4"]
     assert damages.damage(copy, Random) is None
+
+
+class FakeTrainer:
+    """One that runs until it is killed, or has ended with a status and these lines."""
+
+    pid, age, step = 7, 1.0, 4
+
+    def __init__(self, status=None, lines=()):
+        self.status, self.lines = status, lines
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def wait_for_step(self, seconds):
+        return True
+
+    def send(self, number):
+        self.status = -number
+
+    def wait(self, seconds):
+        return self.status
+
+
+def scene_of(workdir, second=None):
+    return Scene(random.Random(3), workdir, None, Damages(), FakeTrainer(), lambda: second)
+
+
+def test_a_killed_deletion_leaves_a_part_of_the_oldest_checkpoint(run, copy):
+    outcome = HARMS["killed_deletion"](scene_of(copy))
+    assert (outcome.broken, outcome.harm) == (None, None)
+    assert {path.name for path in (copy / "checkpoints").iterdir()} == {"8", "deleted.4"}
+    left, whole = (
+        {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+        for folder in (copy / "checkpoints" / "deleted.4", run / "checkpoints" / "4")
+    )
+    assert left <= whole
+    assert HARMS["killed_deletion"](scene_of(copy)).harm == "SIGKILL"  # one is left
+
+
+@pytest.mark.parametrize(
+    ("status", "line", "is_broken"),
+    [
+        (1, "error: 'run' is in use by another process; wait for it", False),
+        (0, "error: 'run' is in use by another process; wait for it", True),
+        (1, "error: something else", True),
+    ],
+)
+def test_a_second_trainer_is_refused_without_the_lock_file(copy, status, line, is_broken):
+    outcome = HARMS["removed_lock"](scene_of(copy, FakeTrainer(status, [line])))
+    assert not (copy / "lock").exists()
+    assert (outcome.broken is not None) == is_broken
 
 
 def test_a_soak_goes_on_where_no_disk_can_be_mounted(folder, monkeypatch):
