@@ -133,6 +133,9 @@ class HuggingFaceTokenizer:
     random names, so that their text is encoded as any other text. Where a file gives the id of one
     of them to unknown text as well, unknown text has no ids. Truncation and padding that the file
     may ask for are off.
+
+    Attributes:
+      rule: what tokenizer.json alone has a text begin with: 'bos', 'eot' or 'several' tokens.
     """
 
     def __init__(
@@ -165,7 +168,9 @@ class HuggingFaceTokenizer:
         if len(leading) == 1:
             bos_token = library.id_to_token(leading[0])
         self.bos_token = bos_token if bos_token in vocabulary else None
-        self.first_token = self._choose(first_token, leading)
+        alone = "bos" if leading and leading[0] != self.eot_id else "eot"
+        self.rule = "several" if len(leading) > 1 else alone
+        self.first_token = self._choose(first_token)
         bos_id = vocabulary.get(self.bos_token)
         self.first_ids = {"bos": (bos_id,), "eot": (self.eot_id,), "none": ()}[self.first_token]
         if self.first_ids == (self.eot_id,):
@@ -183,17 +188,15 @@ class HuggingFaceTokenizer:
         """The library's tokenizer, which finds special tokens in a text."""
         return _load(self.spec, self.json)
 
-    def _choose(self, first_token: str, leading: list[int]) -> str:
+    def _choose(self, first_token: str) -> str:
         """Return what a text begins with, 'bos', 'eot' or 'none'."""
         _check_first_token(first_token)
-        if first_token == "auto" and len(leading) > 1:
+        chosen = self.rule if first_token == "auto" else first_token
+        if chosen == "several":
             raise ValueError(
-                f"Tokenizer {self.spec} begins a text with {len(leading)} tokens; accepted is one: "
-                "type --first_token=bos or --first_token=eot"
+                f"Tokenizer {self.spec} begins a text with several tokens; accepted is one: type "
+                "--first_token=bos or --first_token=eot"
             )
-        chosen = first_token
-        if first_token == "auto":
-            chosen = "bos" if leading else "eot"
         if chosen == "bos" and self.bos_token is None:
             raise _without_bos(self.spec)
         return chosen

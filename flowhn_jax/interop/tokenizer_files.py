@@ -216,15 +216,20 @@ def _is_named(template: Mapping[str, Any]) -> bool:
     return all(isinstance(template.get(key), str) for key in ("name", "template"))
 
 
-def _plain_settings(tokenizer: HuggingFaceTokenizer) -> dict[str, str]:
+def _plain_settings(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
     """Return the settings of a tokenizer that came without any.
 
     Without `tokenizer_class` transformers takes the class of the family's first checkpoint, which
-    replaces parts of the tokenizer with its own.
+    replaces parts of the tokenizer with its own. What begins a text is said where tokenizer.json
+    does not say it; `first_token` is a key of ours.
     """
-    first = _first_token(json.loads(tokenizer.json).get("post_processor"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    return settings if first is None else settings | {"bos_token": first}
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if tokenizer.bos_token is not None:
+        settings["bos_token"] = tokenizer.bos_token
+    if tokenizer.first_token != tokenizer.rule:
+        is_bos = tokenizer.first_token == "bos"
+        settings |= {"add_bos_token": True} if is_bos else {"first_token": tokenizer.first_token}
+    return settings
 
 
 def _special_tokens(texts: Mapping[str, str]) -> dict[str, str]:
@@ -254,15 +259,3 @@ def _vocabulary(content: str) -> dict[str, int]:
         import tokenizers
 
         return tokenizers.Tokenizer.from_str(content).get_vocab()
-
-
-def _first_token(post_processor: Any) -> str | None:
-    """Return the special token that a post-processor puts before every text, if it puts one."""
-    match post_processor:
-        case {"type": "Sequence", "processors": [*parts]}:
-            return next((token for token in map(_first_token, parts) if token is not None), None)
-        case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": name}}, *_]}:
-            return post_processor["special_tokens"][name]["tokens"][0]
-        case {"type": "BertProcessing" | "RobertaProcessing", "cls": [str(token), *_]}:
-            return token
-    return None

@@ -149,7 +149,7 @@ def test_what_cannot_begin_a_text_is_refused(tmp_path):
             load_tokenizer(spec, first_token="yes")
         with pytest.raises(ValueError, match="one of auto, bos, eot, none; got 'yes'"):
             load_tokenizer(spec).beginning_with("yes")
-    with pytest.raises(ValueError, match="begins a text with 2 tokens; accepted is one"):
+    with pytest.raises(ValueError, match="begins a text with several tokens; accepted is one"):
         load_tokenizer(two)
     assert load_tokenizer(two, bos_token="<s>", first_token="bos").first_ids == (BOS,)
     for settings, message in (

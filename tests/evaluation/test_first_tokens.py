@@ -8,12 +8,15 @@ import pytest
 import tokenizers
 
 from flowhn_jax import models
+from flowhn_jax.data.open import read_tokenizer
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.tokenizer import load_tokenizer
+from flowhn_jax.evaluation import generate as generation
 from flowhn_jax.evaluation import perplexity, run
 from flowhn_jax.evaluation.generate import generate
 from flowhn_jax.evaluation.sampling import Sampling
 from flowhn_jax.evaluation.scoring import Pair, encode_pair
+from flowhn_jax.interop import tokenizer_files
 from tests.small import small_config, small_rival
 
 VOCABULARY = {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "▁": 4, "▁a": 5, "▁b": 6}
@@ -22,16 +25,17 @@ TEXTS = ["a ba", "bb", "aab b"]
 
 
 def save(folder, kind):
-    """Path of a tokenizer.json: 'template' has a post-processor, 'llama' settings; or 'none'."""
+    """Path of a tokenizer.json: 'template' and 'two' put tokens first, 'llama' by its settings."""
     library = tokenizers.Tokenizer(
         tokenizers.models.BPE(VOCABULARY, [("▁", "a"), ("▁", "b")], unk_token="a")
     )
     library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(split=False)
     library.decoder = tokenizers.decoders.Metaspace()
     library.add_special_tokens(["<s>", "</s>"])
-    if kind == "template":
+    if kind in ("template", "two"):
         library.post_processor = tokenizers.processors.TemplateProcessing(
-            "<s> $A", special_tokens=[("<s>", BOS)]
+            "<s> $A" if kind == "template" else "</s> <s> $A",
+            special_tokens=[("<s>", BOS), ("</s>", EOT)],
         )
     folder.mkdir(exist_ok=True)
     if kind == "llama":
@@ -93,22 +97,17 @@ def test_prompts_are_transformers_ids(with_bos, llama, monkeypatch):
 
 def test_the_penalty_counts_the_bos_as_transformers_does(with_bos, llama, monkeypatch):
     """But not the end-of-text token that generation puts before a text of its own accord."""
-    from flowhn_jax.evaluation import generate as generation
-
     tokenizer, ids = with_bos
     seen = []
-    step = generation.sample
 
-    def recorded(logits, before, keys, sampling):
+    def advance(config, sampling, vocab_size, params, key, logits, cache, before, numbers, step):
         seen.append(set(np.flatnonzero(before[0]).tolist()))
-        return step(logits, before, keys, sampling)
+        return np.zeros(1, int), (logits, cache, before)
 
-    monkeypatch.setattr(generation, "sample", recorded)
-    sampling = Sampling(repetition_penalty=2.0)
-    with jax.disable_jit():
-        for choice in ("auto", "eot"):
-            each = tokenizer.beginning_with(choice)
-            generate(*llama, ["ab"], tokenizer=each, max_new_tokens=1, sampling=sampling)
+    monkeypatch.setattr(generation, "_advance", advance)
+    for choice in ("auto", "eot"):
+        each = tokenizer.beginning_with(choice)
+        generate(*llama, ["ab"], tokenizer=each, max_new_tokens=1)
     assert seen == [set(ids("ab")), set(ids("ab")[1:])]
 
 
@@ -191,3 +190,28 @@ def test_prepared_sets_must_begin_as_the_runs_texts_do(tmp_path):
         match=r"begin with eot, not bos; type --first_token=eot, or give .* --first_token=bos",
     ):
         run._prepared(trained, eot, "auto")
+
+
+@pytest.mark.parametrize(
+    ("kind", "choice"),
+    [
+        *[
+            (kind, each)
+            for kind in ("template", "llama", "none")
+            for each in ("auto", "bos", "eot")
+        ],
+        ("two", "bos"),
+        ("two", "eot"),
+    ],
+)
+def test_an_export_says_what_begins_a_text(tmp_path, kind, choice):
+    """Of a run on prepared data, which keeps the tokenizer.json alone."""
+    bos_token = "<s>" if kind in ("none", "two") else None
+    tokenizer = load_tokenizer(save(tmp_path / "t", kind), None, bos_token, choice)
+    (tmp_path / "out").mkdir()
+    files = tokenizer_files.of_tokenizer({}, tokenizer)
+    tokenizer_files.write(tmp_path / "out", files)
+    assert read_tokenizer(str(tmp_path / "out")).first_ids == tokenizer.first_ids
+    settings = json.loads(files["tokenizer_config.json"])
+    assert settings["bos_token"] == "<s>"
+    assert ("first_token" in settings) == (kind in ("template", "two") and choice == "eot")
