@@ -14,11 +14,13 @@ from flowhn_jax.aot.memory import Memory, shard_bytes
 from flowhn_jax.aot.plan import Plan
 from flowhn_jax.bench import branches, checkpoint, decode, kernels, parallel
 from flowhn_jax.bench.device import Rates
+from flowhn_jax.bench.suite import document
 from flowhn_jax.bench.suite.supervisor import Supervisor
 from flowhn_jax.compare import run, speed
 from flowhn_jax.config import Config
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.report import plots
+from flowhn_jax.testing.fuzz.measured import CODE
 from flowhn_jax.testing.fuzz.seams import without_the_corpus
 
 with contextlib.suppress(ImportError):  # imported once for all children
@@ -73,6 +75,7 @@ def for_bench() -> None:
     kernels.cases_lib = _with(kernels.cases_lib, cases=lambda *_: ())
     parallel._block = lambda *_: (lambda: None, [1.0])
     Supervisor.run = lambda self: None
+    document.code_hash = lambda: CODE
     sys.modules["torch"] = None
 
 

@@ -90,12 +90,12 @@ def _taken(rng: random.Random, rooms: Rooms, path: os.PathLike) -> str:
 def _aot_flags(rng: random.Random, rooms: Rooms) -> Case:
     topology = rng.choice(_TOPOLOGIES[:2]) if rng.random() < 0.6 else rng.choice(_TOPOLOGIES)
     flags = {"config": "recipe.py", "topology": topology}
-    for _ in range(rng.choice((0, 1, 1, 2))):
+    for _ in range(rng.choice((0, 0, 1, 2))):
         flags[rng.choice(("num_slices", "mfu", "topology", "config", "json"))] = _value(rng)
     arguments = [f"--{name}={value}" for name, value in flags.items()]
     arguments += [flag for flag in ("--largest_batch", "--plan_only", "--json")
                   if rng.random() < 0.2]  # fmt: skip
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         arguments += overrides(rng)
     return Case(_AOT, arguments, "flags")
 
