@@ -111,7 +111,7 @@ def test_scores_by_a_table_of_bigrams(bigrams, monkeypatch, context):
     most = config.context if context is None else context
     scorer = Scorer(config, bigrams, make_mesh(MeshConfig(data=1), 2), 2, context)
     ids = np.random.default_rng(1).integers(0, 11, 99).tolist()
-    lengths = [(3, 2), (1, 1), (most - 1, 2), (most, 2), (4, most + 3), (1, most), (9, 8)]
+    lengths = [(3, 2), (1, 1), (most - 1, 2), (most, 2), (4, most + 3), (1, most), (9, 9)]
     pairs = [Pair(ids[:before], ids[before : before + after]) for before, after in lengths]
     greedy = [int(bigrams[3].argmax())]
     greedy.append(int(bigrams[greedy[0]].argmax()))
@@ -132,7 +132,7 @@ def test_scores_by_a_table_of_bigrams(bigrams, monkeypatch, context):
         assert each.is_greedy == is_greedy
         assert each.is_cut == (len(pair.context) + len(pair.continuation) > most + 1)
     assert [each.is_greedy for each in found[-2:]] == [True, False]
-    columns = [most, most, 16, 16, 16]
+    columns = [most, most, most, 16, 16]  # 17 needed in the third
     assert shapes[:5] == [((2, width + 1), (2, width)) for width in columns]
     assert told == [2, 2, 2, 2, 1]
 

@@ -25,6 +25,22 @@ def test_reach_is_that_of_the_definition(plan):
     assert reach(plan) == pytest.approx(reach_by_matrices(plan), abs=1e-12)
 
 
+@pytest.mark.parametrize("length", [1, 5, 9, 14, 20])
+@pytest.mark.parametrize(
+    "split",
+    [
+        SplitConfig("fa_split", balance=0.5, align=1),  # the prefixes have no token of attention
+        SplitConfig("fac_split", balance=0.3, align=1),
+        SplitConfig("fai_split", balance=0.3, period=7, shift=1),
+        SplitConfig("fai_split", balance=0.5, period=7, stem=1),
+    ],
+)
+def test_reach_of_known_plans_and_prefixes(split, length):
+    for blocks in (2, 3):
+        plan = make_plan(split, DIMS, blocks=blocks, context=20, length=length)
+        assert reach(plan) == pytest.approx(reach_by_matrices(plan), abs=1e-12)
+
+
 def test_splits_that_never_mix_reach_one_half():
     for strategy in ("ae_split", "fa_split"):
         plan = make_plan(SplitConfig(strategy), DIMS, blocks=6, context=1024)
