@@ -1,29 +1,17 @@
 """The command lines, as a user calls them."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.command_line import ROOT, call
+
 TINY = "--config=configs/flowhn_tiny.py"
 
 
-def call(*arguments, check=True):
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    run = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if check:
-        assert run.returncode == 0, run.stderr
+def succeed(*arguments):
+    run = call(*arguments)
+    assert run.returncode == 0, run.stderr
     return run
 
 
@@ -56,7 +44,7 @@ def call(*arguments, check=True):
             ["train.py", TINY, f"--config.model.width={10**300}", "--workdir=x"],
             "model.width is an integer of more than 40 digits; accepted is at most 2147483647",
         ),
-        (["train.py", TINY, f"--workdir={'x' * 300}"], "File name too long: 'xxx"),
+        (["train.py", TINY, f"--workdir={'x' * 10**5}"], "File name too long: 'xxx"),
         (["train.py", TINY, "--config.train.clip_norm=nan", "--workdir=x"], "clip_norm is nan"),
         (
             ["eval.py", "--mode=perplexity", f"--stride={10**300}"],
@@ -98,17 +86,17 @@ def call(*arguments, check=True):
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_bad_input_ends_with_one_clear_message(arguments, message):
-    run = call(*arguments, check=False)
+    run = call(*arguments)
     assert run.returncode != 0
     assert "Traceback" not in run.stderr
     assert message in run.stderr
     assert any(line.startswith("error: ") for line in run.stderr.splitlines())
-    assert len(run.stderr) < 10_000
+    assert len(run.stderr) < 5000
     assert not (ROOT / "x").exists()
 
 
 def test_split_table():
-    text = call("-m", "flowhn_jax.split", "--config=configs/flowhn_135m.py").stdout
+    text = succeed("-m", "flowhn_jax.split", "--config=configs/flowhn_135m.py").stdout
     assert "132,396,448 parameters" in text
     rows = [line.split() for line in text.splitlines()]
     assert ["0", "576", "448"] in [row[:3] for row in rows]
@@ -119,7 +107,7 @@ def test_split_table():
 
 def test_split_table_over_lengths_and_picture(tmp_path):
     picture = tmp_path / "plan.png"
-    text = call(
+    text = succeed(
         "-m",
         "flowhn_jax.split",
         "--config=configs/flowhn_135m.py:fa_split",
@@ -140,13 +128,13 @@ def test_train_then_eval(tmp_path):
     sizes += ["--config.model.context=32", "--config.train.batch_size=4"]
     steps = ["--config.train.steps=3", "--config.train.eval_windows=4"]
     workdir = f"--workdir={tmp_path / 'run'}"
-    trained = call("train.py", TINY, workdir, *sizes, *steps).stdout
+    trained = succeed("train.py", TINY, workdir, *sizes, *steps).stdout
     assert "step      3/3" in trained
     assert "bits/byte" in trained
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox. " * 9)
     options = [TINY, workdir, *sizes, *steps]
-    scored = call("eval.py", *options, "--mode=perplexity", f"--data={text}").stdout
+    scored = succeed("eval.py", *options, "--mode=perplexity", f"--data={text}").stdout
     result = json.loads(scored.splitlines()[-1])
     assert result["bytes"] == result["tokens"] == len(text.read_bytes())
     assert 2 < result["bits_per_byte"] < 9
