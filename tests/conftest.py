@@ -3,20 +3,30 @@ import pathlib
 
 # Before JAX starts: a CPU that shows eight devices, so that one process tests one and many.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests compile far more than they compute, so LLVM optimizes nothing.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 # Tests compile the same small programs again and again, in several processes.
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import hypothesis  # noqa: E402
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=False, max_examples=40)
 hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _drop_programs():
+    """Drop what a module compiled: hundreds of them take 9 GiB."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ def small_config(strategy: str = "fac_split", **groups) -> Config:
         "context": 24,
         "width": 16,
         "mlp_width": 24,
-        "blocks": 3,
+        "blocks": 2,
         "heads": 4,
         "kv_heads": 2,
         "ssm_state": 4,
@@ -33,11 +33,11 @@ _SMALL = {
     "mamba1": {"ssm_state": 4},
     "mamba2": {"ssm_state": 4, "ssm_head_dim": 8, "ssm_groups": 2},
     "jamba": _ATTENTION
-    | {"ssm_state": 4, "ssm_dt_rank": 3, "attention_period": 3, "attention_offset": 1},
+    | {"ssm_state": 4, "ssm_dt_rank": 3, "attention_period": 3, "attention_offset": 1, "blocks": 3},
     "shm": _ATTENTION | {"ssm_state": 4, "ssm_dt_rank": 3},
-    # Layers 0, 4 and 7 see all; 2 and 6 borrow.
+    # Layers 0, 3 and 5 see all; 2 borrows.
     "hymba": _ATTENTION
-    | {"ssm_state": 4, "ssm_dt_rank": 3, "meta_tokens": 3, "window": 5, "blocks": 8},
+    | {"ssm_state": 4, "ssm_dt_rank": 3, "meta_tokens": 3, "window": 5, "blocks": 6},
     "falcon_h1": _ATTENTION
     | {
         "ssm_state": 4,
@@ -51,6 +51,6 @@ _SMALL = {
 
 def small_rival(kind: str, **model) -> ModelConfig:
     """A rival of a few thousand parameters, with every part that it can have."""
-    common = {"vocab_size": 61, "context": 24, "width": 16, "blocks": 4, "init_std": 0.2}
+    common = {"vocab_size": 61, "context": 24, "width": 16, "blocks": 2, "init_std": 0.2}
     keys = {"kind": kind, "dtype": "float32"} | common | _SMALL[kind] | model
     return config_lib.parse({"model": keys}).model

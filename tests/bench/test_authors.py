@@ -129,7 +129,7 @@ def test_runs_of_a_block(mode):
 
 
 def test_first_loss_of_training_is_that_of_the_random_batch():
-    config = small_config("ae_split")
+    config = small_config("ae_split", model={"context": 6})
     step = authors.train_step(config, "B")
     mesh = make_mesh(config.mesh, config.train.batch_size)
     tokens = torch.tensor(np.asarray(random_batch(config, mesh)["tokens"])).long()

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from flowhn_jax.bench.branches import bench_branches
+from flowhn_jax.bench import branches
 from flowhn_jax.split import measured
 from tests.small import small_config, small_rival
 
@@ -12,12 +12,13 @@ from tests.small import small_config, small_rival
 def test_measures_fits_and_keeps(monkeypatch, tmp_path, capsys, ssm):
     monkeypatch.setenv("FLOWHN_CACHE_DIR", str(tmp_path / "cache"))
     model = {"ssm": ssm, "ssm_head_dim": 8}
-    config = small_config(model=model, split={"stem": 2})
+    monkeypatch.setattr(branches, "_POINTS", 3)
+    config = small_config(model=model, split={"stem": 1})
     out = tmp_path / "branches.json"
-    times = bench_branches(config, repeats=1, out=str(out))
+    times = branches.bench_branches(config, repeats=1, out=str(out))
     assert measured.load("cpu", config.model.dims) == times
     document = json.loads(out.read_text())
-    assert [row["tokens"] for row in document["rows"]] == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert [row["tokens"] for row in document["rows"]] == [8, 16, 24]
     assert all(row["attention"] > 0 < row["ssm"] for row in document["rows"])
     assert ("ssd xla" if ssm == "mamba2" else "selective_scan") in document["kernels"]
     printed = capsys.readouterr().out

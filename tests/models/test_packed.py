@@ -10,9 +10,8 @@ from flowhn_jax.config import RIVALS
 from flowhn_jax.models.loss import loss_sum
 from tests.small import small_config, small_rival
 
-MODELS = {kind: small_rival(kind, blocks=3) for kind in RIVALS} | {
-    # Layer 1 has a window, layer 2 too and borrows; fewer and more meta tokens than taps.
-    "hymba": small_rival("hymba", blocks=6),
+MODELS = {kind: small_rival(kind) for kind in RIVALS} | {
+    # Fewer and more meta tokens than taps.
     "hymba_one_meta_token": small_rival("hymba", blocks=2, meta_tokens=1),
     "hymba_many_meta_tokens": small_rival("hymba", blocks=2, meta_tokens=7),
     "no_split": small_config("no_split", model={"vocab_size": 61}).model,
@@ -65,9 +64,9 @@ def test_gradients_are_those_of_the_documents_alone(name, rng):
 
 
 @every_model
-@pytest.mark.parametrize("cut", [10, 12, 20])
+@pytest.mark.parametrize("cut", [10, 20])
 def test_prompts_and_steps_continue_the_last_document(name, cut, rng):
-    """The prompt ends within the second document, and 1 and 9 tokens into the third."""
+    """The prompt ends within the second document, and 9 tokens into the third."""
     config = MODELS[name]
     params, documents, row, segment_ids = packed(config, rng)
     index = int(segment_ids[0, cut - 1]) - 1

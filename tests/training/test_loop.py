@@ -41,6 +41,7 @@ def run_config(data, **train):
     cadence = {"log_every": 2, "eval_every": 4, "checkpoint_every": 3, "eval_windows": 8}
     return small_config(
         "fac_split",
+        model={"blocks": 1},
         train={"steps": STEPS, **cadence, **train},
         data={"path": data},
         mesh={"data": 1},
@@ -239,14 +240,14 @@ def test_data_damaged_under_a_running_job(data, tmp_path, monkeypatch):
 
 def test_another_model_in_the_workdir_is_refused(data, uninterrupted):
     workdir, _ = uninterrupted
-    other = small_config("fai_split", data={"path": data})
+    other = small_config("fai_split", model={"blocks": 1}, data={"path": data})
     with pytest.raises(ValueError, match=r"model.split.strategy: 'fac_split' -> 'fai_split'"):
         fit(other, str(workdir))
 
 
 def test_other_data_in_the_workdir_is_refused(data, uninterrupted):
     workdir, _ = uninterrupted
-    other = small_config("fac_split", data={"path": data, "seed": 1})
+    other = small_config("fac_split", model={"blocks": 1}, data={"path": data, "seed": 1})
     with pytest.raises(ValueError, match="batches are of seed 0, but those asked for are of 1"):
         fit(other, str(workdir))
 

@@ -1,5 +1,6 @@
 """Programs of the suite, compiled for absent devices."""
 
+import jax
 import pytest
 
 from flowhn_jax.bench.suite import page, rehearsal
@@ -24,7 +25,9 @@ def target(request, monkeypatch):
     for name, value in rehearsal.part(request.param).environment.items():
         if name.startswith("FLOWHN"):
             monkeypatch.setenv(name, value)
-    return request.param
+    uses_cache = jax.config.jax_enable_compilation_cache
+    yield request.param
+    jax.config.update("jax_enable_compilation_cache", uses_cache)
 
 
 def test_every_kind_of_program_is_planned(target):
