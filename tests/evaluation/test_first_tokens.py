@@ -1,5 +1,6 @@
 """What generation, tasks and perplexity put before a text: transformers' ids, and the option."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 import tokenizers
 
 from flowhn_jax import models
+from flowhn_jax.config import MeshConfig
 from flowhn_jax.data.open import read_tokenizer
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.tokenizer import load_tokenizer
@@ -17,11 +19,12 @@ from flowhn_jax.evaluation.generate import generate
 from flowhn_jax.evaluation.sampling import Sampling
 from flowhn_jax.evaluation.scoring import Pair, encode_pair
 from flowhn_jax.interop import tokenizer_files
+from flowhn_jax.parallel.mesh import make_mesh
 from tests.small import small_config, small_rival
 
 VOCABULARY = {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "▁": 4, "▁a": 5, "▁b": 6}
 BOS, EOT = 0, 1
-TEXTS = ["a ba", "bb", "aab b"]
+TEXTS = ["a ba", "bb", "aab b", "b"]
 
 
 def save(folder, kind):
@@ -215,3 +218,28 @@ def test_an_export_says_what_begins_a_text(tmp_path, kind, choice):
     settings = json.loads(files["tokenizer_config.json"])
     assert settings["bos_token"] == "<s>"
     assert ("first_token" in settings) == (kind in ("template", "two") and choice == "eot")
+
+
+def test_validation_scores_documents_from_their_bos_to_their_end(tmp_path):
+    """Each as if it were alone; what begins a document is not scored."""
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in TEXTS))
+    path = save(tmp_path / "t", "template")
+    options = dict(context=32, validation_fraction=0.5)
+    prepared = prepare(str(tmp_path / "s.jsonl"), path, tmp_path / "set", **options)
+    model = small_rival("llama", vocab_size=8, context=32, blocks=2)
+    config = dataclasses.replace(small_config(), model=model)
+    params = models.init(model, jax.random.key(0))
+    mesh = make_mesh(MeshConfig(data=1), 8)
+    with jax.set_mesh(mesh):
+        found = perplexity.validate(
+            config, mesh, perplexity.make_eval_step(config), params, prepared
+        )
+    total = count = 0
+    for text in TEXTS[1::2]:
+        ids = prepared.tokenizer.encode(text).tolist()
+        targets = [*ids, EOT]
+        logits = models.forward(model, params, np.array([[BOS, *ids]]))[0]
+        total -= float(jax.nn.log_softmax(logits)[np.arange(len(targets)), targets].sum())
+        count += len(targets)
+    assert (found.tokens, found.bytes) == (count, len("".join(TEXTS[1::2])))
+    assert found.nll * found.tokens == pytest.approx(total, rel=1e-5)
