@@ -34,11 +34,13 @@ def test_table_is_that_of_the_readme():
 
 
 def test_positions_of_blocks_that_are_not_split_and_of_periods():
-    config = config_of("fai_split", balance=0.25, period=8, stem=1)
+    config = config_of("fai_split", balance=0.25, period=8, stem=2)
+    config = dataclasses.replace(config, blocks=3)
     assert table(config).splitlines()[0].endswith("attention's positions modulo 8")
     assert [row[:3] + row[6:] for row in words_of(table(config))] == [
         ["0", "1,024", "1,024", "all"],
-        ["1", "256", "768", "6-7"],
+        ["1", "1,024", "1,024", "all"],
+        ["2", "256", "768", "6-7"],
     ]
     config = config_of("no_split")
     assert table(config).splitlines()[0].endswith("attention's positions")
@@ -62,7 +64,7 @@ def expected_pair(config, tokens, others):
     [("fa_split", (20, 320)), ("fac_split", (20, 320)), ("fai_split", (20, 300))],
 )
 def test_lengths_before_and_after_rounding(strategy, planned):
-    split = {"balance": 0.31, "align": 64, "period": 64, "shift": 0}
+    split = {"balance": 0.31, "align": 64, "period": 64, "shift": 0, "stem": 2}
     config = small_config(strategy, split=split).model
     text = lengths_table(config, [64, 1000])
     assert len({len(line) for line in text.splitlines()[1:]}) == 1
