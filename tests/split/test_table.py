@@ -65,7 +65,7 @@ def expected_pair(config, tokens, others):
 )
 def test_lengths_before_and_after_rounding(strategy, planned):
     split = {"balance": 0.31, "align": 64, "period": 64, "shift": 0, "stem": 2}
-    config = small_config(strategy, split=split).model
+    config = dataclasses.replace(small_config(strategy, split=split).model, blocks=3)
     text = lengths_table(config, [64, 1000])
     assert len({len(line) for line in text.splitlines()[1:]}) == 1
     for row, length, exact, rounded in zip(
