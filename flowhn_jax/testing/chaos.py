@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -71,8 +72,9 @@ class Soak:
             self._patience = PATIENCE + 5 * trainer.age
             self._say(f"uninterrupted run of {steps:,} steps: {trainer.age:.0f} s")
 
-    def _start(self, workdir: pathlib.Path) -> Trainer:
-        return Trainer([*self._flags, f"--workdir={workdir}"], self._folder / "compiled")
+    def _start(self, workdir: pathlib.Path, *flags: str) -> Trainer:
+        flags = (*self._flags, f"--workdir={workdir}", *flags)
+        return Trainer(flags, self._folder / "compiled")
 
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self._begun:8.1f} s  {text}", flush=True)
@@ -118,7 +120,7 @@ class Soak:
                 self._counts["restarts"] += life > 1
                 with self._start(workdir) as trainer:
                     scene = Scene(
-                        self._rng, workdir, disk, damages, trainer, lambda: self._start(workdir)
+                        self._rng, workdir, disk, damages, trainer, partial(self._start, workdir)
                     )
                     harmed = goes_on() and self._harm(scene, life)
                     status = trainer.wait(None if harmed else self._patience)

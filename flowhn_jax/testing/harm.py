@@ -1,9 +1,11 @@
 """What can happen to a run that trains, and what it promises for that."""
 
+import contextlib
 import dataclasses
 import pathlib
 import random
 import signal
+import socket
 from collections.abc import Callable
 
 from flowhn_jax.testing.disk import FileLimit, SmallDisk
@@ -12,6 +14,7 @@ from flowhn_jax.testing.trainer import Trainer
 KILL = "SIGKILL"
 PATIENCE = 180.0  # seconds until what does not end, or come up, counts as hanging
 _MANIFEST = "manifest.json"
+_PROCESSES = 4
 _CHECKPOINT_BYTES = 2**20  # about that of the small run
 
 
@@ -70,7 +73,7 @@ class Scene:
     disk: SmallDisk | FileLimit
     damages: Damages
     trainer: Trainer  # it runs, or has just ended
-    start: Callable[[], Trainer]  # another one in the same workdir
+    start: Callable[..., Trainer]  # another one in the same workdir, with these flags as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +206,31 @@ def _start_second(removes_lock: bool) -> Callable[[Scene], Outcome]:
     return start_second
 
 
+def _fail_one_of_four(scene: Scene) -> Outcome:
+    """A kill, then four processes to continue the run, one of which does not find the data."""
+    told, failing = _kill(scene).told, scene.rng.randrange(_PROCESSES)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = [f"--coordinator_address={address}", f"--num_processes={_PROCESSES}"]
+    flags.append(f"--config.mesh.data={_PROCESSES}")
+    with contextlib.ExitStack() as stack:
+        trainers = []
+        for number in range(_PROCESSES):
+            absent = ["--config.data.path=absent"] if number == failing else []
+            one = scene.start(*flags, f"--process_id={number}", *absent)
+            trainers.append(stack.enter_context(one))
+        statuses = [trainer.wait(PATIENCE) for trainer in trainers]
+        lines = [line for trainer in trainers for line in trainer.lines]
+    errors = [line for line in lines if line.startswith("error:")]
+    told = f"{told}, then process {failing} of four failed: statuses {statuses}, {errors}"
+    if any(status is None or status <= 0 for status in statuses):
+        return Outcome(told, f"an error of one process ended four with statuses {statuses}")
+    if len(errors) != 1 or "absent" not in errors[0]:
+        return Outcome(told, f"an error of one of four processes gave {len(errors)} messages")
+    return Outcome(told)
+
+
 HARMS: dict[str, Callable[[Scene], Outcome]] = {
     KILL: _kill,
     "SIGTERM": _stop(signal.SIGTERM),
@@ -211,6 +239,7 @@ HARMS: dict[str, Callable[[Scene], Outcome]] = {
     "disk_full": _fill_disk,
     "damage": _damage,
     "killed_deletion": _kill_deletion,
+    "one_of_four": _fail_one_of_four,
     "second_trainer": _start_second(removes_lock=False),
     "removed_lock": _start_second(removes_lock=True),
 }

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import random
 import shutil
@@ -122,7 +123,7 @@ class FakeTrainer:
 
 
 def scene_of(workdir, second=None):
-    return Scene(random.Random(3), workdir, None, Damages(), FakeTrainer(), lambda: second)
+    return Scene(random.Random(3), workdir, None, Damages(), FakeTrainer(), lambda *_: second)
 
 
 def test_a_killed_deletion_leaves_a_part_of_the_oldest_checkpoint(run, copy):
@@ -149,6 +150,29 @@ def test_a_second_trainer_is_refused_without_the_lock_file(copy, status, line, i
     outcome = HARMS["removed_lock"](scene_of(copy, FakeTrainer(status, [line])))
     assert not (copy / "lock").exists()
     assert (outcome.broken is not None) == is_broken
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "broken"),
+    [
+        (1, ["error: No prepared data at absent; it is made with"], None),
+        (1, [], "an error of one of four processes gave 0 messages"),
+        (0, ["error: absent"], "an error of one process ended four with statuses [0, 1, 1, 1]"),
+        (None, ["error: absent"], "an error of one process ended four with statuses [None"),
+        (-6, ["error: absent"], "an error of one process ended four with statuses [-6"),
+    ],
+)
+def test_an_error_of_one_of_four_ends_all_with_one_message(copy, status, lines, broken):
+    scene, started = scene_of(copy), []
+
+    def start(*flags):
+        started.append(flags)
+        return FakeTrainer(1) if len(started) > 1 else FakeTrainer(status, lines)
+
+    outcome = HARMS["one_of_four"](dataclasses.replace(scene, start=start))
+    assert [f"--process_id={n}" in flags for n, flags in enumerate(started)] == [True] * 4
+    assert sum("--config.data.path=absent" in flags for flags in started) == 1
+    assert outcome.broken == broken or outcome.broken.startswith(broken)
 
 
 def test_a_soak_goes_on_where_no_disk_can_be_mounted(folder, monkeypatch):
