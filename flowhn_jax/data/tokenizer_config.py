@@ -57,10 +57,14 @@ def read_settings(path: pathlib.Path | None) -> dict[str, Any]:
     """Return the content of a tokenizer_config.json; empty where there is none.
 
     Raises:
-      ValueError: it is not JSON.
+      ValueError: it is not JSON, or no object.
     """
-    found = {} if path is None else json_text.loads(path.read_bytes(), repr(str(path)))
-    return found if isinstance(found, dict) else {}
+    if path is None:
+        return {}
+    found = json_text.loads(path.read_bytes(), repr(str(path)))
+    if not isinstance(found, dict):
+        raise ValueError(f"{str(path)!r} must hold an object; found {shown(found)}.")
+    return found
 
 
 def named_token(settings: dict[str, Any], key: str, path: pathlib.Path | None) -> str | None:

@@ -155,6 +155,7 @@ def test_what_cannot_begin_a_text_is_refused(tmp_path):
     for settings, message in (
         ({"bos_token": "<absent>", "add_bos_token": True}, "has no token for the beginning"),
         ({"bos_token": 5}, "has bos_token 5; accepted is a text"),
+        (["<s>"], r"must hold an object; found \['<s>'\]"),
     ):
         (tmp_path / "plain" / "tokenizer_config.json").write_text(json.dumps(settings))
         with pytest.raises(ValueError, match=message):
