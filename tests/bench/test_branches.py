@@ -29,4 +29,4 @@ def test_measures_fits_and_keeps(monkeypatch, tmp_path, capsys, ssm):
 def test_a_model_without_branches_is_refused(tmp_path):
     config = dataclasses.replace(small_config(), model=small_rival("llama"))
     with pytest.raises(ValueError, match=r"a model of two branches, .*'flowhn'; got 'llama'"):
-        bench_branches(config, repeats=1, out=str(tmp_path / "out.json"))
+        branches.bench_branches(config, repeats=1, out=str(tmp_path / "out.json"))
