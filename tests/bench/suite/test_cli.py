@@ -1,12 +1,11 @@
 """`python -m flowhn_jax.bench suite`, as a user calls it."""
 
-import concurrent.futures
 import json
 import time
 
 import pytest
 
-from tests.test_cli import call
+from tests.command_line import call
 
 MESSAGES = {
     "--compare A": "--compare takes two folders, as in --compare A B; got 1.",
@@ -17,20 +16,9 @@ MESSAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def runs():
-    """The command with each of the arguments, two at a time."""
-
-    def run(arguments):
-        return call("-m", "flowhn_jax.bench", "suite", *arguments.split(), check=False)
-
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return dict(zip(MESSAGES, pool.map(run, MESSAGES), strict=True))
-
-
 @pytest.mark.parametrize("arguments", MESSAGES)
-def test_bad_input_is_one_message(runs, arguments):
-    run = runs[arguments]
+def test_bad_input_is_one_message(arguments):
+    run = call("-m", "flowhn_jax.bench", "suite", *arguments.split())
     assert run.returncode != 0
     assert "Traceback" not in run.stderr
     lines = run.stderr.splitlines()
