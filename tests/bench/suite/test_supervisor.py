@@ -316,7 +316,7 @@ def test_the_hash_of_the_code_is_that_of_its_sources(tmp_path, monkeypatch):
 
 def test_results_of_another_machine_are_refused(run, folder):
     content, _ = run(part("steady"))
-    message = "another machine .device was fake, now it is another fake.; give another --out"
+    message = "another machine .device was 'fake', now it is 'another fake'.; give another --out"
     with pytest.raises(ValueError, match=message):
         run(part("hangs"), machine="other_machine")
     after = json.loads((folder / FILE).read_text())
