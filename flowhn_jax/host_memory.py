@@ -1,7 +1,6 @@
 """How the C library treats memory that is freed."""
 
 import ctypes
-import os
 import sys
 
 # mallopt's parameters (glibc, malloc.h).
@@ -23,13 +22,3 @@ def keep_freed_memory() -> None:
         mallopt(_ARENA_MAX, 1)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_TOP_PAD, 2**28)
-
-
-def give_threads_caches() -> None:
-    """Have processes that start from now on keep many freed blocks of up to 1 kB per thread.
-
-    With a single arena XLA's threads otherwise wait for each other's small blocks while they
-    compile, which takes a third longer. glibc reads the setting when a process starts; one that the
-    user has made stays.
-    """
-    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.tcache_count=60000")

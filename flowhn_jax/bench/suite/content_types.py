@@ -95,6 +95,7 @@ _WITH: dict[str, dict[str, dict[str, Any]]] = {
             "right": _BOOL,
         }
     },
+    "compilation": {"compile_seconds": {"compile_seconds": _NUMBER}},
     "training": {
         "tokens_per_second": {
             **dict.fromkeys(("size", "model", "batch_limit", "kernels"), _LABEL),

@@ -116,6 +116,11 @@ def _accuracy(rows: Sequence[Row]) -> str:
     return markdown(headings, table)
 
 
+def _compilation(rows: Sequence[Row]) -> str:
+    total = sum(row.get("compile_seconds", 0.0) for row in rows)
+    return f"{len(rows)} programs, {total:.0f} s of all threads together."
+
+
 def _training(rows: Sequence[Row]) -> str:
     whole = {row["size"]: row["tokens_per_second"] for row in rows if _is_no_split(row)}
     table = []
@@ -280,6 +285,7 @@ def _rehearsal(rows: Sequence[Row]) -> str:
 _SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {
     "machine": _machine,
     "accuracy": _accuracy,
+    "compilation": _compilation,
     "training": _training,
     "kernel_speed": _kernel_speed,
     "step_costs": _step_costs,

@@ -5,15 +5,14 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from flowhn_jax.bench.attempt import Row
 from flowhn_jax.bench.suite.document import Document
 from flowhn_jax.bench.suite.parts import Part
 from flowhn_jax.bench.suite.worker import Request, serve
-from flowhn_jax.host_memory import give_threads_caches
 
 LOG = "suite.log"
 
@@ -29,23 +28,23 @@ class Stop(Exception):
     """A signal asks the suite to stop, or its minutes are over."""
 
 
+class _Kind(NamedTuple):
+    """What tells workers apart: settings that a process has for all of its life."""
+
+    environment: dict[str, str]
+    keeps_memory: bool
+
+
 class _Worker:
     """A worker process and the connection to it."""
 
-    def __init__(
-        self,
-        environment: Mapping[str, str],
-        log: pathlib.Path,
-        cache: pathlib.Path,
-        describes: str,
-    ):
-        """`environment` has settings that a process has for all of its life."""
+    def __init__(self, kind: _Kind, log: pathlib.Path, cache: pathlib.Path, describes: str):
         context = multiprocessing.get_context("spawn")
-        self.environment = dict(environment)
+        self.kind = kind
         self.connection: Connection
         self.connection, theirs = context.Pipe()
-        arguments = theirs, self.environment, str(log), str(cache), describes
-        give_threads_caches()
+        environment, keeps_memory = kind
+        arguments = theirs, environment, str(log), str(cache), describes, keeps_memory
         self.process = context.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
@@ -206,19 +205,21 @@ class Supervisor:
         """Return a worker of the kind that the part wants, the one there is where it is of it."""
         while not self._is_usable(part):
             self._end_worker()
-            self._start_worker(part, end)
+            self._start_worker(self._kind(part), end)
         return self._worker
 
     def _is_usable(self, part: Part) -> bool:
         worker = self._worker
-        if worker is None or not worker.process.is_alive():
-            return False
-        return worker.environment == dict(part.environment)
+        return worker is not None and worker.process.is_alive() and worker.kind == self._kind(part)
 
-    def _start_worker(self, part: Part, end: float) -> None:
+    def _kind(self, part: Part) -> _Kind:
+        platform = (self._document.content["machine"] or {}).get("platform")
+        return _Kind(dict(part.environment), platform == "cpu" and part.is_timed)
+
+    def _start_worker(self, kind: _Kind, end: float) -> None:
         """Start a worker, and learn what machine this is."""
         log, cache = self._folder / LOG, self._folder.absolute().parent / "compilation_cache"
-        self._worker = _Worker(part.environment, log, cache, self._describes)
+        self._worker = _Worker(kind, log, cache, self._describes)
         try:
             _, machine = self._receive(self._worker, end)
         except (EOFError, ConnectionError):

@@ -41,6 +41,7 @@ def serve(
     log: str,
     cache: str,
     describes: str,
+    keeps_memory: bool,
 ) -> None:
     """Run requests until the connection is closed.
 
@@ -50,12 +51,15 @@ def serve(
       log: path of the file that standard output and error are appended to.
       cache: folder of the persistent compilation cache.
       describes: module whose `describe()` identifies the machine.
+      keeps_memory: whether to allocate as train.py does on a CPU, which has to be settled before
+        JAX finds the device, and slows compiling in several threads.
     """
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor decides
     os.environ.update(environment)
     _append_output_to(log)
-    keep_freed_memory()  # as train.py
+    if keeps_memory:
+        keep_freed_memory()
     import jax
 
     jax.config.update("jax_compilation_cache_dir", cache)

@@ -172,6 +172,7 @@ def every_part() -> dict[str, list[Row]]:
             accuracy("attention/plain/cudnn/bfloat16", False),
             accuracy("ssd_step/plain/xla/float32", True, gradient_error=None, worst_gradient=None),
         ],
+        "compilation": [{"key": "135m/no_split", "compile_seconds": 10.4, "summary": "10.4 s"}],
         "training": [
             training("135m/no_split", 100_000.0),
             training("135m/fac_split", 125_000.0),
@@ -209,6 +210,7 @@ def unfinished() -> dict[str, list[Row]]:
     return {
         "machine": [{"key": "device", "failed": "OSError: no /proc"}],
         "accuracy": [{"key": "attention/plain/cudnn/float32", "failed": death}],
+        "compilation": [{"key": "135m/no_split", "failed": death}],
         "training": [
             described("135m/no_split"),
             described("135m/fac_split") | {"failed": "XlaRuntimeError: RESOURCE_EXHAUSTED"},

@@ -7,7 +7,7 @@ import pytest
 
 from flowhn_jax import config as config_lib
 from flowhn_jax import flops, models
-from flowhn_jax.bench.suite import figures, page, training
+from flowhn_jax.bench.suite import compilation, figures, page, training
 from flowhn_jax.bench.suite.document import Document
 from flowhn_jax.bench.suite.parts import PARTS
 from tests.small import small_config, small_rival
@@ -172,7 +172,8 @@ def small_models(monkeypatch):
         timed.append(name_of(programs))
         return time_training(programs, repeats)
 
-    monkeypatch.setattr(training, "recipe", recipe)
+    for module in (training, compilation):
+        monkeypatch.setattr(module, "recipe", recipe)
     monkeypatch.setattr(training, "sizes", lambda: ("tiny",))
     monkeypatch.setattr(training, "MODELS", MODELS)
     monkeypatch.setattr(training, "time_training", record)
@@ -254,3 +255,11 @@ def test_a_model_that_does_not_run_is_one_complete_row(small_models, monkeypatch
     assert found["tiny/mamba1"][-1]["failed"] == "MemoryError: out of memory"
     assert found["tiny/llama"][-1]["tokens_per_second"] > 0
     assert not found["tiny/mamba1"][-1].get("partial")
+
+
+def test_programs_compiled_ahead_are_those_of_training(small_models):
+    assert compilation.plan() == training.plan()
+    (row,) = compilation.measure(["tiny/llama"], {})
+    assert row["key"] == "tiny/llama"
+    assert row["compile_seconds"] > 0
+    assert small_models == []
