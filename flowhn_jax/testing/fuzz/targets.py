@@ -151,7 +151,15 @@ def _prepare_folder(rng: random.Random, rooms: Rooms) -> Case:
 
 def _prepare_flags(rng: random.Random, rooms: Rooms) -> Case:
     given = {"source": "docs.jsonl", "tokenizer": "bytes", "out": "out", "workers": "1"}
-    names = [*given, "context", "validation_fraction", "text_field", "eot_token", "another"]
+    names = [
+        *given,
+        "context",
+        "validation_fraction",
+        "text_field",
+        "eot_token",
+        "first_token",
+        "another",
+    ]
     for _ in range(rng.choice((1, 1, 2))):
         given[rng.choice(names)] = (
             any_word(rng)
