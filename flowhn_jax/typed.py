@@ -80,7 +80,7 @@ def _plain(annotation: Any, value: Any, key: str, most: int) -> Any:
     kinds = typing.get_args(annotation) if is_union else (annotation,)
     found = _converted(kinds, value)
     if isinstance(found, float) and not math.isfinite(found):
-        raise ValueError(f"{key} is {shown(value)}; accepted is a finite number.")
+        raise ValueError(f"{key} is {found}; accepted is a finite number.")
     if isinstance(found, int) and abs(found) > most:
         raise ValueError(f"{key} is {shown(found)}; accepted is at most {most}, either way.")
     if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):

@@ -59,7 +59,7 @@ def test_matrix_products_of_rivals(kind, monkeypatch):
     """Exact; the rest is the scan and the convolution, as split/cost.py states them."""
     config = small_rival(kind)
     dims, length = config.dims, config.context
-    mixers = {"llama": 0, "jamba": 3, "shm": 2}.get(kind, config.blocks)
+    mixers = {"llama": 0, "jamba": 2, "shm": 1}.get(kind, config.blocks)
     if kind == "hymba":
         length += config.meta_tokens
     if config.is_mamba2:

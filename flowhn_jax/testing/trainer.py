@@ -28,6 +28,7 @@ class Trainer:
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
+        environment.pop("XLA_FLAGS", None)  # one device
         self._process = subprocess.Popen(
             [sys.executable, str(ROOT / "train.py"), *flags],
             cwd=ROOT,
