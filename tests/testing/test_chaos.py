@@ -42,7 +42,7 @@ def found(workdir, expected):
 
 
 def test_a_harmed_run_ends_as_one_that_was_left_alone(folder):
-    result = Soak(folder, steps=STEPS, seed=1).run(seconds=30, kills=5)
+    result = Soak(folder, steps=STEPS, seed=1).run(seconds=20, kills=3)
     assert {name: result[name] for name in FAILURES} == NO_FAILURES
     assert result["rounds"] >= 1
     assert result["rows_compared"] >= 300
