@@ -10,15 +10,13 @@ import math
 import os
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from flowhn_jax import flops, models
 from flowhn_jax.bench.attempt import Row, attempt, failure
 from flowhn_jax.bench.device import measure_rates
-from flowhn_jax.bench.suite import compiled_steps
-from flowhn_jax.bench.suite.compiled_steps import Candidate
 from flowhn_jax.bench.suite.workload import MODELS, Earlier, compile_pool, dtypes, recipe, sizes
 from flowhn_jax.config import RIVALS, Config
 from flowhn_jax.evaluation.largest_batch import Attempt, largest_batch
@@ -47,6 +45,15 @@ class TooLargeError(ValueError):
     def __init__(self, message: str, needed: int):
         super().__init__(message)
         self.needed = needed
+
+
+class Candidate(NamedTuple):
+    """A model's step, compiled at the largest batch."""
+
+    config: Config
+    programs: Programs
+    limit: str  # what bounds the batch: 'memory' or 'step time'
+    attempts: int  # programs that were compiled to find it
 
 
 def plan() -> list[str]:
@@ -84,7 +91,10 @@ def _groups(keys: Sequence[str]) -> list[list[str]]:
 def _measure_group(keys: list[str], memory: int, flops_per_second: float) -> Iterator[Row]:
     compiled: dict[str, Candidate] = {}
     with compile_pool() as pool:
-        futures = {key: pool.submit(_compiled, key, memory, flops_per_second) for key in keys}
+        futures = {
+            key: pool.submit(compile_largest, recipe(*key.split("/")), memory, flops_per_second)
+            for key in keys
+        }
         for key, future in futures.items():
             try:
                 compiled[key] = future.result()
@@ -103,23 +113,6 @@ def _measure_group(keys: list[str], memory: int, flops_per_second: float) -> Ite
                 row.pop("partial", None)  # it is not timed again
                 del compiled[key]
             yield row
-
-
-def compile_ahead(key: str, flops_per_second: float) -> Candidate:
-    """Return a key's step, and keep it for the process that times it."""
-    memory = memory_limit()
-    candidate = compile_largest(recipe(*key.split("/")), memory, flops_per_second)
-    compiled_steps.save(_asked(key, memory, flops_per_second), candidate)
-    return candidate
-
-
-def _compiled(key: str, memory: int, flops_per_second: float) -> Candidate:
-    ahead = compiled_steps.load(_asked(key, memory, flops_per_second))
-    return ahead or compile_largest(recipe(*key.split("/")), memory, flops_per_second)
-
-
-def _asked(key: str, memory: int, flops_per_second: float) -> dict[str, Any]:
-    return {"key": key, "memory": memory, "flops_per_second": flops_per_second}
 
 
 def _rotated(keys: list[str], by: int) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from flowhn_jax import config as config_lib
 from flowhn_jax import flops, models
-from flowhn_jax.bench.suite import compilation, document, figures, page, training
+from flowhn_jax.bench.suite import compilation, figures, page, training
 from flowhn_jax.bench.suite.document import Document
 from flowhn_jax.bench.suite.parts import PARTS
 from tests.small import small_config, small_rival
@@ -172,7 +172,8 @@ def small_models(monkeypatch):
         timed.append(name_of(programs))
         return time_training(programs, repeats)
 
-    monkeypatch.setattr(training, "recipe", recipe)
+    for module in (training, compilation):
+        monkeypatch.setattr(module, "recipe", recipe)
     monkeypatch.setattr(training, "sizes", lambda: ("tiny",))
     monkeypatch.setattr(training, "MODELS", MODELS)
     monkeypatch.setattr(training, "time_training", record)
@@ -256,51 +257,9 @@ def test_a_model_that_does_not_run_is_one_complete_row(small_models, monkeypatch
     assert not found["tiny/mamba1"][-1].get("partial")
 
 
-@pytest.fixture
-def cache(tmp_path):
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
-    yield tmp_path / "cache"
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
-def test_steps_compiled_ahead_are_timed_without_compiling(small_models, cache, monkeypatch):
+def test_programs_compiled_ahead_are_those_of_training(small_models):
     assert compilation.plan() == training.plan()
-    (ahead,) = compilation.measure(["tiny/llama"], {})
-    assert ahead["key"] == "tiny/llama"
+    (row,) = compilation.measure(["tiny/llama"], {})
+    assert row["key"] == "tiny/llama"
+    assert row["compile_seconds"] > 0
     assert small_models == []
-
-    def refuse(*arguments):
-        raise RuntimeError("compiles")
-
-    monkeypatch.setattr(training, "compile_programs", refuse)
-    *_, row = training.measure(["tiny/llama"], {})
-    assert row["compile_seconds"] == ahead["compile_seconds"] > 0
-    assert (row["batch_limit"], row["batch_size"]) == ("step time", 1)
-    assert row["tokens_per_second"] > 0
-    *_, row = training.measure(["tiny/no_split"], {})  # not compiled ahead
-    assert row["failed"] == "RuntimeError: compiles"
-
-
-@pytest.mark.parametrize("change", ["rate", "code", "damage"])
-def test_other_steps_than_were_compiled_ahead_are_compiled(
-    small_models, cache, monkeypatch, change
-):
-    list(compilation.measure(["tiny/llama"], {}))
-    (path,) = (cache / "train_steps").iterdir()
-    if change == "rate":
-        monkeypatch.setattr(training, "product_rate", lambda earlier: rate_for(config_of(), 2))
-    elif change == "code":
-        monkeypatch.setattr(document, "code_hash", lambda: "another")
-    else:
-        path.write_bytes(path.read_bytes()[:-100])
-    compiled, compile_programs = [], training.compile_programs
-
-    def count(*arguments):
-        compiled.append(arguments)
-        return compile_programs(*arguments)
-
-    monkeypatch.setattr(training, "compile_programs", count)
-    *_, row = training.measure(["tiny/llama"], {})
-    assert len(compiled) == 1
-    assert row["batch_size"] == (2 if change == "rate" else 1)
