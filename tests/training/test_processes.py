@@ -141,7 +141,7 @@ def get_config():
 
 def test_a_signal_to_one_stops_both_and_the_death_of_one_ends_the_other(data, tmp_path):  # noqa: F811
     """By train.py itself: a stop agreed at one step, and no process left waiting for a dead one."""
-    config = run_config(data, steps=100_000, log_every=50, eval_every=1000, checkpoint_every=1000)
+    config = run_config(data, steps=100_000, log_every=10, eval_every=1000, checkpoint_every=1000)
     config = dataclasses.replace(config, mesh=MeshConfig(data=8))
     text = json.dumps(config_lib.to_dict(config))
     (tmp_path / "recipe.py").write_text(_RECIPE.format(text=text))
@@ -195,7 +195,7 @@ def test_a_signal_to_one_stops_both_and_the_death_of_one_ends_the_other(data, tm
     assert statuses[0] != 0
     assert "another task died" in said[0] or "heartbeat" in said[0]
     steps = [row["step"] for row in metrics_lib.read_rows(workdir)]
-    assert steps == list(range(50, 50 * len(steps) + 1, 50))
+    assert steps == list(range(10, 10 * len(steps) + 1, 10))
 
 
 def run_two(tmp_path, commands):
