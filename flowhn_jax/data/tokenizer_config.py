@@ -7,6 +7,9 @@ from flowhn_jax import json_text
 from flowhn_jax.messages import shown
 
 SETTINGS = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+NAMED_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
+DEFAULT_TEMPLATE = "default"  # name of the one that is used without a name
 
 
 def find_file(spec: str, name: str) -> pathlib.Path | None:
@@ -61,7 +64,16 @@ def read_settings(path: pathlib.Path | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    found = json_text.loads(path.read_bytes(), repr(str(path)))
+    return parse_object(path.read_bytes(), path)
+
+
+def parse_object(content: str | bytes, path: pathlib.Path) -> dict[str, Any]:
+    """Return the object that the JSON of a file holds.
+
+    Raises:
+      ValueError: it is not JSON, or no object.
+    """
+    found = json_text.loads(content, repr(str(path)))
     if not isinstance(found, dict):
         raise ValueError(f"{str(path)!r} must hold an object; found {shown(found)}.")
     return found
@@ -73,11 +85,38 @@ def named_token(settings: dict[str, Any], key: str, path: pathlib.Path | None) -
     Raises:
       ValueError: it is not the text of a token.
     """
-    token = settings.get(key)
-    token = token.get("content") if isinstance(token, dict) else token  # either is in use
+    token = token_text(settings.get(key))
     if not isinstance(token, str | None):
         raise ValueError(
-            f"{str(path)!r} has {key} {shown(token)}; accepted is a text, or an object with "
-            "'content'."
+            f"{str(path)!r} has {key} {shown(settings[key])}; accepted is a text, or an object "
+            "with 'content'."
         )
     return token
+
+
+def token_text(token: Any) -> Any:
+    """Return the text of a special token, which may be an object with its properties."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def chat_templates(settings: dict[str, Any], path: pathlib.Path | None) -> dict[str, str]:
+    """Return the chat templates of settings by name: those of one text, or of several with names.
+
+    Raises:
+      ValueError: they are neither.
+    """
+    found = settings.get("chat_template")
+    if found is None:
+        return {}
+    if isinstance(found, str):
+        return {DEFAULT_TEMPLATE: found}
+    try:
+        named = {each["name"]: each["template"] for each in found}
+        if all(isinstance(text, str) for pair in named.items() for text in pair):
+            return named
+    except (KeyError, TypeError):
+        pass
+    raise ValueError(
+        f"{str(path)!r} has chat_template {shown(found)}; accepted is a text, or a list of objects "
+        "with 'name' and 'template'."
+    )

@@ -4,19 +4,24 @@ import dataclasses
 import datetime
 import functools
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowhn_jax.data.tokenizer import Tokenizer
-from flowhn_jax.data.tokenizer_config import SETTINGS, find_file, named_token, read_settings
+from flowhn_jax.data.tokenizer_config import (
+    CHAT_TEMPLATE,
+    DEFAULT_TEMPLATE,
+    NAMED_TEMPLATES,
+    SETTINGS,
+    chat_templates,
+    find_file,
+    named_token,
+    read_settings,
+)
 from flowhn_jax.messages import one_line, shown
 
 Message = Mapping[str, Any]
 
-_DEFAULT = "default"
-_FILE = "chat_template.jinja"
-_NAMED = "additional_chat_templates"  # a folder of NAME.jinja
 _CUT = "CONTINUE_FINAL_MESSAGE_TAG "  # where a last message that is to be continued ends
 
 
@@ -41,16 +46,16 @@ class ChatTemplates:
         """
         path = find_file(tokenizer.spec, SETTINGS)
         settings = read_settings(path)
-        templates = _of_settings(settings.get("chat_template"), path)
-        file = find_file(tokenizer.spec, _FILE)
+        templates = chat_templates(settings, path)
+        file = find_file(tokenizer.spec, CHAT_TEMPLATE)
         if file is not None:
-            templates[_DEFAULT] = file.read_text(encoding="utf-8")
-            named = file.parent / _NAMED
+            templates[DEFAULT_TEMPLATE] = file.read_text(encoding="utf-8")
+            named = file.parent / NAMED_TEMPLATES
             templates |= {each.stem: each.read_text("utf-8") for each in named.glob("*.jinja")}
         if not templates:
             raise ValueError(
-                f"Tokenizer {tokenizer.spec} has no chat template; accepted is a {_FILE}, or "
-                f"'chat_template' in {SETTINGS}, next to tokenizer.json."
+                f"Tokenizer {tokenizer.spec} has no chat template; accepted is a {CHAT_TEMPLATE}, "
+                f"or 'chat_template' in {SETTINGS}, next to tokenizer.json."
             )
         names = [key for key in settings if key.endswith("_token") and not key.startswith("add_")]
         tokens = {key: named_token(settings, key, path) for key in names}
@@ -64,7 +69,7 @@ class ChatTemplates:
         """
         if name is None and len(self.templates) == 1:
             return next(iter(self.templates.values()))
-        name = _DEFAULT if name is None else name
+        name = DEFAULT_TEMPLATE if name is None else name
         if name not in self.templates:
             raise ValueError(
                 f"There is no chat template {shown(name)}; accepted are "
@@ -108,24 +113,6 @@ class ChatTemplates:
             raise ValueError("The chat template leaves out the last message's content.")
         # A template that strips the content takes its last spaces as well.
         return text[:end] if text.startswith(_CUT, end) else text[:end].rstrip()
-
-
-def _of_settings(found: Any, path: pathlib.Path | None) -> dict[str, str]:
-    """Return the templates of tokenizer_config.json, which are one text or several with names."""
-    if found is None:
-        return {}
-    if isinstance(found, str):
-        return {_DEFAULT: found}
-    try:
-        templates = {each["name"]: each["template"] for each in found}
-        if all(isinstance(text, str) for pair in templates.items() for text in pair):
-            return templates
-    except (KeyError, TypeError):
-        pass
-    raise ValueError(
-        f"{str(path)!r} has chat_template {shown(found)}; accepted is a text, or a list of objects "
-        "with 'name' and 'template'."
-    )
 
 
 @functools.cache

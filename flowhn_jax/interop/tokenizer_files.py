@@ -10,18 +10,23 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flowhn_jax import json_text
 from flowhn_jax.data.native import failures_as_value_error, panics_unprinted
 from flowhn_jax.data.prepared import TOKENIZER
 from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer
+from flowhn_jax.data.tokenizer_config import (
+    CHAT_TEMPLATE,
+    NAMED_TEMPLATES,
+    SETTINGS,
+    chat_templates,
+    named_token,
+    parse_object,
+    token_text,
+)
 from flowhn_jax.messages import shown
 from flowhn_jax.whole_file import whole_file
 
-SETTINGS = "tokenizer_config.json"
 GENERATION = "generation_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-CHAT_TEMPLATE = "chat_template.jinja"
-NAMED_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 CONFIG_KEYS = "hf_config.json"
 
 _OBJECTS = (SETTINGS, SPECIAL_TOKENS, "added_tokens.json", GENERATION)
@@ -85,7 +90,7 @@ def read(folder: pathlib.Path, *others: str) -> dict[str, str]:
             raise ValueError(f"{str(path)!r} must be UTF-8: {error}.") from error
         name = path.relative_to(folder).as_posix()
         if name in objects:
-            _check_object(path, json_text.loads(text, repr(str(path))))
+            _check_object(path, text)
         texts[name] = text
     return texts
 
@@ -100,7 +105,7 @@ def of_tokenizer(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, st
         return {name: text for name, text in texts.items() if name in (GENERATION, CONFIG_KEYS)}
     settings = _object(texts, SETTINGS) if SETTINGS in texts else _plain_settings(tokenizer)
     text = texts.get(SETTINGS)
-    if text is None or _content(settings.get("eos_token")) != tokenizer.eot_token:
+    if text is None or token_text(settings.get("eos_token")) != tokenizer.eot_token:
         text = _dumped(settings | {"eos_token": tokenizer.eot_token})
     return {**texts, SETTINGS: text, TOKENIZER: tokenizer.json}
 
@@ -187,33 +192,13 @@ def _templates(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))
 
 
-def _check_object(path: pathlib.Path, found: Any) -> None:
-    """Raise ValueError where JSON is not of the types that its readers expect."""
-    if not isinstance(found, dict):
-        raise ValueError(f"{str(path)!r} must hold an object; found {shown(found)}.")
-    if path.name not in (SETTINGS, SPECIAL_TOKENS):
-        return
-    for key in _TOKENS:
-        token = found.get(key)
-        if not isinstance(_content(token), str | None):
-            raise ValueError(
-                f"{str(path)!r} has {key} {shown(token)}; accepted is a text, or an object with "
-                "'content'."
-            )
-    template = found.get("chat_template")
-    if isinstance(template, list):  # of names and templates
-        is_good = all(isinstance(each, dict) and _is_named(each) for each in template)
-    else:
-        is_good = isinstance(template, str | None)
-    if not is_good:
-        raise ValueError(
-            f"{str(path)!r} has chat_template {shown(template)}; accepted is a text, or a list of "
-            "objects with 'name' and 'template'."
-        )
-
-
-def _is_named(template: Mapping[str, Any]) -> bool:
-    return all(isinstance(template.get(key), str) for key in ("name", "template"))
+def _check_object(path: pathlib.Path, text: str) -> None:
+    """Raise ValueError where a file is not JSON of the types that its readers expect."""
+    found = parse_object(text, path)
+    if path.name in (SETTINGS, SPECIAL_TOKENS):
+        for key in _TOKENS:
+            named_token(found, key, path)
+        chat_templates(found, path)
 
 
 def _plain_settings(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
@@ -237,17 +222,12 @@ def _special_tokens(texts: Mapping[str, str]) -> dict[str, str]:
     found = _object(texts, SETTINGS)
     if "added_tokens_decoder" not in found:  # as transformers wrote it before 4.34
         found |= _object(texts, SPECIAL_TOKENS)
-    named = {name: _content(found.get(name)) for name in _TOKENS}
+    named = {name: token_text(found.get(name)) for name in _TOKENS}
     return {name: token for name, token in named.items() if token is not None}
 
 
 def _object(texts: Mapping[str, str], name: str) -> dict[str, Any]:
     return json.loads(texts.get(name, "{}"))
-
-
-def _content(token: Any) -> Any:
-    """Return the text of a special token, which may be an object with its properties."""
-    return token.get("content") if isinstance(token, dict) else token
 
 
 def _dumped(value: Mapping[str, Any]) -> str:
