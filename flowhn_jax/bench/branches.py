@@ -35,11 +35,7 @@ def bench_branches(config: Config, *, repeats: int, out: str) -> measured.Branch
       ValueError: the model has no such branches.
     """
     model = config.model
-    if model.kind != "flowhn":
-        raise ValueError(
-            "bench branches needs a model of two branches, model.kind 'flowhn'; got "
-            f"{model.kind!r}."
-        )
+    check_has_branches("bench branches", model)
     batch = max(1, config.train.batch_size // config.train.accumulate // jax.device_count())
     kind = backends.target_device_kind()
     tokens = [max(1, model.context * i // _POINTS) for i in range(1, _POINTS + 1)]
@@ -71,6 +67,14 @@ def bench_branches(config: Config, *, repeats: int, out: str) -> measured.Branch
         json.dump(document, file, indent=1)
     print(f"wrote {out}")
     return times
+
+
+def check_has_branches(command: str, model: ModelConfig) -> None:
+    """Raise ValueError where a command that measures both branches gets a model without them."""
+    if model.kind != "flowhn":
+        raise ValueError(
+            f"{command} needs a model of two branches, model.kind 'flowhn'; got {model.kind!r}."
+        )
 
 
 def _seconds(

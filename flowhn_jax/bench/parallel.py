@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from flowhn_jax import models
+from flowhn_jax.bench.branches import check_has_branches
 from flowhn_jax.config import Config, MeshConfig, ModelConfig
 from flowhn_jax.parallel.mesh import make_mesh, replicated
 from flowhn_jax.split import measured
@@ -39,11 +40,7 @@ def bench_parallel(config: Config, *, repeats: int, out: str) -> list[dict[str, 
       ValueError: there are not two devices, the model does not have two branches, or the strategy
         does not split tokens.
     """
-    if config.model.kind != "flowhn":
-        raise ValueError(
-            "bench parallel needs a model of two branches, model.kind 'flowhn'; got "
-            f"{config.model.kind!r}."
-        )
+    check_has_branches("bench parallel", config.model)
     devices = jax.devices()
     if len(devices) < 2:
         raise ValueError(

@@ -19,11 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from flowhn_jax import config as config_lib
 from flowhn_jax.config import Config
-from flowhn_jax.parallel.distributed import (
-    broadcast_from_first,
-    first_before_others,
-    is_first,
-)
+from flowhn_jax.parallel.distributed import broadcast_from_first, first_before_others, is_first
 from flowhn_jax.training import disk, manifest
 from flowhn_jax.training.checkpoint_files import (
     METADATA,
