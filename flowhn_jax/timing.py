@@ -32,8 +32,8 @@ def _listen() -> None:
 def compile_timed(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
     """Return what was compiled, and the seconds that compiling takes.
 
-    Of a program out of JAX's persistent compilation cache it is what compiling took when it was
-    put there.
+    For a program from JAX's persistent compilation cache it is what compiling took when the program
+    was put there, of which JAX keeps the whole seconds only.
     """
     _listen()
     saved, start = _saved.seconds, time.perf_counter()

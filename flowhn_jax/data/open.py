@@ -7,7 +7,13 @@ from flowhn_jax.config import Config
 from flowhn_jax.data.prepare import ensure_embedded
 from flowhn_jax.data.prepared import TOKENIZER, PreparedSet
 from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer, recipe_vocab_size
-from flowhn_jax.data.tokenizer_config import SETTINGS, find_file, named_token, read_settings
+from flowhn_jax.data.tokenizer_config import (
+    SETTINGS,
+    find_file,
+    first_token_choice,
+    named_token,
+    read_settings,
+)
 
 
 def open_data(config: Config, workdir: str) -> PreparedSet:
@@ -59,13 +65,16 @@ def open_tokenizer(config: Config, workdir: str) -> Tokenizer:
 def read_tokenizer(folder: str) -> Tokenizer:
     """Return the tokenizer of tokenizer.json, as tokenizer_config.json next to it sets it.
 
-    That may name the end-of-text token, the one that begins a text, and a `first_token`.
+    That may name the end-of-text token, the one that begins a text, and the choice of the latter.
     """
     path = str(pathlib.Path(folder) / TOKENIZER)
     file = find_file(path, SETTINGS)
     settings = read_settings(file)
-    first_token = settings.get("first_token", "auto")
-    return load_tokenizer(path, named_token(settings, "eos_token", file), first_token=first_token)
+    eot_token, first_token = (
+        named_token(settings, "eos_token", file),
+        first_token_choice(settings, file),
+    )
+    return load_tokenizer(path, eot_token, first_token=first_token)
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: Config, folder: str | os.PathLike) -> None:

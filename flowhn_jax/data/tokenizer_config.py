@@ -7,6 +7,9 @@ from flowhn_jax import json_text
 from flowhn_jax.messages import shown
 
 SETTINGS = "tokenizer_config.json"
+# Its key with an object of settings that only this package reads. They are not at the top level,
+# where transformers takes each key that ends in "_token" for a special token's.
+OWN_SETTINGS = "flowhn_jax"
 CHAT_TEMPLATE = "chat_template.jinja"
 NAMED_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 DEFAULT_TEMPLATE = "default"  # name of the one that is used without a name
@@ -77,6 +80,18 @@ def parse_object(content: str | bytes, path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{str(path)!r} must hold an object; found {shown(found)}.")
     return found
+
+
+def first_token_choice(settings: dict[str, Any], path: pathlib.Path | None) -> str:
+    """Return the choice of the token that begins a text, as of `load_tokenizer`.
+
+    Raises:
+      ValueError: the settings of this package are no object. The choice itself is not checked.
+    """
+    own = settings.get(OWN_SETTINGS, {})
+    if not isinstance(own, dict):
+        raise ValueError(f"{str(path)!r} has {OWN_SETTINGS} {shown(own)}; it must be an object.")
+    return own.get("first_token", "auto")
 
 
 def named_token(settings: dict[str, Any], key: str, path: pathlib.Path | None) -> str | None:

@@ -16,6 +16,7 @@ from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from flowhn_jax.data.tokenizer_config import (
     CHAT_TEMPLATE,
     NAMED_TEMPLATES,
+    OWN_SETTINGS,
     SETTINGS,
     chat_templates,
     named_token,
@@ -205,15 +206,16 @@ def _plain_settings(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
     """Return the settings of a tokenizer that came without any.
 
     Without `tokenizer_class` transformers takes the class of the family's first checkpoint, which
-    replaces parts of the tokenizer with its own. What begins a text is said where tokenizer.json
-    does not say it; `first_token` is a key of ours.
+    replaces parts of the tokenizer with its own. The token that begins a text is recorded where
+    tokenizer.json does not give it.
     """
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if tokenizer.bos_token is not None:
         settings["bos_token"] = tokenizer.bos_token
     if tokenizer.first_token != tokenizer.rule:
         is_bos = tokenizer.first_token == "bos"
-        settings |= {"add_bos_token": True} if is_bos else {"first_token": tokenizer.first_token}
+        ours = {OWN_SETTINGS: {"first_token": tokenizer.first_token}}
+        settings |= {"add_bos_token": True} if is_bos else ours
     return settings
 
 

@@ -160,13 +160,18 @@ def test_what_cannot_begin_a_text_is_refused(tmp_path):
         (tmp_path / "plain" / "tokenizer_config.json").write_text(json.dumps(settings))
         with pytest.raises(ValueError, match=message):
             load_tokenizer(plain)
-    (tmp_path / "plain" / "tokenizer_config.json").write_text('{"first_token": "yes"}')
+    (tmp_path / "plain" / "tokenizer_config.json").write_text(
+        '{"flowhn_jax": {"first_token": "yes"}}'
+    )
     with pytest.raises(ValueError, match="one of auto, bos, eot, none; got 'yes'"):
+        read_tokenizer(str(tmp_path / "plain"))
+    (tmp_path / "plain" / "tokenizer_config.json").write_text('{"flowhn_jax": "bos"}')
+    with pytest.raises(ValueError, match="has flowhn_jax 'bos'; it must be an object"):
         read_tokenizer(str(tmp_path / "plain"))
 
 
 def test_a_folder_records_the_choice(tmp_path):
-    tokenizer_folder(tmp_path, **NAMES, first_token="eot")
+    tokenizer_folder(tmp_path, **NAMES, flowhn_jax={"first_token": "eot"})
     assert read_tokenizer(str(tmp_path)).first_ids == (EOT,)
     assert read_tokenizer(str(tmp_path)).beginning_with("bos").first_ids == (BOS,)
 
