@@ -12,7 +12,7 @@ from flowhn_jax import models
 from flowhn_jax.bench import authors
 from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.cases import OPERATION_NAMES, cases
-from flowhn_jax.bench.device import measure_rates
+from flowhn_jax.bench.device import Rates, measure_rates
 from flowhn_jax.bench.kernels import measurements
 from flowhn_jax.bench.suite.workload import Earlier, dtypes, recipe, sizes, trained_at
 from flowhn_jax.config import Config, ModelConfig
@@ -49,9 +49,15 @@ def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
             yield from _kernels(key, first, rest[0], int(rest[1]))
 
 
+@functools.cache
+def _rates(dtype: str) -> Rates:
+    """Return the rates that bound all kernels; measuring them takes seconds."""
+    return measure_rates(dtype)
+
+
 def _kernels(key: str, operation: str, size: str, length: int) -> Iterator[Row]:
     dtype = dtypes()[0]
-    rates = measure_rates(dtype)
+    rates = _rates(dtype)
     tokens, repeats = (length, 3) if jax.default_backend() == "cpu" else (32768, 5)
     rows: list[Row] = []
     for case in cases([operation], [size], [length], tokens, dtype):
