@@ -1,6 +1,6 @@
-"""Rivals of FlowHN 135M: `--config=configs/baseline_135m.py:llama`, or another of SIZES."""
+"""Baselines of FlowHN 135M: `--config=configs/baseline_135m.py:llama`, or another of SIZES."""
 
-from configs import flowhn_135m, rivals
+from flowhn_jax import recipes
 
 SIZES = {
     "llama": dict(blocks=5, mlp_width=2224),
@@ -15,4 +15,4 @@ SIZES = {
 
 
 def get_config(kind: str = "llama"):
-    return rivals.get_config(flowhn_135m.get_config("no_split"), kind, SIZES)
+    return recipes.baseline(recipes.load("flowhn_135m", "no_split"), kind, SIZES)

@@ -1,6 +1,6 @@
-"""Rivals of FlowHN 1B: `--config=configs/baseline_1b.py:llama`, or another of SIZES."""
+"""Baselines of FlowHN 1B: `--config=configs/baseline_1b.py:llama`, or another of SIZES."""
 
-from configs import flowhn_1b, rivals
+from flowhn_jax import recipes
 
 SIZES = {
     "llama": dict(blocks=16, mlp_width=7456),
@@ -14,4 +14,4 @@ SIZES = {
 
 
 def get_config(kind: str = "llama"):
-    return rivals.get_config(flowhn_1b.get_config("no_split"), kind, SIZES)
+    return recipes.baseline(recipes.load("flowhn_1b", "no_split"), kind, SIZES)

@@ -1,6 +1,6 @@
-"""Rivals of FlowHN 350M: `--config=configs/baseline_350m.py:llama`, or another of SIZES."""
+"""Baselines of FlowHN 350M: `--config=configs/baseline_350m.py:llama`, or another of SIZES."""
 
-from configs import flowhn_350m, rivals
+from flowhn_jax import recipes
 
 SIZES = {
     "llama": dict(blocks=16, mlp_width=3744),
@@ -14,4 +14,4 @@ SIZES = {
 
 
 def get_config(kind: str = "llama"):
-    return rivals.get_config(flowhn_350m.get_config("no_split"), kind, SIZES)
+    return recipes.baseline(recipes.load("flowhn_350m", "no_split"), kind, SIZES)

@@ -1,6 +1,6 @@
-"""Rivals of FlowHN tiny: `--config=configs/baseline_tiny.py:llama`, or another of SIZES."""
+"""Baselines of FlowHN tiny: `--config=configs/baseline_tiny.py:llama`, or another of SIZES."""
 
-from configs import flowhn_tiny, rivals
+from flowhn_jax import recipes
 
 SIZES = {
     "llama": dict(blocks=8, mlp_width=408),
@@ -14,4 +14,4 @@ SIZES = {
 
 
 def get_config(kind: str = "llama"):
-    return rivals.get_config(flowhn_tiny.get_config("no_split"), kind, SIZES)
+    return recipes.baseline(recipes.load("flowhn_tiny", "no_split"), kind, SIZES)

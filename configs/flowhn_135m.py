@@ -1,10 +1,10 @@
 """FlowHN 135M: `--config=configs/flowhn_135m.py:fac_split`."""
 
-from configs import common
+from flowhn_jax import recipes
 
 
 def get_config(strategy: str = "fac_split"):
-    config = common.get_config(strategy)
+    config = recipes.paper(strategy)
 
     config.model.width = 768
     config.model.mlp_width = 2048

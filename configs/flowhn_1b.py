@@ -1,10 +1,10 @@
 """FlowHN 1B: `--config=configs/flowhn_1b.py:fac_split`."""
 
-from configs import common
+from flowhn_jax import recipes
 
 
 def get_config(strategy: str = "fac_split"):
-    config = common.get_config(strategy)
+    config = recipes.paper(strategy)
 
     config.model.width = 2048
     config.model.mlp_width = 8192

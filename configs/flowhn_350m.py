@@ -1,10 +1,10 @@
 """FlowHN 350M: `--config=configs/flowhn_350m.py:fac_split`."""
 
-from configs import common
+from flowhn_jax import recipes
 
 
 def get_config(strategy: str = "fac_split"):
-    config = common.get_config(strategy)
+    config = recipes.paper(strategy)
 
     config.model.width = 1024
     config.model.mlp_width = 4096

@@ -1,10 +1,10 @@
 """FlowHN tiny: learns bytes in minutes on a CPU. `--config=configs/flowhn_tiny.py:fai_split`."""
 
-from configs import common
+from flowhn_jax import recipes
 
 
 def get_config(strategy: str = "fac_split"):
-    config = common.get_config(strategy)
+    config = recipes.paper(strategy)
 
     config.model.vocab_size = 384  # 256 bytes and end-of-text, rounded up
     config.model.context = 256

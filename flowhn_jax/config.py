@@ -14,14 +14,14 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from flowhn_jax import typed
-from flowhn_jax.limits import MOST, MOST_BLOCKS, MOST_POSITIONS
-from flowhn_jax.messages import shown
 from flowhn_jax.split import BranchDims, Plan, SplitConfig, is_bounded, make_plan
+from flowhn_jax.utils import typed
+from flowhn_jax.utils.limits import MOST, MOST_BLOCKS, MOST_POSITIONS
+from flowhn_jax.utils.text import shown
 from kernels.operations import check_backends
 
-RIVALS = ("llama", "mamba1", "mamba2", "jamba", "shm", "hymba", "falcon_h1")
-KINDS = ("flowhn", *RIVALS)
+BASELINES = ("llama", "mamba1", "mamba2", "jamba", "shm", "hymba", "falcon_h1")
+KINDS = ("flowhn", *BASELINES)
 DTYPES = ("auto", "float32", "bfloat16")
 SSMS = ("mamba1", "mamba2")
 REMATS = ("none", "dots", "full")
@@ -90,17 +90,17 @@ class Multipliers:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a model, FlowHN or a rival; the defaults are the paper's FlowHN 135M.
+    """Sizes of a model, FlowHN or a baseline; the defaults are the paper's FlowHN 135M.
 
     A key that the kind of model does not read is refused unless it has its default.
     """
 
-    kind: str = "flowhn"  # or one of RIVALS
+    kind: str = "flowhn"  # or one of BASELINES
     vocab_size: int = 65536
     context: int = 1024  # N, the length that the split is planned for
     width: int = 768
     mlp_width: int = 2048
-    blocks: int = 2  # of a rival: its layers
+    blocks: int = 2  # of a baseline: its layers
     heads: int = 32
     kv_heads: int = 8
     head_dim: int | None = None  # None: width / heads
@@ -251,7 +251,7 @@ class ModelConfig:
         """The split of a sequence of `length` tokens; None: of the whole context.
 
         Raises:
-          ValueError: the model is a rival, which has no split, or as of `make_plan`.
+          ValueError: the model is a baseline, which has no split, or as of `make_plan`.
         """
         if self.kind != "flowhn":
             raise ValueError(f"model.kind {self.kind!r} has no split; accepted is 'flowhn'.")

@@ -16,9 +16,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 _IMPORTED = [
     "flowhn_jax.aot.report",
     "flowhn_jax.bench.kernels",
-    "flowhn_jax.compare.run",
+    "flowhn_jax.compare.comparison",
     "flowhn_jax.data.prepare",
-    "flowhn_jax.evaluation.run",
+    "flowhn_jax.evaluation.evaluate",
     "flowhn_jax.interop.transfer",
     "flowhn_jax.training.loop",
 ]

@@ -49,8 +49,8 @@ _SMALL = {
 }
 
 
-def small_rival(kind: str, **model) -> ModelConfig:
-    """A rival of a few thousand parameters, with every part that it can have."""
+def small_baseline(kind: str, **model) -> ModelConfig:
+    """A baseline of a few thousand parameters, with every part that it can have."""
     common = {"vocab_size": 61, "context": 24, "width": 16, "blocks": 2, "init_std": 0.2}
     keys = {"kind": kind, "dtype": "float32"} | common | _SMALL[kind] | model
     return config_lib.parse({"model": keys}).model

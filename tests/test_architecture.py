@@ -5,28 +5,22 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Each room may import rooms of its own row and of rows below it.
+# Each package may import packages of its own row and of rows below it; so may each single module.
 ROWS = [
-    ["bench", "aot", "compare", "testing"],
-    ["training", "evaluation", "report", "interop"],
-    ["flops"],
-    ["models", "data", "parallel"],
-    ["layers"],
+    ["commands"],
+    ["bench", "aot", "compare"],
+    ["training"],
+    ["evaluation", "interop"],
+    ["checkpoints"],
+    ["flops", "recipes"],
+    ["models"],
+    ["layers", "data", "parallel"],
     ["config"],
-    [
-        "split",
-        "kernels",
-        "typed",
-        "json_text",
-        "whole_file",
-        "folder_lock",
-        "host_memory",
-        "timing",
-    ],
-    ["messages", "limits"],
+    ["report"],
+    ["split", "kernels"],
+    ["utils"],
 ]
-RANK = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
-MAINS = {"cli", "__main__"}
+RANK = {package: len(ROWS) - row for row, packages in enumerate(ROWS) for package in packages}
 
 
 def imported_modules(path):
@@ -37,34 +31,49 @@ def imported_modules(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room_of(module):
+def package_of(module):
+    """The package or the single module that a dotted name is in, None for others' modules."""
     parts = module.split(".")
     if parts[0] == "kernels":
         return "kernels"
-    return parts[1] if parts[0] == "flowhn_jax" and len(parts) > 1 else None
+    if parts[0] != "flowhn_jax":
+        return None
+    # What stands in flowhn_jax/__init__.py is the way in, and `python -m` leads to a command.
+    return "commands" if len(parts) == 1 or "__main__" in parts else parts[1]
 
 
 def our_files():
     for folder in ("flowhn_jax", "kernels"):
         for path in (ROOT / folder).rglob("*.py"):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            if path.stem not in MAINS and module != "flowhn_jax.__init__":
-                yield path, room_of(module)
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            module = ".".join(parts).removesuffix(".__init__")
+            yield path, package_of(module)
 
 
 def test_imports_flow_downwards():
     files = list(our_files())
     assert len(files) > 20
-    for path, room in files:
+    upward = [
+        f"{path.relative_to(ROOT)} ({package}) imports {module}"
+        for path, package in files
+        for module in imported_modules(path)
+        if (imported := package_of(module)) and RANK[imported] > RANK[package]
+    ]
+    assert not upward, "\n".join(upward)
+
+
+def test_nobody_imports_a_command_or_a_recipe():
+    """But the mains; and the tools, which are not installed, are for themselves."""
+    for path, package in our_files():
         for module in imported_modules(path):
-            imported = room_of(module)
-            if imported is not None:
-                assert RANK[imported] <= RANK[room], f"{path} ({room}) imports {module}"
+            assert module.split(".")[0] not in ("configs", "tools", "tests"), path
+            is_main = path.stem == "__main__" or package == "commands"
+            assert is_main or package_of(module) != "commands" or module == "flowhn_jax", path
 
 
 def test_kernels_and_split_know_nothing_of_flax():
-    for path, room in our_files():
-        if room in ("kernels", "split"):
+    for path, package in our_files():
+        if package in ("kernels", "split"):
             assert not any(name.startswith("flax") for name in imported_modules(path)), path
 
 

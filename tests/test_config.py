@@ -1,48 +1,30 @@
 import json
-import pathlib
 
 import pytest
 
-from configs import (
-    baseline_1b,
-    baseline_135m,
-    baseline_350m,
-    baseline_tiny,
-    common,
-    flowhn_1b,
-    flowhn_135m,
-    flowhn_350m,
-    flowhn_tiny,
-)
 from flowhn_jax import config as config_lib
-from flowhn_jax import models
-from flowhn_jax.config import RIVALS
+from flowhn_jax import models, recipes
+from flowhn_jax.config import BASELINES
 from flowhn_jax.split import STRATEGIES
+
+SIZES = ("tiny", "135m", "350m", "1b")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("recipe", [common, flowhn_tiny, flowhn_135m, flowhn_350m, flowhn_1b])
-def test_recipes_parse(recipe, strategy):
-    config = config_lib.parse(recipe.get_config(strategy))
+@pytest.mark.parametrize("size", SIZES)
+def test_recipes_parse(size, strategy):
+    config = config_lib.parse(recipes.load(f"flowhn_{size}", strategy))
     assert config.model.split.strategy == strategy
 
 
-@pytest.mark.parametrize(
-    ("rivals", "flowhn"),
-    [
-        (baseline_tiny, flowhn_tiny),
-        (baseline_135m, flowhn_135m),
-        (baseline_350m, flowhn_350m),
-        (baseline_1b, flowhn_1b),
-    ],
-)
-def test_rivals_are_of_flowhns_size(rivals, flowhn):
+@pytest.mark.parametrize("size", SIZES)
+def test_baselines_are_of_flowhns_size(size):
     """The parameters of all within 3 % of no_split's; the same head, data and recipe."""
-    ours = config_lib.parse(flowhn.get_config("no_split"))
+    ours = config_lib.parse(recipes.load(f"flowhn_{size}", "no_split"))
     count = models.param_count(ours.model)
     print(f"{'no_split':<10} {count:>13,}")
-    for kind in RIVALS:
-        theirs = config_lib.parse(rivals.get_config(kind))
+    for kind in BASELINES:
+        theirs = config_lib.parse(recipes.load(f"baseline_{size}", kind))
         found = models.param_count(theirs.model)
         print(f"{kind:<10} {found:>13,} {100 * (found / count - 1):+.2f} %")
         assert abs(found / count - 1) < 0.03, kind
@@ -52,17 +34,17 @@ def test_rivals_are_of_flowhns_size(rivals, flowhn):
         assert (theirs.train, theirs.data) == (ours.train, ours.data)
 
 
-def test_unknown_rival():
-    with pytest.raises(ValueError, match=r"'lama'; accepted are llama, mamba1, .*falcon_h1"):
-        baseline_tiny.get_config("lama")
+def test_unknown_baseline():
+    with pytest.raises(ValueError, match=r"one of llama, mamba1, .*falcon_h1; got 'lama'"):
+        recipes.load("baseline_tiny", "lama")
 
 
 def test_default_strategy_is_fac_split():
-    assert flowhn_tiny.get_config().model.split.strategy == "fac_split"
+    assert recipes.load("flowhn_tiny").model.split.strategy == "fac_split"
 
 
 def test_round_trip_through_json():
-    config = config_lib.parse(flowhn_135m.get_config("fai_split"))
+    config = config_lib.parse(recipes.load("flowhn_135m", "fai_split"))
     assert config_lib.parse(json.loads(json.dumps(config_lib.to_dict(config)))) == config
 
 
@@ -147,7 +129,5 @@ def test_differences_are_named():
 
 
 def test_recipes_are_all_tested():
-    files = pathlib.Path(common.__file__).parent.glob("*.py")
-    sizes = ("tiny", "135m", "350m", "1b")
-    recipes = {f"{family}_{size}" for family in ("flowhn", "baseline") for size in sizes}
-    assert {file.stem for file in files} == recipes | {"__init__", "common", "rivals"}
+    tested = {f"{family}_{size}" for family in ("flowhn", "baseline") for size in SIZES}
+    assert set(recipes.names()) == tested

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import pytest
 
 from flowhn_jax import flops, models
-from flowhn_jax.config import RIVALS, ModelConfig
+from flowhn_jax.config import BASELINES, ModelConfig
 from flowhn_jax.split import STRATEGIES, SplitConfig, attention_branch_flops, ssm_branch_flops
 from flowhn_jax.split.cost import score_flops
 from kernels import backends
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
 
 def products(config, monkeypatch):
@@ -54,10 +54,10 @@ def test_matrix_products_are_those_of_the_jaxpr(strategy, monkeypatch):
     assert products(config, monkeypatch) == expected
 
 
-@pytest.mark.parametrize("kind", RIVALS)
-def test_matrix_products_of_rivals(kind, monkeypatch):
+@pytest.mark.parametrize("kind", BASELINES)
+def test_matrix_products_of_baselines(kind, monkeypatch):
     """Exact; the rest is the scan and the convolution, as split/cost.py states them."""
-    config = small_rival(kind)
+    config = small_baseline(kind)
     dims, length = config.dims, config.context
     mixers = {"llama": 0, "jamba": 2, "shm": 1}.get(kind, config.blocks)
     if kind == "hymba":
@@ -90,7 +90,7 @@ def test_xla_counts_as_much(kind):
     sizes = dict(width=64, context=48, vocab_size=256, blocks=5)
     if kind != "mamba1":
         sizes["mlp_width"] = 128
-    config = small_rival(kind, **sizes)
+    config = small_baseline(kind, **sizes)
     tokens = jax.ShapeDtypeStruct((1, config.context), jnp.int32)
     lowered = models.forward.lower(config, models.abstract_params(config), tokens)
     with backends.use("selective_scan=xla_associative"):
@@ -109,7 +109,7 @@ def test_windows_see_fewer_pairs():
 
 
 def test_prefill_runs_the_head_once():
-    config = small_rival("llama")
+    config = small_baseline("llama")
     all_tokens, one = flops.forward_flops(config, 24), flops.prefill_flops(config, 24)
     assert all_tokens - one == 23 * 2 * config.width * config.vocab_size
 
@@ -155,7 +155,7 @@ def test_peaks(kind, peak):
 
 def test_a_decode_step_moves_parameters_and_caches():
     """Counted from shapes; a split block reads each branch in the share of its tokens."""
-    config = small_rival("llama")
+    config = small_baseline("llama")
     params = models.abstract_params(config)
     size = sum(leaf.size for leaf in jax.tree.leaves((params["blocks"], params["head"])))
     kept = 2 * config.blocks * 3 * 24 * config.kv_heads * (config.width // config.heads)

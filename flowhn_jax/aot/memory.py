@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from flowhn_jax.aot.hlo import Instruction, Program, size, split
+from flowhn_jax.checkpoints.state import TrainState
 from flowhn_jax.models.loss import Batch
-from flowhn_jax.training.state import TrainState
 
 _SAME_BUFFER = ("bitcast", "get-tuple-element", "tuple", "while", "optimization-barrier")
 _NO_BUFFER = ("parameter", "constant")

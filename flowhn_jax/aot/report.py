@@ -12,14 +12,14 @@ from flowhn_jax import flops, models
 from flowhn_jax.aot.collectives import Traffic, traffic
 from flowhn_jax.aot.hlo import Program
 from flowhn_jax.aot.memory import Memory, memory
-from flowhn_jax.aot.plan import CODE, plan
+from flowhn_jax.aot.program import CODE, plan
 from flowhn_jax.aot.topology import GIB, Topology
+from flowhn_jax.bench.largest_batch import Attempt
+from flowhn_jax.bench.largest_batch import largest_batch as search
+from flowhn_jax.checkpoints.state import abstract_state
 from flowhn_jax.config import Config
-from flowhn_jax.evaluation.largest_batch import Attempt
-from flowhn_jax.evaluation.largest_batch import largest_batch as search
 from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.parallel.mesh import check_sequence, make_mesh
-from flowhn_jax.training.state import abstract_state
 from flowhn_jax.training.step import abstract_batch, lower_train_step
 from kernels import backends
 from kernels.partition import AXES

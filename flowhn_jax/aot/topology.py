@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-from flowhn_jax.messages import shown
+from flowhn_jax.utils.text import shown
 
 GIB = 2**30
 

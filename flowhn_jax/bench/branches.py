@@ -14,7 +14,7 @@ from flowhn_jax.config import Config, ModelConfig
 from flowhn_jax.layers.decoder import DecoderLayer
 from flowhn_jax.split import SplitConfig, attention_branch_flops, measured, ssm_branch_flops
 from flowhn_jax.split.plan import attention_tokens
-from flowhn_jax.timing import time_repeats
+from flowhn_jax.utils.timing import time_repeats
 from kernels import backends
 
 _POINTS = 8  # token counts, equally far apart up to the context

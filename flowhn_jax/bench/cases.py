@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from flowhn_jax import config as config_lib
+from flowhn_jax import recipes
 from flowhn_jax.bench import reference
 from flowhn_jax.bench.device import Work
 from flowhn_jax.config import ModelConfig
@@ -104,8 +104,7 @@ class _Random:
 
 def model_config(size: str) -> ModelConfig:
     """The paper's model of a size other than 'small'."""
-    recipe = importlib.import_module(f"configs.flowhn_{size}")
-    return config_lib.parse(recipe.get_config()).model
+    return config_lib.parse(recipes.load(f"flowhn_{size}")).model
 
 
 def _selective_scan(size: str, batch: int, length: int, inner: int, state: int, dtype: str) -> Case:

@@ -10,14 +10,13 @@ from typing import Any
 
 import jax
 
+from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.state import init_state
 from flowhn_jax.config import Config
-from flowhn_jax.data.open import open_prepared
+from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import train_batches
 from flowhn_jax.parallel.mesh import make_mesh, shard_batch
-from flowhn_jax.testing.small_run import prepare_text
-from flowhn_jax.training.checkpoint import Checkpoints
-from flowhn_jax.training.monitor import Progress
-from flowhn_jax.training.state import init_state
+from flowhn_jax.training.health.monitor import Progress
 from flowhn_jax.training.step import abstract_batch, make_train_step
 from kernels import backends
 
@@ -45,7 +44,7 @@ def bench_checkpoint(config: Config, *, repeats: int, out: str) -> dict[str, Any
         backends.use(config.kernels.backend),
         Checkpoints(folder, config) as checkpoints,
     ):
-        prepared = open_prepared(config, str(prepare_text(folder, config.model.context)))
+        prepared = open_data(config, folder)
         size = config.train.batch_size
         batches = train_batches(prepared, batch_size=size, seed=config.data.seed)
         state = init_state(config, mesh)

@@ -6,7 +6,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 
-from flowhn_jax.timing import time_repeats
+from flowhn_jax.utils.timing import time_repeats
 
 _REPEATS = 5
 _EXPS_IN_A_ROW = (4, 32)  # a CPU is quickest at few, an accelerator needs many to be busy

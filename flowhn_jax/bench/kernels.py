@@ -18,7 +18,7 @@ from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.cases import Case
 from flowhn_jax.bench.device import Rates, measure_rates
 from flowhn_jax.bench.peers import Peer, Run
-from flowhn_jax.timing import time_repeats
+from flowhn_jax.utils.timing import time_repeats
 from kernels.backends import XLA, target_platform
 from kernels.operations import OPERATIONS
 

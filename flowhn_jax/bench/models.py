@@ -11,12 +11,12 @@ import numpy as np
 from flowhn_jax import config as config_lib
 from flowhn_jax.bench import pytorch
 from flowhn_jax.bench.pytorch import Step
+from flowhn_jax.bench.throughput import random_batch
+from flowhn_jax.checkpoints.state import init_state
 from flowhn_jax.config import Config
-from flowhn_jax.evaluation.throughput import random_batch
 from flowhn_jax.interop.families import to_json
 from flowhn_jax.interop.layout import to_theirs
 from flowhn_jax.parallel.mesh import make_mesh
-from flowhn_jax.training.state import init_state
 from flowhn_jax.training.step import make_train_step
 from kernels import backends
 

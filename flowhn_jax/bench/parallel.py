@@ -18,7 +18,7 @@ from flowhn_jax.config import Config, MeshConfig, ModelConfig
 from flowhn_jax.parallel.mesh import make_mesh, replicated
 from flowhn_jax.split import measured
 from flowhn_jax.split.plan import settled
-from flowhn_jax.timing import time_repeats
+from flowhn_jax.utils.timing import time_repeats
 from kernels import backends
 
 Run = Callable[[], Any]

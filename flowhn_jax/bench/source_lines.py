@@ -7,10 +7,9 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import flowhn_jax
 from flowhn_jax.aot import hlo
+from flowhn_jax.utils.sources import ROOT
 
-_ROOT = pathlib.Path(flowhn_jax.__file__).parent.parent
 _PACKAGES = ("flowhn_jax/", "kernels/")
 _LIBRARIES = re.compile(
     rf"/(site|dist)-packages/|^{re.escape(sysconfig.get_path('stdlib'))}/|^[^/]*<"
@@ -177,8 +176,8 @@ def _source(frames: Iterable[tuple[str, int]]) -> str:
     shared = outside = ""
     for file, line in frames:
         path = pathlib.Path(file)
-        inside = path.is_relative_to(_ROOT)
-        name = (path.relative_to(_ROOT) if inside else path).as_posix()
+        inside = path.is_relative_to(ROOT)
+        name = (path.relative_to(ROOT) if inside else path).as_posix()
         if inside and name.startswith(_PACKAGES):
             if name not in _SHARED:
                 return f"{name}:{line}"

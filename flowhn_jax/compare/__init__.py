@@ -1,1 +1,1 @@
-"""FlowHN and its rivals at equal size, measured and trained alike in one command."""
+"""FlowHN and its baselines at equal size, measured and trained alike in one command."""

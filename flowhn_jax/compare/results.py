@@ -12,15 +12,15 @@ from typing import Any
 import jax
 
 from flowhn_jax import models
+from flowhn_jax.bench.throughput import tokens_of, work_rate
 from flowhn_jax.compare.speed import Turn, config_hash, is_number, short_hash
 from flowhn_jax.config import Config
 from flowhn_jax.evaluation.perplexity import eval_batch_size
-from flowhn_jax.evaluation.throughput import tokens_of, work_rate
-from flowhn_jax.messages import shown, shown_path
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.report.plots import plot_speeds
 from flowhn_jax.report.table import markdown, to_json
 from flowhn_jax.training.metrics import read_rows
+from flowhn_jax.utils.text import shown, shown_path
 
 Results = dict[str, Any]
 

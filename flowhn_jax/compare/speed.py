@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 from flowhn_jax import config as config_lib
+from flowhn_jax.bench.throughput import Programs, compile_programs, time_programs
 from flowhn_jax.config import Config, DataConfig
 from flowhn_jax.evaluation.perplexity import eval_batch_size
-from flowhn_jax.evaluation.throughput import Programs, compile_programs, time_programs
 from flowhn_jax.parallel.mesh import make_mesh
 
 Turn = dict[str, Any]

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from flowhn_jax.messages import one_line
+from flowhn_jax.utils.text import one_line
 
 _Item = TypeVar("_Item")
 _NOT_FAILURES = (KeyboardInterrupt, SystemExit, GeneratorExit)

@@ -15,7 +15,7 @@ import numpy as np
 
 from flowhn_jax.data.ahead import Ahead
 from flowhn_jax.data.prepared import PreparedSet
-from flowhn_jax.messages import shown
+from flowhn_jax.utils.text import shown
 
 # tokens and segment_ids, int32 [B / processes, N+1] each. The loss of position t is of predicting
 # tokens[:, t + 1], and counts where `packing.target_mask` says so.

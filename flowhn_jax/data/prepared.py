@@ -15,12 +15,12 @@ from typing import Any, Self, SupportsIndex
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from flowhn_jax import json_text, typed
 from flowhn_jax.data.shards import Shard, unsigned_dtype
 from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer
-from flowhn_jax.limits import MOST_POSITIONS
-from flowhn_jax.messages import shown
-from flowhn_jax.whole_file import sync
+from flowhn_jax.utils import json_text, typed
+from flowhn_jax.utils.files import sync
+from flowhn_jax.utils.limits import MOST_POSITIONS
+from flowhn_jax.utils.text import shown
 
 FORMAT = "flowhn token windows"
 VERSION = 1

@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 from array_record.python import array_record_module
 
-from flowhn_jax.messages import shown
-from flowhn_jax.whole_file import sync
+from flowhn_jax.utils.files import sync
+from flowhn_jax.utils.text import shown
 
 _MAX_NAME = 255  # characters of a file's name
 SHARD_BYTES = 1 << 28  # of windows in one shard, before compression

@@ -11,11 +11,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from flowhn_jax import json_text
 from flowhn_jax.data import corpus
 from flowhn_jax.data.document import MAX_DOCUMENT_BYTES, Advance, Document, check_utf8
 from flowhn_jax.data.native import failures_as_value_error, read_all
-from flowhn_jax.messages import listed, shown
+from flowhn_jax.utils import json_text
+from flowhn_jax.utils.text import listed, shown
 
 _SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 

@@ -18,8 +18,8 @@ from flowhn_jax.data.tokenizer_config import (
     named_token,
     read_settings,
 )
-from flowhn_jax.limits import MOST
-from flowhn_jax.messages import listed, shown
+from flowhn_jax.utils.limits import MOST
+from flowhn_jax.utils.text import listed, shown
 
 # End-of-text tokens in use, the likeliest first.
 _EOT_TOKENS = (

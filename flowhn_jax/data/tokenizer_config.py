@@ -3,8 +3,8 @@
 import pathlib
 from typing import Any
 
-from flowhn_jax import json_text
-from flowhn_jax.messages import shown
+from flowhn_jax.utils import json_text
+from flowhn_jax.utils.text import shown
 
 SETTINGS = "tokenizer_config.json"
 # Its key with an object of settings that only this package reads. They are not at the top level,

@@ -8,8 +8,8 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 
-from flowhn_jax.folder_lock import LOCK_FILE, wait_for_lock
-from flowhn_jax.whole_file import sync
+from flowhn_jax.utils.files import sync
+from flowhn_jax.utils.lock import LOCK_FILE, wait_for_lock
 
 
 @contextlib.contextmanager

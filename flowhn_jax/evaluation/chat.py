@@ -18,7 +18,7 @@ from flowhn_jax.data.tokenizer_config import (
     named_token,
     read_settings,
 )
-from flowhn_jax.messages import one_line, shown
+from flowhn_jax.utils.text import one_line, shown
 
 Message = Mapping[str, Any]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowhn_jax.evaluation.sampling import Sampling
-from flowhn_jax.messages import shown
+from flowhn_jax.utils.text import shown
 
 # The harness's names for one number, the one that it prefers first.
 _NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")

@@ -14,10 +14,10 @@ from flowhn_jax.config import Config
 from flowhn_jax.data.pipeline import validation_batches
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.tokenizer import Tokenizer
-from flowhn_jax.limits import MOST_POSITIONS
 from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch, LossSum, loss_sum
 from flowhn_jax.parallel.mesh import batch_sharding, data_shard, shard_batch
+from flowhn_jax.utils.limits import MOST_POSITIONS
 
 _BATCHES_AHEAD = 2  # that the devices have been given
 

@@ -12,9 +12,9 @@ from flowhn_jax.config import ModelConfig
 from flowhn_jax.data.synthetic import TASKS, Question, questions
 from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.evaluation.scoring import Scorer, encode_pair, standard_error
-from flowhn_jax.limits import MOST_POSITIONS
-from flowhn_jax.messages import shown
 from flowhn_jax.report.table import markdown
+from flowhn_jax.utils.limits import MOST_POSITIONS
+from flowhn_jax.utils.text import shown
 
 Result = dict[str, Any]
 

@@ -4,9 +4,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from flowhn_jax import json_text
 from flowhn_jax.evaluation.task_formats import FORMATS, Item
-from flowhn_jax.messages import listed, one_line, shown
+from flowhn_jax.utils import json_text
+from flowhn_jax.utils.text import listed, one_line, shown
 
 _ENDINGS = (".jsonl", ".json", ".parquet")
 

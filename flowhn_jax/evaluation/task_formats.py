@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flowhn_jax.messages import listed, shown
+from flowhn_jax.utils.text import listed, shown
 
 Record = Mapping[str, Any]
 

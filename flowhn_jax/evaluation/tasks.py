@@ -11,8 +11,8 @@ from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.evaluation.scoring import Pair, Score, Scorer, encode_pair, standard_error
 from flowhn_jax.evaluation.task_files import Spoilt, TaskFile, read_task
 from flowhn_jax.evaluation.task_formats import FORMATS, Item
-from flowhn_jax.messages import shown
 from flowhn_jax.report.table import markdown
+from flowhn_jax.utils.text import shown
 
 Result = dict[str, Any]
 

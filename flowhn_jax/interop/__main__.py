@@ -1,38 +1,6 @@
-"""`python -m flowhn_jax.interop export|import`: a run's model as safetensors, and back."""
+"""`python -m flowhn_jax.interop`: the command of `commands/interop.py`."""
 
-from absl import flags
-
-from flowhn_jax import cli
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_OUT = flags.DEFINE_string("out", None, "export: folder to write.")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    "export: latest, best by validation loss, or a step; the latest without it.",
-)
-_SOURCE = flags.DEFINE_string("source", None, "import: folder with config.json and safetensors.")
-
-
-def _export() -> None:
-    from flowhn_jax.interop.transfer import export_run
-    from flowhn_jax.training.parameters import LATEST
-
-    if _OUT.value is None or _SOURCE.value is not None:
-        raise ValueError("export needs --out, the folder to write, and no --source.")
-    print(export_run(_WORKDIR.value, _OUT.value, _CHECKPOINT.value or LATEST))
-
-
-def _import() -> None:
-    from flowhn_jax.interop.transfer import import_run
-
-    if _SOURCE.value is None or (_OUT.value, _CHECKPOINT.value) != (None, None):
-        raise ValueError(
-            "import needs --source, a folder with config.json and safetensors, and no --out or "
-            "--checkpoint."
-        )
-    print(import_run(_SOURCE.value, _WORKDIR.value))
-
+from flowhn_jax.commands import interop
 
 if __name__ == "__main__":
-    cli.run({"export": _export, "import": _import})
+    interop.run()

@@ -14,7 +14,7 @@ from flowhn_jax.config import ModelConfig, Multipliers
 from flowhn_jax.interop import names
 from flowhn_jax.interop.json_types import check_types
 from flowhn_jax.interop.layout import Path, parse_path
-from flowhn_jax.messages import shown
+from flowhn_jax.utils.text import shown
 
 Json = Mapping[str, Any]
 

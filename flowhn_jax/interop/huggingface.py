@@ -18,13 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from flowhn_jax import config as config_lib
-from flowhn_jax import json_text, models
+from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.interop.families import FAMILIES, to_config, to_json
 from flowhn_jax.interop.layout import Path, assemble, to_theirs
-from flowhn_jax.messages import listed, shown
 from flowhn_jax.models import Params
-from flowhn_jax.whole_file import whole_file
+from flowhn_jax.utils import json_text
+from flowhn_jax.utils.files import whole_file
+from flowhn_jax.utils.text import listed, shown
 
 _OURS = "flowhn_jax"
 _CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from flowhn_jax.messages import shown
+from flowhn_jax.utils.text import shown
 
 _OPTIONAL_SIZES = {"head_dim", "num_key_value_heads", "mamba_d_ssm"}
 _SIZES = {

@@ -8,8 +8,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
-from flowhn_jax.messages import shown
 from flowhn_jax.models import Params
+from flowhn_jax.utils.text import shown
 
 Path = tuple[str | int, ...]
 

@@ -24,9 +24,9 @@ import numpy as np
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.interop.layout import Path, assemble, parse_path
 from flowhn_jax.interop.names import ATTENTION, FEED_FORWARD, JAMBA_MODEL, MAMBA1, NORMS
-from flowhn_jax.messages import one_line
 from flowhn_jax.models import Params
 from flowhn_jax.split import SplitConfig
+from flowhn_jax.utils.text import one_line
 
 MODES = {
     "A": "no_split",

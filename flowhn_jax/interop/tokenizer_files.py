@@ -23,8 +23,8 @@ from flowhn_jax.data.tokenizer_config import (
     parse_object,
     token_text,
 )
-from flowhn_jax.messages import shown
-from flowhn_jax.whole_file import whole_file
+from flowhn_jax.utils.files import whole_file
+from flowhn_jax.utils.text import shown
 
 GENERATION = "generation_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"

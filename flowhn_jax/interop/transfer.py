@@ -4,14 +4,14 @@ import dataclasses
 import pathlib
 
 from flowhn_jax import models
+from flowhn_jax.checkpoints import workdir as workdir_lib
+from flowhn_jax.checkpoints.parameters import LATEST, load_params, save_params
 from flowhn_jax.config import Config, MeshConfig, ModelConfig
 from flowhn_jax.data.open import open_tokenizer
 from flowhn_jax.data.prepared import TOKENIZER
 from flowhn_jax.data.tokenizer import load_tokenizer
 from flowhn_jax.interop import huggingface, tokenizer_files
 from flowhn_jax.parallel.mesh import make_mesh
-from flowhn_jax.training import workdir as workdir_lib
-from flowhn_jax.training.parameters import LATEST, load_params, save_params
 
 
 def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flowhn_jax.messages import shown
+from flowhn_jax.utils.text import shown
 
 Value = TypeVar("Value")
 

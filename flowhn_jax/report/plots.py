@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from flowhn_jax.config import RIVALS
-from flowhn_jax.split import Plan
+from flowhn_jax.split import STRATEGIES, Plan
 
 _COLOURS = ("#2a78d6", "#eb6834", "#8a63b8")  # SSM, attention, both
 _LABELS = ("SSM", "attention", "both")
 
 
-_FLOWHN, _RIVAL, _LINE = "#2a78d6", "#b5bcc6", "#eb6834"
+_FLOWHN, _BASELINE, _LINE = "#2a78d6", "#b5bcc6", "#eb6834"
 
 
 def load_pyplot() -> Any:
@@ -73,7 +72,7 @@ def plot_speeds(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> Non
 
     size = max(4.5, 1 + 0.75 * len(rows)), 4
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
-    colours = [_RIVAL if name in RIVALS else _FLOWHN for name in names]
+    colours = [_FLOWHN if name in STRATEGIES else _BASELINE for name in names]
     axes.bar(
         names,
         speeds,
@@ -92,8 +91,8 @@ def plot_speeds(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> Non
     right.set_ylim(bottom=0)
     for each in (axes, right):
         each.spines[["top", "left", "right"]].set_visible(False)
-    handles = [Patch(color=_FLOWHN), Patch(color=_RIVAL), drawn]
-    labels = ["FlowHN", "rivals", label]
+    handles = [Patch(color=_FLOWHN), Patch(color=_BASELINE), drawn]
+    labels = ["FlowHN", "baselines", label]
     figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
     _save(figure, path)
 

@@ -7,6 +7,10 @@ import jax
 from jax.sharding import Mesh
 
 from flowhn_jax import models
+from flowhn_jax.checkpoints import workdir as workdir_lib
+from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.lock import locked
+from flowhn_jax.checkpoints.state import abstract_state, init_state, learning_rate_schedule
 from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import train_batches
@@ -20,15 +24,11 @@ from flowhn_jax.parallel.distributed import (
 )
 from flowhn_jax.parallel.mesh import check_sequence, data_shard, make_mesh
 from flowhn_jax.split.plan import partition_warning
-from flowhn_jax.training import workdir as workdir_lib
-from flowhn_jax.training.checkpoint import Checkpoints
-from flowhn_jax.training.lock import locked
+from flowhn_jax.training.health.monitor import Progress
+from flowhn_jax.training.health.preemption import StopRequest
+from flowhn_jax.training.health.watchdog import Watchdog
 from flowhn_jax.training.metrics import MetricsWriter, OnStep, SilentWriter
-from flowhn_jax.training.monitor import Progress
-from flowhn_jax.training.preemption import StopRequest
 from flowhn_jax.training.run import Run
-from flowhn_jax.training.state import abstract_state, init_state, learning_rate_schedule
-from flowhn_jax.training.watchdog import Watchdog
 from kernels import backends
 
 

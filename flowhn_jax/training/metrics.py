@@ -10,10 +10,10 @@ from typing import Any
 
 import tqdm
 
+from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.report.table import to_json
-from flowhn_jax.training import disk
 from flowhn_jax.training.events import EventFile
-from flowhn_jax.whole_file import check_own_file, sync
+from flowhn_jax.utils.files import check_own_file, sync
 
 Row = dict[str, Any]
 OnStep = Callable[[], None]

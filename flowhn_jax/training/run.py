@@ -11,12 +11,15 @@ import jax
 from jax.sharding import Mesh
 
 from flowhn_jax import flops
+from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.state import TrainState, abstract_state
 from flowhn_jax.config import Config
 from flowhn_jax.data.ahead import Ahead
 from flowhn_jax.data.pipeline import TrainBatches
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.evaluation.perplexity import make_eval_step, validate, validation
 from flowhn_jax.models.loss import Batch
+from flowhn_jax.parallel.compilation import compile_unless
 from flowhn_jax.parallel.distributed import (
     AnyProcessBefore,
     FailedElsewhere,
@@ -25,15 +28,12 @@ from flowhn_jax.parallel.distributed import (
 )
 from flowhn_jax.parallel.mesh import shard_batch
 from flowhn_jax.report.table import to_json
-from flowhn_jax.training import bad_steps
-from flowhn_jax.training.checkpoint import Checkpoints
-from flowhn_jax.training.compilation import compile_unless
+from flowhn_jax.training.health import bad_steps
+from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
+from flowhn_jax.training.health.preemption import StopRequest
+from flowhn_jax.training.health.watchdog import Watchdog
 from flowhn_jax.training.metrics import MetricsWriter, Row
-from flowhn_jax.training.monitor import Monitor, Progress, TooManySkipped
-from flowhn_jax.training.preemption import StopRequest
-from flowhn_jax.training.state import TrainState, abstract_state
 from flowhn_jax.training.step import Metrics, abstract_batch, make_train_step
-from flowhn_jax.training.watchdog import Watchdog
 from kernels import backends
 
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]

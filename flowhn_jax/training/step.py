@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from flowhn_jax.config import Config
-from flowhn_jax.models import Params
-from flowhn_jax.models.loss import Batch, loss_sum, target_weights
-from flowhn_jax.parallel.mesh import batch_sharding, replicated
-from flowhn_jax.training.state import (
+from flowhn_jax.checkpoints.state import (
     TrainState,
     abstract_state,
     learning_rate_schedule,
     make_optimizer,
     state_shardings,
 )
+from flowhn_jax.config import Config
+from flowhn_jax.models import Params
+from flowhn_jax.models.loss import Batch, loss_sum, target_weights
+from flowhn_jax.parallel.mesh import batch_sharding, replicated
 
 Metrics = dict[str, jax.Array]
 

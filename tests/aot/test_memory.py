@@ -6,9 +6,9 @@ import pytest
 
 from flowhn_jax.aot.hlo import Program
 from flowhn_jax.aot.memory import activations, memory
+from flowhn_jax.checkpoints.state import abstract_state
 from flowhn_jax.config import MeshConfig
 from flowhn_jax.parallel.mesh import make_mesh
-from flowhn_jax.training.state import abstract_state
 from flowhn_jax.training.step import abstract_batch, lower_train_step
 from tests.small import small_config
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from configs import flowhn_135m
 from flowhn_jax import config as config_lib
+from flowhn_jax import recipes
 from flowhn_jax.config import MeshConfig
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training.step import lower_train_step
@@ -25,7 +25,7 @@ def compile_and_record(mesh, config):
 
 
 def paper_135m(sequences):
-    recipe = flowhn_135m.get_config()
+    recipe = recipes.load("flowhn_135m")
     recipe.train.batch_size = sequences
     return config_lib.parse(recipe)
 

@@ -7,10 +7,10 @@ import pytest
 
 from flowhn_jax import models
 from flowhn_jax.bench import authors
-from flowhn_jax.evaluation.throughput import random_batch
+from flowhn_jax.bench.throughput import random_batch
 from flowhn_jax.interop import reference
 from flowhn_jax.parallel.mesh import make_mesh
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
 torch = pytest.importorskip("torch")
 
@@ -159,7 +159,7 @@ def test_what_the_authors_code_lacks_is_refused():
     with pytest.raises(ValueError, match=r"model.ssm must be 'mamba1'.*got 'mamba2'"):
         authors.build(dataclasses.replace(model, ssm="mamba2", ssm_head_dim=8), "A")
     with pytest.raises(ValueError, match=r"model.kind must be 'flowhn'; got 'llama'"):
-        authors.build(small_rival("llama"), "A")
+        authors.build(small_baseline("llama"), "A")
 
 
 def test_kernels_of_a_machine_without_a_gpu():

@@ -5,7 +5,7 @@ import pytest
 
 from flowhn_jax.bench import branches
 from flowhn_jax.split import measured
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
 
 @pytest.mark.parametrize("ssm", ["mamba1", "mamba2"])
@@ -27,6 +27,6 @@ def test_measures_fits_and_keeps(monkeypatch, tmp_path, capsys, ssm):
 
 
 def test_a_model_without_branches_is_refused(tmp_path):
-    config = dataclasses.replace(small_config(), model=small_rival("llama"))
+    config = dataclasses.replace(small_config(), model=small_baseline("llama"))
     with pytest.raises(ValueError, match=r"a model of two branches, .*'flowhn'; got 'llama'"):
         branches.bench_branches(config, repeats=1, out=str(tmp_path / "out.json"))

@@ -7,7 +7,7 @@ import pytest
 from flowhn_jax.bench.parallel import bench_parallel
 from flowhn_jax.split import measured
 from flowhn_jax.split.measured import BranchTimes
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
 
 def test_both_ways_give_the_same(monkeypatch, tmp_path):
@@ -27,9 +27,9 @@ def test_both_ways_give_the_same(monkeypatch, tmp_path):
 def test_what_it_cannot_measure(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="a strategy that splits tokens; found 'no_split'"):
         bench_parallel(small_config("no_split"), repeats=1, out=str(tmp_path / "out.json"))
-    rival = dataclasses.replace(small_config(), model=small_rival("llama"))
+    baseline = dataclasses.replace(small_config(), model=small_baseline("llama"))
     with pytest.raises(ValueError, match=r"a model of two branches, .*'flowhn'; got 'llama'"):
-        bench_parallel(rival, repeats=1, out=str(tmp_path / "out.json"))
+        bench_parallel(baseline, repeats=1, out=str(tmp_path / "out.json"))
     monkeypatch.setattr(jax, "devices", lambda: [None])
     with pytest.raises(ValueError, match="needs two devices, but there is one"):
         bench_parallel(small_config(), repeats=1, out=str(tmp_path / "out.json"))

@@ -13,7 +13,7 @@ from reading import ENVIRONMENT, content
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.unfinished import publish, unfinished_folder
-from flowhn_jax.folder_lock import try_lock
+from flowhn_jax.utils.lock import try_lock
 
 # Runs a preparation that kills itself where it calls FUNCTION of MODULE for the COUNT-th time.
 KILLED = """

@@ -13,14 +13,15 @@ from flowhn_jax.config import MeshConfig
 from flowhn_jax.data.open import read_tokenizer
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.tokenizer import load_tokenizer
+from flowhn_jax.evaluation import evaluate as run
 from flowhn_jax.evaluation import generate as generation
-from flowhn_jax.evaluation import perplexity, run
+from flowhn_jax.evaluation import perplexity
 from flowhn_jax.evaluation.generate import generate
 from flowhn_jax.evaluation.sampling import Sampling
 from flowhn_jax.evaluation.scoring import Pair, encode_pair
 from flowhn_jax.interop import tokenizer_files
 from flowhn_jax.parallel.mesh import make_mesh
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
 VOCABULARY = {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "▁": 4, "▁a": 5, "▁b": 6}
 BOS, EOT = 0, 1
@@ -64,7 +65,7 @@ def with_bos(request, tmp_path):
 
 @pytest.fixture(scope="module")
 def llama():
-    config = small_rival("llama", vocab_size=8)
+    config = small_baseline("llama", vocab_size=8)
     return config, models.init(config, jax.random.key(0))
 
 
@@ -230,7 +231,7 @@ def test_validation_scores_documents_from_their_bos_to_their_end(tmp_path):
     path = save(tmp_path / "t", "template")
     options = dict(context=32, validation_fraction=0.5)
     prepared = prepare(str(tmp_path / "s.jsonl"), path, tmp_path / "set", **options)
-    model = small_rival("llama", vocab_size=8, context=32, blocks=2)
+    model = small_baseline("llama", vocab_size=8, context=32, blocks=2)
     config = dataclasses.replace(small_config(), model=model)
     params = models.init(model, jax.random.key(0))
     mesh = make_mesh(MeshConfig(data=1), 8)

@@ -6,20 +6,20 @@ import pytest
 
 import flowhn_jax
 from flowhn_jax import models
-from flowhn_jax.config import RIVALS
+from flowhn_jax.config import BASELINES
 from flowhn_jax.evaluation import generate as generation
 from flowhn_jax.evaluation.generate import Clock, bucket, generate
 from flowhn_jax.evaluation.sampling import Sampling
 from flowhn_jax.split import STRATEGIES
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
 GREEDY = Sampling(temperature=0)
 
 
 def model_of(name, context=24, **keys):
     keys = {"vocab_size": 300, "context": context} | keys
-    if name in RIVALS:
-        return small_rival(name, **keys)
+    if name in BASELINES:
+        return small_baseline(name, **keys)
     return small_config(name, model=keys).model
 
 
@@ -122,7 +122,7 @@ def test_caches_are_as_long_as_the_text_needs(declared, monkeypatch):
 
 def test_a_penalty_leaves_the_token_that_begins_a_document_alone(monkeypatch):
     """It is not the prompt's: to penalise it would keep every text from ending."""
-    config = small_rival("llama", vocab_size=257)
+    config = small_baseline("llama", vocab_size=257)
     params = models.init(config, jax.random.key(0))
     given = []
     step = generation.sample

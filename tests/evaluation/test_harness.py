@@ -22,7 +22,7 @@ from flowhn_jax.evaluation.generate import Generation, generate
 from flowhn_jax.evaluation.sampling import Sampling
 from flowhn_jax.evaluation.scoring import Pair, Score, Scorer
 from flowhn_jax.parallel.mesh import make_mesh
-from tests.small import small_rival
+from tests.small import small_baseline
 
 BYTES = load_tokenizer("bytes")
 MODULE = "flowhn_jax.evaluation.harness"
@@ -164,7 +164,7 @@ def test_every_batch_has_a_seed_of_its_own_and_a_run_has_the_same(harness):
 
 @pytest.fixture(scope="module")
 def model():
-    config = small_rival("llama", vocab_size=257, blocks=1)
+    config = small_baseline("llama", vocab_size=257, blocks=1)
     return config, models.init(config, jax.random.key(1))
 
 
@@ -252,7 +252,7 @@ def test_hflm_gives_the_same_numbers(tmp_path):
     from flowhn_jax.interop import huggingface
 
     context = 24
-    config = small_rival("llama", vocab_size=32, context=context)
+    config = small_baseline("llama", vocab_size=32, context=context)
     params = models.init(config, jax.random.key(0))
     letters = "abcdefghijklmnopqrstuvwxyz .,\n"
     vocabulary = {token: i for i, token in enumerate(("<s>", "</s>", *letters))}

@@ -10,16 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowhn_jax import flops, models
+from flowhn_jax.bench import throughput
+from flowhn_jax.checkpoints.parameters import load_params
 from flowhn_jax.config import DataConfig
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.tokenizer import load_tokenizer
-from flowhn_jax.evaluation import perplexity, run
+from flowhn_jax.evaluation import evaluate as run
+from flowhn_jax.evaluation import perplexity
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training.loop import fit
-from flowhn_jax.training.parameters import load_params
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
 TEXT = pathlib.Path(__file__).read_bytes()[:1001] + "é€".encode()
+
+THROUGHPUT = {"throughput": throughput.measure}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +133,13 @@ def test_errors_name_what_is_accepted(trained, tmp_path):
     with pytest.raises(ValueError, match="--stride goes with --data"):
         run.evaluate(config, workdir, "perplexity", stride=3)
     with pytest.raises(ValueError, match="--data goes with --mode=perplexity, not with throughput"):
-        run.evaluate(config, None, "throughput", data="text.txt")
+        run.evaluate(
+            config,
+            None,
+            "throughput",
+            data="text.txt",
+            of_recipes={"throughput": throughput.measure},
+        )
     with pytest.raises(ValueError, match="needs --workdir"):
         run.evaluate(config, None, "perplexity")
     with pytest.raises(FileNotFoundError, match="holds no run"):
@@ -148,7 +158,9 @@ def test_errors_name_what_is_accepted(trained, tmp_path):
 
 def test_throughput(trained, capsys):
     _, config = trained
-    run.evaluate(config, None, "throughput", repeats=3)
+    run.evaluate(
+        config, None, "throughput", repeats=3, of_recipes={"throughput": throughput.measure}
+    )
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     tokens = config.train.batch_size * config.model.context
     for name in ("train", "prefill"):
@@ -169,10 +181,12 @@ def test_throughput(trained, capsys):
     assert jax.devices()[0].device_kind == result["device"]
 
 
-def test_throughput_of_a_rival(capsys):
+def test_throughput_of_a_baseline(capsys):
     config = small_config(train={"batch_size": 2}, mesh={"data": 1})
-    config = dataclasses.replace(config, model=small_rival("llama", blocks=2))
-    run.evaluate(config, None, "throughput", repeats=2)
+    config = dataclasses.replace(config, model=small_baseline("llama", blocks=2))
+    run.evaluate(
+        config, None, "throughput", repeats=2, of_recipes={"throughput": throughput.measure}
+    )
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["model"] == "llama"
     assert result["decode_tokens_per_second"] == pytest.approx(2 / result["decode_seconds"])

@@ -10,11 +10,11 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from flowhn_jax import models
-from flowhn_jax.config import RIVALS
+from flowhn_jax.config import BASELINES
 from flowhn_jax.interop import huggingface
 from flowhn_jax.interop.families import to_config
 from flowhn_jax.interop.layout import to_ours
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 FIXTURES = ["hf_llama_24", "hf_mamba_24", "hf_mamba2_24", "hf_jamba_24", "hf_falcon_h1_24"]
@@ -65,10 +65,10 @@ def test_parity_with_transformers(name):
         assert error < 5e-5, theirs
 
 
-@pytest.mark.parametrize("kind", [*RIVALS, "fai_split", "no_split"])
+@pytest.mark.parametrize("kind", [*BASELINES, "fai_split", "no_split"])
 def test_saved_and_loaded_again(kind, tmp_path):
     """The same config and, bit for bit, the same logits."""
-    config = small_rival(kind) if kind in RIVALS else small_config(kind).model
+    config = small_baseline(kind) if kind in BASELINES else small_config(kind).model
     params = random_model(config)
     huggingface.save(tmp_path / "model", config, params)
     again, loaded = huggingface.load(tmp_path / "model")
@@ -82,7 +82,7 @@ def test_saved_and_loaded_again(kind, tmp_path):
 
 
 def test_shards(tmp_path):
-    config = small_rival("llama")
+    config = small_baseline("llama")
     params = random_model(config)
     huggingface.save(tmp_path, config, params)
     whole = load_file(tmp_path / "model.safetensors")
@@ -108,7 +108,7 @@ def test_shards(tmp_path):
 
 
 def test_bfloat16_files(tmp_path):
-    config = small_rival("mamba1")
+    config = small_baseline("mamba1")
     params = random_model(config)
     huggingface.save(tmp_path, config, params)
     from safetensors.flax import save_file as save_jax
@@ -240,7 +240,7 @@ def test_keys_of_older_folders():
 
 
 def test_sizes_that_transformers_cannot_have(tmp_path):
-    config = small_rival("mamba1", ssm_expand=1.5)
+    config = small_baseline("mamba1", ssm_expand=1.5)
     with pytest.raises(ValueError, match=r"model.ssm_expand = 1.5; accepted is a whole number"):
         huggingface.save(tmp_path, config, models.init(config, jax.random.key(0)))
 
@@ -250,7 +250,7 @@ def test_damaged_folders(tmp_path):
         huggingface.load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"no model.safetensors"):
         huggingface.load(tmp_path)
-    config = small_rival("llama")
+    config = small_baseline("llama")
     huggingface.save(tmp_path, config, models.init(config, jax.random.key(0)))
     weights = tmp_path / "model.safetensors"
     whole = weights.read_bytes()
@@ -279,7 +279,7 @@ def test_links_are_not_written_through(tmp_path):
     folder.mkdir()
     for name in ("config.json", "model.safetensors", "config.json.tmp", "model.safetensors.tmp"):
         (folder / name).symlink_to(precious)
-    config = small_rival("llama")
+    config = small_baseline("llama")
     huggingface.save(folder, config, models.init(config, jax.random.key(0)))
     assert precious.read_text() == "not yours"
     assert huggingface.load(folder)[0].width == config.width
@@ -288,7 +288,7 @@ def test_links_are_not_written_through(tmp_path):
 @pytest.mark.parametrize("kind", KNOWN)
 def test_transformers_reads_what_is_saved(kind, tmp_path):
     torch, transformers = (pytest.importorskip(name) for name in ("torch", "transformers"))
-    config = small_rival(kind)
+    config = small_baseline(kind)
     params = random_model(config)
     huggingface.save(tmp_path, config, params)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -14,9 +14,9 @@ from flowhn_jax.data.open import read_tokenizer
 from flowhn_jax.data.tokenizer import load_tokenizer
 from flowhn_jax.interop import huggingface, tokenizer_files
 from flowhn_jax.interop.transfer import export_run, import_run
-from tests.small import small_rival
+from tests.small import small_baseline
 
-CONFIG = small_rival("mamba1", vocab_size=300)
+CONFIG = small_baseline("mamba1", vocab_size=300)
 TOKENS = ["<pad>", "<s>", "</s>", "<|im_end|>", "H", "e", "Ġ"]
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
 SETTINGS = {
@@ -230,7 +230,7 @@ def test_transformers_reads_a_plain_tokenizer(tmp_path, kind):
     """With the ids of the library; 'shm' is a model that transformers does not know."""
     transformers = pytest.importorskip("transformers")
     texts, keys = plain(tmp_path / "tokenizer.json")
-    config = small_rival(kind)
+    config = small_baseline(kind)
     huggingface.save(tmp_path, config, zeros(config), keys)
     tokenizer_files.write(tmp_path, texts)
     found = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -323,7 +323,7 @@ def test_links_to_files_are_read_and_others_are_not(model, tmp_path):
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path):
-    config = small_rival("mamba1", vocab_size=6)
+    config = small_baseline("mamba1", vocab_size=6)
     huggingface.save(tmp_path / "model", config, zeros(config))
     source = source_of(tmp_path / "model", tmp_path / "source", {})
     with pytest.raises(ValueError, match=r"has 7 tokens, but .*'s vocab_size is 6; .*\(7\) adds"):

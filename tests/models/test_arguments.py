@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from flowhn_jax import models
-from flowhn_jax.config import RIVALS
+from flowhn_jax.config import BASELINES
 from flowhn_jax.layers.decay import decay_rates
 from flowhn_jax.models.loss import loss_sum
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
 CALLS = ("forward", "prefill", "step")
 
@@ -26,7 +26,7 @@ def call(name, config, params, tokens):
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
 @pytest.mark.parametrize("name", CALLS)
 def test_token_ids_outside_the_vocabulary_are_refused(name, array):
-    config = small_rival("llama")
+    config = small_baseline("llama")
     params = models.init(config, jax.random.key(0))
     for wrong in (-1, 61, 2**20):
         tokens = array(np.full((2, 5), wrong, np.int32))
@@ -38,10 +38,10 @@ def test_token_ids_outside_the_vocabulary_are_refused(name, array):
 
 
 @pytest.mark.parametrize("wrong", [-1, 61])
-@pytest.mark.parametrize("kind", [*RIVALS, "flowhn"])
+@pytest.mark.parametrize("kind", [*BASELINES, "flowhn"])
 def test_a_traced_id_outside_the_vocabulary_makes_logits_nan(kind, wrong):
     """No other row is read in its place, and the loss of a batch with it is NaN."""
-    config = small_config().model if kind == "flowhn" else small_rival(kind)
+    config = small_config().model if kind == "flowhn" else small_baseline(kind)
     wrong = config.vocab_size if wrong > 0 else wrong
     params = models.init(config, jax.random.key(0))
     tokens = np.zeros((2, 8), np.int32)
@@ -55,7 +55,7 @@ def test_a_traced_id_outside_the_vocabulary_makes_logits_nan(kind, wrong):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_other_arrays_of_tokens_are_refused(name):
-    config = small_rival("llama")
+    config = small_baseline("llama")
     params = models.init(config, jax.random.key(0))
     with pytest.raises(ValueError, match=r"tokens must be integers .*, found float32"):
         call(name, config, params, np.zeros((2, 5), np.float32))
@@ -67,7 +67,7 @@ def test_other_arrays_of_tokens_are_refused(name):
 
 @pytest.mark.parametrize("wrong", [0, 6])
 def test_prompts_of_other_lengths_are_refused(wrong):
-    config = small_rival("llama")
+    config = small_baseline("llama")
     params, tokens = models.init(config, jax.random.key(0)), np.zeros((2, 5), np.int32)
     for given in ([np.array([1, wrong])], []):
         keywords = {} if given else {"lengths": np.array([1, wrong])}
@@ -76,7 +76,7 @@ def test_prompts_of_other_lengths_are_refused(wrong):
 
 
 def test_functions_can_still_be_lowered():
-    config = small_rival("llama")
+    config = small_baseline("llama")
     tokens = jax.ShapeDtypeStruct((2, 5), jnp.int32)
     lowered = models.forward.lower(config, models.abstract_params(config), tokens)
     assert lowered.out_info.shape == (2, 5, 61)
@@ -93,7 +93,7 @@ def test_decay_rates_are_finite_for_every_parameter():
 
 @pytest.mark.parametrize("kind", ["mamba1", "mamba2"])
 def test_gradients_with_infinite_decay_rates_are_finite(kind):
-    config = small_rival(kind)
+    config = small_baseline(kind)
     params = models.init(config, jax.random.key(0))
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.full_like(leaf, 200) if path[-1].key == "a_log" else leaf, params

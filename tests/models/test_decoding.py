@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowhn_jax import models
-from flowhn_jax.config import RIVALS
+from flowhn_jax.config import BASELINES
 from flowhn_jax.split import STRATEGIES
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
-ALL = STRATEGIES + RIVALS
+ALL = STRATEGIES + BASELINES
 BOUNDED = tuple(strategy for strategy in STRATEGIES if strategy not in ("no_split", "fai_split"))
 
 
 def model_of(name, **split):
-    if name in RIVALS:
-        return small_rival(name)
+    if name in BASELINES:
+        return small_baseline(name)
     return small_config(name, split=split, model={"vocab_size": 61}).model
 
 
@@ -88,7 +88,7 @@ def test_padded_prompts_are_read_as_single_ones(name, error, rng):
             np.testing.assert_allclose(then[row], later[0], atol=error * np.abs(later).max())
 
 
-@pytest.mark.parametrize("name", ["no_split", "fac_split", "fai_split", *RIVALS])
+@pytest.mark.parametrize("name", ["no_split", "fac_split", "fai_split", *BASELINES])
 def test_the_last_document_of_a_packed_prompt_goes_on_alone(name, rng):
     """Documents that end within a branch's tokens, or begin where it has none yet."""
     config = model_of(name)
@@ -179,7 +179,7 @@ def test_bfloat16(name, rng):
     """Near the logits of one pass, as near as bfloat16 is."""
     keys = {"dtype": "bfloat16", "vocab_size": 61}
     hymba = name == "hymba"
-    config = small_rival(name, **keys) if hymba else small_config(name, model=keys).model
+    config = small_baseline(name, **keys) if hymba else small_config(name, model=keys).model
     params = params_of(config)
     tokens = rng.integers(0, 61, (2, 20))
     expected = models.forward(config, params, tokens)

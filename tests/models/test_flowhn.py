@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import flowhn_1b, flowhn_135m, flowhn_350m
 from flowhn_jax import config as config_lib
-from flowhn_jax import models
+from flowhn_jax import models, recipes
 from flowhn_jax.models.loss import loss_sum
 from flowhn_jax.split import STRATEGIES, reach
 from tests.small import small_config
@@ -33,21 +32,21 @@ def random_tokens(shape, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "strategy", "expected"),
+    ("size", "strategy", "expected"),
     [
-        (flowhn_135m, "no_split", 133_576_096),
-        (flowhn_135m, "ae_split", 132_396_448),
-        (flowhn_135m, "fa_split", 132_396_448),
-        (flowhn_135m, "fac_split", 132_396_448),
-        (flowhn_135m, "fai_split", 132_396_448),
-        (flowhn_350m, "no_split", 359_845_440),
-        (flowhn_350m, "fac_split", 353_553_984),
-        (flowhn_1b, "no_split", 1_169_529_792),
-        (flowhn_1b, "fac_split", 1_144_363_968),
+        ("135m", "no_split", 133_576_096),
+        ("135m", "ae_split", 132_396_448),
+        ("135m", "fa_split", 132_396_448),
+        ("135m", "fac_split", 132_396_448),
+        ("135m", "fai_split", 132_396_448),
+        ("350m", "no_split", 359_845_440),
+        ("350m", "fac_split", 353_553_984),
+        ("1b", "no_split", 1_169_529_792),
+        ("1b", "fac_split", 1_144_363_968),
     ],
 )
-def test_parameter_counts_are_the_papers(recipe, strategy, expected):
-    config = config_lib.parse(recipe.get_config(strategy)).model
+def test_parameter_counts_are_the_papers(size, strategy, expected):
+    config = config_lib.parse(recipes.load(f"flowhn_{size}", strategy)).model
     assert models.param_count(config) == expected
 
 

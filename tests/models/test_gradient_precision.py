@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from flowhn_jax import models
-from flowhn_jax.config import RIVALS, MeshConfig
+from flowhn_jax.config import BASELINES, MeshConfig
 from flowhn_jax.models.loss import loss_sum
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.parallel.rules import with_shardings
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
-KINDS = ("flowhn", "flowhn_mamba2", *RIVALS)
+KINDS = ("flowhn", "flowhn_mamba2", *BASELINES)
 
 
 def bfloat16_model(kind, **model):
     model |= {"dtype": "bfloat16", "vocab_size": 61}
-    if kind in RIVALS:
-        return small_rival(kind, **model)
+    if kind in BASELINES:
+        return small_baseline(kind, **model)
     if kind == "flowhn_mamba2":
         model |= {"ssm": "mamba2", "ssm_head_dim": 8}
     return small_config("fai_split", model=model).model

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from flowhn_jax import models
-from flowhn_jax.config import RIVALS
+from flowhn_jax.config import BASELINES
 from flowhn_jax.models.loss import loss_sum
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
-MODELS = {kind: small_rival(kind) for kind in RIVALS} | {
+MODELS = {kind: small_baseline(kind) for kind in BASELINES} | {
     # Fewer and more meta tokens than taps.
-    "hymba_one_meta_token": small_rival("hymba", blocks=2, meta_tokens=1),
-    "hymba_many_meta_tokens": small_rival("hymba", blocks=2, meta_tokens=7),
+    "hymba_one_meta_token": small_baseline("hymba", blocks=2, meta_tokens=1),
+    "hymba_many_meta_tokens": small_baseline("hymba", blocks=2, meta_tokens=7),
     "no_split": small_config("no_split", model={"vocab_size": 61}).model,
     "no_split_mamba2": small_config(
         "no_split", model={"vocab_size": 61, "ssm": "mamba2", "ssm_head_dim": 8}

@@ -1,17 +1,15 @@
-import importlib
 import math
 
 import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from configs import flowhn_1b
 from flowhn_jax import config as config_lib
-from flowhn_jax import models
-from flowhn_jax.config import RIVALS, MeshConfig
+from flowhn_jax import models, recipes
+from flowhn_jax.checkpoints.state import abstract_state
+from flowhn_jax.config import BASELINES, MeshConfig
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.parallel.rules import parameter_spec, with_shardings
-from flowhn_jax.training.state import abstract_state
 from tests.small import small_config
 
 
@@ -26,10 +24,10 @@ def test_every_parameter_has_a_rule(strategy, ssm):
 
 
 @pytest.mark.parametrize("size", ["350m", "1b"])
-@pytest.mark.parametrize("kind", RIVALS)
-def test_rivals_are_cut(kind, size):
+@pytest.mark.parametrize("kind", BASELINES)
+def test_baselines_are_cut(kind, size):
     """All of their matrices, and so nearly all that they have."""
-    recipe = importlib.import_module(f"configs.baseline_{size}").get_config(kind)
+    recipe = recipes.load(f"baseline_{size}", kind)
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2), 8)
     config = config_lib.parse(recipe)
     params = with_shardings(models.abstract_params(config.model), mesh)
@@ -63,7 +61,7 @@ def test_an_axis_that_does_not_divide_is_left_out():
 
 @pytest.mark.parametrize("axes", [dict(fsdp=8), dict(fsdp=4, tensor=2), dict(fsdp=2, tensor=4)])
 def test_each_device_holds_its_share_of_the_papers_1b(axes):
-    config = config_lib.parse(flowhn_1b.get_config())
+    config = config_lib.parse(recipes.load("flowhn_1b"))
     mesh = make_mesh(MeshConfig(data=1, **axes), 8)
     params = with_shardings(models.abstract_params(config.model), mesh)
     whole, own = 0, 0

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from flowhn_jax.checkpoints.state import init_state
 from flowhn_jax.config import MeshConfig
 from flowhn_jax.parallel.mesh import make_mesh, shard_batch
-from flowhn_jax.training.state import init_state
 from flowhn_jax.training.step import make_train_step
 from tests.small import small_config
 

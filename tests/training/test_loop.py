@@ -13,15 +13,15 @@ import pytest
 
 from flowhn_jax import config as config_lib
 from flowhn_jax import flops, models
+from flowhn_jax.checkpoints import workdir as workdir_lib
+from flowhn_jax.checkpoints.parameters import load_params
+from flowhn_jax.checkpoints.state import learning_rate_schedule
 from flowhn_jax.config import MeshConfig
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training import metrics as metrics_lib
-from flowhn_jax.training import workdir as workdir_lib
 from flowhn_jax.training.loop import fit
-from flowhn_jax.training.parameters import load_params
-from flowhn_jax.training.state import learning_rate_schedule
 from tests.small import small_config
 
 STEPS = 8

@@ -5,7 +5,8 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from flowhn_jax.training import disk, metrics
+from flowhn_jax.checkpoints import free_space as disk
+from flowhn_jax.training import metrics
 from flowhn_jax.training.metrics import MetricsWriter, read_rows
 
 

@@ -12,9 +12,9 @@ import pytest
 from flowhn_jax import config as config_lib
 from flowhn_jax.data.pipeline import train_batches
 from flowhn_jax.data.prepared import PreparedSet
-from flowhn_jax.testing.same_run import differences
 from tests.training.test_loop import data  # noqa: F401
 from tests.training.test_processes import free_address
+from tools.same_run import differences
 
 # Runs `fit` for each workdir, as train.py does; process 0 has the error of `harm`.
 _MAIN = """

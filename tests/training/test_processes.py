@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from flowhn_jax import config as config_lib
+from flowhn_jax.checkpoints.lock import locked
 from flowhn_jax.config import MeshConfig
-from flowhn_jax.evaluation import run as eval_run
+from flowhn_jax.evaluation import evaluate as eval_run
 from flowhn_jax.parallel import distributed
 from flowhn_jax.training import metrics as metrics_lib
-from flowhn_jax.training.lock import locked
 from flowhn_jax.training.loop import fit
 from tests.training.test_loop import data, final_params, run_config  # noqa: F401
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from flowhn_jax import models
+from flowhn_jax.checkpoints.state import decay_mask, init_state, learning_rate_schedule
 from flowhn_jax.config import MeshConfig, TrainConfig
 from flowhn_jax.parallel.mesh import make_mesh, shard_batch
-from flowhn_jax.training.state import decay_mask, init_state, learning_rate_schedule
 from flowhn_jax.training.step import make_train_step
 from tests.small import small_config
 

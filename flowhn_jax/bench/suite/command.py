@@ -9,7 +9,7 @@ from flowhn_jax.bench.suite import figures, page
 from flowhn_jax.bench.suite.document import Document, write
 from flowhn_jax.bench.suite.parts import PARTS, Part
 from flowhn_jax.bench.suite.supervisor import LOG, Supervisor
-from flowhn_jax.folder_lock import try_lock
+from flowhn_jax.utils.lock import try_lock
 
 PAGE = "suite.md"
 _DESCRIBES = "flowhn_jax.bench.suite.machine"

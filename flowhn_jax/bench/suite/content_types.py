@@ -6,7 +6,7 @@ It may have been edited or damaged, so all that they read is checked first.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flowhn_jax.messages import shown
+from flowhn_jax.utils.text import shown
 
 _MAX_LABEL = 500  # characters of what labels a row or a bar
 _MAX_NUMBER = 1e60  # no measurement is larger, and products of a few do not overflow

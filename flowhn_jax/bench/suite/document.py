@@ -6,12 +6,12 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import flowhn_jax
-from flowhn_jax import json_text
 from flowhn_jax.bench.attempt import Row
 from flowhn_jax.bench.suite import content_types
-from flowhn_jax.messages import shown, shown_path
 from flowhn_jax.report.table import to_json
+from flowhn_jax.utils import json_text
+from flowhn_jax.utils.sources import ROOT
+from flowhn_jax.utils.text import shown, shown_path
 
 FILE = "suite.json"
 _FORMAT = 1
@@ -146,9 +146,8 @@ def write(path: pathlib.Path, data: bytes) -> None:
     os.replace(unfinished, path)
 
 
-def code_hash() -> str:
+def code_hash(root: pathlib.Path = ROOT) -> str:
     """Return 12 hex digits of the sources of the package and of the kernels."""
-    root = pathlib.Path(flowhn_jax.__file__).parent.parent
     digest = hashlib.sha256()
     for path in _sources(root, ("flowhn_jax", "kernels", "configs")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")

@@ -8,7 +8,7 @@ import numpy as np
 
 from flowhn_jax.bench.attempt import Row
 from flowhn_jax.bench.suite.learning import smoothed
-from flowhn_jax.config import RIVALS
+from flowhn_jax.config import BASELINES
 from flowhn_jax.report.plots import load_pyplot
 
 _FLOWHN, _OTHER, _SECOND = "#2a78d6", "#b5bcc6", "#eb6834"
@@ -72,7 +72,7 @@ def _training(rows: Sequence[Row]) -> Any:
             axes,
             [row["model"] for row in of_size],
             [row["tokens_per_second"] for row in of_size],
-            [_OTHER if row["model"] in RIVALS else _FLOWHN for row in of_size],
+            [_OTHER if row["model"] in BASELINES else _FLOWHN for row in of_size],
         )
         axes.set_title(f"Training at {size}: FlowHN (blue) and baselines (grey)", loc="left")
         axes.set_xlabel("tokens per second")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.suite.workload import MODELS, Earlier, recipe, sizes
-from flowhn_jax.evaluation.throughput import random_state, summary, time_inference
+from flowhn_jax.bench.throughput import random_state, summary, time_inference
 from flowhn_jax.parallel.mesh import make_mesh
 
 _REPEATS = 5

@@ -15,10 +15,10 @@ from flowhn_jax.bench.cases import OPERATION_NAMES, cases
 from flowhn_jax.bench.device import Rates, measure_rates
 from flowhn_jax.bench.kernels import measurements
 from flowhn_jax.bench.suite.workload import Earlier, dtypes, recipe, sizes, trained_at
+from flowhn_jax.bench.throughput import compile_programs, random_batch, random_state
 from flowhn_jax.config import Config, ModelConfig
-from flowhn_jax.evaluation.throughput import compile_programs, random_batch, random_state
 from flowhn_jax.parallel.mesh import make_mesh
-from flowhn_jax.timing import time_repeats
+from flowhn_jax.utils.timing import time_repeats
 
 _AUTHORS = "authors"
 # The authors' modes of the strategies whose work is the same (interop.reference.MODES).

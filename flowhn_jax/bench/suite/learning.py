@@ -9,12 +9,12 @@ import numpy as np
 
 from flowhn_jax.bench.attempt import Row, failure
 from flowhn_jax.bench.suite.workload import Earlier, recipe, sizes
+from flowhn_jax.bench.throughput import compile_programs
+from flowhn_jax.checkpoints.state import make_init
 from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import train_batches
-from flowhn_jax.evaluation.throughput import compile_programs
 from flowhn_jax.parallel.mesh import make_mesh, shard_batch
-from flowhn_jax.training.state import make_init
 
 STEPS = 200
 _STEPS_PER_ROW = 20

@@ -19,10 +19,10 @@ from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.suite import accuracy, learning, machine, training
 from flowhn_jax.bench.suite.parts import Part
 from flowhn_jax.bench.suite.workload import MODELS, Earlier, recipe, sizes
-from flowhn_jax.evaluation.throughput import compile_programs, program_bytes
+from flowhn_jax.bench.throughput import compile_programs, program_bytes
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.parallel.rules import with_shardings
-from flowhn_jax.timing import compile_timed
+from flowhn_jax.utils.timing import compile_timed
 from kernels import backends
 
 _TOPOLOGY = "FLOWHN_SUITE_TOPOLOGY"  # variable of the worker's environment

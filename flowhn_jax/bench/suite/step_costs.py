@@ -10,8 +10,8 @@ import jax
 from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.step_profile import largest, profile
 from flowhn_jax.bench.suite.workload import Earlier, recipe, sizes, trained_at
+from flowhn_jax.bench.throughput import compile_programs, random_batch, random_state
 from flowhn_jax.config import Config
-from flowhn_jax.evaluation.throughput import compile_programs, random_batch, random_state
 from flowhn_jax.parallel.mesh import make_mesh
 
 _STRATEGY = "fac_split"

@@ -17,16 +17,16 @@ import jax
 from flowhn_jax import flops, models
 from flowhn_jax.bench.attempt import Row, attempt, failure
 from flowhn_jax.bench.device import measure_rates
+from flowhn_jax.bench.largest_batch import Attempt, largest_batch
 from flowhn_jax.bench.suite.workload import MODELS, Earlier, compile_pool, dtypes, recipe, sizes
-from flowhn_jax.config import RIVALS, Config
-from flowhn_jax.evaluation.largest_batch import Attempt, largest_batch
-from flowhn_jax.evaluation.throughput import (
+from flowhn_jax.bench.throughput import (
     Programs,
     compile_programs,
     time_training,
     tokens_of,
     work_rate,
 )
+from flowhn_jax.config import BASELINES, Config
 from flowhn_jax.parallel.mesh import make_mesh
 from kernels.partition import AXES
 
@@ -84,7 +84,7 @@ def _groups(keys: Sequence[str]) -> list[list[str]]:
     groups: dict[tuple[str, bool], list[str]] = {}
     for key in keys:
         size, _, model = key.partition("/")
-        groups.setdefault((size, model in RIVALS), []).append(key)
+        groups.setdefault((size, model in BASELINES), []).append(key)
     return list(groups.values())
 
 

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from flowhn_jax.bench.attempt import Row, failure
-from flowhn_jax.host_memory import keep_freed_memory
+from flowhn_jax.utils.memory import keep_freed_memory
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 

@@ -15,7 +15,7 @@ import pytest
 
 from flowhn_jax.bench.suite.command import run_suite
 from flowhn_jax.bench.suite.parts import Part
-from flowhn_jax.folder_lock import try_lock
+from flowhn_jax.utils.lock import try_lock
 from tests.bench.suite import fake_parts
 
 ROOT = pathlib.Path(__file__).parents[3]

@@ -7,7 +7,7 @@ import pytest
 
 from flowhn_jax.bench.suite import learning
 from flowhn_jax.bench.suite.learning import largest_difference, smoothed
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def small_model(monkeypatch, data_folder):
     monkeypatch.setattr(learning, "data_folder", lambda: data_folder)
     train = {"batch_size": 4, "learning_rate": 1e-2}
     config = small_config("no_split", train=train, mesh={"data": 1})
-    model = small_rival("llama", vocab_size=384, context=256, blocks=1)
+    model = small_baseline("llama", vocab_size=384, context=256, blocks=1)
     config = dataclasses.replace(config, model=model)
     monkeypatch.setattr(learning, "recipe", lambda size, model: config)
     return monkeypatch

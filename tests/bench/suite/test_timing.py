@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from flowhn_jax.timing import compile_timed
+from flowhn_jax.utils.timing import compile_timed
 
 OPTIONS = (
     "jax_compilation_cache_dir",

@@ -10,7 +10,7 @@ from flowhn_jax import flops, models
 from flowhn_jax.bench.suite import compilation, figures, page, training
 from flowhn_jax.bench.suite.document import Document
 from flowhn_jax.bench.suite.parts import PARTS
-from tests.small import small_config, small_rival
+from tests.small import small_baseline, small_config
 
 PLENTY = 2**36
 
@@ -18,7 +18,7 @@ PLENTY = 2**36
 def config_of(devices=1, **model):
     """A small Llama, which is quick to compile."""
     config = small_config("no_split", mesh={"data": devices})
-    return dataclasses.replace(config, model=small_rival("llama", blocks=1, **model))
+    return dataclasses.replace(config, model=small_baseline("llama", blocks=1, **model))
 
 
 def rate_for(config, sequences):

@@ -1,1 +1,0 @@
-"""Recipes: configs/FILE.py:STRATEGY."""

@@ -1,0 +1,119 @@
+"""One save in the background: whole for all processes of a run, or failed for all of them.
+
+Orbax alone waits for minutes where a process that cannot write its part does not come to a barrier.
+"""
+
+import asyncio
+import dataclasses
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src import asyncio_utils
+from orbax.checkpoint._src.futures import signaling_client
+
+from flowhn_jax.checkpoints import free_space as disk
+from flowhn_jax.parallel.distributed import FailedElsewhere, Meeting
+
+_FULL, _OTHER = "full", "other"  # why a save failed, as the other processes hear of it
+_SECONDS = 1200.0  # Orbax's own limit
+
+
+class Save:
+    """What becomes of one save."""
+
+    def __init__(self, number: int):
+        """`number` counts the saves of the run."""
+        self._meeting = Meeting(f"save/{number}")
+        self._caller = threading.get_ident()
+        if number > 1:  # all have ended the one before the last
+            Meeting(f"save/{number - 2}").forget()
+        self._error: BaseException | None = None  # of this process's part
+        self._thread: threading.Thread | None = None
+        self._signals = signaling_client.get_signaling_client()
+        if jax.process_count() > 1:
+            self._signals.wait_at_barrier = self._wait_at_barrier
+            self._signals.blocking_key_value_get = self._meeting.wait_for_value
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Do this process's part in a thread."""
+
+        def finish() -> None:
+            try:
+                work()
+                self._meeting.wait("end", _SECONDS)  # for the parts of the others
+            except BaseException as error:
+                self._error = error
+                self._fail(error)
+
+        self._thread = threading.Thread(target=finish, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _fail(self, error: BaseException) -> None:
+        # Orbax's threads end before they have run what they were given.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        self._meeting.fail(_FULL if disk.is_full(error) else _OTHER)
+
+    def barrier(self, *, key: str, timeout_ms: int) -> None:
+        """Wait for the other processes; raise where one has failed.
+
+        Orbax's threads call it also while they raise an error: then there is nothing to wait for.
+        """
+        error = None if threading.get_ident() == self._caller else sys.exc_info()[1]
+        if error is not None:
+            self._fail(error)
+            return
+        self._meeting.wait(key, timeout_ms / 1000)
+
+    def _wait_at_barrier(self, key: str, *, timeout_secs: int, process_ids: Any = None) -> None:
+        self._meeting.wait(key, timeout_secs)
+
+    def error(self) -> BaseException | None:
+        """Return the error of this process by now, unless the save failed for a full disk."""
+        return None if self._error is None or self.is_full() else self._error
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until it has ended in all processes, at most for so many seconds."""
+        self._thread.join(seconds)
+        for name in ("wait_at_barrier", "blocking_key_value_get"):
+            vars(self._signals).pop(name, None)
+
+    def failure(self) -> BaseException | None:
+        """Return why it failed, FailedElsewhere where another process did; None: it is whole."""
+        if self._error is None and self._meeting.failure() is None:
+            return None
+        return self._error or FailedElsewhere()
+
+    def is_full(self) -> bool:
+        """Return whether it failed for a full disk; all processes get the same answer."""
+        return self._meeting.failure() == _FULL
+
+
+def set_barrier(options: ocp.options.AsyncOptions, barrier: Callable[..., None]) -> None:
+    """Give Orbax's background threads their barrier, which only its inner options have."""
+    inner = options.v0()
+    options.v0 = lambda: dataclasses.replace(inner, barrier_sync_fn=barrier)
+
+
+def _run_to_the_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine in an event loop of its own, and all that it has begun.
+
+    Orbax closes the loop when the first array cannot be written; TensorStore then prints a
+    traceback for each of the others.
+    """
+    loop = asyncio.new_event_loop()
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(coroutine)
+    finally:
+        if begun := asyncio.all_tasks(loop):
+            loop.run_until_complete(asyncio.wait(begun))
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+asyncio_utils._run_sync_via_new_loop = _run_to_the_end

@@ -1,0 +1,94 @@
+"""The train state, a plain pytree, and the optimizer that moves it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from flowhn_jax import models
+from flowhn_jax.config import Config, TrainConfig
+from flowhn_jax.models import Params
+from flowhn_jax.parallel.compilation import compile_unless
+from flowhn_jax.parallel.rules import with_shardings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes."""
+
+    step: jax.Array  # int32 scalar, steps done
+    params: Params  # float32
+    opt_state: Any  # optax's, float32
+    skipped: jax.Array  # int32 scalar, those of the steps that changed nothing,
+    skipped_in_row: jax.Array  # int32 scalar, and how many of them are the last ones
+
+
+def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
+    """Linear warm-up from the first step on, then a cosine to the final rate behind the last."""
+    warmup = round(config.warmup * config.steps)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=config.learning_rate / max(warmup, 1),
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(config.steps, warmup + 1),
+        end_value=config.learning_rate * config.final_learning_rate,
+    )
+
+
+def decay_mask(params: Params) -> Any:
+    """True for matrices: kernels and the embedding, not norms, biases, A, D or convolutions."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: models.is_matrix(path), params)
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) with clipping of the global gradient norm."""
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    adamw = optax.adamw(
+        learning_rate_schedule(config),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+    )
+    return optax.chain(clip, adamw)
+
+
+def make_init(config: Config, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
+    """The jitted maker of a fresh state from a key, each device making its own part."""
+    optimizer = make_optimizer(config.train)
+
+    def init(key: jax.Array) -> TrainState:
+        params = models.init(config.model, key)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, optimizer.init(params), zero, zero)
+
+    return jax.jit(init, out_shardings=state_shardings(config, mesh))
+
+
+def init_state(
+    config: Config, mesh: Mesh, stops: Callable[[], bool] = lambda: False
+) -> TrainState | None:
+    """A fresh state from the config's seed; the same for any mesh. None as of `compile_unless`."""
+    key = jax.random.key(config.train.seed)
+    compiled = compile_unless(stops, make_init(config, mesh).lower(key))
+    return None if compiled is None else compiled(key)
+
+
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, as jax.ShapeDtypeStruct."""
+    params = models.abstract_params(config.model)
+    opt_state = jax.eval_shape(make_optimizer(config.train).init, params)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(count, params, opt_state, count, count)
+    return with_shardings(state, mesh)
+
+
+def state_shardings(config: Config, mesh: Mesh) -> TrainState:
+    """The shardings of the state, in its place."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))

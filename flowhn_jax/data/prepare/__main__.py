@@ -1,0 +1,6 @@
+"""`python -m flowhn_jax.data.prepare`: the command of `commands/prepare.py`."""
+
+from flowhn_jax.commands import prepare
+
+if __name__ == "__main__":
+    prepare.run()

@@ -1,0 +1,107 @@
+"""Recipes: the files under `configs/`, found by name or by path, and what they are made of."""
+
+import pathlib
+import runpy
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from flowhn_jax import config as config_lib
+from flowhn_jax.utils.text import shown
+
+_PACKAGE = pathlib.Path(__file__).parent
+# An installed package has the recipes inside it, a checkout next to it.
+_FOLDERS = _PACKAGE / "configs", _PACKAGE.parent / "configs"
+
+
+def names() -> list[str]:
+    """Return the names of the recipes that come with the package, sorted."""
+    return sorted(path.stem for folder in _FOLDERS for path in folder.glob("[a-z]*_*.py"))
+
+
+def find(name: str) -> pathlib.Path:
+    """Return the file of a recipe.
+
+    Args:
+      name: a path, or the name of one of `names()`.
+
+    Raises:
+      ValueError: there is no such recipe.
+    """
+    path = pathlib.Path(name)
+    candidates = [path, *(folder / f"{name}.py" for folder in _FOLDERS if path.name == name)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    found = "it is no file" if path.exists() else f"there is no {shown(name)}"
+    raise ValueError(
+        f"--config must be the file or the name of a recipe; {found}. Names: {', '.join(names())}."
+    )
+
+
+def load(name: str, argument: str | None = None) -> ml_collections.ConfigDict:
+    """Return the config of a recipe, for a strategy or a model where it takes one.
+
+    Args:
+      name: as of `find`.
+      argument: what the recipe's `get_config` gets; None: nothing, its default.
+
+    Raises:
+      ValueError: there is no such recipe.
+    """
+    get_config = runpy.run_path(str(find(name)))["get_config"]
+    return get_config() if argument is None else get_config(argument)
+
+
+def paper(strategy: str = "fac_split") -> ml_collections.ConfigDict:
+    """Return what all sizes of the paper's recipe share (arXiv 2505.19472).
+
+    AdamW, cosine with 10 % warm-up, sequence 1024, Jamba's vocabulary, untied head.
+    """
+    config = config_lib.default()
+
+    model = config.model
+    model.vocab_size = 65536
+    model.context = 1024
+    model.heads = 32
+    model.kv_heads = 8
+    model.ssm_state = 16
+    model.ssm_conv = 4
+    model.ssm_expand = 2
+    model.split.strategy = strategy
+
+    train = config.train
+    train.beta1 = 0.9
+    train.beta2 = 0.95
+    train.weight_decay = 0.1
+    train.clip_norm = 1.0
+    train.warmup = 0.1
+    train.eval_windows = 64  # while training; eval.py scores the whole validation set
+
+    return config
+
+
+def baseline(
+    flowhn: ml_collections.ConfigDict, kind: str, sizes: Mapping[str, Mapping[str, Any]]
+) -> ml_collections.ConfigDict:
+    """Return a baseline's recipe: FlowHN's data, tokens and optimizer, with the model of `kind`.
+
+    Args:
+      flowhn: FlowHN's recipe at the same size; unchanged.
+      kind: of the model.
+      sizes: keys of the model that differ, by kind.
+
+    Raises:
+      ValueError: `sizes` has no such kind.
+    """
+    if kind not in sizes:
+        raise ValueError(f"the model must be one of {', '.join(sizes)}; got {shown(kind)}")
+    default = config_lib.default().model
+    config = flowhn.copy_and_resolve_references()
+    for key in config.model:
+        if not config_lib.reads(kind, key):
+            config.model[key] = default[key]
+    config.model.kind = kind
+    config.model.update(sizes[kind])
+    return config

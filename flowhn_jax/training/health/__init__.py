@@ -1,0 +1,1 @@
+"""What watches over a run: bad steps, preemption and hangs."""

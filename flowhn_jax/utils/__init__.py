@@ -1,0 +1,1 @@
+"""What every package may use: values, messages, files, memory and timing."""

@@ -1,0 +1,352 @@
+import dataclasses
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from flowhn_jax.bench import throughput
+from flowhn_jax.checkpoints import files as checkpoint_files
+from flowhn_jax.checkpoints import free_space as disk
+from flowhn_jax.checkpoints import manifest
+from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.parameters import load_params, save_params
+from flowhn_jax.checkpoints.state import abstract_state
+from flowhn_jax.evaluation import evaluate as eval_run
+from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.training import metrics as metrics_lib
+from flowhn_jax.training.loop import fit
+from tests.training.test_loop import (  # noqa: F401
+    assert_is_the_uninterrupted_run,
+    data,
+    run_config,
+    uninterrupted,
+)
+
+THROUGHPUT = {"throughput": throughput.measure}
+
+
+@pytest.fixture
+def whole(uninterrupted, tmp_path):  # noqa: F811
+    """A copy of the uninterrupted run, with checkpoints of steps 6 and 8."""
+    shutil.copytree(uninterrupted[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def restored_steps(workdir, config):
+    """What a run would go on from, and what it says."""
+    said = []
+    with Checkpoints(str(workdir), config, said.append) as checkpoints:
+        mesh = make_mesh(config.mesh, 8)
+        state, _ = checkpoints.restore(abstract_state(config, mesh), AnyData())
+    return int(state.step), said
+
+
+class AnyData:
+    """Goes on wherever it is told."""
+
+    async def load(self, directory):
+        async def read():
+            json.loads((directory / "batches.json").read_text())
+
+        return read()
+
+    async def save(self, directory):
+        raise NotImplementedError
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_each_holds_its_config_versions_and_hashes(data, whole):  # noqa: F811
+    folder = whole / "checkpoints" / "8"
+    about = json.loads((folder / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    assert about["config"] == json.loads((whole / "config.json").read_text())
+    assert about["versions"]["jax"] == jax.__version__
+    hashes = json.loads((folder / "manifest.json").read_text())["sha256"]
+    assert {folder / name for name in hashes} == {*files_of(folder)} - {folder / "manifest.json"}
+    assert manifest.damage(folder) is None
+
+
+def harm(path, kind):
+    content = path.read_bytes()
+    if kind == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "flipped":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("kind", ["truncated", "flipped", "removed"])
+def test_a_damaged_one_is_named_and_skipped(data, whole, uninterrupted, rng, kind):  # noqa: F811
+    config = run_config(data)
+    victims = [p for p in files_of(whole / "checkpoints" / "8") if p.stat().st_size]
+    if kind == "removed":  # without hashes it cannot be told from a whole one, and is one
+        victims = [path for path in victims if path.name != "manifest.json"]
+    victim = victims[rng.integers(len(victims))]
+    harm(victim, kind)
+    step, said = restored_steps(whole, config)
+    assert step == 6
+    assert "the checkpoint of step 8 is damaged and skipped" in said[0]
+    name = str(victim.relative_to(whole / "checkpoints" / "8"))
+    assert name in said[0] or name == "manifest.json"
+    assert (whole / "damaged" / "8").is_dir()
+    # The run does the lost steps again, bit for bit.
+    fit(config, str(whole))
+    assert_is_the_uninterrupted_run(whole, config, uninterrupted)
+
+
+def test_one_without_hashes_is_whole_until_it_does_not_load(data, whole):  # noqa: F811
+    folder = whole / "checkpoints" / "8"
+    (folder / "manifest.json").unlink()
+    assert restored_steps(whole, run_config(data)) == (8, [])
+    for path in (folder / "params" / "d").iterdir():
+        harm(path, "truncated")
+    with pytest.raises(ValueError, match="damaged are those of steps 8"):
+        load_params(str(whole), run_config(data).model, make_mesh(run_config(data).mesh, 8), "8")
+    shutil.copytree(whole, whole.parent / "another")
+    assert restored_steps(whole.parent / "another", run_config(data))[0] == 6
+    (folder / "params" / "_METADATA").write_text("{")
+    step, said = restored_steps(whole, run_config(data))
+    assert step == 6
+    assert "the checkpoint of step 8 is damaged and skipped" in said[0]
+
+
+def test_where_all_are_damaged_nothing_is_begun_anew(data, whole):  # noqa: F811
+    for step in ("6", "8"):
+        harm(whole / "checkpoints" / step / "params" / "_METADATA", "truncated")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"All checkpoints in .* are damaged \(of steps 8, 6"):
+            fit(run_config(data), str(whole))
+    with pytest.raises(ValueError, match="damaged are those of steps 8, 6"):
+        load_params(str(whole), run_config(data).model, make_mesh(run_config(data).mesh, 8))
+
+
+def test_a_reader_skips_a_damaged_one_too_and_moves_nothing(data, whole, capsys):  # noqa: F811
+    harm(whole / "checkpoints" / "8" / "params" / "_METADATA", "flipped")
+    config = run_config(data)
+    mesh = make_mesh(config.mesh, 8)
+    found = load_params(str(whole), config.model, mesh)
+    assert "the checkpoint of step 8 is damaged: params/_METADATA" in capsys.readouterr().err
+    jax.tree.map(
+        np.testing.assert_array_equal, found, load_params(str(whole), config.model, mesh, "6")
+    )
+    assert (whole / "checkpoints" / "8").is_dir()
+
+
+def test_another_model_is_named_by_its_shapes(data, whole):  # noqa: F811
+    config = run_config(data)
+    wider = dataclasses.replace(config.model, mlp_width=2 * config.model.mlp_width)
+    with pytest.raises(ValueError, match=r"differ in shape.*mlp.*24\) -> .*48"):
+        load_params(str(whole), wider, make_mesh(config.mesh, 8))
+    with pytest.raises(ValueError, match=r"model.mlp_width: 24 -> 48; so these .*differ in shape"):
+        fit(dataclasses.replace(config, model=wider), str(whole))
+
+
+def test_policies_keep_the_last_the_best_and_every_so_many(data, tmp_path):  # noqa: F811
+    config = run_config(
+        data,
+        steps=20,
+        checkpoint_every=2,
+        eval_every=2,
+        keep_checkpoints=2,
+        keep_every=8,
+        learning_rate=3.0,  # so that the last is not the best
+        warmup=0.0,
+        clip_norm=0.0,
+    )
+    fit(config, str(tmp_path))
+    losses = {r["step"]: r["validation_loss"] for r in metrics_lib.read_rows(str(tmp_path))}
+    best = min(losses, key=losses.get)
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {best, 8, 16, 18, 20}
+    mesh = make_mesh(config.mesh, 8)
+    of_best, of_step = (
+        load_params(str(tmp_path), config.model, mesh, which) for which in ("best", str(best))
+    )
+    jax.tree.map(np.testing.assert_array_equal, of_best, of_step)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint '7'; accepted are latest, best, "):
+        load_params(str(tmp_path), config.model, mesh, "7")
+
+
+def test_eval_reads_the_checkpoint_asked_for(data, whole, capsys):  # noqa: F811
+    found = []
+    for checkpoint in ("6", None):
+        eval_run.evaluate(run_config(data), str(whole), "perplexity", checkpoint)
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1])["nll"])
+    assert found[0] != found[1]
+    with pytest.raises(ValueError, match="throughput reads none"):
+        eval_run.evaluate(
+            run_config(data),
+            None,
+            "throughput",
+            "best",
+            of_recipes={"throughput": throughput.measure},
+        )
+
+
+def test_parameters_alone_cannot_be_gone_on_with(data, whole):  # noqa: F811
+    config = run_config(data)
+    params = load_params(str(whole), config.model, make_mesh(config.mesh, 8))
+    shutil.rmtree(whole / "checkpoints")
+    save_params(str(whole), config.model, params)
+    with pytest.raises(ValueError, match="step 0 holds parameters alone"):
+        fit(config, str(whole))
+
+
+def test_a_checkpoint_that_does_not_fit_is_told_and_the_run_goes_on(
+    data,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
+    """The disk has room again at step 6, and none at the last step."""
+    config = run_config(data)
+    missing = iter([123_456, 123_456, 0, 123_456, 123_456, 123_456])
+    monkeypatch.setattr(disk, "missing", lambda *_: next(missing))
+    with pytest.raises(
+        OSError, match=r"ends at step 8 without a checkpoint: it takes .* newest is that of step 6"
+    ):
+        fit(config, str(tmp_path))
+    said = capsys.readouterr().err
+    assert "no checkpoint of step 3" in said
+    assert "0.123 MB are missing" in said
+    monkeypatch.undo()
+    assert restored_steps(tmp_path, config) == (6, [])
+
+
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
+    data,  # noqa: F811
+    uninterrupted,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
+    config = run_config(data)
+    calls = []
+
+    def full(folder):
+        calls.append(folder)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return write(folder)
+
+    write = manifest.write
+    monkeypatch.setattr(manifest, "write", full)
+    fit(config, str(tmp_path))
+    assert "was full before a checkpoint was written" in capsys.readouterr().err
+    assert_is_the_uninterrupted_run(tmp_path, config, uninterrupted)
+
+
+def make_incomplete(checkpoints, kind):
+    """Add a step 99 that was never committed, or whose metadata say nothing."""
+    folder = checkpoints / "99"
+    if kind == "empty":
+        folder.mkdir()
+        return
+    shutil.copytree(checkpoints / "8", folder)
+    (folder / "manifest.json").unlink()
+    metadata = folder / "_CHECKPOINT_METADATA"
+    if kind == "no metadata":
+        metadata.unlink()
+    elif kind == "empty metadata":
+        metadata.write_bytes(b"")
+    elif kind == "not committed":
+        content = json.loads(metadata.read_text()) | {"commit_timestamp_nsecs": None}
+        metadata.write_text(json.dumps(content))
+    else:
+        shutil.rmtree(folder / kind)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["empty", "no metadata", "empty metadata", "not committed", "optimizer", "params", "data"],
+)
+def test_a_step_counts_only_where_it_was_committed_and_is_complete(data, whole, kind, capsys):  # noqa: F811
+    make_incomplete(whole / "checkpoints", kind)
+    config = run_config(data)
+    mesh = make_mesh(config.mesh, 8)
+    found = load_params(str(whole), config.model, mesh)
+    assert "the checkpoint of step 99 is damaged: " in capsys.readouterr().err
+    expected = load_params(str(whole), config.model, mesh, "8")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    step, said = restored_steps(whole, config)
+    assert step == 8
+    assert "the checkpoint of step 99 is damaged and skipped: " in said[0]
+
+
+def test_a_killed_deletion_leaves_nothing_that_looks_like_a_checkpoint(
+    data,  # noqa: F811
+    whole,
+    monkeypatch,
+):
+    """The kill comes when half of the files are removed."""
+    config = run_config(data)
+
+    def killed(folder, **_):
+        if not folder.is_dir():
+            return
+        for path in files_of(folder)[::2]:
+            path.unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint_files.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint_files.delete(str(whole), 6)
+    monkeypatch.undo()
+    assert checkpoint_files.steps_of(str(whole)) == [8]
+    assert restored_steps(whole, config) == (8, [])
+    assert {path.name for path in (whole / "checkpoints").iterdir()} == {"8"}
+    assert not (whole / "damaged").exists()
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(data, whole):  # noqa: F811
+    config = run_config(data)
+    rows = (whole / "metrics.jsonl").read_bytes()
+    (whole / "checkpoints").rename(whole.parent / "unmounted")
+    for folder_is_there in (False, True):
+        if folder_is_there:
+            (whole / "checkpoints").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=r"has had checkpoints.* To start from scratch there"):
+            fit(config, str(whole))
+        assert (whole / "metrics.jsonl").read_bytes() == rows
+    (whole / "checkpoints").rmdir()
+    (whole.parent / "unmounted").rename(whole / "checkpoints")
+    assert restored_steps(whole, config) == (8, [])
+
+
+def test_what_hashes_stand_for_is_on_the_disk_before_them(tmp_path, monkeypatch):
+    """Every file and folder of a checkpoint, and then the hashes, their name last."""
+    (tmp_path / "params").mkdir()
+    for name in ("params/a", "_CHECKPOINT_METADATA"):
+        (tmp_path / name).write_text("x")
+    synced = []
+    fsync = os.fsync
+
+    def recorded(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    manifest.write(tmp_path)
+    names = [os.path.relpath(path, tmp_path) for path in synced]
+    before = names.index("manifest.json.tmp")
+    assert {"params/a", "params", "_CHECKPOINT_METADATA", "."} <= {*names[:before]}
+    assert names[before:] == ["manifest.json.tmp", "."]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 64])
+def test_a_torn_config_is_taken_from_the_checkpoint(data, whole, content, capsys):  # noqa: F811
+    expected = (whole / "config.json").read_bytes()
+    (whole / "config.json").write_bytes(content)
+    config = dataclasses.replace(
+        run_config(data), train=dataclasses.replace(run_config(data).train, steps=10)
+    )
+    fit(config, str(whole))
+    assert "its checkpoint's config is taken" in capsys.readouterr().err
+    written = json.loads((whole / "config.json").read_text())
+    assert written["model"] == json.loads(expected)["model"]

@@ -1,0 +1,157 @@
+"""What counts as a complete, undamaged checkpoint, on folders of a few bytes."""
+
+import hashlib
+import json
+import os
+import shutil
+
+import pytest
+import tensorstore
+
+from flowhn_jax.checkpoints import manifest
+
+METADATA = {
+    "commit_timestamp_nsecs": 1,
+    "item_handlers": {"params": "p", "optimizer": "o", "data": "d"},
+}
+
+
+def store(path):
+    """A key-value store of TensorStore's, as Orbax writes arrays: a large value, then a small."""
+    spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
+    opened = tensorstore.KvStore.open(spec).result()
+    for key, size in ((b"a", 999), (b"b", 200)):
+        opened.write(key, b"v" * size).result()
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "8"
+    for name in ("params", "optimizer"):
+        store(folder / name)
+    (folder / "data").mkdir()
+    (folder / "data" / "batches.json").write_text("{}")
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(METADATA))
+    return folder
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    """A committed checkpoint without hashes."""
+    return shutil.copytree(original, tmp_path / "8")
+
+
+def spoil(folder, group):
+    """Cut off all files of a group of arrays."""
+    for path in (folder / group).rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-9])
+
+
+def test_hashes_are_those_of_all_files(folder):
+    expected = {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    assert not manifest.is_written(folder)
+    manifest.write(folder)
+    assert manifest.is_written(folder)
+    hashes = json.loads((folder / "manifest.json").read_text())["sha256"]
+    assert hashes == expected
+    assert list(hashes) == sorted(hashes)
+    assert "data/batches.json" in hashes
+    assert manifest.damage(folder) is None
+
+
+@pytest.mark.parametrize("parts", ["", "data/", ("params/", "data/")])
+def test_a_changed_or_missing_file_is_named(folder, parts):
+    manifest.write(folder)
+    (folder / "data" / "batches.json").write_text("[]")
+    found = manifest.damage(folder, parts)
+    assert found == "data/batches.json is not what was written"
+    (folder / "data" / "batches.json").unlink()
+    assert manifest.damage(folder, parts) == "data/batches.json is missing"
+    (folder / "data" / "batches.json").mkdir()
+    assert manifest.damage(folder, parts) == "data/batches.json is missing"
+    assert manifest.damage(folder, ("params/", "optimizer/")) is None
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"sha256": ["a"]}', b'{"sha256": 3}'])
+def test_hashes_that_cannot_be_read(folder, content):
+    (folder / "manifest.json").write_bytes(content)
+    assert manifest.damage(folder) == "manifest.json is not readable"
+
+
+def test_a_name_of_another_kind(folder):
+    assert manifest.damage(folder / "_CHECKPOINT_METADATA") == "it is no folder"
+    assert manifest.damage(folder / "nothing") == "it is no folder"
+    os.mkfifo(folder / "data" / "pipe")
+    assert manifest.damage(folder) == "data/pipe is no file"
+    (folder / "data" / "pipe").unlink()
+    (folder / "manifest.json").mkdir()
+    assert manifest.damage(folder) == "manifest.json is no file"
+
+
+def test_without_hashes_the_arrays_asked_for_must_be_readable(folder):
+    assert manifest.damage(folder) is None
+    spoil(folder, "optimizer")
+    assert manifest.damage(folder).startswith("optimizer cannot be read: ")
+    assert manifest.damage(folder, ("params/", "data/")) is None
+    assert manifest.damage(folder, "optimizer/").startswith("optimizer cannot be read: ")
+    spoil(folder, "params")
+    assert manifest.damage(folder).startswith("params cannot be read: ")
+    assert manifest.damage(folder, "data/") is None
+
+
+def test_arrays_without_hashes_are_read_not_only_listed(folder):
+    """The list of keys is in the newer file, the large value alone in the older."""
+    files = (folder / "params" / "d").iterdir()
+    larger = max(files, key=lambda file: file.stat().st_size)
+    larger.write_bytes(larger.read_bytes()[:500])
+    assert manifest.damage(folder).startswith("params cannot be read: ")
+
+
+def test_an_import_has_no_optimizer(folder):
+    assert not manifest.is_import(folder)
+    shutil.rmtree(folder / "optimizer")
+    metadata = METADATA | {"item_handlers": {"params": "p"}}
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
+    assert manifest.is_import(folder)
+    assert manifest.damage(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"commit_timestamp_nsecs": None}, "does not say that it was completed"),
+        ({"item_handlers": {"optimizer": "o"}}, "does not say that it was completed"),
+        ({"item_handlers": None}, "is not readable"),
+    ],
+)
+def test_metadata_that_do_not_say_that_it_was_committed(folder, changed, reason):
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(METADATA | changed))
+    assert manifest.damage(folder) == f"_CHECKPOINT_METADATA {reason}"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"{}", b"[]"])
+def test_metadata_that_cannot_be_read(folder, content):
+    (folder / "_CHECKPOINT_METADATA").write_bytes(content)
+    assert manifest.damage(folder) == "_CHECKPOINT_METADATA is not readable"
+
+
+def test_parts_that_are_missing_are_named(folder):
+    (folder / "data").rename(folder.parent / "data")
+    assert manifest.damage(folder) == "data is missing"
+    (folder / "params").rename(folder.parent / "params")
+    assert manifest.damage(folder, "data/") == "params, data is missing"
+    (folder / "_CHECKPOINT_METADATA").unlink()
+    expected = "_CHECKPOINT_METADATA is missing, so it was never completed"
+    assert manifest.damage(folder) == expected
+
+
+def test_with_hashes_no_metadata_are_asked_for(folder):
+    """They are hashed like any other file, and count by that alone."""
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps({}))
+    manifest.write(folder)
+    assert manifest.damage(folder) is None

@@ -1,0 +1,242 @@
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import signal
+
+import pytest
+
+from flowhn_jax import flops, models
+from flowhn_jax.compare import comparison as run
+from flowhn_jax.compare import speed
+from flowhn_jax.compare.speed import config_hash, missing_turns, read_turns
+from flowhn_jax.config import MeshConfig, to_dict
+from flowhn_jax.training.metrics import read_rows
+from tests.small import small_baseline, small_config
+
+STEPS = 4
+
+
+def configs_on(data):
+    train = {"steps": STEPS, "log_every": 2, "eval_every": STEPS, "checkpoint_every": 2}
+    ours = small_config("fac_split", train=train, data={"path": data}, mesh={"data": 1})
+    baseline = dataclasses.replace(ours, model=small_baseline("llama", vocab_size=257))
+    return {"fac_split": ours, "llama": baseline}
+
+
+def compare(configs, workdir, **options):
+    settings = dict(size="tiny", trains=True, rounds=2, repeats=2, report_only=False) | options
+    run.compare(configs, workdir=str(workdir), **settings)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    from flowhn_jax.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("data")
+    shutil.copy(__file__, folder / "text.txt")
+    prepare(str(folder / "text.txt"), "bytes", str(folder / "set"), context=24)
+    return str(folder / "set")
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("compare")
+    compare(configs_on(data), workdir)
+    return workdir
+
+
+def test_results(data, whole):
+    """All columns of each model, from the turns and the run that they stand for."""
+    configs = configs_on(data)
+    results = json.loads((whole / "results.json").read_text())
+    assert (results["device"], results["rounds"], results["size"]) == ("cpu", 2, "tiny")
+    assert results["jax"]
+    turns = read_turns(str(whole), configs, "cpu")
+    assert len(turns) == 4
+    for row, (name, config) in zip(results["models"], configs.items(), strict=True):
+        assert row["model"] == name
+        assert row["parameters"] == models.param_count(config.model)
+        assert row["config_hash"] == config_hash(config)
+        tokens = config.train.batch_size * config.model.context
+        rates = sorted(
+            tokens / ((turn["seconds"]["train"][0] + turn["seconds"]["train"][1]) / 2)
+            for turn in turns
+            if turn["model"] == name
+        )
+        key = "train_tokens_per_second"
+        assert [row[f"{key}_min"], row[f"{key}_max"]] == pytest.approx(rates)
+        assert row[key] == pytest.approx(sum(rates) / 2)
+        per_token = flops.train_flops(config.model, config.model.context) / config.model.context
+        tflops = row["train_tflops_per_second_per_device"]
+        assert tflops == pytest.approx(row[key] * per_token / 1e12)
+        assert row["train_mfu"] is None
+        assert row["prefill_tokens_per_second"] > 0
+        assert row["decode_tokens_per_second"] > 0
+        assert row["compile_seconds"] > 0
+        state_bytes = 3 * 4 * row["parameters"]  # parameters and Adam's two moments
+        assert state_bytes < row["train_memory_bytes"] < 100 * state_bytes
+        assert row["trained_tokens"] == STEPS * tokens
+        (scored,) = [r for r in read_rows(str(whole / name)) if "validation_loss" in r]
+        assert row["validation_bits_per_byte"] == scored["validation_bits_per_byte"]
+
+
+def test_files(whole):
+    results = json.loads((whole / "results.json").read_text())
+    with (whole / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == ["fac_split", "llama"]
+    for row, expected in zip(rows, results["models"], strict=True):
+        assert row == {key: "" if v is None else str(v) for key, v in expected.items()}
+    table = (whole / "results.md").read_text().splitlines()
+    assert table[0].startswith("| model ")
+    assert len({len(line) for line in table[:4]}) == 1
+    parameters = f"{results['models'][1]['parameters']:,}"
+    assert table[3].split("|")[1].strip() == "llama"
+    assert parameters in table[3]
+    assert (whole / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (whole / "figure.svg").read_text()
+
+
+def test_the_last_line_is_json_and_nothing_is_measured_twice(data, whole, capsys, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(speed, "time_programs", refuse)
+    before = (whole / "results.json").read_text()
+    compare(configs_on(data), whole)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert (
+        json.loads(last) == json.loads(before) == json.loads((whole / "results.json").read_text())
+    )
+
+
+def test_report_only(data, whole, tmp_path):
+    shutil.copy(whole / "speed.jsonl", tmp_path)
+    compare(configs_on(data), tmp_path, report_only=True)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["validation_loss"] for row in results["models"]] == [None, None]
+    with pytest.raises(FileNotFoundError, match="is not there; measure without --report_only"):
+        compare(configs_on(data), tmp_path / "nowhere", report_only=True)
+    (tmp_path / "speed.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no measurements of these models"):
+        compare(configs_on(data), tmp_path, report_only=True)
+
+
+NO_TURNS = {
+    "not JSON": b"{",
+    "not UTF-8": b"\xff",
+    "nested too deeply": b"[" * 100_000,
+    "a number": b"3",
+    "no group of seconds": {"seconds": 3},
+    "no training": {"seconds": {"prefill": [1.0]}},
+    "no seconds": {"seconds": {"train": []}},
+    "seconds that are text": {"seconds": {"train": ["1"]}},
+    "no time at all": {"seconds": {"train": [0]}},
+    "too large for a float": {"compile_seconds": 10**400},
+    "not a number": {"memory_bytes": float("nan")},
+    "no device": {"device": None},
+    "kernels that are a list": {"kernels": []},
+    "a round that is text": {"round": "1"},
+}
+
+
+@pytest.mark.parametrize("damage", NO_TURNS.values(), ids=NO_TURNS)
+def test_a_line_that_is_no_turn_is_left_out(tmp_path, damage):
+    """The turn is then measured again, as one that a kill cut off."""
+    config = small_config()
+    hashed = config_hash(config)
+    turn = {"model": "ours", "round": 0, "config_hash": hashed, "device": "cpu", "kernels": "xla",
+            "seconds": {"train": [0.5]}, "compile_seconds": 1.5, "memory_bytes": 3}  # fmt: skip
+    changed = {**turn, "round": 1} | (damage if isinstance(damage, dict) else {})
+    second = damage if isinstance(damage, bytes) else json.dumps(changed).encode()
+    (tmp_path / "speed.jsonl").write_bytes(json.dumps(turn).encode() + b"\n" + second + b"\n")
+    assert read_turns(str(tmp_path), {"ours": config}, "cpu") == [turn]
+
+
+@pytest.mark.parametrize("value", ["12", [1.0], float("inf"), True])
+def test_a_validation_that_is_no_number_is_refused(data, whole, tmp_path, value):
+    shutil.copy(whole / "speed.jsonl", tmp_path)
+    (tmp_path / "llama").mkdir()
+    row = {"step": 4, "tokens": 8, "validation_loss": 1.0, "validation_bits_per_byte": value}
+    (tmp_path / "llama" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"llama': validation_bits_per_byte in .* must be a"):
+        compare(configs_on(data), tmp_path, report_only=True)
+
+
+@pytest.mark.parametrize("name", ["speed.jsonl", "results.json", "figure.png"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_in_the_place_of_its_files_is_left_alone(data, tmp_path, name, kind):
+    """A link is not followed, and a pipe is not waited for."""
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    path = tmp_path / name
+    path.symlink_to(mine) if kind == "link" else os.mkfifo(path)
+    with pytest.raises(ValueError, match=rf"{name}' must be a file that the run made"):
+        compare(configs_on(data), tmp_path)
+    assert mine.read_text() == "mine"
+
+
+def test_an_interrupted_comparison_goes_on(data, whole, tmp_path, monkeypatch, capsys):
+    """A turn that a kill cut off is taken again; a run that a signal stopped goes on."""
+    configs = configs_on(data)
+    lines = (whole / "speed.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "speed.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
+    taken = []
+    time_programs = speed.time_programs
+
+    def counting(programs, repeats):
+        taken.append(programs.config.model.name)
+        return time_programs(programs, repeats)
+
+    monkeypatch.setattr(speed, "time_programs", counting)
+    fit, calls = run.fit, []
+
+    def stopping(config, workdir, on_step):
+        def stop(*arguments):
+            calls.append(workdir)
+            on_step(*arguments)
+            if len(calls) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return fit(config, workdir, stop)
+
+    monkeypatch.setattr(run, "fit", stopping)
+    compare(configs, tmp_path)
+    assert sorted(taken) == ["fac_split", "llama"]  # those of the second round
+    assert "stopped; the same command goes on from here" in capsys.readouterr().out
+    assert not (tmp_path / "results.json").exists()
+    compare(configs, tmp_path)
+    assert len(taken) == 2
+    found, expected = (json.loads((w / "results.json").read_text()) for w in (tmp_path, whole))
+    for row, other in zip(found["models"], expected["models"], strict=True):
+        assert row["validation_loss"] == other["validation_loss"]
+    assert len(read_turns(str(tmp_path), configs, "cpu")) == 4
+
+
+def test_each_round_begins_with_another_model():
+    assert missing_turns("abc", 2, []) == [
+        (0, "a"), (0, "b"), (0, "c"), (1, "b"), (1, "c"), (1, "a")
+    ]  # fmt: skip
+    done = [{"round": 0, "model": "b"}]
+    assert missing_turns("abc", 1, done) == [(0, "a"), (0, "c")]
+
+
+def test_the_hash_is_of_what_speed_depends_on(data):
+    config = configs_on(data)["llama"]
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=99))
+    assert config_hash(config) == config_hash(longer)
+    for other in (
+        dataclasses.replace(config, mesh=MeshConfig(data=8)),
+        dataclasses.replace(config, train=dataclasses.replace(config.train, remat="full")),
+        dataclasses.replace(config, model=dataclasses.replace(config.model, width=32)),
+    ):
+        assert config_hash(other) != config_hash(config), to_dict(other)
+
+
+def test_turns_of_another_recipe_are_left_out(data, whole):
+    configs = configs_on(data)
+    other = dataclasses.replace(configs["llama"], mesh=MeshConfig(data=2))
+    assert len(read_turns(str(whole), configs | {"llama": other}, "cpu")) == 2
+    assert read_turns(str(whole), configs, "NVIDIA H100") == []

@@ -1,0 +1,142 @@
+"""No value of a user's file or flag makes a message too long to read."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from flowhn_jax import config as config_lib
+from flowhn_jax.aot import topology
+from flowhn_jax.checkpoints import lock
+from flowhn_jax.compare import candidates as candidates
+from flowhn_jax.data import prepared, sources
+from flowhn_jax.data.shards import Shard
+from flowhn_jax.data.tokenizer import load_tokenizer
+from flowhn_jax.evaluation import task_files, task_formats, tasks
+from flowhn_jax.interop import huggingface
+from flowhn_jax.split import SplitConfig
+from flowhn_jax.utils import typed
+from flowhn_jax.utils.text import listed, one_line, shown, shown_path
+from kernels import backends
+
+HUGE = "x" * 100_000
+
+
+@dataclasses.dataclass
+class Groups:
+    groups: dict[str, SplitConfig]
+
+
+def index_of_version(folder):
+    fields = {"format": prepared.FORMAT, "version": HUGE, "request": {}}
+    (folder / prepared.INDEX).write_text(json.dumps(fields))
+    prepared.PreparedSet.open(folder)
+
+
+def two_files_of_a_task(folder):
+    for number in range(300):
+        (folder / f"{number}{'x' * 200}.jsonl").touch()
+    task_files.find_file("piqa", str(folder))
+
+
+def a_tokenizer_of(folder, words, eot_token=None):
+    model = {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}}
+    (folder / "t.json").write_text(json.dumps({"model": model | {"unk_token": words[0]}}))
+    load_tokenizer(str(folder / "t.json"), eot_token)
+
+
+def a_list_of_records(folder):
+    (folder / "docs.jsonl").write_text(json.dumps({HUGE: 1, "y" * 1000: 2}) + "\n")
+    list(sources.open_source(str(folder / "docs.jsonl"), HUGE).read(lambda count: None))
+
+
+KINDS = {
+    "version of an index": index_of_version,
+    "file of an index": lambda folder: Shard(HUGE, 1, 1, "").check(folder),
+    "name of a group in a file": lambda folder: typed.build(
+        Groups, {"groups": {HUGE: 3}}, what="key"
+    ),
+    "numeral": lambda folder: typed.build(SplitConfig, {"balance": "9" * 100_000}, what="key"),
+    "names of files": two_files_of_a_task,
+    "keys of a record": a_list_of_records,
+    "labels of a record": lambda folder: task_formats._gold(1, [HUGE, "B"]),
+    "name of an array": lambda folder: huggingface.from_state_dict({HUGE: np.int32([1])}, {}),
+    "end-of-text of a tokenizer": lambda folder: a_tokenizer_of(folder, ["a"], HUGE),
+    "names in a vocabulary": lambda folder: a_tokenizer_of(folder, [f"<{n}{HUGE}>" for n in "ab"]),
+    "--tasks": lambda folder: tasks.parse_tasks(HUGE),
+    "--models": lambda folder: candidates.parse_names(HUGE),
+    "--models twice": lambda folder: candidates.parse_names(",".join(["llama"] * 10_000)),
+    "--size": lambda folder: candidates.candidate(HUGE, "llama", 0, None, None),
+    "--topology": lambda folder: topology.describe(HUGE),
+    "split.strategy": lambda folder: SplitConfig(strategy=HUGE),
+    "split.balance": lambda folder: SplitConfig(balance=HUGE),
+    "split.scope": lambda folder: SplitConfig(scope=HUGE),
+    "kernels.backend": lambda folder: backends.parse(HUGE),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_message_is_short(tmp_path, kind):
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        KINDS[kind](tmp_path)
+    message = str(caught.value).replace(str(tmp_path), "")
+    assert len(message) < 1000, message[:300]
+    assert "\n" not in message
+
+
+def test_the_rest_of_a_message_is_kept():
+    """What to type stays there, behind a value of any size."""
+    with pytest.raises(ValueError, match="accepted are all, or of no_split, ae_split"):
+        candidates.parse_names(HUGE)
+
+
+def test_differences_between_configs():
+    (line,) = config_lib.differences({"a": HUGE}, {"a": 1})
+    assert line == f"a: {shown(HUGE)} -> 1"
+    assert len(line) < 120
+
+
+def test_who_holds_a_lock(tmp_path):
+    """The file tells who; whatever is in it, the message is short."""
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"pid": 12, "host": "here"}))
+    assert lock._holder(path) == "process 12 on host here"
+    for content in (HUGE, json.dumps({"pid": HUGE, "host": "here"}), "[" * 100_000, "3"):
+        path.write_text(content)
+        assert lock._holder(path) == "another process"
+    path.write_text(json.dumps({"pid": 12, "host": HUGE}))
+    assert len(lock._holder(path)) < 300
+
+
+def test_shown():
+    assert shown("text") == "'text'"
+    assert shown(3) == "3"
+    assert len(shown(HUGE)) == 80
+    assert shown(10**100) == "an integer of more than 40 digits"
+    assert len(shown({HUGE: [HUGE] * 100})) < 1000
+
+
+def test_shown_path():
+    assert shown_path(pathlib.Path("a/b")) == shown_path("a/b") == "'a/b'"
+    name = "x" * 253
+    assert shown_path(name) == f"'{name}'"
+    assert len(shown_path(HUGE)) < 260
+    assert shown_path(f"begin/{HUGE}/end").startswith("'begin/x")
+    assert shown_path(f"begin/{HUGE}/end").endswith("x/end'")
+
+
+def test_listed():
+    assert listed(["a", 1, "b"]) == "a, 1, b"
+    assert listed([]) == ""
+    assert listed(map(str, range(25))) == "0, 1, 2, 3, 4, 5, 6, 7 and 17 more"
+    assert listed([HUGE, "b"]) == f"{shown(HUGE)}, b"
+
+
+def test_one_line():
+    assert one_line("a\n  b") == "a b"
+    text = one_line(ValueError(f"begin {HUGE} end"))
+    assert text.startswith("begin xx")
+    assert text.endswith("xx end")
+    assert len(text) < 1010

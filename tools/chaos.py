@@ -1,0 +1,217 @@
+"""Kills, signals, full disks and damaged files on a run: `python -m tools.chaos`.
+
+A small model is trained by train.py once without interruption, then again and again in lives that
+harm ends at random moments, each going on from the one before. When all steps are done, state
+and metrics must be those of the uninterrupted run.
+"""
+
+import argparse
+import collections
+import pathlib
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+
+from flowhn_jax.report.table import print_result
+from flowhn_jax.utils.sources import ROOT
+from tools.disk import open_disk
+from tools.harm import HARMS, PATIENCE, Damages, Outcome, Scene
+from tools.same_run import differences
+from tools.small_run import as_flags, prepare_text, small_keys
+from tools.trainer import Trainer
+
+_STEPS = 15_000  # about a minute
+_SHARE_AT_SAVES = 0.3  # of the harms that wait for a checkpoint's folder to appear
+_LINES_OF_A_FAILURE = 60
+# What must be zero in the end; beside it are counts.
+FAILURES = (
+    "differing_arrays",
+    "lost_rows",
+    "doubled_rows",
+    "changed_rows",
+    "tensorboard_differences",
+    "unreadable_workdirs",
+    "broken_promises",
+)
+
+
+class Soak:
+    """Rounds of harm to a run in a folder, and what came of them."""
+
+    def __init__(self, folder: pathlib.Path, *, steps: int, seed: int):
+        """Trains the uninterrupted run of `steps` there, which a later soak there uses again.
+
+        Raises:
+          ValueError: that run fails.
+        """
+        self._folder, self._rng = folder, random.Random(seed)
+        self._begun = time.monotonic()
+        self._kills: collections.Counter[str] = collections.Counter()
+        self._counts: collections.Counter[str] = collections.Counter()
+        folder.mkdir(parents=True, exist_ok=True)
+        # Rows, validation and checkpoints some dozens of times in a run, and not together.
+        cadence = {"log_every": steps // 300, "eval_every": steps // 30}
+        cadence["checkpoint_every"] = steps // 40
+        keys = small_keys(
+            prepare_text(folder), steps=steps, **{name: max(1, n) for name, n in cadence.items()}
+        )
+        self._flags = [f"--config={ROOT / 'configs/flowhn_tiny.py'}", *as_flags(keys)]
+        self._expected = folder / "uninterrupted"
+        with self._start(self._expected) as trainer:
+            status = trainer.wait(None)
+            if status != 0:
+                said = "\n".join(trainer.lines)
+                raise ValueError(f"the uninterrupted run ended with status {status}:\n{said}")
+            self._startup = trainer.seconds_to_first_row or trainer.age  # done before
+            self._patience = PATIENCE + 5 * trainer.age
+            self._say(f"uninterrupted run of {steps:,} steps: {trainer.age:.0f} s")
+
+    def _start(self, workdir: pathlib.Path, *flags: str) -> Trainer:
+        flags = (*self._flags, f"--workdir={workdir}", *flags)
+        return Trainer(flags, self._folder / "compiled")
+
+    def _say(self, text: str) -> None:
+        print(f"{time.monotonic() - self._begun:8.1f} s  {text}", flush=True)
+
+    def _fail(self, what: str, why: str, trainer: Trainer) -> None:
+        self._counts[what] += 1
+        self._say(f"FAILED: {why}; its last lines:")
+        print("\n".join(f"    | {line}" for line in trainer.lines[-_LINES_OF_A_FAILURE:]))
+
+    def run(self, *, seconds: float, kills: int | None) -> dict[str, Any]:
+        """Rounds until the time is up, or `kills` were done; the last one is finished unharmed.
+
+        Returns:
+          Kills by kind, counts, and those of FAILURES.
+        """
+        end = time.monotonic() + seconds
+
+        def goes_on() -> bool:
+            return time.monotonic() < end and (kills is None or sum(self._kills.values()) < kills)
+
+        while goes_on():
+            self._counts["rounds"] += 1
+            if not self._round(goes_on):
+                break
+        counts = {"restarts": 0, "steps_done": 0, "rows_compared": 0, **self._counts}
+        return {
+            **{name: self._kills[name] for name in HARMS},
+            "kills": sum(self._kills.values()),
+            **{name: count for name, count in counts.items() if name not in FAILURES},
+            **{name: self._counts[name] for name in FAILURES},
+        }
+
+    def _round(self, goes_on: Callable[[], bool]) -> bool:
+        """One run from its start to its end; False where it cannot be brought there."""
+        place = self._folder / "disk"
+        place.mkdir(exist_ok=True)
+        with open_disk(place) as disk:
+            workdir = place / "run"
+            shutil.rmtree(workdir, ignore_errors=True)
+            damages, life = Damages(), 0
+            while True:
+                life += 1
+                self._counts["restarts"] += life > 1
+                with self._start(workdir) as trainer:
+                    scene = Scene(
+                        self._rng, workdir, disk, damages, trainer, partial(self._start, workdir)
+                    )
+                    harmed = goes_on() and self._harm(scene, life)
+                    status = trainer.wait(None if harmed else self._patience)
+                    self._counts["steps_done"] += trainer.steps_done
+                    if harmed:
+                        continue
+                    if status != 0:
+                        why = f"life {life} was not harmed, and ended with status {status}"
+                        self._fail("unreadable_workdirs", why, trainer)
+                        self._keep(workdir)
+                        return False
+                    break
+            self._compare(workdir, life)
+        return True
+
+    def _harm(self, scene: Scene, life: int) -> bool:
+        """Harms the trainer at a random moment; False where it ended before that."""
+        rng, trainer = self._rng, scene.trainer
+        name = rng.choice(list(HARMS))
+        seconds = rng.uniform(0, 3 * self._startup)
+        if rng.random() < _SHARE_AT_SAVES:
+            trainer.wait_for_new_name(scene.workdir / "checkpoints", 3 * self._startup)
+            seconds = rng.uniform(0, 0.2)
+        if trainer.wait(seconds) is not None:
+            return False
+        age, step = trainer.age, trainer.step
+        outcome: Outcome = HARMS[name](scene)
+        self._startup = min(self._startup, trainer.seconds_to_first_row or self._startup)
+        self._kills[outcome.harm or name] += 1
+        where = "no row yet" if step is None else f"step {step:,}"
+        self._say(
+            f"round {self._counts['rounds']}, life {life}: {name} after {age:.2f} s, {where}: "
+            f"{outcome.told}"
+        )
+        if outcome.broken is not None:
+            self._fail("broken_promises", outcome.broken, trainer)
+        return True
+
+    def _compare(self, workdir: pathlib.Path, lives: int) -> None:
+        found = differences(workdir, self._expected)
+        # Of a deletion that was killed nothing stays, and it is no damage.
+        left = [*(workdir / "checkpoints").glob("[!0-9]*")]
+        if left:
+            self._counts["broken_promises"] += 1
+            self._say(f"FAILED: {', '.join(path.name for path in left)} left in checkpoints/")
+        self._counts.update(found)
+        wrong = {name: found[name] for name in FAILURES if found.get(name)}
+        same = f"differs: {wrong}" if wrong else "is the uninterrupted run"
+        self._say(f"round {self._counts['rounds']} done in {lives} lives; it {same}")
+        if wrong:
+            self._keep(workdir)
+
+    def _keep(self, workdir: pathlib.Path) -> None:
+        kept = self._folder / f"failed_{self._counts['rounds']}"
+        shutil.copytree(workdir, kept, dirs_exist_ok=True)
+        self._say(f"its workdir is kept in {kept}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.chaos",
+        description="Harms a small run at random moments; it must end as if it had not been.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--minutes", type=float, required=True, help="of harm; the last run is then finished")
+    add("--kills", type=int, help="end earlier, behind so many")
+    add("--seed", type=int, default=0, help="of what is done when (%(default)s)")
+    add("--steps", type=int, default=_STEPS, help="of the run (%(default)s)")
+    add("--workdir", help="folder to keep; without it a temporary one, kept if something fails")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; status 1 where anything of FAILURES is not zero."""
+    options = _parser().parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # as the trainers'
+    folder = pathlib.Path(options.workdir or tempfile.mkdtemp(prefix="chaos_")).absolute()
+    try:
+        soak = Soak(folder, steps=options.steps, seed=options.seed)
+        result = soak.run(seconds=60 * options.minutes, kills=options.kills)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print()
+    print_result(result)
+    if any(result[name] for name in FAILURES):
+        sys.exit(f"failed; {folder} is kept")
+    if options.workdir is None:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

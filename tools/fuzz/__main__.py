@@ -1,0 +1,39 @@
+"""`python -m tools.fuzz --inputs=1000`: damaged inputs to the command lines."""
+
+import argparse
+import os
+import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):  # one device; no writes but into the box
+    os.environ.pop(name, None)
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from tools.fuzz import campaign  # noqa: E402  JAX reads the variables first
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs by the flags; the status is 1 where an input failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.fuzz", description=campaign.__doc__, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--inputs", type=int, default=1000, help="how many (%(default)s)")
+    add("--seed", type=int, help="of the inputs; a fresh one without it")
+    add("--targets", help="with commas between them; all without it")
+    add("--only", type=int, help="the input of this number alone, with its output")
+    options = parser.parse_args(argv)
+    try:
+        targets = campaign.parse_targets(options.targets)
+        seed = campaign.fresh_seed() if options.seed is None else options.seed
+        if options.only is not None:
+            failed = campaign.show(seed, options.only, targets)
+        else:
+            failed = campaign.run(seed, options.inputs, targets)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

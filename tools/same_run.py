@@ -1,0 +1,102 @@
+"""Whether two workdirs hold the same run: state, rows of metrics, TensorBoard."""
+
+import collections
+import os
+import pathlib
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX.proto.event_pb2 import Event
+
+from flowhn_jax.checkpoints import workdir as workdir_lib
+from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.state import abstract_state
+from flowhn_jax.data.open import open_data
+from flowhn_jax.data.pipeline import train_batches
+from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.training.metrics import Row, read_rows
+
+_OF_THE_CLOCK = ("second", "mfu", "time")
+
+
+def differences(workdir: str | os.PathLike, expected: str | os.PathLike) -> dict[str, int]:
+    """How many things differ between a run and the uninterrupted one, by name.
+
+    Arrays of the newest checkpoint, parameters and optimizer, bit for bit, with the position in the
+    data; rows of metrics.jsonl that are lost, doubled or others, but for what depends on the
+    clock; scalars that TensorBoard shows other than once for each row.
+    """
+    workdir, expected = str(workdir), str(expected)
+    rows, expected_rows = read_rows(workdir), read_rows(expected)
+    return {
+        "differing_arrays": _differing_arrays(_state(workdir), _state(expected)),
+        **_differing_rows(rows, expected_rows),
+        "tensorboard_differences": _tensorboard_differences(workdir, rows),
+    }
+
+
+def _state(workdir: str) -> Any:
+    config = workdir_lib.read_config(workdir)
+    mesh = make_mesh(config.mesh, config.train.batch_size)
+    batches = train_batches(
+        open_data(config, workdir), batch_size=config.train.batch_size, seed=config.data.seed
+    )
+    try:
+        with jax.set_mesh(mesh), Checkpoints(workdir, config) as checkpoints:
+            found = checkpoints.restore(abstract_state(config, mesh), batches)
+            return jax.device_get(found), batches.get_state()
+    finally:
+        batches.close()
+
+
+def _differing_arrays(found: Any, expected: Any) -> int:
+    def differs(a: Any, b: Any) -> bool:
+        return np.asarray(a).tobytes() != np.asarray(b).tobytes()
+
+    return sum(jax.tree.leaves(jax.tree.map(differs, found, expected)))
+
+
+def _without_clock(row: Row) -> Row:
+    return {
+        name: value
+        for name, value in row.items()
+        if not any(part in name for part in _OF_THE_CLOCK)
+    }
+
+
+def _differing_rows(rows: list[Row], expected: list[Row]) -> dict[str, int]:
+    counts = collections.Counter(row["step"] for row in rows)
+    wanted = {row["step"]: _without_clock(row) for row in expected}
+    return {
+        "rows_compared": len(wanted),
+        "lost_rows": sum(step not in counts for step in wanted),
+        "doubled_rows": sum(count - 1 for count in counts.values()),
+        "changed_rows": sum(wanted.get(row["step"]) != _without_clock(row) for row in rows),
+    }
+
+
+def _tensorboard_differences(workdir: str, rows: list[Row]) -> int:
+    found = collections.Counter(_scalars(workdir))
+    expected = {
+        (row["step"], name)
+        for row in rows
+        for name, value in row.items()
+        if name not in ("step", "time") and value is not None
+    }
+    return sum(found[scalar] != (scalar in expected) for scalar in expected | set(found))
+
+
+def _scalars(workdir: str) -> Iterator[tuple[int, str]]:
+    """Step and name of all scalars in the event files, which are TFRecords."""
+    for path in sorted((pathlib.Path(workdir) / "tensorboard").glob("*tfevents*")):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            start = at + 12  # behind the length's own checksum
+            event = Event.FromString(content[start : start + length])
+            for value in event.summary.value:
+                yield event.step, value.tag
+            at = start + length + 4

@@ -1,0 +1,59 @@
+"""A run of a few milliseconds a step, and its data: what is soaked is the loop, not the model."""
+
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flowhn_jax import config as config_lib
+from flowhn_jax.config import Config
+from flowhn_jax.data.prepare import prepare
+from flowhn_jax.utils.sources import ROOT
+
+CONTEXT = 24
+
+
+def small_keys(data: str | os.PathLike, **train: Any) -> dict[str, dict[str, Any]]:
+    """The keys of the run's config: on the prepared set `data`, with `train` in its recipe."""
+    return {
+        "model": {
+            "vocab_size": 257,
+            "context": CONTEXT,
+            "width": 16,
+            "mlp_width": 24,
+            "blocks": 3,
+            "heads": 4,
+            "kv_heads": 2,
+            "ssm_state": 4,
+            "dtype": "float32",
+            "split": {"align": 1, "period": 7},
+        },
+        "train": {"batch_size": 8, "eval_windows": 8, "keep_checkpoints": 2, **train},
+        "data": {"path": str(data)},
+        "mesh": {"data": 1},
+    }
+
+
+def small_config(data: str | os.PathLike, **train: Any) -> Config:
+    """`small_keys` as a config."""
+    return config_lib.parse(small_keys(data, **train))
+
+
+def as_flags(keys: Mapping[str, Any], prefix: str = "config.") -> Iterator[str]:
+    """Keys as the flags of train.py."""
+    for name, value in keys.items():
+        if isinstance(value, Mapping):
+            yield from as_flags(value, f"{prefix}{name}.")
+        else:
+            yield f"--{prefix}{name}={value}"
+
+
+def prepare_text(folder: str | os.PathLike, context: int = CONTEXT) -> pathlib.Path:
+    """Prepares this package's own sources, as bytes, in `folder`; what is there stays as it is."""
+    folder = pathlib.Path(folder)
+    text = folder / "text.txt"
+    if not text.is_file():
+        sources = sorted((ROOT / "flowhn_jax" / "data").glob("*.py"))
+        text.write_text("\n".join(path.read_text() for path in sources))
+    prepare(str(text), "bytes", folder / "set", context=context)
+    return folder / "set"

@@ -1,0 +1,142 @@
+"""train.py as a child process that can be watched and harmed."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from flowhn_jax.utils.sources import ROOT
+
+_ROW = re.compile(r"step +(\d+)/(\d+) ")
+_RESUMING = re.compile(r"resuming .* at step (\d+)")
+_POLL_SECONDS = 0.002
+
+
+class Trainer:
+    """One life of a run; use as a context manager, behind which the process has ended."""
+
+    def __init__(self, flags: Sequence[str], cache: pathlib.Path):
+        """Starts it with train.py's `flags`; what is compiled is kept in `cache`, for all lives."""
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        environment.pop("XLA_FLAGS", None)  # one device
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *flags],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is for the soak alone
+        )
+        self._started = time.monotonic()
+        self._lines: list[str] = []
+        self.first_step: int | None = None  # where it began to train
+        self.step: int | None = None  # of the last row that it told
+        self.is_last_step = False
+        self.seconds_to_first_row: float | None = None
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.status is None:
+            self.send(signal.SIGKILL)
+        self.wait(None)
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            self._lines.append(line.rstrip())
+            if found := _RESUMING.match(line):
+                self.first_step = self.step = int(found[1])
+            elif found := _ROW.match(line):
+                self.step = int(found[1])
+                self.is_last_step = found[1] == found[2]
+                if self.first_step is None:
+                    self.first_step = 0
+                if self.seconds_to_first_row is None:
+                    self.seconds_to_first_row = self.age
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    @property
+    def age(self) -> float:
+        """Seconds since its start."""
+        return time.monotonic() - self._started
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, minus the signal's number where one killed it; None: it runs."""
+        return self._process.poll()
+
+    @property
+    def lines(self) -> list[str]:
+        """What it has printed so far."""
+        return list(self._lines)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps in this life, to the last row."""
+        return 0 if self.step is None else self.step - self.first_step
+
+    def handles(self, number: int) -> bool:
+        """Whether it has a handler of its own for the signal by now."""
+        try:
+            text = pathlib.Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return False
+        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", text, re.MULTILINE)
+        return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+    def send(self, number: int) -> None:
+        """Sends a signal; nothing happens where it has ended."""
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float | None) -> int | None:
+        """The exit status, once all it printed was read; None: it runs on behind `seconds`."""
+        try:
+            status = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        self._reader.join()
+        return status
+
+    def wait_for_step(self, seconds: float) -> bool:
+        """Whether it trains, `seconds` from now at the latest, and has not ended."""
+        end = time.monotonic() + seconds
+        while self.step is None and self.status is None and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+        return self.step is not None and self.status is None
+
+    def wait_for_new_name(self, folder: pathlib.Path, seconds: float) -> None:
+        """Returns when a name appears in `folder`, or it has ended, or behind `seconds`."""
+        end = time.monotonic() + seconds
+        before = _names(folder)
+        while self.status is None and time.monotonic() < end:
+            now = _names(folder)
+            if now - before:
+                return
+            before = now
+            time.sleep(_POLL_SECONDS)
+
+
+def _names(folder: pathlib.Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
