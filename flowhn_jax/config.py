@@ -16,8 +16,8 @@ from ml_collections import config_dict
 
 from flowhn_jax.split import BranchDims, Plan, SplitConfig, is_bounded, make_plan
 from flowhn_jax.utils import typed
-from flowhn_jax.utils.limits import MOST, MOST_BLOCKS, MOST_POSITIONS
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.limits import MAX_BLOCKS, MAX_INT, MAX_POSITIONS
+from flowhn_jax.utils.text import short_repr
 from kernels.operations import check_backends
 
 BASELINES = ("llama", "mamba1", "mamba2", "jamba", "shm", "hymba", "falcon_h1")
@@ -60,7 +60,7 @@ def reads(kind: str, key: str) -> bool:
 
 def _require(ok: bool, key: str, found: Any, accepted: str) -> None:
     if not ok:
-        raise ValueError(f"{key} is {shown(found)}; accepted is {accepted}.")
+        raise ValueError(f"{key} is {short_repr(found)}; accepted is {accepted}.")
 
 
 def _require_positive(config: Any, prefix: str, *names: str) -> None:
@@ -130,11 +130,11 @@ class ModelConfig:
         _require_positive(self, "model", *sizes, "ssm_state", "ssm_conv", "ssm_expand")
         _require_positive(self, "model", "ssm_head_dim", "ssm_groups", "norm_eps", "init_std")
         _require_positive(self, "model", "rope_theta", "attention_period", "meta_tokens", "window")
-        for name, most in (("context", MOST_POSITIONS), ("blocks", MOST_BLOCKS)):
+        for name, most in (("context", MAX_POSITIONS), ("blocks", MAX_BLOCKS)):
             value = getattr(self, name)
             _require(value <= most, f"model.{name}", value, f"at most {most}")
-        is_small = self.ssm_expand * self.width <= MOST
-        accepted = f"at most {MOST} / model.width"
+        is_small = self.ssm_expand * self.width <= MAX_INT
+        accepted = f"at most {MAX_INT} / model.width"
         _require(is_small, "model.ssm_expand", self.ssm_expand, accepted)
         _require(self.dtype in DTYPES, "model.dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         if reads(self.kind, "heads"):
@@ -154,7 +154,7 @@ class ModelConfig:
             default = field.default_factory() if made else field.default
             if value != default and not reads(self.kind, field.name):
                 raise ValueError(
-                    f"model.{field.name} is {shown(value)}, but model.kind {self.kind!r} does not "
+                    f"model.{field.name} is {short_repr(value)}, but model.kind {self.kind!r} does not "
                     f"read it; accepted is its default, {default!r}."
                 )
 
@@ -386,7 +386,7 @@ def parse(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
     """
     if isinstance(config, ml_collections.ConfigDict):
         config = config.to_dict()
-    return typed.build(Config, config, what="config key", most=MOST)
+    return typed.build(Config, config, what="config key", most=MAX_INT)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -423,5 +423,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found += differences(before, after, f"{prefix}{name}.")
         elif before != after:
-            found.append(f"{prefix}{name}: {shown(before)} -> {shown(after)}")
+            found.append(f"{prefix}{name}: {short_repr(before)} -> {short_repr(after)}")
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from flowhn_jax import config as config_lib
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 _PACKAGE = pathlib.Path(__file__).parent
 # An installed package has the recipes inside it, a checkout next to it.
@@ -34,7 +34,7 @@ def find(name: str) -> pathlib.Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    found = "it is no file" if path.exists() else f"there is no {shown(name)}"
+    found = "it is no file" if path.exists() else f"there is no {short_repr(name)}"
     raise ValueError(
         f"--config must be the file or the name of a recipe; {found}. Names: {', '.join(names())}."
     )
@@ -96,7 +96,7 @@ def baseline(
       ValueError: `sizes` has no such kind.
     """
     if kind not in sizes:
-        raise ValueError(f"the model must be one of {', '.join(sizes)}; got {shown(kind)}")
+        raise ValueError(f"the model must be one of {', '.join(sizes)}; got {short_repr(kind)}")
     default = config_lib.default().model
     config = flowhn.copy_and_resolve_references()
     for key in config.model:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 GIB = 2**30
 
@@ -196,7 +196,7 @@ def describe(name: str, slices: int = 1) -> Topology:
     else:
         ok = shape in _SHAPES.get(kind, ())
     if not ok:
-        raise ValueError(f"There is no topology {shown(name)}; accepted are {names()}.")
+        raise ValueError(f"There is no topology {short_repr(name)}; accepted are {names()}.")
     if slices < 1 or (kind == "gpu" and slices > 1):
         raise ValueError(f"{name} in {slices} slices: accepted is 1 or more, of TPUs only.")
     if kind == "gpu":

@@ -17,7 +17,7 @@ from flowhn_jax.bench.branches import check_has_branches
 from flowhn_jax.config import Config, MeshConfig, ModelConfig
 from flowhn_jax.parallel.mesh import make_mesh, replicated
 from flowhn_jax.split import measured
-from flowhn_jax.split.plan import settled
+from flowhn_jax.split.plan import with_fixed_share
 from flowhn_jax.utils.timing import time_repeats
 from kernels import backends
 
@@ -90,7 +90,7 @@ def bench_parallel(config: Config, *, repeats: int, out: str) -> list[dict[str, 
 
 def _one_block(model: ModelConfig, balance: str) -> ModelConfig:
     split = dataclasses.replace(model.split, balance=balance, stem=0)
-    split = settled(split, model.dims, model.context)
+    split = with_fixed_share(split, model.dims, model.context)
     return dataclasses.replace(model, blocks=1, vocab_size=1, split=split)
 
 

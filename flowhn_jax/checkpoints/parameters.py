@@ -21,7 +21,7 @@ from flowhn_jax.config import ModelConfig
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.distributed import broadcast_from_first, is_first
 from flowhn_jax.parallel.rules import with_shardings
-from flowhn_jax.utils.text import one_line, shown
+from flowhn_jax.utils.text import one_line, short_repr
 
 LATEST, BEST = "latest", "best"
 
@@ -77,7 +77,7 @@ def _choose(workdir: str, checkpoint: str) -> int:
         candidates = [step for step in steps if str(step) == checkpoint]
         if not candidates:
             raise FileNotFoundError(
-                f"{workdir!r} holds no checkpoint {shown(checkpoint)}; accepted are {LATEST}, "
+                f"{workdir!r} holds no checkpoint {short_repr(checkpoint)}; accepted are {LATEST}, "
                 f"{BEST}, and the steps {', '.join(map(str, sorted(steps)))}."
             )
     for step in candidates:

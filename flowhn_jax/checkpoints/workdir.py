@@ -13,7 +13,7 @@ from flowhn_jax import config as config_lib
 from flowhn_jax import models
 from flowhn_jax.config import Config
 from flowhn_jax.parallel.distributed import broadcast_from_first, is_first
-from flowhn_jax.split.plan import settled
+from flowhn_jax.split.plan import with_fixed_share
 from flowhn_jax.utils import json_text
 from flowhn_jax.utils.files import whole_file
 
@@ -58,7 +58,7 @@ def _kept_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     return None
 
 
-def settle_balance(workdir: str | None, config: Config) -> Config:
+def with_recorded_share(workdir: str | None, config: Config) -> Config:
     """`config` with split.balance='time' as a share of the tokens to attention; a line tells it.
 
     It is the share of the trained run in `workdir`, so that the run goes on with its own model.
@@ -73,7 +73,7 @@ def settle_balance(workdir: str | None, config: Config) -> Config:
         if isinstance(balance, float):
             origin, split = f"as in {workdir}", dataclasses.replace(model.split, balance=balance)
     if split is None:
-        split = settled(model.split, model.dims, model.context)
+        split = with_fixed_share(model.split, model.dims, model.context)
     # Each host has its own measurements, but one program runs on all.
     split = dataclasses.replace(split, balance=broadcast_from_first(split.balance))
     if is_first():

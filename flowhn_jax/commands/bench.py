@@ -16,7 +16,7 @@ from flowhn_jax.bench import branches, cases, checkpoint, decode, kernels, model
 from flowhn_jax.bench.suite import command as suite
 from flowhn_jax.bench.suite import rehearsal, side_by_side
 from flowhn_jax.commands import flags as cli
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 from kernels import backends
 from kernels.operations import OPERATIONS
 
@@ -32,20 +32,20 @@ _BACKENDS = flags.DEFINE_multi_enum(
     sorted({backends.XLA, *(name for op in OPERATIONS.values() for name in op.backends)}),
     "kernels: these alone; all that the platform has without it.",
 )
-_MOST_TOKENS = 2**24
+_MAX_TOKENS = 2**24
 _LENGTHS = flags.DEFINE_multi_integer(
     "length",
     [],
     "kernels: sequence lengths; 1024, and not on a CPU 2048, 8192 and 32768.",
     lower_bound=1,
-    upper_bound=_MOST_TOKENS,
+    upper_bound=_MAX_TOKENS,
 )
 _TOKENS = flags.DEFINE_integer(
     "tokens",
     None,
     "kernels: tokens of a batch; 1024 on a CPU, else 32768.",
     lower_bound=1,
-    upper_bound=_MOST_TOKENS,
+    upper_bound=_MAX_TOKENS,
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "kernels: float32 on a CPU, else bfloat16."
@@ -90,7 +90,7 @@ def _kernels() -> None:
 def _suite(*folders: str) -> None:
     if folders and not _COMPARE.value:
         raise ValueError(
-            f"Unexpected argument {shown(folders[0])}; to compare: suite --compare A B."
+            f"Unexpected argument {short_repr(folders[0])}; to compare: suite --compare A B."
         )
     if _COMPARE.value:
         if len(folders) != 2:

@@ -20,10 +20,10 @@ from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.parallel import compilation, distributed
 from flowhn_jax.utils.memory import keep_freed_memory
 from flowhn_jax.utils.sources import ROOT
-from flowhn_jax.utils.text import one_line, shown
+from flowhn_jax.utils.text import one_line, short_repr
 
 _PREFIX = "--config."
-_MOST = 2**32 - 1  # of a flag's integer, either way
+_MAX_INT = 2**32 - 1  # of a flag's integer, either way
 _OF_A_USER = (MemoryError, ValueError, OSError, ImportError)  # errors; others are faults of ours
 
 
@@ -104,7 +104,7 @@ def _check_config_keys(argv: Sequence[str]) -> None:
         key = argument.removeprefix(_PREFIX).partition("=")[0]
         if argument.startswith(_PREFIX) and key not in known and key not in groups:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"Unknown config key {shown(key)}; the nearest is {near!r}.")
+            raise ValueError(f"Unknown config key {short_repr(key)}; the nearest is {near!r}.")
 
 
 def _check_recipe(argv: Sequence[str]) -> None:
@@ -114,11 +114,11 @@ def _check_recipe(argv: Sequence[str]) -> None:
         value = value if equals else following
         path = pathlib.Path(value.partition(":")[0])
         if name in ("--config", "-config") and value and path.exists() and not path.is_file():
-            raise ValueError(f"--config is {shown(value)}, which is no file.")
+            raise ValueError(f"--config is {short_repr(value)}, which is no file.")
         if name in ("--config", "-config") and value and not path.exists():
             found = sorted(path.name for path in (ROOT / "configs").glob("[a-z]*_*.py"))
             raise ValueError(
-                f"--config must be the file of a recipe; there is no {shown(str(path))}. "
+                f"--config must be the file of a recipe; there is no {short_repr(str(path))}. "
                 f"Recipes in configs/: {', '.join(found)}."
             )
 
@@ -131,8 +131,10 @@ def _check_numbers() -> None:
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise ValueError(f"--{name} is {number}; accepted is a finite number.")
-            if isinstance(number, int) and abs(number) > _MOST:
-                raise ValueError(f"--{name} is {shown(number)}; accepted is at most {_MOST}.")
+            if isinstance(number, int) and abs(number) > _MAX_INT:
+                raise ValueError(
+                    f"--{name} is {short_repr(number)}; accepted is at most {_MAX_INT}."
+                )
 
 
 def _parse_flags(
@@ -144,12 +146,12 @@ def _parse_flags(
         rest = flags.FLAGS(argv)
         _check_numbers()
         if commands and (len(rest) < 2 or rest[1] not in commands):
-            found = f"is {shown(rest[1])}" if len(rest) > 1 else "is missing"
+            found = f"is {short_repr(rest[1])}" if len(rest) > 1 else "is missing"
             raise ValueError(f"The command {found}; accepted are {', '.join(commands)}.")
         expected = 2 + (most or {}).get(rest[1], 0) if commands else 1
         if len(rest) > expected:
             raise ValueError(
-                f"Unexpected argument {shown(rest[-1])}; flags are written --name=value."
+                f"Unexpected argument {short_repr(rest[-1])}; flags are written --name=value."
             )
     except (flags.Error, ValueError) as error:
         sys.exit(f"error: {one_line(_without_traceback(error))}")

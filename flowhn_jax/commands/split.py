@@ -11,7 +11,7 @@ from flowhn_jax.config import ModelConfig
 from flowhn_jax.report import plots
 from flowhn_jax.split import attention_branch_flops, reach, ssm_branch_flops
 from flowhn_jax.split.plan import BlockPlan, attention_tokens, partition_warning
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 _CONFIG = cli.define_config()
 _LENGTHS = flags.DEFINE_list(
@@ -96,7 +96,7 @@ def main() -> None:
         lengths = [int(length) for length in _LENGTHS.value]
     except ValueError:
         raise ValueError(
-            f"--lengths is {shown(','.join(_LENGTHS.value))}; accepted are whole numbers and "
+            f"--lengths is {short_repr(','.join(_LENGTHS.value))}; accepted are whole numbers and "
             "commas."
         ) from None
     split = config.split

@@ -7,7 +7,7 @@ from flowhn_jax import config as config_lib
 from flowhn_jax import recipes
 from flowhn_jax.config import BASELINES, Config
 from flowhn_jax.split import STRATEGIES
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 SIZES = ("tiny", "135m", "350m", "1b")
 NAMES = STRATEGIES + BASELINES
@@ -26,10 +26,10 @@ def parse_names(models: str) -> tuple[str, ...]:
     for name in names:
         if name not in NAMES:
             raise ValueError(
-                f"--models has {shown(name)}; accepted are all, or of {', '.join(NAMES)}."
+                f"--models has {short_repr(name)}; accepted are all, or of {', '.join(NAMES)}."
             )
     if len(set(names)) < len(names):
-        raise ValueError(f"--models is {shown(models)}; accepted is each name once.")
+        raise ValueError(f"--models is {short_repr(models)}; accepted is each name once.")
     return names
 
 
@@ -48,7 +48,7 @@ def candidate(
       ValueError: an unknown size, or what `config.parse` refuses.
     """
     if size not in SIZES:
-        raise ValueError(f"--size is {shown(size)}; accepted are {', '.join(SIZES)}.")
+        raise ValueError(f"--size is {short_repr(size)}; accepted are {', '.join(SIZES)}.")
     family = "baseline" if name in BASELINES else "flowhn"
     recipe = recipes.load(f"{family}_{size}", name)
     if context is not None:

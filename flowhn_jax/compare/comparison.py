@@ -16,7 +16,7 @@ from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
 from flowhn_jax.training.loop import fit
 from flowhn_jax.utils.files import check_own_file
-from flowhn_jax.utils.text import shown_path
+from flowhn_jax.utils.text import short_path
 
 _STEPS_OF_A_TURN = 30  # on the progress bar: about what it takes, beside steps of training
 
@@ -53,7 +53,7 @@ def compare(
     if report_only:
         if not pathlib.Path(workdir).is_dir():
             raise FileNotFoundError(
-                f"{shown_path(workdir)} is not there; measure without --report_only."
+                f"{short_path(workdir)} is not there; measure without --report_only."
             )
     else:
         workdir_lib.make(workdir)

@@ -20,7 +20,7 @@ from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.report.plots import plot_speeds
 from flowhn_jax.report.table import markdown, to_json
 from flowhn_jax.training.metrics import read_rows
-from flowhn_jax.utils.text import shown, shown_path
+from flowhn_jax.utils.text import short_path, short_repr
 
 Results = dict[str, Any]
 
@@ -57,7 +57,7 @@ def collect(
             rows.append(_row(name, config, workdir, of_model))
     if not rows:
         raise FileNotFoundError(
-            f"{shown_path(workdir)} holds no measurements of these models on this device; measure "
+            f"{short_path(workdir)} holds no measurements of these models on this device; measure "
             "without --report_only."
         )
     return {
@@ -108,8 +108,8 @@ def _validation(folder: pathlib.Path) -> Results:
     for key, value in found.items():
         if value is not None and not is_number(value):
             raise ValueError(
-                f"{shown_path(folder)}: {key} in metrics.jsonl must be a number; got "
-                f"{shown(value)}. Remove the folder to train this model again."
+                f"{short_path(folder)}: {key} in metrics.jsonl must be a number; got "
+                f"{short_repr(value)}. Remove the folder to train this model again."
             )
     return found
 

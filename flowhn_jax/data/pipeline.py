@@ -15,7 +15,7 @@ import numpy as np
 
 from flowhn_jax.data.ahead import Ahead
 from flowhn_jax.data.prepared import PreparedSet
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 # tokens and segment_ids, int32 [B / processes, N+1] each. The loss of position t is of predicting
 # tokens[:, t + 1], and counts where `packing.target_mask` says so.
@@ -95,7 +95,7 @@ class TrainBatches(Iterator[Batch]):
         for key, value in self._order.items():
             if state.get(key) != value:
                 raise ValueError(
-                    f"The checkpoint's batches are of {key} {shown(state.get(key))}, but those "
+                    f"The checkpoint's batches are of {key} {short_repr(state.get(key))}, but those "
                     f"asked for are of {value!r}; training goes on only with the same."
                 )
         self._iterator.set_state({"next_index": state["step"]})

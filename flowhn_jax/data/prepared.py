@@ -19,8 +19,8 @@ from flowhn_jax.data.shards import Shard, unsigned_dtype
 from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer
 from flowhn_jax.utils import json_text, typed
 from flowhn_jax.utils.files import sync
-from flowhn_jax.utils.limits import MOST_POSITIONS
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.limits import MAX_POSITIONS
+from flowhn_jax.utils.text import short_repr
 
 FORMAT = "flowhn token windows"
 VERSION = 1
@@ -141,7 +141,7 @@ class PreparedSet:
         fields = read_index(folder)
         if (version := fields.pop("version", None)) != VERSION:
             raise ValueError(
-                f"{folder / INDEX} is of version {shown(version)}; accepted is {VERSION}: prepare "
+                f"{folder / INDEX} is of version {short_repr(version)}; accepted is {VERSION}: prepare "
                 "the data again."
             )
         try:
@@ -206,7 +206,7 @@ class PreparedSet:
         """Raises ValueError where fields are not those of any set."""
         for name, is_good in (
             ("splits", set(self.splits) == {"train", "validation"}),
-            ("context", 1 <= self.context <= MOST_POSITIONS),
+            ("context", 1 <= self.context <= MAX_POSITIONS),
             ("vocab_size", 1 <= self.vocab_size <= 1 << 32),
             ("eot_id", 0 <= self.eot_id < self.vocab_size),
             ("first_token", self.first_token in ("eot", "bos")),
@@ -215,7 +215,7 @@ class PreparedSet:
             ("segment_dtype", self.segment_dtype == unsigned_dtype(self.context + 2)),
         ):
             if not is_good:
-                raise ValueError(f"{name} cannot be {shown(getattr(self, name))}")
+                raise ValueError(f"{name} cannot be {short_repr(getattr(self, name))}")
         for name, split in self.splits.items():
             counts = split.windows, split.tokens, split.bytes, split.documents
             if min(counts) < 1 or sum(shard.records for shard in split.shards) != split.windows:

@@ -8,7 +8,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from flowhn_jax.utils.files import sync
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 _MAX_NAME = 255  # characters of a file's name
 SHARD_BYTES = 1 << 28  # of windows in one shard, before compression
@@ -36,7 +36,7 @@ class Shard:
         """
         if pathlib.PurePath(self.file).name != self.file or len(self.file) > _MAX_NAME:
             raise ValueError(
-                f"The index of {folder} names {shown(self.file)}; accepted are files of its own."
+                f"The index of {folder} names {short_repr(self.file)}; accepted are files of its own."
             )
         path = folder / self.file
         if not path.is_file():

@@ -15,7 +15,7 @@ from flowhn_jax.data import corpus
 from flowhn_jax.data.document import MAX_DOCUMENT_BYTES, Advance, Document, check_utf8
 from flowhn_jax.data.native import failures_as_value_error, read_all
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.text import listed, shown
+from flowhn_jax.utils.text import short_list, short_repr
 
 _SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
@@ -55,15 +55,15 @@ def _text_of(row: Any, field: str, where: str) -> bytes:
     """The text of one record."""
     if not isinstance(row, dict):
         kind = type(row).__name__
-        raise ValueError(f"{where}: a JSON {kind}, not an object with a {shown(field)}.")
+        raise ValueError(f"{where}: a JSON {kind}, not an object with a {short_repr(field)}.")
     if field not in row:
-        names = listed(row) or "nothing"
+        names = short_list(row) or "nothing"
         raise ValueError(
-            f"{where}: no field {shown(field)}, only {names}; name the one with the text."
+            f"{where}: no field {short_repr(field)}, only {names}; name the one with the text."
         )
     if not isinstance(row[field], str):
         kind = type(row[field]).__name__
-        raise ValueError(f"{where}: field {shown(field)} is of type {kind}, not a string.")
+        raise ValueError(f"{where}: field {short_repr(field)} is of type {kind}, not a string.")
     try:
         return row[field].encode()
     except UnicodeEncodeError as error:
@@ -190,7 +190,7 @@ def _parquet(path: pathlib.Path, file: BinaryIO, field: str) -> Iterator[Documen
         schema = table.schema_arrow
     if field not in schema.names:
         raise ValueError(
-            f"{path}: no column {shown(field)}, only {listed(schema.names)}; name the one with the "
+            f"{path}: no column {short_repr(field)}, only {short_list(schema.names)}; name the one with the "
             "text."
         )
     damaged = f"{path}: damaged"

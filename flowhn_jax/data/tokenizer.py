@@ -18,8 +18,8 @@ from flowhn_jax.data.tokenizer_config import (
     named_token,
     read_settings,
 )
-from flowhn_jax.utils.limits import MOST
-from flowhn_jax.utils.text import listed, shown
+from flowhn_jax.utils.limits import MAX_INT
+from flowhn_jax.utils.text import short_list, short_repr
 
 # End-of-text tokens in use, the likeliest first.
 _EOT_TOKENS = (
@@ -160,9 +160,9 @@ class HuggingFaceTokenizer:
         self.eot_token = _find_eot(spec, vocabulary, eot_token)
         self.eot_id = vocabulary[self.eot_token]
         self.vocab_size = max(vocabulary.values()) + 1
-        if self.vocab_size > MOST:
+        if self.vocab_size > MAX_INT:
             raise ValueError(
-                f"Tokenizer {spec} has id {self.vocab_size - 1}; the most is {MOST - 1}."
+                f"Tokenizer {spec} has id {self.vocab_size - 1}; the most is {MAX_INT - 1}."
             )
         leading = _leading_ids(spec, library)
         if len(leading) == 1:
@@ -253,7 +253,7 @@ class HuggingFaceTokenizer:
 def _check_first_token(first_token: str) -> None:
     if first_token not in FIRST_TOKENS:
         raise ValueError(
-            f"first_token must be one of {', '.join(FIRST_TOKENS)}; got {shown(first_token)}."
+            f"first_token must be one of {', '.join(FIRST_TOKENS)}; got {short_repr(first_token)}."
         )
 
 
@@ -325,7 +325,7 @@ def _find_eot(spec: str, vocabulary: dict[str, int], eot_token: str | None) -> s
     if eot_token is not None:
         if eot_token not in vocabulary:
             raise ValueError(
-                f"Tokenizer {spec} has no token {shown(eot_token)} to end a text with."
+                f"Tokenizer {spec} has no token {short_repr(eot_token)} to end a text with."
             )
         if len(eot_token) == 1:
             raise ValueError(
@@ -341,7 +341,7 @@ def _find_eot(spec: str, vocabulary: dict[str, int], eot_token: str | None) -> s
     ]
     raise ValueError(
         f"Tokenizer {spec} has none of the usual end-of-text tokens ({', '.join(_EOT_TOKENS)}); "
-        f"name its own as eot_token. What looks like one: {listed(special) or 'nothing'}."
+        f"name its own as eot_token. What looks like one: {short_list(special) or 'nothing'}."
     )
 
 

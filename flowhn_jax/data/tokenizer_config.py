@@ -4,7 +4,7 @@ import pathlib
 from typing import Any
 
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 SETTINGS = "tokenizer_config.json"
 # Its key with an object of settings that only this package reads. They are not at the top level,
@@ -78,7 +78,7 @@ def parse_object(content: str | bytes, path: pathlib.Path) -> dict[str, Any]:
     """
     found = json_text.loads(content, repr(str(path)))
     if not isinstance(found, dict):
-        raise ValueError(f"{str(path)!r} must hold an object; found {shown(found)}.")
+        raise ValueError(f"{str(path)!r} must hold an object; found {short_repr(found)}.")
     return found
 
 
@@ -90,7 +90,9 @@ def first_token_choice(settings: dict[str, Any], path: pathlib.Path | None) -> s
     """
     own = settings.get(OWN_SETTINGS, {})
     if not isinstance(own, dict):
-        raise ValueError(f"{str(path)!r} has {OWN_SETTINGS} {shown(own)}; it must be an object.")
+        raise ValueError(
+            f"{str(path)!r} has {OWN_SETTINGS} {short_repr(own)}; it must be an object."
+        )
     return own.get("first_token", "auto")
 
 
@@ -103,7 +105,7 @@ def named_token(settings: dict[str, Any], key: str, path: pathlib.Path | None) -
     token = token_text(settings.get(key))
     if not isinstance(token, str | None):
         raise ValueError(
-            f"{str(path)!r} has {key} {shown(settings[key])}; accepted is a text, or an object "
+            f"{str(path)!r} has {key} {short_repr(settings[key])}; accepted is a text, or an object "
             "with 'content'."
         )
     return token
@@ -132,6 +134,6 @@ def chat_templates(settings: dict[str, Any], path: pathlib.Path | None) -> dict[
     except (KeyError, TypeError):
         pass
     raise ValueError(
-        f"{str(path)!r} has chat_template {shown(found)}; accepted is a text, or a list of objects "
+        f"{str(path)!r} has chat_template {short_repr(found)}; accepted is a text, or a list of objects "
         "with 'name' and 'template'."
     )

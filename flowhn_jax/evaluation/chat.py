@@ -18,7 +18,7 @@ from flowhn_jax.data.tokenizer_config import (
     named_token,
     read_settings,
 )
-from flowhn_jax.utils.text import one_line, shown
+from flowhn_jax.utils.text import one_line, short_repr
 
 Message = Mapping[str, Any]
 
@@ -72,7 +72,7 @@ class ChatTemplates:
         name = DEFAULT_TEMPLATE if name is None else name
         if name not in self.templates:
             raise ValueError(
-                f"There is no chat template {shown(name)}; accepted are "
+                f"There is no chat template {short_repr(name)}; accepted are "
                 f"{', '.join(sorted(self.templates))}."
             )
         return self.templates[name]

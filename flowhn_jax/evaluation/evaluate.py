@@ -74,7 +74,7 @@ def evaluate(
             raise ValueError("--config, a recipe, or --workdir, the folder of a run, is missing.")
         config = dataclasses.replace(workdir_lib.read_config(workdir), mesh=MeshConfig())
     mesh = make_mesh(config.mesh, perplexity.eval_batch_size(config))
-    config = workdir_lib.settle_balance(workdir, config)
+    config = workdir_lib.with_recorded_share(workdir, config)
     check_sequence(config.model, mesh)
     if mode in of_recipes:
         if checkpoint is not None:

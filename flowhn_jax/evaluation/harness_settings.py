@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowhn_jax.evaluation.sampling import Sampling
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 # The harness's names for one number, the one that it prefers first.
 _NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -51,13 +51,13 @@ class GenerationSettings:
         for name in settings:
             if name not in (*_NEW_TOKENS, *_OTHERS):
                 raise ValueError(
-                    f"The generation setting {shown(name)} is not supported; accepted are "
+                    f"The generation setting {short_repr(name)} is not supported; accepted are "
                     f"{', '.join((*_NEW_TOKENS, *_OTHERS))}."
                 )
         beams = settings.get("num_beams")
         if beams not in (None, 1):
             raise ValueError(
-                f"num_beams must be 1, as there is no beam search; got {shown(beams)}."
+                f"num_beams must be 1, as there is no beam search; got {short_repr(beams)}."
             )
         stop = _stop(settings.get("until"))
         if end is not None and end not in stop:
@@ -73,13 +73,13 @@ def _new_tokens(settings: Mapping[str, Any], context: int) -> int:
     if len(set(given.values())) > 1:
         raise ValueError(
             f"{' and '.join(given)} mean the same and must be equal; got "
-            f"{', '.join(map(shown, given.values()))}."
+            f"{', '.join(map(short_repr, given.values()))}."
         )
     count = _number(name, count)
     if not count.is_integer() or not 1 <= count < context:
         raise ValueError(
             f"{name} must be 1 to {context - 1}, less than the context of {context} tokens; got "
-            f"{shown(settings[name])}."
+            f"{short_repr(settings[name])}."
         )
     return int(count)
 
@@ -87,14 +87,14 @@ def _new_tokens(settings: Mapping[str, Any], context: int) -> int:
 def _stop(until: Any) -> tuple[str, ...]:
     until = [] if until is None else [until] if isinstance(until, str) else until
     if not isinstance(until, list | tuple) or not all(isinstance(each, str) for each in until):
-        raise ValueError(f"until must be a text or a list of texts; got {shown(until)}.")
+        raise ValueError(f"until must be a text or a list of texts; got {short_repr(until)}.")
     return tuple(each for each in until if each)  # the harness passes over an empty one
 
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:
     do_sample = settings.get("do_sample")
     if not isinstance(do_sample, bool | None):
-        raise ValueError(f"do_sample must be true or false; got {shown(do_sample)}.")
+        raise ValueError(f"do_sample must be true or false; got {short_repr(do_sample)}.")
     given = {
         name: _number(name, settings[name])
         for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -107,11 +107,11 @@ def _sampling(settings: Mapping[str, Any]) -> Sampling:
         given["temperature"] = 0.0
     top_k = given.pop("top_k", 0.0)
     if not top_k.is_integer():
-        raise ValueError(f"top_k must be an integer; got {shown(settings['top_k'])}.")
+        raise ValueError(f"top_k must be an integer; got {short_repr(settings['top_k'])}.")
     return Sampling(**given, top_k=int(top_k) or None)  # 0 is transformers' word for all
 
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number; got {shown(value)}.")
+        raise ValueError(f"{name} must be a number; got {short_repr(value)}.")
     return float(value)

@@ -17,7 +17,7 @@ from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch, LossSum, loss_sum
 from flowhn_jax.parallel.mesh import batch_sharding, data_shard, shard_batch
-from flowhn_jax.utils.limits import MOST_POSITIONS
+from flowhn_jax.utils.limits import MAX_POSITIONS
 
 _BATCHES_AHEAD = 2  # that the devices have been given
 
@@ -156,7 +156,7 @@ def windows_of(
         )
     if not text:
         raise ValueError("The text is empty; there is nothing to score.")
-    most = config.model.max_length or MOST_POSITIONS
+    most = config.model.max_length or MAX_POSITIONS
     if not 1 <= context <= most:
         reason = f", which {config.model.name} is for" if config.model.max_length else ""
         raise ValueError(f"The context is {context}; accepted is 1 to {most}{reason}.")

@@ -3,7 +3,7 @@
 import pathlib
 
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 
 def read_prompts(path: str) -> list[str]:
@@ -37,7 +37,7 @@ def _of_json(path: str, number: int, line: str) -> str:
     prompt = found.get("prompt") if isinstance(found, dict) else found
     if not isinstance(prompt, str):
         raise ValueError(
-            f"{path!r}, line {number}, is {shown(line)}; accepted is a string, or an object with "
+            f"{path!r}, line {number}, is {short_repr(line)}; accepted is a string, or an object with "
             "'prompt'."
         )
     return prompt

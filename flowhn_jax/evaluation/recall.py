@@ -13,12 +13,12 @@ from flowhn_jax.data.synthetic import TASKS, Question, questions
 from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.evaluation.scoring import Scorer, encode_pair, standard_error
 from flowhn_jax.report.table import markdown
-from flowhn_jax.utils.limits import MOST_POSITIONS
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.limits import MAX_POSITIONS
+from flowhn_jax.utils.text import short_repr
 
 Result = dict[str, Any]
 
-_MOST_ITEMS = 1_000_000
+_MAX_ITEMS = 1_000_000
 _DEPTHS = 4  # parts of the text that accuracy is told of, from its beginning
 
 
@@ -33,13 +33,13 @@ def parse_lengths(lengths: str | None, config: ModelConfig) -> list[int]:
             lambda length: length >= 64, (config.context >> n for n in range(99))
         )
         return sorted(halved) or [config.context]
-    most = config.max_length or MOST_POSITIONS
+    most = config.max_length or MAX_POSITIONS
     reason = f", which {config.name} is for" if config.max_length else ""
     found = []
     for part in lengths.split(","):
         if not re.fullmatch(r" *[0-9]{2,9} *", part) or not 64 <= int(part) <= most:
             raise ValueError(
-                f"--lengths is {shown(lengths)}; accepted are numbers 64 to {most}{reason}."
+                f"--lengths is {short_repr(lengths)}; accepted are numbers 64 to {most}{reason}."
             )
         found.append(int(part))
     return found
@@ -66,8 +66,8 @@ def measure(
       standard error; log_likelihood, nats an answer; and accuracy_by_depth, of what stands in each
       quarter of the text, None where nothing was asked of it.
     """
-    if not 1 <= items <= _MOST_ITEMS:
-        raise ValueError(f"--items is {items}; accepted is 1 to {_MOST_ITEMS}.")
+    if not 1 <= items <= _MAX_ITEMS:
+        raise ValueError(f"--items is {items}; accepted is 1 to {_MAX_ITEMS}.")
     results = []
     total = items * len(lengths) * len(TASKS)
     with tqdm.tqdm(total=total, unit="question", dynamic_ncols=True, file=sys.stderr) as bar:

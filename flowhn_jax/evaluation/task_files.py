@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from flowhn_jax.evaluation.task_formats import FORMATS, Item
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.text import listed, one_line, shown
+from flowhn_jax.utils.text import one_line, short_list, short_repr
 
 _ENDINGS = (".jsonl", ".json", ".parquet")
 
@@ -43,11 +43,11 @@ def find_file(task: str, folder: str) -> pathlib.Path:
     if not found:
         raise FileNotFoundError(
             f"{folder!r} has no file for the task {task}; accepted is one named {task}*.jsonl or "
-            f"{task}*.parquet. There are {listed(each.name for each in names) or 'none'}."
+            f"{task}*.parquet. There are {short_list(each.name for each in names) or 'none'}."
         )
     if len(found) > 1:
         raise ValueError(
-            f"{folder!r} has {listed(each.name for each in found)} for the task {task}; "
+            f"{folder!r} has {short_list(each.name for each in found)} for the task {task}; "
             "accepted is one file."
         )
     return found[0]
@@ -70,7 +70,7 @@ def read_task(task: str, folder: str) -> TaskFile:
             if isinstance(record, ValueError):
                 raise record
             if not isinstance(record, dict):
-                raise ValueError(f"it is {shown(record)}; accepted is an object")
+                raise ValueError(f"it is {short_repr(record)}; accepted is an object")
             items.append((number, FORMATS[task](record)))
         except ValueError as error:
             spoilt.append(Spoilt(number, str(error)))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flowhn_jax.utils.text import listed, shown
+from flowhn_jax.utils.text import short_list, short_repr
 
 Record = Mapping[str, Any]
 
@@ -32,7 +32,7 @@ def _text(record: Record, *keys: str) -> str:
         if key in record:
             value = record[key]
             if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{key!r} is {shown(value)}; accepted is a text")
+                raise ValueError(f"{key!r} is {short_repr(value)}; accepted is a text")
             return value
     raise ValueError(f"there is no {' or '.join(map(repr, keys))}")
 
@@ -42,7 +42,7 @@ def _gold(value: Any, labels: list[Any]) -> int:
     for place, label in enumerate(labels):
         if not isinstance(value, bool) and str(value) == str(label):
             return place
-    raise ValueError(f"the label is {shown(value)}; accepted are {listed(labels)}")
+    raise ValueError(f"the label is {short_repr(value)}; accepted are {short_list(labels)}")
 
 
 def _label(record: Record, *keys: str) -> Any:
@@ -55,12 +55,14 @@ def _label(record: Record, *keys: str) -> Any:
 def _choices(found: Any, count: int | None = None) -> list[str]:
     """Texts, `count` of them or, where that is None, two or more."""
     if not isinstance(found, list) or len(found) < 2:
-        raise ValueError(f"the choices are {shown(found)}; accepted are {count or 'two'} texts")
+        raise ValueError(
+            f"the choices are {short_repr(found)}; accepted are {count or 'two'} texts"
+        )
     if count is not None and len(found) != count:
         raise ValueError(f"there are {len(found)} choices; accepted are {count}")
     for choice in found:
         if not isinstance(choice, str) or not choice.strip():
-            raise ValueError(f"a choice is {shown(choice)}; accepted is a text")
+            raise ValueError(f"a choice is {short_repr(choice)}; accepted is a text")
     return found
 
 
@@ -124,15 +126,17 @@ def _arc(record: Record) -> Item:
     if isinstance(question, Mapping):  # the original; Hugging Face's has columns
         stem, found = _text(question, "stem"), question.get("choices")
         if not isinstance(found, list) or not all(isinstance(each, Mapping) for each in found):
-            raise ValueError(f"the choices are {shown(found)}; accepted is a list of objects")
+            raise ValueError(f"the choices are {short_repr(found)}; accepted is a list of objects")
         texts, labels = ([each.get(key) for each in found] for key in ("text", "label"))
     else:
         stem, found = _text(record, "question"), record.get("choices")
         if not isinstance(found, Mapping):
-            raise ValueError(f"the choices are {shown(found)}; accepted are 'text' and 'label'")
+            raise ValueError(
+                f"the choices are {short_repr(found)}; accepted are 'text' and 'label'"
+            )
         texts, labels = found.get("text"), found.get("label")
         if not isinstance(labels, list):
-            raise ValueError(f"the choices' labels are {shown(labels)}; accepted is a list")
+            raise ValueError(f"the choices' labels are {short_repr(labels)}; accepted is a list")
     choices = [f" {text}" for text in _choices(texts)]
     return _item(f"Question: {stem}\nAnswer:", choices, _gold(_label(record, "answerKey"), labels))
 

@@ -12,7 +12,7 @@ from flowhn_jax.evaluation.scoring import Pair, Score, Scorer, encode_pair, stan
 from flowhn_jax.evaluation.task_files import Spoilt, TaskFile, read_task
 from flowhn_jax.evaluation.task_formats import FORMATS, Item
 from flowhn_jax.report.table import markdown
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 Result = dict[str, Any]
 
@@ -29,9 +29,9 @@ def parse_tasks(tasks: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in tasks.split(","))
     for name in names:
         if name not in TASKS:
-            raise ValueError(f"--tasks has {shown(name)}; accepted are {', '.join(TASKS)}.")
+            raise ValueError(f"--tasks has {short_repr(name)}; accepted are {', '.join(TASKS)}.")
     if len(set(names)) < len(names):
-        raise ValueError(f"--tasks is {shown(tasks)}; accepted is each task once.")
+        raise ValueError(f"--tasks is {short_repr(tasks)}; accepted is each task once.")
     return names
 
 

@@ -14,7 +14,7 @@ from flowhn_jax.config import ModelConfig, Multipliers
 from flowhn_jax.interop import names
 from flowhn_jax.interop.json_types import check_types
 from flowhn_jax.interop.layout import Path, parse_path
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 Json = Mapping[str, Any]
 
@@ -54,12 +54,12 @@ def to_config(hf_config: Json) -> tuple[Family, ModelConfig]:
     model_type = hf_config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
-            f"config.json has model_type {shown(model_type)}; accepted are {', '.join(FAMILIES)}."
+            f"config.json has model_type {short_repr(model_type)}; accepted are {', '.join(FAMILIES)}."
         )
     check_types(hf_config)
     family = FAMILIES[model_type]
     refused = [
-        f"{key} = {shown(hf_config[key])} (accepted: {' or '.join(map(repr, accepted))})"
+        f"{key} = {short_repr(hf_config[key])} (accepted: {' or '.join(map(repr, accepted))})"
         for key, accepted in (_EVERYWHERE | family.only).items()
         if key in hf_config and _plain(hf_config[key]) not in accepted
     ]
@@ -156,13 +156,13 @@ def _read_rope(hf: Json) -> dict[str, Any]:
     nested = [key for key, value in given.items() if isinstance(value, Mapping)]
     if nested:
         raise ValueError(
-            f"config.json has rotary positions of its own for {shown(nested[0])}; accepted is one "
+            f"config.json has rotary positions of its own for {short_repr(nested[0])}; accepted is one "
             "rope_theta for all layers."
         )
     rope = {**hf, **given}
     found = rope.get("rope_type", rope.get("type", "default"))
     if found != "default":
-        raise ValueError(f"config.json has rope_type = {shown(found)}; accepted is 'default'.")
+        raise ValueError(f"config.json has rope_type = {short_repr(found)}; accepted is 'default'.")
     return {"rope_theta": rope.get("rope_theta", _ROPE_THETA)}
 
 
@@ -284,7 +284,7 @@ def _read_falcon_h1(hf: Json) -> dict[str, Any]:
     head_dim = inner / hf["mamba_n_heads"]
     if hf.get("mamba_d_head", "auto") not in ("auto", head_dim):
         raise ValueError(
-            f"config.json has mamba_d_head = {shown(hf['mamba_d_head'])}; accepted is mamba_d_ssm "
+            f"config.json has mamba_d_head = {short_repr(hf['mamba_d_head'])}; accepted is mamba_d_ssm "
             f"/ mamba_n_heads = {head_dim:g}."
         )
     factors = {ours: hf.get(theirs) for ours, theirs in _FACTORS.items()}
@@ -292,7 +292,7 @@ def _read_falcon_h1(hf: Json) -> dict[str, Any]:
         found = hf.get(theirs) or [None] * len(ours)
         if len(found) != len(ours):
             raise ValueError(
-                f"config.json has {theirs} = {shown(found)}; accepted are {len(ours)}."
+                f"config.json has {theirs} = {short_repr(found)}; accepted are {len(ours)}."
             )
         factors |= dict(zip(ours, found, strict=True))
     return (

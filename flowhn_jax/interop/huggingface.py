@@ -25,7 +25,7 @@ from flowhn_jax.interop.layout import Path, assemble, to_theirs
 from flowhn_jax.models import Params
 from flowhn_jax.utils import json_text
 from flowhn_jax.utils.files import whole_file
-from flowhn_jax.utils.text import listed, shown
+from flowhn_jax.utils.text import short_list, short_repr
 
 _OURS = "flowhn_jax"
 _CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -88,7 +88,7 @@ def from_state_dict(
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
-                f"{listed([name])} is of type {array.dtype}, as in a quantized model; accepted are "
+                f"{short_list([name])} is of type {array.dtype}, as in a quantized model; accepted are "
                 "floating-point numbers."
             )
     if hf_config.get("model_type") == _OURS:
@@ -148,7 +148,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
         raise FileNotFoundError(f"There is no {path.name} in {str(path.parent)!r}.")
     found = json_text.loads(path.read_bytes(), repr(str(path)))
     if not isinstance(found, dict):
-        raise ValueError(f"{str(path)!r} holds {shown(found)}; accepted is an object.")
+        raise ValueError(f"{str(path)!r} holds {short_repr(found)}; accepted is an object.")
     return found
 
 
@@ -163,7 +163,9 @@ def _read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for name in files:
         if pathlib.PurePath(name).name != name:
-            raise ValueError(f"{_INDEX} names {shown(name)}; accepted are files of its own folder.")
+            raise ValueError(
+                f"{_INDEX} names {short_repr(name)}; accepted are files of its own folder."
+            )
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"There is no {name} in {str(folder)!r}.")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 _OPTIONAL_SIZES = {"head_dim", "num_key_value_heads", "mamba_d_ssm"}
 _SIZES = {
@@ -40,4 +40,6 @@ def check_types(hf_config: Mapping[str, Any]) -> None:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             is_good, accepted = is_number and 0 < value < math.inf, "a size above 0"
         if not is_good:
-            raise ValueError(f"config.json has {key} = {shown(value)}; accepted is {accepted}.")
+            raise ValueError(
+                f"config.json has {key} = {short_repr(value)}; accepted is {accepted}."
+            )

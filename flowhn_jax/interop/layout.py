@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.models import Params
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 Path = tuple[str | int, ...]
 
@@ -56,7 +56,7 @@ def assemble(
     if unknown or missing:
         raise ValueError(
             f"The parameters do not fit {config.name} of {config.blocks} blocks: "
-            f"missing {shown(missing[:3])}, unknown {shown(unknown[:3])} "
+            f"missing {short_repr(missing[:3])}, unknown {short_repr(unknown[:3])} "
             f"({len(missing)} and {len(unknown)} in all)."
         )
     shapes = flatten_dict(models.abstract_params(config))

@@ -24,7 +24,7 @@ from flowhn_jax.data.tokenizer_config import (
     token_text,
 )
 from flowhn_jax.utils.files import whole_file
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 GENERATION = "generation_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -182,7 +182,7 @@ def kept_keys(hf_config: Mapping[str, Any]) -> str:
         ids = ids if isinstance(ids, list) else [ids]
         if not all(isinstance(each, int | None) and not isinstance(each, bool) for each in ids):
             raise ValueError(
-                f"config.json has {key} = {shown(hf_config[key])}; it must be a token's id, a list "
+                f"config.json has {key} = {short_repr(hf_config[key])}; it must be a token's id, a list "
                 "of ids, or null."
             )
     names = (*IDS, "tokenizer_class", *_SETTINGS_OF_GENERATION)

@@ -15,7 +15,7 @@ from flowhn_jax.layers.documents import (
     scanned_prefix,
 )
 from flowhn_jax.layers.linear import linear, rms_norm
-from flowhn_jax.layers.prompts import Prompts, only_where
+from flowhn_jax.layers.prompts import Prompts, where_active
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
 from flowhn_jax.split.cost import conv_flops, scan_flops
 from kernels.causal_conv import causal_conv
@@ -88,9 +88,9 @@ class Mamba1(nnx.Module):
         u, z = jnp.unstack(self.in_proj(x), axis=-2)
         conv = prompts.tail(u, self.conv - 1, self.prefix)
         u, dt, *others = self._scan_inputs(self._convolved(u, prompts.segment_ids))
-        dt = prompts.without_steps(dt)
+        dt = prompts.mask_padding(dt)
         y, state = self._scanned((u, dt, *others), z, prompts.segment_ids)
-        return self._out(y), Mamba1Cache(conv, prompts.restarted(state))
+        return self._out(y), Mamba1Cache(conv, prompts.reset_state(state))
 
     def init_cache(self, batch: int, length: int) -> Mamba1Cache:
         """The cache before the first token; its size does not depend on `length`."""
@@ -116,7 +116,7 @@ class Mamba1(nnx.Module):
         u = jax.nn.silu(u[:, 0])
         inputs = dict(z=z, dt_bias=self.dt_bias[...])
         y, state = selective_scan_step(*self._scan_inputs(u), cache.state, **inputs)
-        return self._out(y), only_where(active, Mamba1Cache(conv, state), cache)
+        return self._out(y), where_active(active, Mamba1Cache(conv, state), cache)
 
     def mixing_flops(self, tokens: int, *, causal: bool) -> int:
         """FLOPs of a sequence but for its projections', by the convention of `split/cost.py`."""

@@ -8,7 +8,7 @@ from flax import nnx
 
 from flowhn_jax.layers.decay import decay_rates
 from flowhn_jax.layers.linear import linear
-from flowhn_jax.layers.prompts import Prompts, only_where
+from flowhn_jax.layers.prompts import Prompts, where_active
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
 from flowhn_jax.split.cost import conv_flops, ssd_flops
 from kernels.causal_conv import causal_conv
@@ -105,9 +105,9 @@ class Mamba2(nnx.Module):
         conv = prompts.tail(xbc, self.conv - 1)
         xbc = self._convolved(xbc, prompts.segment_ids)
         inputs = dict(dt_bias=self.dt_bias[...], segment_ids=prompts.segment_ids)
-        arguments = self._ssd_inputs(xbc, prompts.without_steps(dt))
+        arguments = self._ssd_inputs(xbc, prompts.mask_padding(dt))
         y, state = ssd(*arguments, **inputs, return_final_state=True)
-        return self.out_proj(self._gated(y, z)), Mamba2Cache(conv, prompts.restarted(state))
+        return self.out_proj(self._gated(y, z)), Mamba2Cache(conv, prompts.reset_state(state))
 
     def init_cache(self, batch: int, length: int) -> Mamba2Cache:
         """The cache before the first token; its size does not depend on `length`."""
@@ -135,7 +135,7 @@ class Mamba2(nnx.Module):
         )
         inputs = self._ssd_inputs(jax.nn.silu(xbc[:, 0]), dt)
         y, state = ssd_step(*inputs, cache.state, dt_bias=self.dt_bias[...])
-        behind = only_where(active, Mamba2Cache(conv, state), cache)
+        behind = where_active(active, Mamba2Cache(conv, state), cache)
         return self.out_proj(self._gated(y, z)), behind
 
     def mixing_flops(self, tokens: int, *, causal: bool) -> int:

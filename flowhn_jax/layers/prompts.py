@@ -21,12 +21,12 @@ class Prompts(NamedTuple):
     first: jax.Array
     segment_ids: jax.Array | None
 
-    def without_steps(self, dt: jax.Array) -> jax.Array:
+    def mask_padding(self, dt: jax.Array) -> jax.Array:
         """dt [B, T, ...] before the softplus, such that padding leaves a state as it was."""
         real = jnp.arange(dt.shape[1]) < self.lengths[:, None]
         return jnp.where(real[..., None], dt, _NO_STEP)
 
-    def restarted(self, state: jax.Array) -> jax.Array:
+    def reset_state(self, state: jax.Array) -> jax.Array:
         """state [B, ...] behind the last tokens; zero where they are of another document."""
         goes_on = (self.first < self.lengths).reshape(-1, *[1] * (state.ndim - 1))
         return jnp.where(goes_on, state, 0)
@@ -49,7 +49,7 @@ class Prompts(NamedTuple):
         return jnp.take_along_axis(x, self.lengths[:, None, None] - 1, axis=1)[:, 0]
 
 
-def only_where(active: jax.Array | None, new: Any, old: Any) -> Any:
+def where_active(active: jax.Array | None, new: Any, old: Any) -> Any:
     """The `active` [B] rows of `new` and the others of `old`: trees of arrays [B, ...]."""
     if active is None:
         return new

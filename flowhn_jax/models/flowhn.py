@@ -152,7 +152,7 @@ class FlowHN(LanguageModel):
         """Block `index`; its fusion is wider where both branches see all tokens."""
         return Block(self.config, self.config.plan().blocks[index].is_split, rngs)
 
-    def through_blocks(self, x: jax.Array, segment_ids: jax.Array | None, remat: str) -> jax.Array:
+    def apply_blocks(self, x: jax.Array, segment_ids: jax.Array | None, remat: str) -> jax.Array:
         """x [B, T, D] -> [B, T, D]."""
         plans = self.config.plan(x.shape[1]).blocks
         for block, plan in zip(self.blocks, plans, strict=True):

@@ -137,7 +137,7 @@ class Hymba(LanguageModel):
         """Layer `index`, by its place among those with windows."""
         return HymbaLayer(self.config, HybridHeads(self.config, index, rngs), rngs)
 
-    def through_blocks(self, x: jax.Array, segment_ids: jax.Array | None, remat: str) -> jax.Array:
+    def apply_blocks(self, x: jax.Array, segment_ids: jax.Array | None, remat: str) -> jax.Array:
         """x [B, T, D] -> [B, T, D]."""
         count = self.config.meta_tokens
         x = self._behind_meta(x)

@@ -79,7 +79,7 @@ class LanguageModel(nnx.Module):
         x = self.embedded(constrain(tokens, "row column"))
         for layout in _FROM_EMBEDDING:
             x = constrain(x, layout)
-        return self.normed(self.through_blocks(x, segment_ids, remat))
+        return self.normed(self.apply_blocks(x, segment_ids, remat))
 
     def embedded(self, tokens: jax.Array) -> jax.Array:
         """tokens [...] -> [..., D]."""
@@ -89,7 +89,7 @@ class LanguageModel(nnx.Module):
         """x [..., D] behind the blocks -> what the head takes."""
         return self.final_norm(x)
 
-    def through_blocks(self, x: jax.Array, segment_ids: jax.Array | None, remat: str) -> jax.Array:
+    def apply_blocks(self, x: jax.Array, segment_ids: jax.Array | None, remat: str) -> jax.Array:
         """x [B, T, D] -> [B, T, D]."""
         for block in self.blocks:
             x = constrain(checkpointed(block, remat)(x, segment_ids), STREAM)

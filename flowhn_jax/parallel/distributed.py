@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 Value = TypeVar("Value")
 
@@ -55,7 +55,7 @@ def initialize(
     if any(argument is None for argument in arguments):
         raise ValueError(
             "--coordinator_address, --num_processes and --process_id go together; found "
-            f"{shown(coordinator_address)}, {num_processes} and {process_id}."
+            f"{short_repr(coordinator_address)}, {num_processes} and {process_id}."
         )
     if not 0 <= process_id < num_processes:
         raise ValueError(f"--process_id is {process_id}; accepted is 0 to {num_processes - 1}.")

@@ -159,7 +159,7 @@ def circular_window(start: int, width: int, modulus: int) -> Selection:
     return Selection(modulus, runs)
 
 
-def settled(split: SplitConfig, dims: BranchDims, length: int) -> SplitConfig:
+def with_fixed_share(split: SplitConfig, dims: BranchDims, length: int) -> SplitConfig:
     """`split` with a balance by time replaced by the share that it comes to now and here.
 
     A model is trained and used with one plan, whatever is measured later or elsewhere.

@@ -75,7 +75,7 @@ def fit(
             stack.enter_context(jax.debug_nans(True))
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
         start = checkpoints.latest_step
-        config = workdir_lib.settle_balance(None if start is None else workdir, config)
+        config = workdir_lib.with_recorded_share(None if start is None else workdir, config)
         checkpoints.config = config
         check_sequence(config.model, mesh)
         changes = [] if start is None else workdir_lib.check(workdir, config)

@@ -98,7 +98,7 @@ class SilentWriter:
     def drop_rows_after(self, step: int) -> None:
         """The run goes on from `step`."""
 
-    def settled(self) -> bool:
+    def flush(self) -> bool:
         """Whether all rows are written."""
         return True
 
@@ -169,14 +169,14 @@ class MetricsWriter:
     def write(self, row: Row) -> None:
         """Logs one step's row."""
         self._waiting.append(row)
-        if self.settled():
+        if self.flush():
             self._draw(row)
         text = describe(row)
         self._bar.set_postfix_str(text)
         if self._bar.disable or "validation_bits_per_byte" in row:
             self.say(f"step {row['step']:>6}/{self._bar.total}  {text}")
 
-    def settled(self) -> bool:
+    def flush(self) -> bool:
         """Writes what waits; whether all rows are on the disk, without which no checkpoint is."""
         if not self._waiting:
             return True

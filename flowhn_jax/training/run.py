@@ -294,7 +294,7 @@ class Run:
     def _has_written_rows(self) -> bool:
         are_written = False
         with self._postponing_errors():
-            are_written = self.writer.settled()
+            are_written = self.writer.flush()
         return broadcast_from_first(are_written)
 
     def _newest_checkpoint(self) -> str:

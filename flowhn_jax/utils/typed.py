@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 
 def build(cls: type, values: Any, *, what: str, most: int = 2**63 - 1, prefix: str = "") -> Any:
@@ -30,13 +30,13 @@ def build(cls: type, values: Any, *, what: str, most: int = 2**63 - 1, prefix: s
     """
     if not isinstance(values, Mapping):
         whole = prefix.removesuffix(".") or "The whole"
-        raise ValueError(f"{whole} is {shown(values)}; accepted is a group of {what}s.")
+        raise ValueError(f"{whole} is {short_repr(values)}; accepted is a group of {what}s.")
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
             near = difflib.get_close_matches(str(name)[:100], hints, n=1, cutoff=0.0)[0]
             raise ValueError(
-                f"Unknown {what} {shown(f'{prefix}{name}')}; the nearest is {prefix + near!r}. "
+                f"Unknown {what} {short_repr(f'{prefix}{name}')}; the nearest is {prefix + near!r}. "
                 f"Accepted here are {', '.join(hints)}."
             )
     for field in dataclasses.fields(cls):
@@ -55,12 +55,12 @@ def _typed(kind: Any, value: Any, key: str, what: str, most: int) -> Any:
         return build(kind, value, what=what, most=most, prefix=f"{key}.")
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{key} is {shown(value)}; accepted is a list.")
+            raise ValueError(f"{key} is {short_repr(value)}; accepted is a list.")
         inner = typing.get_args(kind)[0]
         return tuple(_typed(inner, each, f"{key}.{n}", what, most) for n, each in enumerate(value))
     if typing.get_origin(kind) is dict:
         if not isinstance(value, Mapping):
-            raise ValueError(f"{key} is {shown(value)}; accepted is a group of {what}s.")
+            raise ValueError(f"{key} is {short_repr(value)}; accepted is a group of {what}s.")
         inner = typing.get_args(kind)[1]
         return {
             name: _typed(inner, each, f"{key}.{_short(name)}", what, most)
@@ -71,7 +71,11 @@ def _typed(kind: Any, value: Any, key: str, what: str, most: int) -> Any:
 
 def _short(name: Any) -> str:
     """A name in a group of any names, as a part of a key."""
-    return name if isinstance(name, str) and name.isidentifier() and len(name) < 80 else shown(name)
+    return (
+        name
+        if isinstance(name, str) and name.isidentifier() and len(name) < 80
+        else short_repr(name)
+    )
 
 
 def _plain(annotation: Any, value: Any, key: str, most: int) -> Any:
@@ -82,10 +86,12 @@ def _plain(annotation: Any, value: Any, key: str, most: int) -> Any:
     if isinstance(found, float) and not math.isfinite(found):
         raise ValueError(f"{key} is {found}; accepted is a finite number.")
     if isinstance(found, int) and abs(found) > most:
-        raise ValueError(f"{key} is {shown(found)}; accepted is at most {most}, either way.")
+        raise ValueError(f"{key} is {short_repr(found)}; accepted is at most {most}, either way.")
     if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise ValueError(f"{key} is {shown(value)}, a {type(value).__name__}; accepted is {names}.")
+        raise ValueError(
+            f"{key} is {short_repr(value)}, a {type(value).__name__}; accepted is {names}."
+        )
     return found
 
 

@@ -18,19 +18,19 @@ def by_time(monkeypatch, tmp_path):
 def test_a_run_keeps_its_share_whatever_is_measured_later(by_time, tmp_path, capsys):
     run = str(tmp_path / "run")
     workdir_lib.make(run)
-    first = workdir_lib.settle_balance(None, by_time)
+    first = workdir_lib.with_recorded_share(None, by_time)
     assert first.model.split.balance == 0.25
     assert "as measured: 0.2500" in capsys.readouterr().out
     workdir_lib.write_config(run, first)
     measured.save("cpu", by_time.model.dims, BranchTimes((0.0, 1.0, 0.0), (0.0, 3.0)))
-    assert workdir_lib.settle_balance(run, by_time) == first
+    assert workdir_lib.with_recorded_share(run, by_time) == first
     assert f"as in {run}: 0.2500" in capsys.readouterr().out
-    workdir_lib.check_model(run, workdir_lib.settle_balance(run, by_time))
-    assert workdir_lib.settle_balance(None, by_time).model.split.balance == 0.75
+    workdir_lib.check_model(run, workdir_lib.with_recorded_share(run, by_time))
+    assert workdir_lib.with_recorded_share(None, by_time).model.split.balance == 0.75
 
 
 def test_a_run_that_was_balanced_otherwise_is_another_model(by_time, tmp_path):
     run = str(tmp_path)
     workdir_lib.write_config(run, small_config("fa_split", split={"align": 1}))
     with pytest.raises(ValueError, match=r"model.split.balance: 'flops' -> 0.25"):
-        workdir_lib.check_model(run, workdir_lib.settle_balance(run, by_time))
+        workdir_lib.check_model(run, workdir_lib.with_recorded_share(run, by_time))

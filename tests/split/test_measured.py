@@ -8,7 +8,7 @@ from flowhn_jax.config import ModelConfig
 from flowhn_jax.split import SplitConfig, make_plan, measured, plan
 from flowhn_jax.split.cost import balanced_tokens
 from flowhn_jax.split.measured import BranchTimes
-from flowhn_jax.split.plan import settled
+from flowhn_jax.split.plan import with_fixed_share
 from kernels import device_cache
 
 DIMS = ModelConfig().dims
@@ -96,7 +96,7 @@ def test_times_are_kept_by_device_and_sizes(caplog):
 def test_a_half_that_was_measured_is_not_one_that_was_asked_for():
     split = SplitConfig("fac_split", balance="time")
     measured.save("cpu", DIMS, BranchTimes((0.0, 1.0, 0.0), (0.0, 1.0)))
-    share = settled(split, DIMS, 1024)
+    share = with_fixed_share(split, DIMS, 1024)
     expected = make_plan(split, DIMS, blocks=2, context=1024)
     assert make_plan(share, DIMS, blocks=2, context=1024) == expected
     assert expected.blocks[0].attention.count(1024) != 512
@@ -107,7 +107,7 @@ def test_the_planner_takes_what_was_measured_here():
     measured.save("cpu", DIMS, BranchTimes((0.0, 3.0, 0.0), (0.0, 1.0)))
     found = make_plan(split, DIMS, blocks=2, context=1000)
     assert found.blocks[0].attention.count(1000) == 250
-    share = settled(split, DIMS, 1000)
+    share = with_fixed_share(split, DIMS, 1000)
     assert share.balance == 0.25
     assert make_plan(share, DIMS, blocks=2, context=1000) == found
 
@@ -140,15 +140,15 @@ def test_settling_leaves_both_branches_a_token(changed, share):
     """Where FLOPs alone would give one branch all: a share is above 0 and below 1."""
     dims = dataclasses.replace(DIMS, **changed)
     assert balanced_tokens(dims, 4) == (0 if share < 0.5 else 4)
-    assert settled(SplitConfig(balance="time"), dims, 4).balance == share
+    assert with_fixed_share(SplitConfig(balance="time"), dims, 4).balance == share
 
 
 @pytest.mark.parametrize("strategy", ["fa_split", "fac_split", "fai_split"])
 @pytest.mark.parametrize("context", [24, 1000, 1024])
 def test_settling_keeps_the_plan(strategy, context):
     split = SplitConfig(strategy, balance="time")
-    kept = settled(split, DIMS, context)
+    kept = with_fixed_share(split, DIMS, context)
     assert isinstance(kept.balance, float)
     plans = [make_plan(s, DIMS, blocks=3, context=context) for s in (split, kept)]
     assert plans[0] == plans[1]
-    assert settled(kept, DIMS, context) is kept
+    assert with_fixed_share(kept, DIMS, context) is kept

@@ -14,7 +14,7 @@ def row(step, **values):
     return {"step": step, "loss": 1.5, "tokens_per_second": 10.0, "mfu": None, "time": 1.0} | values
 
 
-def shown(workdir):
+def short_repr(workdir):
     """Steps in TensorBoard's files, as a reader that forgets at a restart sees them."""
     steps = []
     for path in sorted((workdir / "tensorboard").iterdir()):
@@ -36,7 +36,7 @@ def test_rows_and_events_have_each_step_once_after_restarts(tmp_path):
         with MetricsWriter(str(tmp_path), start, 12) as writer:
             for step in range(start + 1, stop + 1):
                 writer.write(row(step))
-                assert shown(tmp_path) == list(range(1, step + 1))
+                assert short_repr(tmp_path) == list(range(1, step + 1))
     assert [r["step"] for r in read_rows(tmp_path)] == list(range(1, 13))
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
@@ -70,15 +70,15 @@ def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch, capsys):
             patch.setattr(metrics, "_append", full)
             writer.write(row(2))
             writer.write(row(3))
-            assert not writer.settled()
+            assert not writer.flush()
         assert [r["step"] for r in read_rows(tmp_path)] == [1]
         assert "metrics.jsonl lacks " in (said := capsys.readouterr().out)
         assert "for 2 rows, which wait" in said
         writer.write(row(4))
-        assert writer.settled()
+        assert writer.flush()
     assert [r["step"] for r in read_rows(tmp_path)] == [1, 2, 3, 4]
     with MetricsWriter(str(tmp_path), 4, 9):
-        assert shown(tmp_path) == [1, 2, 3, 4]
+        assert short_repr(tmp_path) == [1, 2, 3, 4]
 
 
 def test_tensorboard_catches_up_after_a_full_disk(tmp_path, monkeypatch):
@@ -91,7 +91,7 @@ def test_tensorboard_catches_up_after_a_full_disk(tmp_path, monkeypatch):
         monkeypatch.setattr(writer._events, "add", full)
         writer.write(row(2))
         writer.write(row(3))
-        assert shown(tmp_path) == [1, 2, 3]
+        assert short_repr(tmp_path) == [1, 2, 3]
 
 
 def test_another_error_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):

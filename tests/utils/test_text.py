@@ -18,7 +18,7 @@ from flowhn_jax.evaluation import task_files, task_formats, tasks
 from flowhn_jax.interop import huggingface
 from flowhn_jax.split import SplitConfig
 from flowhn_jax.utils import typed
-from flowhn_jax.utils.text import listed, one_line, shown, shown_path
+from flowhn_jax.utils.text import one_line, short_list, short_path, short_repr
 from kernels import backends
 
 HUGE = "x" * 100_000
@@ -94,7 +94,7 @@ def test_the_rest_of_a_message_is_kept():
 
 def test_differences_between_configs():
     (line,) = config_lib.differences({"a": HUGE}, {"a": 1})
-    assert line == f"a: {shown(HUGE)} -> 1"
+    assert line == f"a: {short_repr(HUGE)} -> 1"
     assert len(line) < 120
 
 
@@ -111,27 +111,27 @@ def test_who_holds_a_lock(tmp_path):
 
 
 def test_shown():
-    assert shown("text") == "'text'"
-    assert shown(3) == "3"
-    assert len(shown(HUGE)) == 80
-    assert shown(10**100) == "an integer of more than 40 digits"
-    assert len(shown({HUGE: [HUGE] * 100})) < 1000
+    assert short_repr("text") == "'text'"
+    assert short_repr(3) == "3"
+    assert len(short_repr(HUGE)) == 80
+    assert short_repr(10**100) == "an integer of more than 40 digits"
+    assert len(short_repr({HUGE: [HUGE] * 100})) < 1000
 
 
 def test_shown_path():
-    assert shown_path(pathlib.Path("a/b")) == shown_path("a/b") == "'a/b'"
+    assert short_path(pathlib.Path("a/b")) == short_path("a/b") == "'a/b'"
     name = "x" * 253
-    assert shown_path(name) == f"'{name}'"
-    assert len(shown_path(HUGE)) < 260
-    assert shown_path(f"begin/{HUGE}/end").startswith("'begin/x")
-    assert shown_path(f"begin/{HUGE}/end").endswith("x/end'")
+    assert short_path(name) == f"'{name}'"
+    assert len(short_path(HUGE)) < 260
+    assert short_path(f"begin/{HUGE}/end").startswith("'begin/x")
+    assert short_path(f"begin/{HUGE}/end").endswith("x/end'")
 
 
 def test_listed():
-    assert listed(["a", 1, "b"]) == "a, 1, b"
-    assert listed([]) == ""
-    assert listed(map(str, range(25))) == "0, 1, 2, 3, 4, 5, 6, 7 and 17 more"
-    assert listed([HUGE, "b"]) == f"{shown(HUGE)}, b"
+    assert short_list(["a", 1, "b"]) == "a, 1, b"
+    assert short_list([]) == ""
+    assert short_list(map(str, range(25))) == "0, 1, 2, 3, 4, 5, 6, 7 and 17 more"
+    assert short_list([HUGE, "b"]) == f"{short_repr(HUGE)}, b"
 
 
 def test_one_line():

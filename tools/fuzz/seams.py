@@ -21,7 +21,7 @@ from flowhn_jax.evaluation import evaluate as run
 from flowhn_jax.parallel.mesh import check_sequence, make_mesh
 from flowhn_jax.training import loop
 
-_MOST_ROWS = 64  # of a batch that is read, whatever the config asks for
+_MAX_ROWS = 64  # of a batch that is read, whatever the config asks for
 
 
 def without_the_corpus() -> None:
@@ -36,12 +36,12 @@ def for_train(meanwhile: Callable[[], None] | None = None) -> None:
     def fit(config: Config, workdir: str, **_: Any) -> None:
         mesh = make_mesh(config.mesh, perplexity.eval_batch_size(config))
         workdir_lib.make(workdir)
-        config = workdir_lib.settle_balance(workdir, config)
+        config = workdir_lib.with_recorded_share(workdir, config)
         check_sequence(config.model, mesh)
         if (workdir_lib.pathlib.Path(workdir) / "config.json").exists():
             workdir_lib.check(workdir, config)
         prepared = open_data(config, workdir)
-        rows = min(config.train.batch_size, _MOST_ROWS)
+        rows = min(config.train.batch_size, _MAX_ROWS)
         batches = train_batches(prepared, batch_size=rows, seed=config.data.seed)
         with contextlib.closing(batches):
             next(batches)

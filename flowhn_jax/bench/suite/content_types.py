@@ -6,7 +6,7 @@ It may have been edited or damaged, so all that they read is checked first.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
 _MAX_LABEL = 500  # characters of what labels a row or a bar
 _MAX_NUMBER = 1e60  # no measurement is larger, and products of a few do not overflow
@@ -153,7 +153,7 @@ def check_content(content: Any, version: int) -> None:
     """Raise ValueError where a value of a suite.json is missing or of another kind."""
     _check(content, _CONTENT, "the whole")
     if content["format"] != version:
-        raise ValueError(f"format must be {version}; got {shown(content['format'])}")
+        raise ValueError(f"format must be {version}; got {short_repr(content['format'])}")
     for name, part in content["parts"].items():
         for row in part["rows"]:
             _check_row(name, row)
@@ -180,7 +180,7 @@ def _check(value: Any, kind: Any, where: str) -> None:
         return
     own = _GROUP if isinstance(kind, dict) else _LIST if isinstance(kind, list) else kind
     if not own.accepts(value):
-        raise ValueError(f"{where} must be {own.description}; got {shown(value)}")
+        raise ValueError(f"{where} must be {own.description}; got {short_repr(value)}")
     if isinstance(kind, list):
         for number, each in enumerate(value):
             _check(each, kind[0], f"item {number} of {where}")

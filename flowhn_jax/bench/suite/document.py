@@ -11,7 +11,7 @@ from flowhn_jax.bench.suite import content_types
 from flowhn_jax.report.table import to_json
 from flowhn_jax.utils import json_text
 from flowhn_jax.utils.sources import ROOT
-from flowhn_jax.utils.text import shown, shown_path
+from flowhn_jax.utils.text import short_path, short_repr
 
 FILE = "suite.json"
 _FORMAT = 1
@@ -53,8 +53,8 @@ class Document:
         content = read(folder)
         if content["code"] != code_hash():
             raise ValueError(
-                f"{shown_path(folder)} holds results of other code (its hash is "
-                f"{shown(content['code'])}, now "
+                f"{short_path(folder)} holds results of other code (its hash is "
+                f"{short_repr(content['code'])}, now "
                 f"it is {code_hash()}), and results of two codes are not mixed; give another --out."
             )
         for part in content["parts"].values():  # what failed is tried again, after the rest
@@ -74,8 +74,8 @@ class Document:
         for key, value in machine.items():
             if known.get(key) != value:
                 raise ValueError(
-                    f"{shown_path(self._folder)} holds results of another machine ({key} was "
-                    f"{shown(known.get(key))}, now it is {shown(value)}); give another --out."
+                    f"{short_path(self._folder)} holds results of another machine ({key} was "
+                    f"{short_repr(known.get(key))}, now it is {short_repr(value)}); give another --out."
                 )
 
     def part(self, name: str) -> dict[str, Any]:
@@ -120,9 +120,9 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{shown_path(folder)} has no {FILE}; give the --out of a `bench suite` that has run."
+            f"{short_path(folder)} has no {FILE}; give the --out of a `bench suite` that has run."
         )
-    name = shown_path(path)
+    name = short_path(path)
     content = json_text.loads(path.read_bytes(), name)
     try:
         content_types.check_content(content, _FORMAT)
@@ -137,7 +137,7 @@ def write(path: pathlib.Path, data: bytes) -> None:
     """Write a file of the suite's folder: whole or not at all."""
     if path.is_dir():
         raise ValueError(
-            f"{shown_path(path)} must be a file of the suite; it is a folder. Remove it, or give "
+            f"{short_path(path)} must be a file of the suite; it is a folder. Remove it, or give "
             "another --out."
         )
     unfinished = path.with_name(_UNFINISHED)

@@ -30,7 +30,7 @@ class Part:
 
 # What a worker holds of a GPU's memory: nearly all of it for the largest batches; only what it
 # uses where PyTorch is measured on the same GPU.
-_MOST_MEMORY = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+_MAX_MEMORY = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
 _SHARED_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
@@ -41,7 +41,7 @@ def _part(
     least: float,
     *,
     is_timed: bool = True,
-    environment: Mapping[str, str] = _MOST_MEMORY,
+    environment: Mapping[str, str] = _MAX_MEMORY,
 ) -> Part:
     return Part(name, title, f"{__package__}.{name}", share, least, is_timed, environment)
 

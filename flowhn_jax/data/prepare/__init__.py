@@ -26,8 +26,8 @@ from flowhn_jax.data.sources import Source, open_source
 from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from flowhn_jax.data.unfinished import publish, unfinished_folder
 from flowhn_jax.utils.files import sync
-from flowhn_jax.utils.limits import MOST_POSITIONS
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.limits import MAX_POSITIONS
+from flowhn_jax.utils.text import short_repr
 
 _SECONDS_BETWEEN_LINES = 10
 _MIN_VALIDATION_TOKENS = 1000
@@ -77,8 +77,8 @@ def prepare(
       OSError: files that cannot be found, read or written.
       ImportError: a package that this source or tokenizer needs is missing.
     """
-    if not 1 <= context <= MOST_POSITIONS:
-        raise ValueError(f"context is {context}; accepted is 1 to {MOST_POSITIONS}.")
+    if not 1 <= context <= MAX_POSITIONS:
+        raise ValueError(f"context is {context}; accepted is 1 to {MAX_POSITIONS}.")
     if not 0 < validation_fraction <= 0.5:
         raise ValueError(
             f"validation_fraction is {validation_fraction}; accepted is above 0, at most 0.5."
@@ -277,7 +277,7 @@ def _holds_equal_set(out: pathlib.Path, request: dict, overwrite: bool) -> bool:
         if overwrite:
             return False
         differences = "; ".join(
-            f"{key} {shown(there.get(key))} there, {shown(value)} asked for"
+            f"{key} {short_repr(there.get(key))} there, {short_repr(value)} asked for"
             for key, value in wanted.items()
             if there.get(key) != value
         )

@@ -18,9 +18,9 @@ import numpy as np
 import tqdm
 
 from flowhn_jax.utils.files import whole_file
-from flowhn_jax.utils.text import shown
+from flowhn_jax.utils.text import short_repr
 
-MOST_CHARACTERS = 1 << 24
+MAX_CHARACTERS = 1 << 24
 
 _WORDS = (
     "grass",
@@ -96,15 +96,15 @@ def write(tasks: list[str], size: int, documents: int, seed: int, out: str) -> N
       ValueError: an unknown task, or a size or number too small.
     """
     for name, value, least, most in (
-        ("size", size, 32, MOST_CHARACTERS),
+        ("size", size, 32, MAX_CHARACTERS),
         ("documents", documents, 1, 2**63 - 1),
         ("seed", seed, 0, 2**63 - 1),
     ):
         if not least <= value <= most:
-            raise ValueError(f"--{name} is {shown(value)}; accepted is {least} to {most}.")
+            raise ValueError(f"--{name} is {short_repr(value)}; accepted is {least} to {most}.")
     for task in tasks:
         if task not in TASKS:
-            raise ValueError(f"--tasks has {shown(task)}; accepted are {', '.join(TASKS)}.")
+            raise ValueError(f"--tasks has {short_repr(task)}; accepted are {', '.join(TASKS)}.")
     streams = [questions(task, size, seed) for task in tasks]
     with whole_file(pathlib.Path(out)) as temporary, temporary.open("w") as file:
         for number in tqdm.trange(documents, unit="document", file=sys.stderr):
