@@ -1,4 +1,4 @@
-"""Which prepared set a run reads, and its tokenizer."""
+"""The prepared set that a run reads, and its tokenizer."""
 
 import os
 import pathlib
@@ -17,10 +17,10 @@ from flowhn_jax.data.tokenizer_config import (
 
 
 def open_data(config: Config, workdir: str) -> PreparedSet:
-    """The prepared set that the config names, by default the embedded corpus under `workdir`.
+    """Return the prepared set that the config names, or the embedded corpus under `workdir`.
 
     Raises:
-      ValueError: as of `open_prepared`.
+      ValueError: see `open_prepared`.
     """
     if config.data.path:
         return open_prepared(config, config.data.path)
@@ -29,28 +29,29 @@ def open_data(config: Config, workdir: str) -> PreparedSet:
 
 
 def open_prepared(config: Config, folder: str) -> PreparedSet:
-    """The prepared set in `folder`, for the config's model.
+    """Return the prepared set in `folder`, checked against the config's model.
 
     Raises:
-      ValueError: the set was cut for another context, or its vocabulary is larger than the model's.
+      ValueError: the set has another context than the model, or a larger vocabulary.
     """
     prepared = PreparedSet.open(folder)
     if prepared.context != config.model.context:
         raise ValueError(
-            f"The prepared set {prepared.folder} holds windows of {prepared.context} tokens, but "
-            f"model.context is {config.model.context}; accepted is a set prepared with "
-            f"--context={config.model.context}."
+            f"The prepared set {prepared.folder} has a context of {prepared.context} tokens, but "
+            f"model.context is {config.model.context}; prepare it with "
+            f"--context={config.model.context}, or train with "
+            f"--config.model.context={prepared.context}"
         )
     _check_vocabulary(prepared.tokenizer, config, prepared.folder)
     return prepared
 
 
 def open_tokenizer(config: Config, workdir: str) -> Tokenizer:
-    """The tokenizer of the run in `workdir`: its own where it was imported, else that of its data.
+    """Return the tokenizer of the run in `workdir`: its own if it was imported, or its data's.
 
     Raises:
       ValueError, FileNotFoundError: the data or the tokenizer's files are missing or damaged, or
-        the model has fewer tokens.
+        the model's vocabulary is smaller.
     """
     if (pathlib.Path(workdir) / TOKENIZER).is_file():
         tokenizer = read_tokenizer(workdir)
@@ -63,24 +64,23 @@ def open_tokenizer(config: Config, workdir: str) -> Tokenizer:
 
 
 def read_tokenizer(folder: str) -> Tokenizer:
-    """Return the tokenizer of tokenizer.json, as tokenizer_config.json next to it sets it.
+    """Return the tokenizer of a folder's tokenizer.json, with its tokenizer_config.json applied.
 
-    That may name the end-of-text token, the one that begins a text, and the choice of the latter.
+    The latter may name the end-of-text token and the token that begins a text, and record which
+    token begins a text.
     """
     path = str(pathlib.Path(folder) / TOKENIZER)
     file = find_file(path, SETTINGS)
     settings = read_settings(file)
-    eot_token, first_token = (
-        named_token(settings, "eos_token", file),
-        first_token_choice(settings, file),
-    )
+    eot_token = named_token(settings, "eos_token", file)
+    first_token = first_token_choice(settings, file)
     return load_tokenizer(path, eot_token, first_token=first_token)
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: Config, folder: str | os.PathLike) -> None:
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ValueError(
-            f"The tokenizer of {folder} has {tokenizer.vocab_size} tokens, but model.vocab_size is "
-            f"{config.model.vocab_size}; to train a model of that size type "
+            f"model.vocab_size must be at least {tokenizer.vocab_size}, the vocabulary size of the "
+            f"tokenizer of {folder}; got {config.model.vocab_size}. Train with "
             f"--config.model.vocab_size={recipe_vocab_size(tokenizer)}"
         )
