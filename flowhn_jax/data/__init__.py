@@ -1,1 +1,1 @@
-"""Data: text to token windows on disk (`prepare`), and from there to batches (`pipeline`)."""
+"""Data: `prepare` writes text as token windows on disk; `pipeline` reads them back as batches."""

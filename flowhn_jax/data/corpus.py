@@ -1,7 +1,7 @@
 """The embedded corpus: the sources and documentation that ship with the running CPython.
 
-About 10 MB of real text that needs no download. Left out are tests, tables (codecs), what is made
-for one machine, and packages that were installed later.
+About 10 MB of real text that needs no download. Tests, tables (codecs), files that depend on the
+machine, and packages that were installed later are excluded.
 """
 
 import ast
@@ -24,29 +24,8 @@ _SUFFIXES = (".html", ".py", ".rst", ".txt")
 _TOPICS = "pydoc_data/topics.py"
 
 
-def _paths(root: pathlib.Path) -> list[pathlib.Path]:
-    found = []
-    for folder, children, names in os.walk(root):
-        # config-* holds the build's own files.
-        children[:] = (
-            c for c in children if c not in _SKIPPED_FOLDERS and not c.startswith("config-")
-        )
-        found += [
-            pathlib.Path(folder, name)
-            for name in names
-            if name.endswith(_SUFFIXES) and not name.startswith("_sysconfigdata")
-        ]
-    return sorted(found)
-
-
-def _topics(source: bytes) -> dict[str, bytes]:
-    """The pages of Python's help(), which topics.py holds as one dict of string literals."""
-    (assignment,) = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
-    return {name: text.encode() for name, text in ast.literal_eval(assignment.value).items()}
-
-
 def embedded_documents() -> dict[str, bytes]:
-    """The corpus: UTF-8 text by name, sorted by name; a file or a page of help() each.
+    """Return the corpus: UTF-8 texts by name, sorted by name; each is a file or a page of help().
 
     Raises:
       FileNotFoundError: this Python has no standard library on disk.
@@ -61,13 +40,14 @@ def embedded_documents() -> dict[str, bytes]:
             documents[name] = text
     if not documents:
         raise FileNotFoundError(
-            f"The embedded corpus is the sources of Python's standard library, and {root} has none."
+            "The embedded corpus consists of the sources of Python's standard library, but there "
+            f"are none in {root}; prepare your own text and name it by --config.data.path."
         )
     return dict(sorted(documents.items()))
 
 
 def describe(documents: dict[str, bytes]) -> str:
-    """A line that is equal for two corpora exactly where they are the same."""
+    """Return a line of text that identifies a corpus: it differs if any text or name does."""
     digest = hashlib.sha256()
     for name, text in documents.items():
         digest.update(f"{name}\0{len(text)}\0".encode() + text)
@@ -76,3 +56,25 @@ def describe(documents: dict[str, bytes]) -> str:
         f"embedded corpus of Python {platform.python_version()}: {len(documents)} documents, "
         f"{size} bytes, sha256 {digest.hexdigest()}"
     )
+
+
+def _paths(root: pathlib.Path) -> list[pathlib.Path]:
+    """Return the files that the corpus is made of, sorted."""
+    found = []
+    for folder, children, names in os.walk(root):
+        # config-* holds files of the build.
+        children[:] = (
+            c for c in children if c not in _SKIPPED_FOLDERS and not c.startswith("config-")
+        )
+        found += [
+            pathlib.Path(folder, name)
+            for name in names
+            if name.endswith(_SUFFIXES) and not name.startswith("_sysconfigdata")
+        ]
+    return sorted(found)
+
+
+def _topics(source: bytes) -> dict[str, bytes]:
+    """Return the pages of Python's help(), which topics.py holds as one dict of literals."""
+    (assignment,) = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
+    return {name: text.encode() for name, text in ast.literal_eval(assignment.value).items()}

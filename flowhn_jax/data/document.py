@@ -1,4 +1,4 @@
-"""A document: text in memory or in a file, read piece by piece."""
+"""A document: text in memory or in a file, read in chunks."""
 
 import codecs
 import dataclasses
@@ -7,64 +7,74 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-PIECE_BYTES = 1 << 20
-MAX_DOCUMENT_BYTES = 1 << 26  # of one that is held in memory: 64 MiB
+CHUNK_BYTES = 1 << 20
+MAX_DOCUMENT_BYTES = 1 << 26  # of a document in memory: 64 MiB
 
-# Told how many bytes of the source were read since it was last told.
-Advance = Callable[[int], None]
+# Called with the number of bytes of the source that were read since the last call.
+OnBytesRead = Callable[[int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One document: UTF-8 text in memory, or a range of a text file, which is never read whole."""
+    """One document: UTF-8 text in memory, or a range of a text file, which is never read whole.
 
-    name: str  # where it is from, for messages
+    Attributes:
+      name: where the document comes from, for messages.
+      text: the text itself, or the path of the file.
+      on_bytes_read: called as `chunks` reads; None if the source was already read.
+      start, stop: the range of bytes in the text; None: to the end.
+    """
+
+    name: str
     text: bytes | pathlib.Path
-    advance: Advance | None = None  # where reading the pieces reads the source
+    on_bytes_read: OnBytesRead | None = None
     start: int = 0
     stop: int | None = None
 
-    def pieces(self) -> Iterator[bytes]:
-        """The text in pieces of at most `PIECE_BYTES`, cut behind a line's end where there is one.
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the text in chunks of at most `CHUNK_BYTES` that end with a line if one ends there.
 
-        A document is tokenized piece by piece, wherever it comes from, in bounded memory.
+        Every document is tokenized chunk by chunk, in bounded memory.
 
         Raises:
-          ValueError: text that is not UTF-8, with its line.
+          ValueError: the text is not UTF-8; the message names the line.
         """
         line, rest = 1, b""
         with self._open() as stream:
             stream.seek(self.start)
             left = self._stop() - self.start
             while left or rest:
-                block = stream.read(min(left, PIECE_BYTES - len(rest)))
-                if self.advance:
-                    self.advance(len(block))
+                block = stream.read(min(left, CHUNK_BYTES - len(rest)))
+                if self.on_bytes_read:
+                    self.on_bytes_read(len(block))
                 left = left - len(block) if block else 0
                 text = rest + block
-                cut = _cut(text) if left else len(text)
-                piece, rest = text[:cut], text[cut:]
-                check_utf8(piece, self.name, line)
-                line += piece.count(b"\n")
-                yield piece
+                end = _chunk_end(text) if left else len(text)
+                chunk, rest = text[:end], text[end:]
+                check_utf8(chunk, self.name, line)
+                line += chunk.count(b"\n")
+                yield chunk
 
-    def halves(self, share: float) -> tuple["Document", "Document"]:
-        """Two documents of which the second is about the last `share` of this one.
+    def split(self, share: float) -> tuple["Document", "Document"]:
+        """Return two documents, of which the second has about the last `share` of the text.
 
-        The cut is behind a line, where one ends within a tenth of the text before it.
+        The first ends with a line, if one ends within the last tenth of its text.
 
         Raises:
-          ValueError: there is too little text to cut.
+          ValueError: there is too little text to split.
         """
         stop = self._stop()
         size = stop - self.start
         middle = self.start + min(int(size * (1 - share)), size - 1)
         with self._open() as stream:
-            start = max(self.start, middle - min(PIECE_BYTES, 4 + size // 10))
+            start = max(self.start, middle - min(CHUNK_BYTES, 4 + size // 10))
             stream.seek(start)
-            middle = start + _cut(stream.read(middle - start))
+            middle = start + _chunk_end(stream.read(middle - start))
         if middle <= self.start:
-            raise ValueError(f"{self.name}: {size} bytes are too little text to hold some out.")
+            raise ValueError(
+                f"{self.name} must have enough text to hold out a part for validation; "
+                f"got {size} bytes."
+            )
         return (
             dataclasses.replace(self, stop=middle),
             dataclasses.replace(self, start=middle, name=f"{self.name} from byte {middle}"),
@@ -79,8 +89,8 @@ class Document:
         return len(self.text) if isinstance(self.text, bytes) else self.text.stat().st_size
 
 
-def _cut(text: bytes) -> int:
-    """Where to cut a text that goes on: behind its last line, or else its last character."""
+def _chunk_end(text: bytes) -> int:
+    """Return where to end a chunk of a longer text: after its last line, or last character."""
     if line_end := text.rfind(b"\n") + 1:
         return line_end
     for back, byte in enumerate(text[:-4:-1], 1):
@@ -91,16 +101,17 @@ def _cut(text: bytes) -> int:
 
 
 def check_utf8(text: bytes, name: str, line: int) -> None:
-    """Raises ValueError where `text`, which starts on `line` of `name`, is not UTF-8."""
+    """Raise ValueError if `text`, which starts on `line` of `name`, is not UTF-8."""
     try:
         text.decode()
     except UnicodeDecodeError as error:
         if line == 1 and text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise ValueError(
-                f"{name}, line 1: not UTF-8 text, but UTF-16 by its byte order mark; convert it "
-                "with iconv -f UTF-16 -t UTF-8."
+                f"{name}, line 1: the text must be UTF-8, but its byte order mark says UTF-16; "
+                "convert it with iconv -f UTF-16 -t UTF-8"
             ) from error
         line += text.count(b"\n", 0, error.start)
         raise ValueError(
-            f"{name}, line {line}: not UTF-8 text (byte 0x{text[error.start]:02x}: {error.reason})."
+            f"{name}, line {line}: the text must be UTF-8; "
+            f"got byte 0x{text[error.start]:02x} ({error.reason})."
         ) from error

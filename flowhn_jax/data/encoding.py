@@ -1,4 +1,4 @@
-"""Encoding: pieces of text to token ids, in one process or in several, always in order."""
+"""Encoding: chunks of text to token ids, in order, in one process or several."""
 
 import collections
 import concurrent.futures
@@ -7,39 +7,52 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from flowhn_jax.data.borders import encode_after
-from flowhn_jax.data.document import PIECE_BYTES
+from flowhn_jax.data.chunking import encode_chunk
+from flowhn_jax.data.document import CHUNK_BYTES
 from flowhn_jax.data.tokenizer import Tokenizer
 
 
-class Piece(NamedTuple):
-    """A piece of a document."""
+class Chunk(NamedTuple):
+    """A chunk of a document.
 
-    split: str  # that the document belongs to
-    starts: bool  # whether it is the document's first
+    Attributes:
+      split: the split that the document belongs to.
+      starts_document: whether this is the document's first chunk.
+      text: its text.
+      preceding: the end of the text before it in the document, see `chunking`.
+      document: the document's name, for messages.
+    """
+
+    split: str
+    starts_document: bool
     text: bytes
-    before: bytes = b""  # the end of the text before it in the document, see `borders.split`
-    document: str = ""  # its name, for messages
+    preceding: bytes = b""
+    document: str = ""
 
 
 def encode(
-    tokenizer: Tokenizer, pieces: Iterable[Piece], workers: int
-) -> Iterator[list[tuple[Piece, np.ndarray]]]:
-    """Yield each piece with its ids, int32 [T], in groups, in order, by `workers` processes.
+    tokenizer: Tokenizer, chunks: Iterable[Chunk], workers: int
+) -> Generator[list[tuple[Chunk, np.ndarray]], None, None]:
+    """Yield the chunks with their ids, int32 [T], in groups and in order.
+
+    Args:
+      tokenizer: the tokenizer.
+      chunks: the chunks, which are read a few groups ahead.
+      workers: processes that encode; with 1, the calling process encodes.
 
     Raises:
       OSError: a worker was killed.
-      ValueError: the tokenizer fails on a piece.
+      ValueError: the tokenizer fails on a chunk.
     """
-    groups = _grouped(pieces)
+    groups = _grouped(chunks)
     if workers == 1:
         for group in groups:
-            yield list(zip(group, _encode_pieces(tokenizer, group), strict=True))
+            yield list(zip(group, _encode_group(tokenizer, group), strict=True))
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start_worker, (tokenizer,)
@@ -55,19 +68,20 @@ def encode(
             yield list(zip(group, future.result(), strict=True))
     except concurrent.futures.process.BrokenProcessPool as error:
         raise OSError(
-            f"One of {workers} worker processes was killed, perhaps for want of memory."
+            f"One of the {workers} worker processes was killed, possibly because memory ran out; "
+            "use fewer --workers."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces in groups of about `PIECE_BYTES`, so that one trip to a worker is worth it."""
+def _grouped(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
+    """Yield groups of chunks of about `CHUNK_BYTES`, which are worth sending to a worker."""
     group, size = [], 0
-    for piece in pieces:
-        group.append(piece)
-        size += len(piece.text)
-        if size >= PIECE_BYTES:
+    for chunk in chunks:
+        group.append(chunk)
+        size += len(chunk.text)
+        if size >= CHUNK_BYTES:
             yield group
             group, size = [], 0
     yield group
@@ -76,27 +90,29 @@ def _grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 def _start_worker(tokenizer: Tokenizer) -> None:
     global _tokenizer
     _tokenizer = tokenizer
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """Ends a worker whose parent was killed, and which would wait for work for ever."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    """End this worker when its parent is killed; it would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in a worker
+    multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
 
-def _encode_in_worker(pieces: list[Piece]) -> list[np.ndarray]:
-    return _encode_pieces(_tokenizer, pieces)
+def _encode_in_worker(chunks: list[Chunk]) -> list[np.ndarray]:
+    return _encode_group(_tokenizer, chunks)
 
 
-def _encode_pieces(tokenizer: Tokenizer, pieces: list[Piece]) -> list[np.ndarray]:
-    found = []
-    for piece in pieces:
+def _encode_group(tokenizer: Tokenizer, chunks: list[Chunk]) -> list[np.ndarray]:
+    encoded = []
+    for chunk in chunks:
         try:
-            found.append(encode_after(tokenizer, piece.before, piece.text))
+            encoded.append(encode_chunk(tokenizer, chunk.preceding, chunk.text))
         except ValueError as error:
-            where = f"{piece.document}: " if piece.document else ""
+            where = f"{chunk.document}: " if chunk.document else ""
             raise ValueError(f"{where}{error}") from error
-    return found
+    return encoded

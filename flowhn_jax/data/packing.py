@@ -1,39 +1,45 @@
-"""Packing: documents of any length into windows of one length, with nothing lost and no gaps."""
+"""Packing: documents of any length into windows of one length, without gaps or lost tokens."""
 
 import numpy as np
 
 
 class Packer:
-    """Cuts a stream of documents into windows of N+1 tokens.
+    """Packs a stream of documents into windows of N+1 tokens.
 
-    A document's first token is EOT, which as a target ends the document before it: the stream is
-    [EOT] + tokens for each document, and one EOT closes the last. With a BOS each document is
-    [BOS] + tokens + [EOT], and a BOS is never a target. Either way the targets are the tokens of
-    the documents and one EOT each.
+    A document's first token is EOT, which as a target ends the preceding document: the stream is
+    [EOT] + tokens for each document, and a final EOT. With a BOS token, each document is
+    [BOS] + tokens + [EOT] instead, and BOS is never a target. Either way, the targets are the
+    tokens of the documents and one EOT for each.
 
-    Windows start every N tokens, so that neighbours share one token and every token but the
-    stream's first is at a target's place exactly once. Segment ids number the documents within a
-    window from 1; a number that is skipped says that the segment's first token is no target. The
-    last window is filled up with EOT of segment 0, which is never a target (`target_mask`).
+    Windows start every N tokens, so that neighbors share one token and every token except the
+    stream's first is a target exactly once. Segment ids number the documents within a window from
+    1; where a number is skipped, the segment's first token is not a target. The last window is
+    padded with EOT of segment 0, which is never a target (see `target_mask`).
 
     Attributes:
-      targets: targets so far.
-      documents: documents so far.
+      targets: the number of targets so far.
+      documents: the number of documents so far.
     """
 
     def __init__(self, context: int, eot_id: int, bos_id: int | None = None):
-        """Windows of `context` + 1 tokens, of documents that start with `bos_id` or `eot_id`."""
+        """Make a packer.
+
+        Args:
+          context: N; windows have N+1 tokens.
+          eot_id: the id of EOT, which ends every document.
+          bos_id: the id of BOS, which begins every document; None: EOT begins it.
+        """
         self.targets = 0
         self.documents = 0
         self._context = context
         self._eot = np.array([eot_id], np.int32)
         self._bos = None if bos_id is None else np.array([bos_id], np.int32)
-        self._length = 0  # tokens so far
+        self._length = 0  # of the stream so far
         self._tokens = [np.empty(0, np.int32)]
-        self._owners = [np.empty(0, np.int64)]  # of each token the number of its document
+        self._owners = [np.empty(0, np.int64)]  # the number of each token's document
 
     def start_document(self) -> None:
-        """Ends the document before, if any, and starts the next."""
+        """End the current document, if any, and start the next."""
         if self.documents:
             self.targets += 1
             if self._bos is not None:
@@ -43,16 +49,16 @@ class Packer:
 
     @property
     def _owner(self) -> int:
-        """Number of the document, one apart where its first token is a target, else two."""
+        """The document's number, which increases by two if its first token is not a target."""
         return self.documents if self._bos is None else 2 * self.documents
 
     def add(self, ids: np.ndarray) -> None:
-        """Adds ids [T] to the document."""
+        """Append ids [T] to the current document."""
         self.targets += len(ids)
         self._append(ids, self._owner)
 
     def take(self) -> tuple[np.ndarray, np.ndarray]:
-        """Removes the windows that are complete: tokens int32 and segment ids int64 [W, N+1]."""
+        """Remove and return the complete windows: int32 tokens and int64 segment ids, [W, N+1]."""
         tokens, owners = np.concatenate(self._tokens), np.concatenate(self._owners)
         windows = max(0, len(tokens) - 1) // self._context
         taken = windows * self._context
@@ -62,7 +68,7 @@ class Packer:
         return tokens, np.where(owners > 0, owners - owners[:, :1] + 1, 0)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """Closes the stream and removes all windows that are left, the last one padded."""
+        """End the stream; remove and return the remaining windows, of which the last is padded."""
         self.targets += 1
         self._append(self._eot, self._owner + (self._bos is None))
         padding = (1 - self._length) % self._context
@@ -76,10 +82,10 @@ class Packer:
 
 
 def target_mask(segment_ids: np.ndarray) -> np.ndarray:
-    """Return which targets count: bool [B, N] for segment ids [B, N+1] (numpy or JAX).
+    """Return which targets count: bool [B, N] for segment ids [B, N+1] (NumPy or JAX).
 
-    All but padding and the BOS of a document, before which a number is skipped. The EOT after a
-    document counts: it says that the document ends here.
+    All count except padding and a document's BOS token, before which a segment number is skipped.
+    The EOT after a document counts: the model learns to predict where a document ends.
     """
     targets = segment_ids[:, 1:]
     return (targets != 0) & (targets - segment_ids[:, :-1] < 2)

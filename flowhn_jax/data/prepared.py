@@ -1,13 +1,14 @@
 """A prepared set: token windows in ArrayRecord shards, and an index.json that describes them.
 
-A record is one window: N+1 tokens, then the segment ids of the same tokens (`packing.Packer`), both
-little-endian and of the widths that the index names.
+A record is one window: N+1 tokens and then their N+1 segment ids (`packing.Packer`), both
+little-endian, with the data types that the index names.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
+import operator
 import os
 import pathlib
 from typing import Any, Self, SupportsIndex
@@ -30,13 +31,13 @@ TOKENIZER = "tokenizer.json"
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The training or the validation part.
+    """The training or the validation split.
 
     Attributes:
-      windows: records in all shards.
-      tokens: targets, so tokens of the documents and one end-of-text each.
-      bytes: UTF-8 bytes of the documents.
-      documents: their number.
+      windows: the number of records in all shards.
+      tokens: the number of targets: the documents' tokens and one end-of-text for each.
+      bytes: the UTF-8 bytes of the documents.
+      documents: the number of documents.
       shards: the files, in order.
     """
 
@@ -48,31 +49,35 @@ class Split:
 
 
 class Windows:
-    """Random access to the windows of a split, as Grain wants it."""
+    """Random access to the windows of a split: a data source for Grain."""
 
     def __init__(self, prepared: "PreparedSet", split: str):
         self._prepared = prepared
         self._split = split
         shards = prepared.splits[split].shards
-        for shard in shards:  # again: the files may have changed, and a pipe would never end
+        # Check again: the files may have changed, and reading a pipe would never end.
+        for shard in shards:
             shard.check(prepared.folder)
         try:
             self._records = ArrayRecordDataSource([str(prepared.folder / s.file) for s in shards])
         except RuntimeError as error:
-            raise ValueError(f"{prepared.folder}, {split}, is damaged: {error}.") from error
+            raise ValueError(
+                f"The {split} split in {prepared.folder} is damaged: {error}."
+            ) from error
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
-        """tokens and segment_ids of a window, int32 [N+1] each.
+        """Return the tokens and segment_ids of a window, int32 [N+1] each.
 
         Raises:
           IndexError: there is no such window.
           ValueError: its record is damaged.
         """
+        index = operator.index(index)
         if not 0 <= index < len(self):
-            raise IndexError(f"Window {index} of {len(self)}.")
+            raise IndexError(f"The window must be from 0 to {len(self) - 1}; got {index}.")
         length, prepared = self._prepared.context + 1, self._prepared
         try:
             record = self._records[index]
@@ -80,12 +85,18 @@ class Windows:
             tokens = np.frombuffer(record[:boundary], prepared.token_dtype)
             segment_ids = np.frombuffer(record[boundary:], prepared.segment_dtype)
             if len(tokens) != length or len(segment_ids) != length:
-                raise RuntimeError(f"{len(record)} bytes are not {length} tokens and segment ids")
+                raise RuntimeError(
+                    f"its {len(record)} bytes do not hold {length} tokens and segment ids"
+                )
             if tokens.max() >= prepared.vocab_size:
-                raise RuntimeError(f"token {tokens.max()} of a vocabulary of {prepared.vocab_size}")
+                raise RuntimeError(
+                    f"it has token id {tokens.max()}, but the vocabulary size is "
+                    f"{prepared.vocab_size}"
+                )
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"Window {index} of {prepared.folder}, {self._split}, is damaged: {error}."
+                f"Window {index} of the {self._split} split in {prepared.folder} is damaged: "
+                f"{error}."
             ) from error
         return {
             "tokens": tokens.astype(np.int32),
@@ -98,15 +109,15 @@ class PreparedSet:
     """A prepared set on disk.
 
     Attributes:
-      folder: where it is.
-      source: what it was made from.
-      request: what the preparation was asked for; equal requests give equal sets.
-      tokenizer_spec, tokenizer_fingerprint, vocab_size, eot_id, eot_token, bos_token: its
-        tokenizer's.
+      folder: the folder with its files.
+      source: the specification of the source it was prepared from.
+      request: the arguments that determine the set; equal requests give equal sets.
+      tokenizer_spec, tokenizer_fingerprint, vocab_size, eot_id, eot_token, bos_token: the
+        tokenizer's attributes.
       first_token: what each document begins with, 'eot' or 'bos'.
       context: N; windows have N+1 tokens.
-      token_dtype, segment_dtype: of the records, in numpy's notation.
-      splits: 'train' and 'validation'.
+      token_dtype, segment_dtype: the data types in the records, in NumPy's notation.
+      splits: the splits 'train' and 'validation'.
     """
 
     folder: pathlib.Path
@@ -121,28 +132,28 @@ class PreparedSet:
     token_dtype: str
     segment_dtype: str
     splits: dict[str, Split]
-    first_token: str = "eot"  # of the sets that do not say
+    first_token: str = "eot"  # of the sets that do not record it
     bos_token: str | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> Self:
-        """Opens a set and checks that its shards are all there and whole in size.
+        """Open a set, checking that all shards exist and have their recorded size.
 
         Raises:
-          FileNotFoundError: no such folder.
-          ValueError: no prepared set, one of another version, or a damaged one.
+          FileNotFoundError: the folder does not exist.
+          ValueError: the folder is not a prepared set of this version, or it is damaged.
         """
         folder = pathlib.Path(folder)
         if not folder.exists():
             raise FileNotFoundError(
-                f"No prepared data at {folder}; it is made with "
+                f"The folder {folder} of prepared data does not exist; prepare it by "
                 f"python -m flowhn_jax.data.prepare --source=... --tokenizer=... --out={folder}"
             )
         fields = read_index(folder)
         if (version := fields.pop("version", None)) != VERSION:
             raise ValueError(
-                f"{folder / INDEX} is of version {short_repr(version)}; accepted is {VERSION}: prepare "
-                "the data again."
+                f"version in {folder / INDEX} must be {VERSION}; got {short_repr(version)}. "
+                "Prepare the data again."
             )
         try:
             prepared = typed.build(cls, fields | {"folder": folder}, what="key")
@@ -156,46 +167,46 @@ class PreparedSet:
         return prepared
 
     def windows(self, split: str) -> Windows:
-        """The windows of 'train' or 'validation', in the order of the documents."""
+        """Return the windows of 'train' or 'validation', in the order of the documents."""
         return Windows(self, split)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the set, which holds a copy of its file.
+        """The set's tokenizer, loaded from the set's own copy of its file.
 
         Raises:
-          ValueError: the file is not the one that the set was made with.
+          ValueError: the file is not the one that the set was prepared with.
         """
         if self.tokenizer_spec == "bytes":
             return load_tokenizer("bytes")
         tokenizer = load_tokenizer(
             str(self.folder / TOKENIZER), self.eot_token, self.bos_token, self.first_token
         )
-        ours = self.tokenizer_fingerprint, self.vocab_size, self.eot_id
-        if (tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eot_id) != ours:
+        recorded = self.tokenizer_fingerprint, self.vocab_size, self.eot_id
+        if (tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eot_id) != recorded:
             raise ValueError(
-                f"{self.folder / TOKENIZER} is not the tokenizer that the set was made with."
+                f"{self.folder / TOKENIZER} is not the tokenizer that the set was prepared with."
             )
         return tokenizer
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Equal for two sets of the same windows, wherever they are; for JSON."""
+        """A string that identifies the set's windows, in whichever folder they are."""
         hashes = [shard.sha256 for shard in self._shards()]
         content = json.dumps([self.tokenizer_fingerprint, self.context, hashes])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def verify(self) -> None:
-        """Reads every shard.
+        """Check the whole content of every shard.
 
         Raises:
-          ValueError: one is not what was written.
+          ValueError: a shard's content differs from what was written.
         """
         for shard in self._shards():
             shard.verify(self.folder)
 
     def write_index(self) -> None:
-        """Writes index.json, which makes the folder a prepared set."""
+        """Write index.json, which makes the folder a prepared set."""
         fields = dataclasses.asdict(self)
         del fields["folder"]
         path = self.folder / INDEX
@@ -203,7 +214,7 @@ class PreparedSet:
         sync(path)
 
     def _check(self) -> None:
-        """Raises ValueError where fields are not those of any set."""
+        """Raise ValueError if a field has a value that no set can have."""
         for name, is_good in (
             ("splits", set(self.splits) == {"train", "validation"}),
             ("context", 1 <= self.context <= MAX_POSITIONS),
@@ -219,17 +230,17 @@ class PreparedSet:
         for name, split in self.splits.items():
             counts = split.windows, split.tokens, split.bytes, split.documents
             if min(counts) < 1 or sum(shard.records for shard in split.shards) != split.windows:
-                raise ValueError(f"the counts of {name} do not fit each other")
+                raise ValueError(f"the counts of the {name} split are inconsistent")
 
     def _shards(self) -> list[Shard]:
         return [shard for split in self.splits.values() for shard in split.shards]
 
 
 def read_index(folder: pathlib.Path) -> dict[str, Any]:
-    """The fields of a folder's index, of any version.
+    """Return the fields of a folder's index of any version.
 
     Raises:
-      ValueError: there is no index, or it is not ours.
+      ValueError: the folder has no index of a prepared set.
     """
     path = folder / INDEX
     if not path.is_file():

@@ -3,25 +3,36 @@
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import (
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  an extension without stubs
+)
 
 from flowhn_jax.utils.files import sync
 from flowhn_jax.utils.text import short_repr
 
-_MAX_NAME = 255  # characters of a file's name
 SHARD_BYTES = 1 << 28  # of windows in one shard, before compression
+_MAX_NAME = 255  # characters of a file's name
 
 
 def unsigned_dtype(bound: int) -> str:
-    """The narrower of uint16 and uint32 that holds all numbers below `bound`."""
+    """Return the narrower of uint16 and uint32 that holds all numbers below `bound`."""
     return "<u2" if bound <= 1 << 16 else "<u4"
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One ArrayRecord file."""
+    """One ArrayRecord file.
+
+    Attributes:
+      file: its name.
+      records: the number of records, one per window.
+      bytes: its size.
+      sha256: the hash of its content.
+    """
 
     file: str
     records: int
@@ -29,24 +40,25 @@ class Shard:
     sha256: str
 
     def check(self, folder: pathlib.Path) -> None:
-        """Checks that the file is there, of its size and with its records.
+        """Check that the file exists and has the recorded size and number of records.
 
         Raises:
-          ValueError: it is not.
+          ValueError: it does not.
         """
         if pathlib.PurePath(self.file).name != self.file or len(self.file) > _MAX_NAME:
             raise ValueError(
-                f"The index of {folder} names {short_repr(self.file)}; accepted are files of its own."
+                f"The index of {folder} must name only files in this folder; "
+                f"got {short_repr(self.file)}."
             )
         path = folder / self.file
         if not path.is_file():
-            raise ValueError(f"{path} is missing; the index names it.")
+            raise ValueError(f"{path} is missing, but the index names it.")
         if path.stat().st_size != self.bytes:
             raise ValueError(
                 f"{path} has {path.stat().st_size} bytes, but {self.bytes} were written."
             )
         try:
-            reader = array_record_module.ArrayRecordReader(_as_text(path))
+            reader = array_record_module.ArrayRecordReader(_utf8_path(path))
             records = reader.num_records()
             reader.close()
         except RuntimeError as error:
@@ -55,41 +67,46 @@ class Shard:
             raise ValueError(f"{path} has {records} windows, but {self.records} were written.")
 
     def verify(self, folder: pathlib.Path) -> None:
-        """Checks the whole content of the file.
+        """Check the whole content of the file.
 
         Raises:
-          ValueError: it is not what was written.
+          ValueError: the content differs from what was written.
         """
         if sha256(folder / self.file) != self.sha256:
             raise ValueError(f"{folder / self.file} is damaged: its SHA-256 has changed.")
 
 
 class ShardWriter:
-    """Writes the windows of one split into shards."""
+    """A writer of the windows of one split into shards.
+
+    Attributes:
+      shards: the shards that are complete.
+    """
 
     def __init__(self, folder: pathlib.Path, name: str, token_dtype: str, segment_dtype: str):
+        """Make a writer of files NAME-00000.array_record and so on in `folder`."""
         self.shards: list[Shard] = []
         self._folder = folder
         self._name = name
         self._dtypes = token_dtype, segment_dtype
-        self._writer = None
+        self._writer: Any = None
         self._path = pathlib.Path()
         self._records = 0
         self._bytes = 0
 
     def write(self, tokens: np.ndarray, segment_ids: np.ndarray) -> None:
-        """Appends windows [W, N+1].
+        """Append windows [W, N+1].
 
         Raises:
-          OSError: they cannot be written, as on a full disk.
+          OSError: they cannot be written, for example because the disk is full.
         """
         columns = (tokens.astype(self._dtypes[0]), segment_ids.astype(self._dtypes[1]))
         for window, segments in zip(*columns, strict=True):
             if self._writer is None:
                 self._path = self._folder / f"{self._name}-{len(self.shards):05d}.array_record"
-                # One record a group: records are read one by one, in random order.
+                # Groups of one record, because records are read one by one in random order.
                 self._writer = array_record_module.ArrayRecordWriter(
-                    _as_text(self._path), "group_size:1"
+                    _utf8_path(self._path), "group_size:1"
                 )
             record = window.tobytes() + segments.tobytes()
             self._call(self._writer.write, record)
@@ -99,7 +116,7 @@ class ShardWriter:
                 self._close_shard()
 
     def close(self) -> tuple[Shard, ...]:
-        """Completes the last shard; all shards."""
+        """Complete the last shard and return all of them."""
         if self._writer is not None:
             self._close_shard()
         return tuple(self.shards)
@@ -112,23 +129,23 @@ class ShardWriter:
         )
         self._writer, self._records, self._bytes = None, 0, 0
 
-    def _call(self, function, *arguments) -> None:
+    def _call(self, function: Callable, *arguments: Any) -> None:
         try:
             function(*arguments)
-        except RuntimeError as error:  # the library's only kind
+        except RuntimeError as error:  # the only kind that the library raises
             raise OSError(f"{self._path} cannot be written: {error}") from error
 
 
-def _as_text(path: pathlib.Path) -> str:
-    """The path as ArrayRecord takes it; raises ValueError where it is not UTF-8."""
+def _utf8_path(path: pathlib.Path) -> str:
+    """Return a path for ArrayRecord; raise ValueError if it is not UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{str(path)!r} is not UTF-8, as names of prepared data are.") from error
+        raise ValueError(f"The path of prepared data must be UTF-8; got {str(path)!r}.") from error
     return str(path)
 
 
 def sha256(path: pathlib.Path) -> str:
-    """The hash of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

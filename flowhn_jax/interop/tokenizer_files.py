@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flowhn_jax.data.native import failures_as_value_error, panics_unprinted
+from flowhn_jax.data.library_errors import errors_as_value_error, hide_panic_output
 from flowhn_jax.data.prepared import TOKENIZER
 from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from flowhn_jax.data.tokenizer_config import (
@@ -237,7 +237,7 @@ def _dumped(value: Mapping[str, Any]) -> str:
 
 
 def _vocabulary(content: str) -> dict[str, int]:
-    with failures_as_value_error("tokenizer.json cannot be read"), panics_unprinted():
+    with errors_as_value_error("tokenizer.json cannot be read"), hide_panic_output():
         import tokenizers
 
         return tokenizers.Tokenizer.from_str(content).get_vocab()

@@ -14,7 +14,7 @@ from flowhn_jax import flops
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
 from flowhn_jax.checkpoints.state import TrainState, abstract_state
 from flowhn_jax.config import Config
-from flowhn_jax.data.ahead import Ahead
+from flowhn_jax.data.lookahead import Lookahead
 from flowhn_jax.data.pipeline import TrainBatches
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.evaluation.perplexity import make_eval_step, validate, validation
@@ -101,7 +101,7 @@ class Run:
         self._any_asked = AnyProcessBefore(self.mesh)
         self._clock = _Clock(self.config)
         self._error: Exception | None = None  # to be raised when all have stopped
-        self._validation: Ahead[Batch] | None = None  # batches of the one that goes on
+        self._validation: Lookahead[Batch] | None = None  # batches of the one that goes on
 
     def go(self, state: TrainState, progress: Progress) -> bool:
         """Trains to the last step; False where a request to stop came before it.
@@ -256,7 +256,7 @@ class Run:
             return self._is_to_stop()
 
         windows = self.config.train.eval_windows or None
-        self._validation = Ahead(validation(self.config, self.mesh, self.prepared, windows))
+        self._validation = Lookahead(validation(self.config, self.mesh, self.prepared, windows))
         try:
             validating()  # of the first batches; all know it at the next call
             quality = None

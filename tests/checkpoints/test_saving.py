@@ -7,7 +7,7 @@ import pytest
 from orbax.checkpoint._src import asyncio_utils
 
 from flowhn_jax.checkpoints import saving
-from flowhn_jax.data.ahead import Ahead
+from flowhn_jax.data.lookahead import Lookahead
 from flowhn_jax.parallel.distributed import FailedElsewhere
 
 
@@ -62,7 +62,7 @@ def failing_after(count):
 
 
 def test_an_error_is_known_before_the_items_in_front_of_it_are_taken():
-    ahead = Ahead(failing_after(3))
+    ahead = Lookahead(failing_after(3))
     assert ahead.error_within(3) is None
     assert str(ahead.error_within(4)) == "damaged"
     assert ahead.error_within(3) is None
@@ -73,14 +73,14 @@ def test_an_error_is_known_before_the_items_in_front_of_it_are_taken():
 
 
 def test_the_end_of_the_items_is_no_error():
-    ahead = Ahead(iter(range(2)))
+    ahead = Lookahead(iter(range(2)))
     assert ahead.error_within(5) is None
     assert list(ahead) == [0, 1]
 
 
 def test_after_a_change_of_position_the_items_are_read_again():
     position = iter(range(10))
-    ahead = Ahead(position)
+    ahead = Lookahead(position)
     ahead.error_within(3)
-    ahead.forget()
+    ahead.clear()
     assert next(ahead) == 3

@@ -58,7 +58,7 @@ def succeed(*arguments):
         (["eval.py", TINY, "--mode=quality"], "perplexity|throughput|tasks|recall|generate"),
         (["eval.py", "--mode=tasks"], "--config, a recipe, or --workdir, the folder of a run"),
         (["eval.py", TINY, "--mode=generate", "--prompt=a"], "needs --workdir"),
-        (["-m", "flowhn_jax.data.synthetic", "--out=x", "--tasks=needl"], "'needl'; accepted are"),
+        (["-m", "flowhn_jax.data.synthetic", "--out=x", "--tasks=needl"], "must be among assoc"),
         (["-m", "flowhn_jax.interop", "export", "--workdir=nowhere", "--out=x"], "holds no run"),
         (["-m", "flowhn_jax.interop", "import", "--workdir=x"], "import needs --source"),
         (["-m", "flowhn_jax.bench", "decode", TINY], "accepted is 512 or more"),

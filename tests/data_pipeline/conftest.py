@@ -10,20 +10,20 @@ DATA = pathlib.Path(__file__).parent.parent / "data"
 
 @pytest.fixture(scope="session")
 def tokenizer_json():
-    """Path of a byte-level BPE of 512 tokens."""
+    """Return the path of a byte-level BPE of 512 tokens."""
     return DATA / "tokenizer.json"
 
 
 @pytest.fixture(scope="session")
 def paragraphs():
-    """Real text, in about 30 documents with characters of one to three bytes."""
+    """Return about 30 paragraphs of real text, with characters of one to three bytes."""
     text = (DATA / "wikitext.txt").read_text() + "\nÆgir är en jätte — 海の巨人。\n"
     return [line.strip() for line in text.splitlines() if line.strip()] * 2
 
 
 @pytest.fixture
 def jsonl(tmp_path, paragraphs):
-    """The paragraphs as a .jsonl file."""
+    """Return the path of the paragraphs as a .jsonl file."""
     path = tmp_path / "source.jsonl"
     path.write_text("".join(json.dumps({"text": text, "n": 1}) + "\n" for text in paragraphs))
     return path
@@ -31,7 +31,7 @@ def jsonl(tmp_path, paragraphs):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory, paragraphs):
-    """A set of the paragraphs: bytes, context 32, two validation documents and more."""
+    """Return a set of the paragraphs as bytes: context 32, at least two validation documents."""
     folder = tmp_path_factory.mktemp("prepared")
     path = folder / "source.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in paragraphs))

@@ -9,7 +9,7 @@ _CORPUS = [
 ] * 50
 LOSSLESS = ("unigram", "bpe_metaspace", "bpe_bytes", "bpe_bytes_prefix", "bpe_one_word", "llama")
 KINDS = (*LOSSLESS, "wordlevel", "wordpiece", "bpe_whitespace")
-BACKTRACKING = "a" * 60 + "b"  # too much for the pattern of "backtracking"
+BACKTRACKING = "a" * 60 + "b"  # exceeds the regex library's limit in "backtracking"
 
 
 def _make(kind):
@@ -68,7 +68,7 @@ def _content(kind):
 
 
 def save(folder, kind, listed="special"):
-    """Write a tokenizer whose end-of-text `</s>` is a special, an ordinary or no added token."""
+    """Return the path of a tokenizer whose `</s>` is a special, ordinary or no added token."""
     fields = json.loads(_content(kind))
     for token in fields["added_tokens"]:
         token["special"] = listed == "special"

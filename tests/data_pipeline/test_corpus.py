@@ -20,7 +20,7 @@ def test_size_and_determinism():
     assert f"{size} bytes" in corpus.describe(documents)
 
 
-def test_documents_are_text_and_none_is_left_out_by_mistake():
+def test_documents_are_text_and_include_the_library():
     documents = corpus.embedded_documents()
     for name in ("argparse.py", "json/decoder.py", "asyncio/tasks.py", "pydoc_data/topics.py:if"):
         assert len(documents[name].decode()) > 500
@@ -33,7 +33,7 @@ def test_documents_are_text_and_none_is_left_out_by_mistake():
             ast.parse(text.decode(), name)
 
 
-def test_description_follows_the_content():
+def test_the_description_depends_on_names_and_content():
     documents = {"a.py": b"one", "b.py": b"two"}
     known = corpus.describe(documents)
     assert corpus.describe(documents | {"b.py": b"twp"}) != known
@@ -41,8 +41,8 @@ def test_description_follows_the_content():
     assert corpus.describe({"a.py": b"onet", "b.py": b"wo"}) != known
 
 
-def test_a_standard_library_elsewhere(tmp_path, monkeypatch):
-    """As of a Python that an operating system ships, with much left out."""
+def test_an_incomplete_standard_library(tmp_path, monkeypatch):
+    """Some operating systems ship a Python without parts of its library."""
     for name in ("os.py", "json/decoder.py", "test/regrtest.py"):
         original = pathlib.Path(sysconfig.get_path("stdlib"), name)
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which token begins a text: the tokenizer's own rule, its record, and the option."""
+"""The token that begins a text: the tokenizer's own rule, its record, and the option."""
 
 import json
 import pickle
@@ -6,11 +6,12 @@ import pickle
 import numpy as np
 import pytest
 from library_tokenizers import save
-from reading import windows
+from read_back import windows
 
+from flowhn_jax.commands import prepare as command
 from flowhn_jax.data.open import read_tokenizer
 from flowhn_jax.data.packing import target_mask
-from flowhn_jax.data.prepare import main, prepare
+from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.tokenizer import begin, load_tokenizer
 
@@ -19,7 +20,7 @@ BOS, EOT = 1, 2  # <s> and </s> of `library_tokenizers`
 
 
 def processors(name):
-    """What puts <s> before a text; 'none' does not, and 'two' puts <unk> before it too."""
+    """Return a post-processor: most add <s> before a text, 'two' adds <unk> and <s>."""
     from tokenizers import processors
 
     def template(text):
@@ -42,7 +43,7 @@ def processors(name):
 
 
 def tokenizer_folder(folder, rule="template", kind="bpe_bytes", **settings):
-    """Path of a tokenizer.json, with a tokenizer_config.json where there are settings."""
+    """Write a tokenizer.json, and a tokenizer_config.json of any settings; return its path."""
     import tokenizers
 
     path = save(folder, kind)
@@ -76,10 +77,10 @@ NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
         ("none", {"bos_token": {"content": "<s>"}, "add_bos_token": True}, BOS),
         ("none", {"bos_token": "</s>", "add_bos_token": True}, EOT),
         ("none", {"bos_token": None, "add_bos_token": True}, EOT),
-        ("template", NAMES | {"add_bos_token": False}, BOS),  # as transformers 5
+        ("template", NAMES | {"add_bos_token": False}, BOS),  # as in transformers 5
     ],
 )
-def test_the_tokenizers_own_rule(tmp_path, rule, settings, expected):
+def test_the_rule_of_the_tokenizer(tmp_path, rule, settings, expected):
     spec = tokenizer_folder(tmp_path, rule, **settings)
     tokenizer = load_tokenizer(spec)
     assert tokenizer.first_ids == (expected,)
@@ -93,14 +94,14 @@ def test_the_tokenizers_own_rule(tmp_path, rule, settings, expected):
 @pytest.mark.parametrize("kind", ["bpe_bytes", "llama"])
 @pytest.mark.parametrize("rule", ["template", "sequence", "roberta"])
 def test_ids_are_those_of_transformers(tmp_path, kind, rule):
-    """Of texts that do not spell a special token, which we read as text."""
+    """They agree for texts that do not spell a special token, which is plain text here."""
     transformers = pytest.importorskip("transformers")
     spec = tokenizer_folder(tmp_path, rule, kind, **NAMES)
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=spec, **NAMES)
     ours = load_tokenizer(spec)
     for text in ("the cat sat", " a dog  and\na mat", "été"):
         expected = theirs(text).input_ids
-        expected = expected[: -1 if rule == "roberta" else None]  # which ends a text, too
+        expected = expected[: -1 if rule == "roberta" else None]  # also adds </s> at the end
         assert begin(ours, ours.encode(text)) == expected
         assert ours.decode(expected) == ours.decode(ours.encode(text))
 
@@ -113,7 +114,7 @@ def test_ids_of_add_bos_token_are_those_of_transformers(tmp_path):
     assert begin(ours, ours.encode("the cat")) == theirs("the cat").input_ids
 
 
-def test_the_option(tmp_path):
+def test_first_token_overrides_the_rule(tmp_path):
     (tmp_path / "named").mkdir()
     with_rule = tokenizer_folder(tmp_path)
     named = tokenizer_folder(tmp_path / "named", "none", **NAMES)
@@ -124,7 +125,7 @@ def test_the_option(tmp_path):
         assert tokenizer.fingerprint == load_tokenizer(with_rule).fingerprint
         expected = (EOT,) if choice == "auto" else first
         assert load_tokenizer(named, first_token=choice).first_ids == expected
-        for each in (with_rule, named):  # whatever it was before
+        for each in (with_rule, named):  # whatever it was
             for before in firsts:
                 tokenizer = load_tokenizer(each, first_token=before)
                 assert tokenizer.beginning_with("auto") is tokenizer
@@ -137,25 +138,23 @@ def test_the_option(tmp_path):
     assert load_tokenizer("bytes", first_token="none").first_token == "none"
 
 
-def test_what_cannot_begin_a_text_is_refused(tmp_path):
+def test_an_impossible_first_token_is_refused(tmp_path):
     (tmp_path / "plain").mkdir()
     two, plain = tokenizer_folder(tmp_path, "two"), tokenizer_folder(tmp_path / "plain", "none")
     for spec in ("bytes", plain):
-        with pytest.raises(
-            ValueError, match=r"has no token for the beginning .* --first_token=eot"
-        ):
+        with pytest.raises(ValueError, match=r"has no beginning-of-text token.* --first_token=eot"):
             load_tokenizer(spec, first_token="bos")
         with pytest.raises(ValueError, match="one of auto, bos, eot, none; got 'yes'"):
             load_tokenizer(spec, first_token="yes")
         with pytest.raises(ValueError, match="one of auto, bos, eot, none; got 'yes'"):
             load_tokenizer(spec).beginning_with("yes")
-    with pytest.raises(ValueError, match="begins a text with several tokens; accepted is one"):
+    with pytest.raises(ValueError, match="begins a text with several tokens, but only one is"):
         load_tokenizer(two)
     assert load_tokenizer(two, bos_token="<s>", first_token="bos").first_ids == (BOS,)
     for settings, message in (
-        ({"bos_token": "<absent>", "add_bos_token": True}, "has no token for the beginning"),
-        ({"bos_token": 5}, "has bos_token 5; accepted is a text"),
-        (["<s>"], r"must hold an object; found \['<s>'\]"),
+        ({"bos_token": "<absent>", "add_bos_token": True}, "has no beginning-of-text token"),
+        ({"bos_token": 5}, "bos_token in .* must be a string, .*; got 5"),
+        (["<s>"], r"must hold an object; got \['<s>'\]"),
     ):
         (tmp_path / "plain" / "tokenizer_config.json").write_text(json.dumps(settings))
         with pytest.raises(ValueError, match=message):
@@ -166,18 +165,18 @@ def test_what_cannot_begin_a_text_is_refused(tmp_path):
     with pytest.raises(ValueError, match="one of auto, bos, eot, none; got 'yes'"):
         read_tokenizer(str(tmp_path / "plain"))
     (tmp_path / "plain" / "tokenizer_config.json").write_text('{"flowhn_jax": "bos"}')
-    with pytest.raises(ValueError, match="has flowhn_jax 'bos'; it must be an object"):
+    with pytest.raises(ValueError, match=r"flowhn_jax in .* must be an object; got 'bos'"):
         read_tokenizer(str(tmp_path / "plain"))
 
 
-def test_a_folder_records_the_choice(tmp_path):
+def test_tokenizer_config_records_the_first_token(tmp_path):
     tokenizer_folder(tmp_path, **NAMES, flowhn_jax={"first_token": "eot"})
     assert read_tokenizer(str(tmp_path)).first_ids == (EOT,)
     assert read_tokenizer(str(tmp_path)).beginning_with("bos").first_ids == (BOS,)
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe_one_word", "wordlevel", "llama", "wordpiece"])
-def test_no_text_is_the_token_that_begins_it(tmp_path, kind):
+def test_no_text_is_encoded_as_the_first_token(tmp_path, kind):
     spec = tokenizer_folder(tmp_path, "template", kind)
     tokenizer = load_tokenizer(spec)
     for text in ("<s>", "the cat <s> the dog", "the cat<s></s>"):
@@ -189,7 +188,7 @@ def test_no_text_is_the_token_that_begins_it(tmp_path, kind):
     assert tokenizer.decode(ids) == tokenizer.decode(ids[1:-1])
 
 
-def test_prepared_documents_begin_by_the_rule_and_end_with_end_of_text(tmp_path):
+def test_prepared_documents_begin_with_the_first_token_and_end_with_end_of_text(tmp_path):
     source = tmp_path / "source.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 5))
     spec = tokenizer_folder(tmp_path)
@@ -221,7 +220,7 @@ def test_prepared_documents_begin_by_the_rule_and_end_with_end_of_text(tmp_path)
         assert tokens[0, 0] == BOS
         stream = [tokens[0, 0], *tokens[:, 1:][segments[:, 1:] != 0].tolist()]
         assert stream == [token for ids in expected for token in (BOS, *ids, EOT)]
-        for key in ("tokens", "bytes", "documents"):  # the same text, however it begins
+        for key in ("tokens", "bytes", "documents"):  # do not depend on the first token
             counts = {getattr(each.splits[split], key) for each in made.values()}
             assert len(counts) == 1
     for choice, each in made.items():
@@ -231,8 +230,8 @@ def test_prepared_documents_begin_by_the_rule_and_end_with_end_of_text(tmp_path)
         assert reopened.tokenizer.beginning_with("bos").first_ids == (BOS,)
 
 
-def test_sets_without_the_record_begin_with_end_of_text(tmp_path, capsys):
-    """As all did before it; their tokenizer's rule is not theirs."""
+def test_in_sets_without_a_record_end_of_text_begins_each_document(tmp_path, capsys):
+    """They precede the record, when the tokenizer's rule was ignored."""
     source = tmp_path / "source.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 5))
     spec = tokenizer_folder(tmp_path)
@@ -254,22 +253,22 @@ def test_sets_without_the_record_begin_with_end_of_text(tmp_path, capsys):
     assert again == old
     with pytest.raises(
         ValueError,
-        match=r"first_token 'eot' there, 'bos' asked for\); choose another folder, or type "
-        r"--first_token=eot for the set that is there, or --overwrite",
+        match=r"first_token: has 'eot', requested 'bos'\); choose another folder, or type "
+        r"--first_token=eot to use it, or --overwrite to replace it",
     ):
         prepare(*arguments, context=8, validation_fraction=0.25)
     capsys.readouterr()
 
 
-def test_prepare_refuses_other_beginnings(tmp_path, jsonl):
+def test_prepare_refuses_other_first_tokens(tmp_path, jsonl):
     arguments = [f"--source={jsonl}", "--tokenizer=bytes", f"--out={tmp_path / 'set'}"]
     for value, message in (
-        ("none", "first_token must be auto, bos or eot where data is prepared; got 'none'"),
+        ("none", "first_token must be auto, bos or eot to prepare data; got 'none'"),
         ("x", "first_token must be one of auto, bos, eot, none; got 'x'"),
-        ("bos", "Tokenizer bytes has no token for the beginning of a text"),
+        ("bos", "Tokenizer bytes has no beginning-of-text token"),
     ):
         with pytest.raises(SystemExit, match=f"error: {message}"):
-            main([*arguments, f"--first_token={value}"])
+            command.run([*arguments, f"--first_token={value}"])
     assert not (tmp_path / "set").exists()
 
 
@@ -280,7 +279,7 @@ def test_prepare_refuses_other_beginnings(tmp_path, jsonl):
         ({"first_token": "bos"}, "bos_token cannot be None"),
     ],
 )
-def test_records_of_no_set(tmp_path, prepared, change, message):
+def test_an_impossible_record_is_refused(tmp_path, prepared, change, message):
     index = json.loads((prepared.folder / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps(index | change))
     with pytest.raises(ValueError, match=message):

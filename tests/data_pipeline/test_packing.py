@@ -10,7 +10,7 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, 8), max_size=30), min_size=1, max_s
 
 
 def pack(documents, context, take_every, bos_id=None):
-    """Windows of the documents, whose ids are added in bits and taken now and then."""
+    """Pack documents, adding four ids at a time; return the packer, tokens and segment ids."""
     packer = Packer(context, EOT, bos_id)
     taken = []
     count = 0
@@ -40,9 +40,11 @@ def test_windows_cover_the_stream_exactly(documents, context, take_every):
     mask = target_mask(segments)
     assert mask.shape == (len(tokens), context)
     assert mask.sum() == packer.targets
-    assert tokens[:, 1:][mask].tolist() == stream[1:]  # each token but the first is a target once
+    assert (
+        tokens[:, 1:][mask].tolist() == stream[1:]
+    )  # each token except the first is a target once
     assert (tokens[:, 1:][~mask] == EOT).all()
-    assert (np.diff(mask.ravel().astype(int)) <= 0).all()  # padding is at the end alone
+    assert (np.diff(mask.ravel().astype(int)) <= 0).all()  # padding is only at the end
 
     for row in range(len(tokens)):
         here = slice(row * context, row * context + context + 1)
@@ -61,7 +63,7 @@ def test_windows_do_not_depend_on_when_they_are_taken(documents, context):
 
 
 @given(DOCUMENTS, st.integers(1, 17), st.integers(1, 9))
-def test_a_bos_begins_each_document_and_is_no_target(documents, context, take_every):
+def test_bos_begins_each_document_and_is_never_a_target(documents, context, take_every):
     packer, tokens, segments = pack(documents, context, take_every, BOS)
     stream, owners = [], []
     for number, ids in enumerate(documents):
@@ -84,8 +86,8 @@ def test_a_bos_begins_each_document_and_is_no_target(documents, context, take_ev
 
 
 @given(st.integers(1, 300))
-def test_segment_ids_with_a_bos_fit_their_records(context):
-    """Where each document is empty, two tokens long."""
+def test_segment_ids_with_bos_fit_the_dtype_of_the_records(context):
+    """The ids are largest if every document is empty, that is two tokens long."""
     packer, _, segments = pack([[]] * (context + 2), context, 1, BOS)
     assert packer.targets == context + 2
     assert segments.max() <= np.iinfo(unsigned_dtype(context + 2)).max

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from reading import windows
+from read_back import windows
 
 from flowhn_jax.data.pipeline import train_batches, validation_batches
 
@@ -13,7 +13,7 @@ B = 8
 
 @pytest.fixture
 def batches(prepared):
-    """Makes iterators, and closes them."""
+    """Yield a function that makes iterators, which are closed afterwards."""
     made = []
 
     def make(**arguments):
@@ -26,7 +26,7 @@ def batches(prepared):
 
 
 def take(iterator, count):
-    """The next batches, stacked: tokens and segment ids, [count, rows, N+1]."""
+    """Return the next batches stacked: tokens and segment ids, [count, rows, N+1]."""
     found = list(itertools.islice(iterator, count))
     if not found:
         return ()
@@ -49,7 +49,7 @@ def test_batch(batches):
         assert array.dtype == np.int32
 
 
-def test_every_epoch_holds_every_window_once_in_another_order(prepared, batches):
+def test_every_epoch_has_every_window_once_in_a_new_order(prepared, batches):
     count = prepared.splits["train"].windows
     tokens, segments = take(batches(batch_size=1), 2 * count)
     expected = windows(prepared, "train")
@@ -59,7 +59,7 @@ def test_every_epoch_holds_every_window_once_in_another_order(prepared, batches)
     assert not np.array_equal(tokens[:count, 0], expected[0])
 
 
-def test_batches_go_on_over_the_end_of_an_epoch(prepared, batches):
+def test_a_batch_may_span_two_epochs(prepared, batches):
     one_by_one = take(batches(batch_size=1), 3 * B * 40)
     together = take(batches(), 3 * 40)
     assert prepared.splits["train"].windows < B * 120
@@ -67,11 +67,11 @@ def test_batches_go_on_over_the_end_of_an_epoch(prepared, batches):
     assert equal([x.reshape(-1, 33) for x in one_by_one], [x.reshape(-1, 33) for x in together])
 
 
-def test_order_depends_on_the_seed_alone(prepared, batches):
+def test_the_order_depends_only_on_the_seed(prepared, batches):
     first = take(batches(), 5)
     assert equal(first, take(batches(), 5))
     assert not equal(first, take(batches(seed=4), 5))
-    # Not even the second epoch of a seed is the first of the next.
+    # The second epoch of a seed differs from the first epoch of the next seed.
     count = prepared.splits["train"].windows
     second_epoch = take(batches(batch_size=1), count + 5)[0][count:]
     assert not np.array_equal(second_epoch, take(batches(batch_size=1, seed=4), 5)[0])
@@ -85,18 +85,18 @@ def test_same_batches_for_any_number_of_processes(batches, processes):
 
 
 @pytest.mark.parametrize("step", [0, 7, 45, 100])  # an epoch has about 37 batches
-def test_restart_from_a_state(prepared, batches, step):
+def test_resuming_from_a_state(prepared, batches, step):
     assert 30 < prepared.splits["train"].windows / B < 45
     whole = take(batches(), step + 5)
     stopped = batches()
     take(stopped, step)
     state = json.loads(json.dumps(stopped.get_state()))
-    take(stopped, 3)  # what follows does not matter to the state
-    restarted = batches()
-    take(restarted, 2)
-    restarted.set_state(state)
-    assert equal([x[step:] for x in whole], take(restarted, 5))
-    assert restarted.get_state()["step"] == step + 5
+    take(stopped, 3)  # does not affect the saved state
+    resumed = batches()
+    take(resumed, 2)
+    resumed.set_state(state)
+    assert equal([x[step:] for x in whole], take(resumed, 5))
+    assert resumed.get_state()["step"] == step + 5
 
 
 def test_orbax(tmp_path, batches):
@@ -106,30 +106,30 @@ def test_orbax(tmp_path, batches):
     with ocp.v1.training.Checkpointer(tmp_path) as checkpointer:
         checkpointer.save_checkpointables(40, dict(state={"w": np.arange(3.0)}, data=stopped))
         next(stopped)
-    for processes in (1, 2):  # as many processes as one likes may go on
+    for processes in (1, 2):  # any number of processes may resume
         parts = []
         for index in range(processes):
-            restarted = batches(process_index=index, process_count=processes)
+            resumed = batches(process_index=index, process_count=processes)
             with ocp.v1.training.Checkpointer(tmp_path) as checkpointer:
-                loaded = checkpointer.load_checkpointables(40, dict(state=None, data=restarted))
-            assert loaded["data"] is restarted
+                loaded = checkpointer.load_checkpointables(40, dict(state=None, data=resumed))
+            assert loaded["data"] is resumed
             assert np.array_equal(loaded["state"]["w"], np.arange(3.0))
-            parts.append(take(restarted, 10))
+            parts.append(take(resumed, 10))
         found = [np.concatenate(part, 1) for part in zip(*parts, strict=True)]
         assert equal([x[40:] for x in whole], found)
 
 
 @pytest.mark.parametrize("change", [dict(seed=4), dict(batch_size=4)])
-def test_state_of_another_order_is_refused(batches, change):
+def test_the_state_of_another_order_is_refused(batches, change):
     state = batches(**change).get_state()
     ((key, value),) = change.items()
-    with pytest.raises(ValueError, match=f"checkpoint's batches are of {key} {value}, but"):
+    with pytest.raises(ValueError, match=f"{key} must stay the same .* have {value}, but"):
         batches().set_state(state)
 
 
-def test_state_of_other_data_is_refused(batches):
+def test_the_state_of_other_data_is_refused(batches):
     state = batches().get_state() | {"data": "other"}
-    with pytest.raises(ValueError, match="batches are of data 'other'"):
+    with pytest.raises(ValueError, match=r"data must stay the same .* have 'other'"):
         batches().set_state(state)
 
 
@@ -155,7 +155,7 @@ def test_validation(prepared, count, max_windows):
     assert (tokens[total:] == prepared.eot_id).all()
     assert len(tokens) % B == 0
     if total == len(known[0]):
-        assert total % B  # so that there is padding
+        assert total % B  # there is padding
         assert equal([tokens[:total], segments[:total]], known)
         assert (segments[:, 1:] != 0).sum() == prepared.splits["validation"].tokens
     else:  # evenly spaced
@@ -167,13 +167,16 @@ def test_validation(prepared, count, max_windows):
 def test_bad_arguments(prepared, make):
     seed = dict(seed=0) if make is train_batches else {}
     for arguments, message in [
-        (dict(batch_size=0), "batch_size is 0"),
-        (dict(batch_size=6, process_count=4), "batch_size is 6; accepted is a multiple of the 4"),
-        (dict(batch_size=4, process_count=4, process_index=4), "process_index is 4.*0 to 3"),
+        (dict(batch_size=0), "batch_size must be .*; got 0"),
+        (dict(batch_size=6, process_count=4), "a positive multiple of the 4 processes; got 6"),
+        (
+            dict(batch_size=4, process_count=4, process_index=4),
+            "process_index must be from 0 to 3; got 4",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             make(prepared, **seed | arguments)
-    with pytest.raises(ValueError, match="seed is -1"):
+    with pytest.raises(ValueError, match="seed must be 0 or more; got -1"):
         train_batches(prepared, batch_size=1, seed=-1)
-    with pytest.raises(ValueError, match="max_windows is 0"):
+    with pytest.raises(ValueError, match="max_windows must be 1 or more; got 0"):
         validation_batches(prepared, batch_size=1, max_windows=0)

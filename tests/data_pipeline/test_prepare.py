@@ -5,17 +5,18 @@ import subprocess
 import sys
 
 import pytest
-from reading import ENVIRONMENT, content, documents, windows
+from read_back import ENVIRONMENT, content, documents, windows
 
+from flowhn_jax.commands import prepare as command
 from flowhn_jax.data import corpus, shards
 from flowhn_jax.data.packing import Packer
-from flowhn_jax.data.prepare import ensure_embedded, main, prepare
+from flowhn_jax.data.prepare import ensure_embedded, prepare
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.tokenizer import load_tokenizer
 
 
 def expected_splits(texts, fraction):
-    """Training and validation documents, by the rule as it is documented."""
+    """Return the training and validation documents by the documented rule."""
     period = round(1 / fraction)
     held_out = [i for i in range(len(texts)) if i % period == period - 1] or [len(texts) - 1]
     return {
@@ -44,7 +45,7 @@ def test_round_trip(tmp_path, jsonl, paragraphs, tokenizer_json, fraction, kind)
         assert split.windows == len(windows(made, name)[0]) == -(-split.tokens // 48)
 
 
-def test_the_set_needs_nothing_else(tmp_path, jsonl, tokenizer_json):
+def test_a_set_is_self_contained(tmp_path, jsonl, tokenizer_json):
     shutil.copy(tokenizer_json, tmp_path / "t.json")
     prepare(str(jsonl), str(tmp_path / "t.json"), tmp_path / "set", eot_token="<|pad|>")
     (tmp_path / "t.json").unlink()
@@ -56,12 +57,12 @@ def test_the_set_needs_nothing_else(tmp_path, jsonl, tokenizer_json):
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_same_output_for_any_number_of_workers(
+def test_the_output_does_not_depend_on_the_number_of_workers(
     tmp_path, jsonl, tokenizer_json, monkeypatch, workers
 ):
     from flowhn_jax.data import encoding
 
-    monkeypatch.setattr(encoding, "PIECE_BYTES", 500)  # a dozen groups
+    monkeypatch.setattr(encoding, "CHUNK_BYTES", 500)  # a dozen groups
     for name, count in (("one", 1), ("many", workers)):
         prepare(str(jsonl), str(tokenizer_json), tmp_path / name, context=32, workers=count)
     assert content(tmp_path / "one") == content(tmp_path / "many")
@@ -80,8 +81,8 @@ def test_several_shards(tmp_path, jsonl, monkeypatch):
     made.verify()
 
 
-def test_wide_vocabulary_and_segments(tmp_path):
-    """A token id and a segment id above 65,535."""
+def test_ids_beyond_16_bits(tmp_path):
+    """Token ids and segment ids may exceed 65,535."""
     import tokenizers
 
     model = tokenizers.models.WordLevel({"a": 0, "</s>": 70_000}, unk_token="a")
@@ -96,7 +97,7 @@ def test_wide_vocabulary_and_segments(tmp_path):
     assert len(documents(made, "train")) == 99_000
 
 
-def test_single_document_is_cut_at_a_line(tmp_path, paragraphs):
+def test_a_single_document_is_split_after_a_line(tmp_path, paragraphs):
     text = "\n".join(paragraphs) + "\n"
     (tmp_path / "t.txt").write_text(text)
     made = prepare(str(tmp_path / "t.txt"), "bytes", tmp_path / "set", validation_fraction=0.2)
@@ -106,7 +107,7 @@ def test_single_document_is_cut_at_a_line(tmp_path, paragraphs):
     assert 0.2 * len(text) <= len(second) < 0.4 * len(text)
 
 
-def test_reuse(tmp_path, jsonl, capsys):
+def test_an_equal_preparation_reuses_the_set(tmp_path, jsonl, capsys):
     arguments = dict(context=32, validation_fraction=0.1)
     made = prepare(str(jsonl), "bytes", tmp_path / "set", **arguments)
     before = (tmp_path / "set" / "index.json").stat()
@@ -120,9 +121,9 @@ def test_reuse(tmp_path, jsonl, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(context=16), "context 32 there, 16 asked for"),
-        (dict(validation_fraction=0.2), "validation_fraction 0.1 there, 0.2 asked for"),
-        (dict(text_field="n"), "text_field 'text' there, 'n' asked for"),
+        (dict(context=16), "context: has 32, requested 16"),
+        (dict(validation_fraction=0.2), "validation_fraction: has 0.1, requested 0.2"),
+        (dict(text_field="n"), "text_field: has 'text', requested 'n'"),
     ],
 )
 def test_another_set_is_refused(tmp_path, jsonl, change, message):
@@ -135,27 +136,27 @@ def test_another_set_is_refused(tmp_path, jsonl, change, message):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_another_source_is_refused_and_overwritten_when_asked(tmp_path, jsonl, paragraphs):
+def test_another_source_is_refused_without_overwrite(tmp_path, jsonl, paragraphs):
     prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
     jsonl.write_text(json.dumps({"text": "other"}) + "\n" + json.dumps({"text": "more"}) + "\n")
-    with pytest.raises(ValueError, match=r"another prepared set \(source '1 files, "):
+    with pytest.raises(ValueError, match=r"another prepared set \(source: has '1 files, "):
         prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
     made = prepare(str(jsonl), "bytes", tmp_path / "set", context=32, overwrite=True)
     assert bytes(documents(made, "train")[0]) == b"other"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "source.jsonl"]
 
 
-def test_set_of_another_version_is_replaced_only_when_asked(tmp_path, jsonl):
+def test_a_set_of_another_version_is_refused_without_overwrite(tmp_path, jsonl):
     prepare(str(jsonl), "bytes", tmp_path / "set")
     index = tmp_path / "set" / "index.json"
     index.write_text(index.read_text().replace('"version": 1', '"version": 0'))
-    with pytest.raises(ValueError, match="version 0 there, 1 asked for"):
+    with pytest.raises(ValueError, match="version: has 0, requested 1"):
         prepare(str(jsonl), "bytes", tmp_path / "set")
     prepare(str(jsonl), "bytes", tmp_path / "set", overwrite=True)
     PreparedSet.open(tmp_path / "set")
 
 
-def test_damaged_set_is_refused_and_overwritten_when_asked(tmp_path, jsonl):
+def test_a_damaged_set_is_refused_without_overwrite(tmp_path, jsonl):
     made = prepare(str(jsonl), "bytes", tmp_path / "set")
     known = content(made.folder)
     shard = made.folder / made.splits["train"].shards[0].file
@@ -169,14 +170,14 @@ def test_damaged_set_is_refused_and_overwritten_when_asked(tmp_path, jsonl):
 
 
 @pytest.mark.parametrize("name", ["precious.txt", "index.json"])
-def test_a_folder_that_is_no_set_is_always_refused(tmp_path, jsonl, name):
+def test_a_folder_that_is_not_a_set_is_never_overwritten(tmp_path, jsonl, name):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / name).write_text('{"format": "something else"}')
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match="set exists and is left alone"):
+        with pytest.raises(ValueError, match="set exists and is left unchanged"):
             prepare(str(jsonl), "bytes", tmp_path / "set", overwrite=overwrite)
     assert list(content(tmp_path / "set")) == [name]
-    with pytest.raises(ValueError, match=r"source\.jsonl exists and is left alone"):
+    with pytest.raises(ValueError, match=r"source\.jsonl exists and is left unchanged"):
         prepare(str(jsonl), "bytes", jsonl, overwrite=True)
 
 
@@ -190,11 +191,11 @@ def test_an_empty_folder_may_be_filled(tmp_path, jsonl):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(context=0), "context is 0; accepted is 1"),
-        (dict(validation_fraction=0), "validation_fraction is 0; accepted is above 0"),
-        (dict(validation_fraction=0.6), "validation_fraction is 0.6"),
-        (dict(validation_fraction=float("nan")), "validation_fraction is nan"),
-        (dict(workers=0), "workers is 0; accepted is 1"),
+        (dict(context=0), "context must be from 1 to 16777216; got 0"),
+        (dict(validation_fraction=0), "validation_fraction must be above 0 and at most 0.5; got 0"),
+        (dict(validation_fraction=0.6), "validation_fraction must be .*; got 0.6"),
+        (dict(validation_fraction=float("nan")), "validation_fraction must be .*; got nan"),
+        (dict(workers=0), "workers must be 1 or more; got 0"),
     ],
 )
 def test_bad_arguments(tmp_path, jsonl, arguments, message):
@@ -204,7 +205,11 @@ def test_bad_arguments(tmp_path, jsonl, arguments, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "holds no text"), ('{"text": ""}\n', "holds no text"), ('{"text": "a"}', "too little")],
+    [
+        ("", "must hold text"),
+        ('{"text": ""}\n', "must hold text"),
+        ('{"text": "a"}', "must have enough text"),
+    ],
 )
 def test_too_little_text(tmp_path, text, message):
     (tmp_path / "s.jsonl").write_text(text)
@@ -214,7 +219,7 @@ def test_too_little_text(tmp_path, text, message):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_leaves_nothing_behind(tmp_path, jsonl, workers):
+def test_an_error_leaves_no_files(tmp_path, jsonl, workers):
     with jsonl.open("a") as file:
         file.write("not json\n")
     with pytest.raises(ValueError, match=r"source\.jsonl, line \d+ is not JSON"):
@@ -222,7 +227,7 @@ def test_an_error_leaves_nothing_behind(tmp_path, jsonl, workers):
     assert [path.name for path in tmp_path.iterdir()] == ["source.jsonl"]
 
 
-def test_no_document_holds_end_of_text(tmp_path):
+def test_no_document_contains_end_of_text(tmp_path):
     from library_tokenizers import save
 
     texts = [f"strike-through: <s>old {i}</s> new" for i in range(40)]
@@ -237,7 +242,7 @@ def test_a_long_document_is_tokenized_as_a_whole(tmp_path, monkeypatch):
 
     from flowhn_jax.data import document
 
-    monkeypatch.setattr(document, "PIECE_BYTES", 9000)
+    monkeypatch.setattr(document, "CHUNK_BYTES", 9000)
     (tmp_path / "t.txt").write_text("the cat sat on\nthe mat " * 2000)
     path = save(tmp_path, "unigram")
     made = prepare(str(tmp_path / "t.txt"), str(path), tmp_path / "set", workers=2, context=64)
@@ -247,21 +252,21 @@ def test_a_long_document_is_tokenized_as_a_whole(tmp_path, monkeypatch):
         assert tokenizer.encode(tokenizer.decode(found)).tolist() == found
 
 
-def _while_reading(monkeypatch, change):
+def _change_while_reading(monkeypatch, change):
     """Call `change` once, when the first tokens are packed."""
-    add, todo = Packer.add, [change]
+    add, pending = Packer.add, [change]
 
     def changing(self, ids):
         add(self, ids)
-        if self.targets > 1 and todo:
-            todo.pop()()
+        if self.targets > 1 and pending:
+            pending.pop()()
 
     monkeypatch.setattr(Packer, "add", changing)
 
 
 @pytest.mark.parametrize("change", ["write", "append", "replace", "remove", "add", "touch"])
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
-def test_a_source_that_changes_meanwhile_is_refused(tmp_path, monkeypatch, change, suffix):
+def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, change, suffix):
     folder = tmp_path / "source"
     folder.mkdir()
     for name in "abc":
@@ -280,10 +285,8 @@ def test_a_source_that_changes_meanwhile_is_refused(tmp_path, monkeypatch, chang
             with changed.open("a" if change == "append" else "w") as file:
                 file.write('{"text": "more words"}\n' * 200)
 
-    _while_reading(monkeypatch, make_change)
-    with pytest.raises(
-        ValueError, match=rf"{changed.name} must stay as it is while it is prepared"
-    ):
+    _change_while_reading(monkeypatch, make_change)
+    with pytest.raises(ValueError, match=rf"{changed.name} must not change while it is prepared"):
         prepare(str(folder), "bytes", tmp_path / "set", context=32)
     assert not (tmp_path / "set").exists()
     prepare(str(folder), "bytes", tmp_path / "set", context=32)
@@ -297,20 +300,26 @@ def test_a_source_that_changes_meanwhile_is_refused(tmp_path, monkeypatch, chang
         (
             [4000] * 4,
             0.01,
-            "held out for validation: 1 document, 4,001 tokens, 0.25 of the text, where "
-            "--validation_fraction=0.01 asks for 0.01; only whole documents or lines are held out: "
-            "prepare more and shorter documents, or type --validation_fraction=0.25 if this",
+            "--validation_fraction=0.01 requests 0.01 of the text, but 1 document, 4,001 tokens, "
+            "0.25 of the text are held out, because only whole documents or lines are; prepare "
+            "more and shorter documents, or type --validation_fraction=0.25 if this",
         ),
-        ([90_000] * 50 + [1200], 0.01, "0.00027 of the text, where --validation_fraction=0.01"),
-        ([12], 0.01, "1 document, 2 tokens, 0.083 of the text; a validation loss needs at least"),
-        ([12], 0.01, "1,000 tokens: prepare more text."),
+        (
+            [90_000] * 50 + [1200],
+            0.01,
+            "--validation_fraction=0.01 requests 0.01 of the text, but 1 doc",
+        ),
+        ([12], 0.01, "only 1 document, 2 tokens, 0.083 of the text are held out; pr"),
+        ([12], 0.01, "needs at least 1,000 tokens, but"),
         ([50] * 100, 0.01, "type --validation_fraction=0.4, or prepare more text."),
     ],
 )
-def test_a_validation_set_of_another_size_is_warned_of(tmp_path, capsys, sizes, fraction, warning):
+def test_an_unsuitable_validation_split_causes_a_warning(
+    tmp_path, capsys, sizes, fraction, warning
+):
     texts = "".join(json.dumps({"text": "a" * size}) + "\n" for size in sizes)
     (tmp_path / "s.jsonl").write_text(texts)
-    for _ in range(2):  # prepared, and used again
+    for _ in range(2):  # prepared, and reused
         arguments = dict(context=32, validation_fraction=fraction)
         made = prepare(str(tmp_path / "s.jsonl"), "bytes", tmp_path / "set", **arguments)
         err = capsys.readouterr().err
@@ -325,7 +334,7 @@ def test_a_validation_set_of_another_size_is_warned_of(tmp_path, capsys, sizes, 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_pattern_that_backtracks_is_one_line(tmp_path, workers):
+def test_a_library_error_is_one_line(tmp_path, workers):
     from library_tokenizers import BACKTRACKING, save
 
     texts = ["a b", BACKTRACKING, "b"]
@@ -347,15 +356,15 @@ def test_embedded(tmp_path, monkeypatch, capsys):
     assert (made.context, made.tokenizer.spec) == (64, "bytes")
     assert [bytes(ids) for ids in documents(made, "validation")] == list(texts.values())[24::25]
     texts["new.py"] = b"the next version of Python\n"
-    assert ensure_embedded(tmp_path / "set", 64) == made  # a run goes on with what it has
-    with pytest.raises(ValueError, match="context 64 there, 32 asked for"):
+    assert ensure_embedded(tmp_path / "set", 64) == made  # a run continues with its own data
+    with pytest.raises(ValueError, match="context: has 64, requested 32"):
         ensure_embedded(tmp_path / "set", 32)
-    with pytest.raises(ValueError, match="source 'embedded corpus of Python"):
+    with pytest.raises(ValueError, match="source: has 'embedded corpus of Python"):
         prepare("embedded", "bytes", tmp_path / "set", context=64, validation_fraction=0.04)
 
 
 def run(*arguments):
-    """The command line in a process of its own."""
+    """Run the command line in a process."""
     return subprocess.run(
         [sys.executable, "-m", "flowhn_jax.data.prepare", *map(str, arguments)],
         capture_output=True,
@@ -385,18 +394,18 @@ def test_command_line(tmp_path, jsonl, paragraphs, tokenizer_json):
     ("arguments", "message"),
     [
         (["--source=absent"], "Source absent does not exist"),
-        (["--source={dir}"], "holds no .txt, .jsonl"),
+        (["--source={dir}"], "must hold a file of the kinds .txt, .jsonl"),
         (["--source={dir}/bad.jsonl"], "bad.jsonl, line 1 is not JSON"),
-        (["--tokenizer=absent.json"], "Tokenizer absent.json is no file"),
+        (["--tokenizer=absent.json"], "Tokenizer absent.json does not exist"),
         (["--tokenizer={dir}/bad.json"], "bad.json is not a Hugging Face tokenizer.json"),
-        (["--eot_token=x"], "Tokenizer bytes has its own end-of-text"),
-        (["--text_field=body"], "line 1: no field 'body', only text, n"),
-        (["--context=0"], "context is 0"),
-        (["--context=16777217"], "context is 16777217; accepted is 1 to 16777216"),
-        (["--out="], "out is ''; accepted is the folder to make"),
+        (["--eot_token=x"], "eot_token must be left out for the tokenizer 'bytes'"),
+        (["--text_field=body"], "line 1: there is no field 'body'; name the field"),
+        (["--context=0"], "context must be from 1 to 16777216; got 0"),
+        (["--context=16777217"], "context must be from 1 to 16777216; got 16777217"),
+        (["--out="], "out must be the folder to write; got ''"),
         (["--context=many"], "invalid int value"),
-        (["--validation_fraction=2"], "validation_fraction is 2.0"),
-        (["--workers=-1"], "workers is -1"),
+        (["--validation_fraction=2"], "at most 0.5; got 2.0"),
+        (["--workers=-1"], "workers must be 1 or more; got -1"),
         (["--over"], "unrecognized arguments: --over"),
         (["--out={dir}/bad.json/set"], "Not a directory"),
     ],
@@ -409,21 +418,21 @@ def test_command_line_errors(tmp_path, jsonl, capsys, arguments, message):
         (folder / "bad.jsonl").write_text("nonsense\n")
     given = [f"--source={jsonl}", "--tokenizer=bytes", f"--out={tmp_path / 'set'}"]
     with pytest.raises(SystemExit) as stopped:
-        main(given + [argument.format(dir=folder) for argument in arguments])
-    said = str(stopped.value.code) + capsys.readouterr().err
+        command.run(given + [argument.format(dir=folder) for argument in arguments])
+    message_printed = str(stopped.value.code) + capsys.readouterr().err
     assert stopped.value.code not in (0, None)
-    assert message in said
-    assert "Traceback" not in said
+    assert message in message_printed
+    assert "Traceback" not in message_printed
     assert not (tmp_path / "set").exists()
 
 
-def test_ctrl_c(tmp_path, jsonl, monkeypatch, capsys):
+def test_ctrl_c_leaves_no_files(tmp_path, jsonl, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shards.ShardWriter, "write", interrupt)
     with pytest.raises(SystemExit, match="interrupted"):
-        main([f"--source={jsonl}", "--tokenizer=bytes", f"--out={tmp_path / 'set'}"])
+        command.run([f"--source={jsonl}", "--tokenizer=bytes", f"--out={tmp_path / 'set'}"])
     assert [path.name for path in tmp_path.iterdir()] == ["source.jsonl"]
 
 
@@ -432,13 +441,13 @@ def test_prepare_imports_neither_jax_nor_grain():
     subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
 
 
-def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+def test_a_path_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "text.txt").write_text("one text " * 50)
     out = tmp_path / "\udcff"
-    with pytest.raises(ValueError, match="is not UTF-8, as names of prepared data are"):
+    with pytest.raises(ValueError, match="The path of prepared data must be UTF-8"):
         prepare(str(tmp_path / "text.txt"), "bytes", out, context=8)
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
     prepare(str(tmp_path / "text.txt"), "bytes", tmp_path / "set", context=8)
     (tmp_path / "set").rename(out)
-    with pytest.raises(ValueError, match="is not UTF-8, as names of prepared data are"):
+    with pytest.raises(ValueError, match="The path of prepared data must be UTF-8"):
         PreparedSet.open(out)

@@ -10,16 +10,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from reading import ENVIRONMENT
+from read_back import ENVIRONMENT
 
-from flowhn_jax.data import sources
+from flowhn_jax.data import records
 from flowhn_jax.data.sources import open_source
 
 
-def texts(path, field="text", advance=lambda count: None):
-    """The documents of a source, as text."""
-    documents = open_source(str(path), field).read(advance)
-    return [b"".join(document.pieces()).decode() for document in documents]
+def texts(path, field="text", on_bytes_read=lambda count: None):
+    """Return the texts of a source's documents."""
+    documents = open_source(str(path), field).read(on_bytes_read)
+    return [b"".join(document.chunks()).decode() for document in documents]
 
 
 def as_jsonl(documents, field="text"):
@@ -27,7 +27,7 @@ def as_jsonl(documents, field="text"):
 
 
 def write(path, documents, field="text"):
-    """Writes documents in the format that the name asks for."""
+    """Write documents in the format that the name implies; return the path."""
     raw = as_jsonl(documents, field)
     if path.name.endswith(".txt"):
         path.write_text("\n".join(documents), newline="")
@@ -60,7 +60,7 @@ def test_a_text_file_is_one_document_byte_for_byte(tmp_path, paragraphs):
     assert texts(tmp_path / "t.txt") == [text]
 
 
-def test_long_and_blank_lines_and_no_last_line_end(tmp_path):
+def test_long_lines_blank_lines_and_a_last_line_without_newline(tmp_path):
     long = "é" * 300_000
     raw = b"\n" + as_jsonl([long, "b"]) + b"  \n" + as_jsonl(["c"]).strip()
     (tmp_path / "s.jsonl").write_bytes(raw)
@@ -83,7 +83,7 @@ def test_byte_order_mark(tmp_path, name):
     for before in (b"", b"\xef\xbb\xbf"):
         (tmp_path / name).write_bytes(PACK[name](before + raw))
         counts = []
-        assert texts(tmp_path / name, advance=counts.append) == ["a\nb\n"]
+        assert texts(tmp_path / name, on_bytes_read=counts.append) == ["a\nb\n"]
         assert sum(counts) == (tmp_path / name).stat().st_size
     for nothing in (b"\xef\xbb\xbf", b"" if name == "t.txt" else b"\xef\xbb\xbf\n\n"):
         (tmp_path / name).write_bytes(PACK[name](nothing))
@@ -92,23 +92,25 @@ def test_byte_order_mark(tmp_path, name):
 
 @pytest.mark.parametrize("name", PACK)
 @pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
-def test_utf16_is_named(tmp_path, name, codec):
+def test_utf16_is_recognized(tmp_path, name, codec):
     text = "\ufeff" + ("text é" if name == "t.txt" else '{"text": "é"}\n')
     (tmp_path / name).write_bytes(PACK[name](text.encode(codec)))
-    with pytest.raises(ValueError, match=rf"{name}, line 1: not UTF-8 text, but UTF-16.*iconv"):
+    with pytest.raises(
+        ValueError, match=rf"{name}, line 1: the text must be UTF-8, .* UTF-16.*iconv"
+    ):
         texts(tmp_path / name)
 
 
-def test_halves_after_a_byte_order_mark(tmp_path):
+def test_splitting_after_a_byte_order_mark(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfabcd")
     (whole,) = open_source(str(tmp_path / "t.txt")).read(lambda count: None)
-    halves = [b"".join(half.pieces()) for half in whole.halves(0.5)]
-    assert halves == [b"ab", b"cd"]
+    parts = [b"".join(part.chunks()) for part in whole.split(0.5)]
+    assert parts == [b"ab", b"cd"]
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_document_beyond_the_limit_is_named(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 5000)
+def test_a_document_above_the_limit_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(records, "MAX_DOCUMENT_BYTES", 5000)
     fits = "é" * 2000
     path = write(tmp_path / name, ["a", fits, fits])
     raw = json.dumps({"text": fits}, ensure_ascii=False).encode()
@@ -122,7 +124,7 @@ def test_a_document_beyond_the_limit_is_named(tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_memory_is_bounded_by_the_limit_on_a_document(tmp_path, name):
-    """Of a small file with a line of 200 MB."""
+    """The source is a small compressed file with a line of 200 MB."""
     long = "b" * 200_000_000
     if name == "s.parquet":
         table = pyarrow.table({"text": [long]})
@@ -157,7 +159,7 @@ def test_a_value_stored_once_for_many_rows_is_read_once(tmp_path):
 
 
 def test_zstd_frames_of_every_kind(tmp_path):
-    """With and without checksum and size, one after another, and with one to skip."""
+    """Frames with and without checksum and size, concatenated, and a skippable one."""
     raw = as_jsonl([str(i) * (i % 3000) for i in range(1, 400)])
     random = np.random.default_rng(0).bytes(300_000).hex()
     raw += as_jsonl([random, "a" * 400_000])
@@ -177,7 +179,7 @@ def test_zstd_frames_of_every_kind(tmp_path):
 
 @pytest.mark.parametrize("name", RECORDS[1:])
 def test_any_damage_is_one_message(tmp_path, paragraphs, name):
-    """Truncated anywhere, and with bytes changed anywhere."""
+    """Files are truncated, or have bytes changed, at random places."""
     path = write(tmp_path / name, paragraphs)
     raw, rng = path.read_bytes(), np.random.default_rng(0)
     for number in range(300):
@@ -198,7 +200,7 @@ def test_any_damage_is_one_message(tmp_path, paragraphs, name):
             assert len(found) == (len(paragraphs) if damaged else 0)
 
 
-def test_a_checksum_of_gzip_that_is_wrong_is_named(tmp_path, paragraphs):
+def test_a_wrong_gzip_checksum_is_reported(tmp_path, paragraphs):
     path = write(tmp_path / "s.jsonl.gz", paragraphs)
     raw = bytearray(path.read_bytes())
     raw[-5] ^= 1
@@ -208,15 +210,15 @@ def test_a_checksum_of_gzip_that_is_wrong_is_named(tmp_path, paragraphs):
         texts(path)
 
 
-def test_parquet_text_that_is_not_utf8_is_named(tmp_path):
+def test_the_row_of_invalid_utf8_in_parquet_is_named(tmp_path):
     values = pyarrow.array([b"a", b"\xff"]).view(pyarrow.string())
     pyarrow.parquet.write_table(pyarrow.table({"text": values}), tmp_path / "s.parquet")
-    with pytest.raises(ValueError, match=r"s\.parquet, row 2, line 1: not UTF-8 text"):
+    with pytest.raises(ValueError, match=r"s\.parquet, row 2, line 1: the text must be UTF-8"):
         texts(tmp_path / "s.parquet")
 
 
 @pytest.mark.parametrize("kind", [pyarrow.large_string(), pyarrow.string_view(), "dictionary"])
-def test_parquet_columns_of_text(tmp_path, paragraphs, kind):
+def test_parquet_text_columns(tmp_path, paragraphs, kind):
     values = pyarrow.array(paragraphs)
     values = values.dictionary_encode() if kind == "dictionary" else values.cast(kind)
     pyarrow.parquet.write_table(pyarrow.table({"text": values}), tmp_path / "s.parquet")
@@ -227,13 +229,15 @@ def test_parquet_columns_of_text(tmp_path, paragraphs, kind):
     ("values", "kind"),
     [([None], "NoneType"), ([b"a"], "bytes"), ([["a"]], "list"), ([{"a": 1}], "dict")],
 )
-def test_parquet_values_that_are_no_text(tmp_path, values, kind):
+def test_parquet_values_that_are_not_text(tmp_path, values, kind):
     pyarrow.parquet.write_table(pyarrow.table({"text": values}), tmp_path / "s.parquet")
-    with pytest.raises(ValueError, match=rf"s\.parquet, row 1: field 'text' is of type {kind}"):
+    with pytest.raises(
+        ValueError, match=rf"s\.parquet, row 1: the field 'text' must be a string; got type {kind}"
+    ):
         texts(tmp_path / "s.parquet")
 
 
-def test_folder_is_read_in_the_order_of_paths(tmp_path):
+def test_a_folder_is_read_in_the_order_of_paths(tmp_path):
     for name, text in (("b.txt", "2"), ("a/z.txt", "1"), ("c.txt", "3"), ("empty.txt", "")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -249,11 +253,11 @@ def test_folder_is_read_in_the_order_of_paths(tmp_path):
 def test_progress_counts_the_bytes_of_the_files(tmp_path, paragraphs, name):
     path = write(tmp_path / name, paragraphs)
     counts = []
-    texts(path, advance=counts.append)
+    texts(path, on_bytes_read=counts.append)
     assert sum(counts) == open_source(str(path)).size == path.stat().st_size
 
 
-def test_identity_follows_names_sizes_and_times(tmp_path):
+def test_the_identity_depends_on_names_sizes_and_times(tmp_path):
     path = write(tmp_path / "s.jsonl", ["a", "b"])
     known = open_source(str(tmp_path)).identity
     assert open_source(str(tmp_path)).identity == known
@@ -269,19 +273,19 @@ def test_identity_follows_names_sizes_and_times(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "cut', "line 3 is not JSON"),
-        (b'{"body": "x"}', "line 3: no field 'text', only body"),
-        (b"{}", "line 3: no field 'text', only nothing"),
-        (b'["x"]', "line 3: a JSON list"),
-        (b'{"text": 7}', "line 3: field 'text' is of type int"),
-        (b'{"text": null}', "line 3: field 'text' is of type NoneType"),
-        (b'{"text": "\xff"}', "line 3: not UTF-8"),
-        (rb'{"text": "\ud800"}', "line 3: half a surrogate"),
+        (b'{"text": "trunc', "line 3 is not JSON"),
+        (b'{"body": "x"}', r"line 3: there is no field 'text'; .*--text_field \(found: body\)"),
+        (b"{}", r"line 3: there is no field 'text'; .* \(found: none\)"),
+        (b'["x"]', "line 3: the record must be an object .*; got a JSON list"),
+        (b'{"text": 7}', "line 3: the field 'text' must be a string; got type int"),
+        (b'{"text": null}', "line 3: the field 'text' must be a string; got type NoneType"),
+        (b'{"text": "\xff"}', "line 3: the text must be UTF-8"),
+        (rb'{"text": "\ud800"}', "line 3: the field 'text' must be valid Unicode"),
         (b"[" * 100_000, "line 3 is not JSON: it is nested too deeply"),
     ],
 )
 @pytest.mark.parametrize("name", RECORDS[:3])
-def test_bad_lines_are_named(tmp_path, line, message, name):
+def test_malformed_lines_are_named(tmp_path, line, message, name):
     raw = as_jsonl(["a", "b"]) + line + b"\n" + as_jsonl(["c"])
     pack = {"s.jsonl": bytes, "s.jsonl.gz": gzip.compress, "s.jsonl.zst": zstandard.compress}
     (tmp_path / name).write_bytes(pack[name](raw))
@@ -300,13 +304,17 @@ def test_damaged_files_are_named(tmp_path, paragraphs, name, damage):
 
 def test_parquet_columns(tmp_path):
     path = write(tmp_path / "s.parquet", ["a", "b"], "content")
-    with pytest.raises(ValueError, match=r"s\.parquet: no column 'text', only content, n"):
+    with pytest.raises(
+        ValueError, match=r"s\.parquet: there is no column 'text'; .* \(found: content, n\)"
+    ):
         texts(path)
-    with pytest.raises(ValueError, match=r"s\.parquet, row 1: field 'n' is of type int"):
+    with pytest.raises(
+        ValueError, match=r"s\.parquet, row 1: the field 'n' must be a string; got type int"
+    ):
         texts(path, "n")
 
 
-def test_what_is_no_file_is_left_out(tmp_path):
+def test_pipes_and_dangling_links_are_skipped(tmp_path):
     write(tmp_path / "a.jsonl", ["a"])
     os.mkfifo(tmp_path / "b.jsonl")
     (tmp_path / "c.jsonl").symlink_to("nowhere")
@@ -316,10 +324,12 @@ def test_what_is_no_file_is_left_out(tmp_path):
 def test_nothing_to_read(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent does not exist"):
         open_source(str(tmp_path / "absent"))
-    with pytest.raises(ValueError, match=r"holds no \.txt, \.jsonl.*\.parquet file"):
+    with pytest.raises(
+        ValueError, match=r"must hold a file of the kinds \.txt, \.jsonl.*\.parquet"
+    ):
         open_source(str(tmp_path))
     (tmp_path / "s.csv").write_text("a,b")
-    with pytest.raises(ValueError, match=r"s\.csv is no \.txt, \.jsonl"):
+    with pytest.raises(ValueError, match=r"s\.csv must be a file of the kinds \.txt, \.jsonl"):
         open_source(str(tmp_path / "s.csv"))
 
 
@@ -347,12 +357,14 @@ def test_hugging_face_dataset(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     counts = []
-    assert texts("hf:some/name:config", advance=counts.append) == ["a", "bé"]
+    assert texts("hf:some/name:config", on_bytes_read=counts.append) == ["a", "bé"]
     assert texts("hf:some/name") == ["a", "bé"]
     assert calls == [("some/name", "config", "train", True), ("some/name", None, "train", True)]
     assert sum(counts) == 4
     assert open_source("hf:some/name").size is None
-    with pytest.raises(ValueError, match="hf:some/name, row 1: no field 'body', only text, n"):
+    with pytest.raises(
+        ValueError, match=r"hf:some/name, row 1: there is no field 'body'; .* \(found: text, n\)"
+    ):
         texts("hf:some/name", "body")
 
     def fail(*args, **kwargs):

@@ -24,7 +24,7 @@ def test_bytes_round_trip(text):
     assert np.array_equal(tokenizer.encode(text.encode()), ids)
 
 
-def test_bytes_decode_drops_what_is_no_byte_and_replaces_what_is_no_text():
+def test_decoding_bytes_drops_other_ids_and_replaces_invalid_utf8():
     tokenizer = load_tokenizer("bytes")
     assert (tokenizer.eot_id, tokenizer.vocab_size) == (256, 257)
     assert tokenizer.decode([256, 104, 105, 256, 300, -1]) == "hi"
@@ -41,7 +41,7 @@ def test_file_round_trip(tokenizer_json, text):
     assert tokenizer.decode([tokenizer.eot_id, *ids, tokenizer.eot_id]) == text
 
 
-def test_file_compresses_and_agrees_with_the_library(tokenizer_json, paragraphs):
+def test_ids_are_fewer_than_bytes_and_those_of_the_library(tokenizer_json, paragraphs):
     import tokenizers
 
     tokenizer = load_tokenizer(str(tokenizer_json))
@@ -68,8 +68,8 @@ def test_special_tokens_in_a_document_are_plain_text(tokenizer_json, tmp_path, s
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("listed", ["special", "ordinary", "absent"])
-def test_no_text_is_end_of_text(tmp_path, kind, listed):
-    """Whether or not the file lists end-of-text as an added token."""
+def test_no_text_is_encoded_as_end_of_text(tmp_path, kind, listed):
+    """This holds whether or not the file lists end-of-text as an added token."""
     path = save(tmp_path, kind, listed)
     tokenizer = load_tokenizer(str(path))
     eot = tokenizer.eot_token
@@ -114,14 +114,14 @@ def test_end_of_text_within_another_added_token(tmp_path, kind, flags):
             assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_two_names_of_the_end_of_text_id(tmp_path):
+def test_a_word_with_the_id_of_end_of_text_is_unknown(tmp_path):
     model = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1, "</s>": 2, "b": 2}}
     (tmp_path / "t.json").write_text(json.dumps({"model": model | {"unk_token": "<unk>"}}))
     assert load_tokenizer(str(tmp_path / "t.json")).encode("b").tolist() == [1]
 
 
 @pytest.mark.parametrize("model", ["WordLevel", "WordPiece", "BPE", "Unigram"])
-def test_unknown_text_of_the_end_of_text_id_is_left_out(tmp_path, model):
+def test_unknown_text_with_the_id_of_end_of_text_is_dropped(tmp_path, model):
     import tokenizers
 
     vocabulary = {"</s>": 0, "a": 1}
@@ -137,8 +137,8 @@ def test_unknown_text_of_the_end_of_text_id_is_left_out(tmp_path, model):
     assert load_tokenizer(str(tmp_path / "t.json")).encode("a ? a </s>").tolist() == [1, 1]
 
 
-def test_end_of_text_that_a_merge_makes(tmp_path):
-    """Trainers keep the id of a special token that a merge happens to spell."""
+def test_a_merge_that_produces_end_of_text_is_not_applied(tmp_path):
+    """Trainers keep the id of a special token that a merge happens to produce."""
     import tokenizers
 
     vocabulary = {"</s>": 0, "<": 1, "/": 2, "s": 3, ">": 4, "</": 5, "s>": 6, "x": 7, "</s>x": 8}
@@ -150,17 +150,17 @@ def test_end_of_text_that_a_merge_makes(tmp_path):
 
 
 def test_end_of_text_of_one_character_is_refused(tokenizer_json):
-    with pytest.raises(ValueError, match="a token that no text needs, and 'a' of tokenizer"):
+    with pytest.raises(ValueError, match=r"must not be a single character, .*; got 'a'"):
         load_tokenizer(str(tokenizer_json), eot_token="a")
 
 
-def test_failures_of_the_library_are_one_message(tmp_path, capfd):
+def test_an_error_of_the_library_is_one_message(tmp_path, capfd):
     path = save(tmp_path, "backtracking")
     tokenizer = load_tokenizer(str(path))
     assert tokenizer.encode("a b").tolist()
     with pytest.raises(ValueError, match=r"t\.json cannot encode a text: Onig: .*retry-limit"):
         tokenizer.encode(BACKTRACKING)
-    assert capfd.readouterr().err == ""  # no backtrace of Rust's
+    assert capfd.readouterr().err == ""  # without Rust's backtrace
     model = {"type": "WordLevel", "vocab": {"a": 0, "</s>": 1}, "unk_token": "<unk>"}
     path.write_text(json.dumps({"model": model}))
     with pytest.raises(ValueError, match=r"t\.json cannot encode a text: WordLevel error"):
@@ -168,7 +168,7 @@ def test_failures_of_the_library_are_one_message(tmp_path, capfd):
 
 
 class _Panic(BaseException):
-    """As a Rust library's, which cannot be imported."""
+    """Like the exception of a panic in a Rust library, whose class cannot be imported."""
 
 
 def test_a_panic_while_decoding_or_loading_is_one_message(tokenizer_json, monkeypatch, capfd):
@@ -220,7 +220,7 @@ def test_no_end_of_text(tokenizer_json, tmp_path):
     with pytest.raises(ValueError, match=r"end-of-text.*eot_token.*<\|finis\|>"):
         load_tokenizer(str(path))
     assert load_tokenizer(str(path), eot_token="<|finis|>").eot_token == "<|finis|>"
-    with pytest.raises(ValueError, match="no token 'x y'"):
+    with pytest.raises(ValueError, match=r"in the vocabulary .*; got 'x y'"):
         load_tokenizer(str(path), eot_token="x y")
 
 
@@ -229,7 +229,7 @@ def test_ids_beyond_int32(tokenizer_json, tmp_path):
     content = json.loads(tokenizer_json.read_text())
     content["model"]["vocab"][max(content["model"]["vocab"])] = 2**31
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"t\.json has id 2147483648; the most is 2147483646"):
+    with pytest.raises(ValueError, match=r"t\.json must be at most 2147483646; got 2147483648"):
         load_tokenizer(str(path))
 
 
@@ -242,7 +242,7 @@ def test_bad_specs(tmp_path):
     (tmp_path / "t.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"t\.json is not a text file"):
         load_tokenizer(str(tmp_path / "t.json"))
-    with pytest.raises(ValueError, match="bytes has its own"):
+    with pytest.raises(ValueError, match="must be left out for the tokenizer 'bytes'"):
         load_tokenizer("bytes", eot_token="</s>")
 
 
@@ -283,8 +283,10 @@ def test_hub_repository(tokenizer_json, tmp_path, monkeypatch):
     files["tokenizer_config.json"].write_text('{"bos_token": "<|pad|>", "add_bos_token": true}')
     assert load_tokenizer("hf:some/name").first_ids == (1,)
     del files["tokenizer_config.json"]
-    missing = errors.LocalEntryNotFoundError  # the network may have it
-    with pytest.raises(ValueError, match=r"tokenizer_config.json cannot be fetched \(not needed"):
+    missing = errors.LocalEntryNotFoundError  # the file may exist, but the network is unreachable
+    with pytest.raises(
+        ValueError, match=r"tokenizer_config.json cannot be downloaded \(not needed"
+    ):
         load_tokenizer("hf:some/name")
     assert load_tokenizer("hf:some/name", first_token="eot").first_token == "eot"
     files.clear()

@@ -221,7 +221,7 @@ def test_a_set_of_other_tokens_is_refused(fac, tmp_path):
         run.evaluate(config, str(root / "run"), "perplexity", data=str(tmp_path / "set"))
     larger = pathlib.Path(__file__).parent.parent / "data" / "tokenizer.json"
     prepare(text, str(larger), str(tmp_path / "larger"), context=64)
-    with pytest.raises(ValueError, match=r"has 512 tokens, .* type --config.model.vocab_size=512$"):
+    with pytest.raises(ValueError, match=r"at least 512, .* with --config.model.vocab_size=512$"):
         run.evaluate(config, str(root / "run"), "perplexity", data=str(tmp_path / "larger"))
 
 
@@ -265,7 +265,7 @@ def test_errors_name_what_is_accepted(fac, tmp_path, capsys):
         ("perplexity", ["data"]),
     ):
         given = {name: options[name] for name in names}
-        refused(ValueError, "bytes has no token for the beg", mode, **given, first_token="bos")
+        refused(ValueError, "bytes has no beginning-of-", mode, **given, first_token="bos")
         refused(ValueError, "must be one of auto, .*; got 'x'", mode, **given, first_token="x")
     text = str(root / "text.txt")
     refused(ValueError, "context is 65; accepted is 1 to 64", "perplexity", data=text, context=65)

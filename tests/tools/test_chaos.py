@@ -155,7 +155,7 @@ def test_a_second_trainer_is_refused_without_the_lock_file(copy, status, line, i
 @pytest.mark.parametrize(
     ("status", "lines", "broken"),
     [
-        (1, ["error: No prepared data at absent; it is made with"], None),
+        (1, ["error: The folder absent of prepared data does not exist; prepare it by"], None),
         (1, [], "an error of one of four processes gave 0 messages"),
         (0, ["error: absent"], "an error of one process ended four with statuses [0, 1, 1, 1]"),
         (None, ["error: absent"], "an error of one process ended four with statuses [None"),

@@ -227,7 +227,7 @@ def test_data_damaged_under_a_running_job(data, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("flowhn_jax.training.loop.MetricsWriter", Damaging)
-        with pytest.raises(ValueError, match=r"Window \d+ of .*set, train, is damaged"):
+        with pytest.raises(ValueError, match=r"Window \d+ of the train split in .*set is damaged"):
             fit(config, str(tmp_path / "run"))
     (saved,) = (int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert 2 <= saved < 40
@@ -248,14 +248,14 @@ def test_another_model_in_the_workdir_is_refused(data, uninterrupted):
 def test_other_data_in_the_workdir_is_refused(data, uninterrupted):
     workdir, _ = uninterrupted
     other = small_config("fac_split", model={"blocks": 1}, data={"path": data, "seed": 1})
-    with pytest.raises(ValueError, match="batches are of seed 0, but those asked for are of 1"):
+    with pytest.raises(ValueError, match="seed must stay the same .* have 0, but this run has 1"):
         fit(other, str(workdir))
 
 
 def test_another_batch_size_is_refused_and_the_run_left_as_it_was(data, uninterrupted):
     workdir, _ = uninterrupted
     other = run_config(data, steps=STEPS + 1, batch_size=4)
-    with pytest.raises(ValueError, match=r"batches are of batch_size 8.* asked for are of 4"):
+    with pytest.raises(ValueError, match="batch_size must stay the same .* have 8, .* has 4"):
         fit(other, str(workdir))
     assert_is_the_uninterrupted_run(workdir, run_config(data), uninterrupted)
     assert workdir_lib.read_config(str(workdir)) == run_config(data)

@@ -155,7 +155,7 @@ def test_a_damaged_shard_of_one_process(own_data, tmp_path):
     shard, whole = damage(own_data, "train", windows_of_second_process(own_data, 7))
     workdir = tmp_path / "run"
     statuses, said = fit_in_two(keys(own_data), workdir)
-    following = assert_is_one_message(statuses, said, "train, is damaged: ")
+    following = assert_is_one_message(statuses, said, "of the train split in ")
     assert "newest checkpoint is that of step 6, from where the same command c" in following
     assert saved_steps(workdir) == [6]
     shard.write_bytes(whole)
@@ -168,7 +168,7 @@ def test_a_damaged_validation_shard_of_one_process(own_data, tmp_path):
     shard, whole = damage(own_data, "validation", [5, 6])
     workdir = tmp_path / "run"
     statuses, said = fit_in_two(keys(own_data), workdir)
-    assert_is_one_message(statuses, said, "validation, is damaged: ")
+    assert_is_one_message(statuses, said, "of the validation split in ")
     assert saved_steps(workdir) == [4]
     shard.write_bytes(whole)
     assert_continues_as_undisturbed(own_data, workdir)

@@ -1,4 +1,4 @@
-"""`python -m flowhn_jax.data.prepare`: the command of `commands/prepare.py`."""
+"""The entry point of `python -m flowhn_jax.data.prepare`; see `commands.prepare`."""
 
 from flowhn_jax.commands import prepare
 

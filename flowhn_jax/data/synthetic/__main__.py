@@ -1,4 +1,4 @@
-"""`python -m flowhn_jax.data.synthetic`: the command of `commands/synthetic.py`."""
+"""The entry point of `python -m flowhn_jax.data.synthetic`; see `commands.synthetic`."""
 
 from flowhn_jax.commands import synthetic
 

@@ -1,4 +1,4 @@
-"""Reading ahead: whether the next items can be read is known before they are needed."""
+"""Lookahead: reading items before they are needed, to find errors early."""
 
 import collections
 from collections.abc import Iterator
@@ -7,8 +7,11 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-class Ahead(Iterator[Item]):
-    """The same items; an error is raised after the last item that was read before it."""
+class Lookahead(Iterator[Item]):
+    """An iterator over the same items, which can report an error before it is reached.
+
+    The error is raised after the last item that was read before it.
+    """
 
     def __init__(self, items: Iterator[Item]):
         self._items = items
@@ -18,20 +21,21 @@ class Ahead(Iterator[Item]):
     def __next__(self) -> Item:
         self._read_ahead(1)
         if not self._read:
+            assert self._error is not None
             raise self._error
         return self._read.popleft()
 
     def error_within(self, count: int) -> Exception | None:
-        """Return the error that prevents one of the next `count` items; None: they were read.
+        """Return the error that prevents one of the next `count` items, or None.
 
-        The end of the items is no error.
+        The end of the items is not an error.
         """
         self._read_ahead(count)
         is_error = len(self._read) < count and not isinstance(self._error, StopIteration)
         return self._error if is_error else None
 
-    def forget(self) -> None:
-        """Read again from where the iterator is by now."""
+    def clear(self) -> None:
+        """Discard what was read ahead, as after the underlying iterator has been moved."""
         self._read.clear()
         self._error = None
 

@@ -1,4 +1,4 @@
-"""Calls into native libraries, whose failures become one message."""
+"""Errors of native libraries as one ValueError with one message."""
 
 import contextlib
 import os
@@ -9,30 +9,30 @@ from typing import TypeVar
 from flowhn_jax.utils.text import one_line
 
 _Item = TypeVar("_Item")
-_NOT_FAILURES = (KeyboardInterrupt, SystemExit, GeneratorExit)
+_NOT_ERRORS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 _stderr_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def failures_as_value_error(what: str) -> Iterator[None]:
-    """Raise ValueError with `what` and the reason for whatever a native library raises.
+def errors_as_value_error(what: str) -> Iterator[None]:
+    """Turn whatever a native library raises into a ValueError: `what`, a colon, the reason.
 
-    A panic of a Rust library is a BaseException, and its class cannot be imported.
+    A panic in a Rust library is a BaseException whose class cannot be imported.
     """
     try:
         yield
-    except _NOT_FAILURES:
+    except _NOT_ERRORS:
         raise
     except BaseException as error:
         raise ValueError(f"{what}: {_reason(error)}.") from error
 
 
-def read_all(items: Iterable[_Item], what: str) -> Iterator[_Item]:
-    """Yield the items that a native library reads, as of `failures_as_value_error`."""
-    with failures_as_value_error(what):
+def iterate(items: Iterable[_Item], what: str) -> Iterator[_Item]:
+    """Yield the items of a native library's iterable, with `errors_as_value_error`."""
+    with errors_as_value_error(what):
         iterator = iter(items)
     while True:
-        with failures_as_value_error(what):
+        with errors_as_value_error(what):
             try:
                 item = next(iterator)
             except StopIteration:
@@ -41,8 +41,8 @@ def read_all(items: Iterable[_Item], what: str) -> Iterator[_Item]:
 
 
 @contextlib.contextmanager
-def panics_unprinted() -> Iterator[None]:
-    """Drop what is written to the process's stderr if the body raises; else write it afterwards.
+def hide_panic_output() -> Iterator[None]:
+    """Drop what the process writes to stderr if the body raises; otherwise write it afterwards.
 
     Rust prints a panic and its backtrace before Python sees the exception.
     """

@@ -1,4 +1,4 @@
-"""Preparations that are killed, run out of space, or run at the same time."""
+"""Preparations that are killed, run out of disk space, or run at the same time."""
 
 import errno
 import fcntl
@@ -8,19 +8,20 @@ import subprocess
 import sys
 
 import pytest
-from reading import ENVIRONMENT, content
+from read_back import ENVIRONMENT, content
 
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.prepared import PreparedSet
-from flowhn_jax.data.unfinished import publish, unfinished_folder
+from flowhn_jax.data.staging import publish, staging_folder
 from flowhn_jax.utils.lock import try_lock
 
-# Runs a preparation that kills itself where it calls FUNCTION of MODULE for the COUNT-th time.
+# Runs a preparation that kills itself on the COUNT-th call of OWNER.FUNCTION.
 KILLED = """
 import os, signal, sys
-from flowhn_jax.data import encoding, prepare, shards, unfinished
+from flowhn_jax.data import encoding, shards, staging
+from flowhn_jax.data.prepare import preparation
 
-encoding.PIECE_BYTES = 500
+encoding.CHUNK_BYTES = 500
 shards.SHARD_BYTES = 20_000
 
 def killed(owner, name, count):
@@ -37,17 +38,17 @@ if __name__ == "__main__":
     owner, name = where.rsplit(".", 1)
     killed(eval(owner), name, int(count))
     options = dict(context=32, workers=int(workers), overwrite=bool(overwrite))
-    prepare.prepare(source, "bytes", out, **options)
+    preparation.prepare(source, "bytes", out, **options)
 """
 
-RENAMED = "unfinished.pathlib.Path.rename"
+RENAMED = "staging.pathlib.Path.rename"
 
 
 def run_killed(tmp_path, source, where, count, *, overwrite="", workers=1):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     arguments = [str(source), str(tmp_path / "set"), overwrite, str(workers), where, str(count)]
-    # Workers that outlive their parent hold its output open, and this would not return.
+    # This would time out if workers outlived their parent, as they hold its output open.
     done = subprocess.run(
         [sys.executable, str(script), *arguments], capture_output=True, timeout=60, env=ENVIRONMENT
     )
@@ -57,7 +58,7 @@ def run_killed(tmp_path, source, where, count, *, overwrite="", workers=1):
 
 @pytest.fixture
 def expected(tmp_path, jsonl):
-    """What an uninterrupted preparation writes."""
+    """Return the files of an uninterrupted preparation."""
     prepare(str(jsonl), "bytes", tmp_path / "expected", context=32)
     return content(tmp_path / "expected")
 
@@ -68,8 +69,8 @@ def expected(tmp_path, jsonl):
         ("shards.ShardWriter.write", 3, 1),
         ("shards.ShardWriter.write", 3, 3),
         ("shards.ShardWriter._close_shard", 2, 1),
-        ("prepare.PreparedSet.write_index", 1, 1),
-        ("prepare.publish", 1, 1),
+        ("preparation.PreparedSet.write_index", 1, 1),
+        ("preparation.publish", 1, 1),
         (RENAMED, 1, 1),
     ],
 )
@@ -83,15 +84,15 @@ def test_killed_before_the_end(tmp_path, jsonl, expected, where, count, workers)
 
 
 def test_killed_after_the_rename(tmp_path, jsonl):
-    run_killed(tmp_path, jsonl, "unfinished.sync", 2)  # of the folder that holds the set
+    run_killed(tmp_path, jsonl, "staging.sync", 2)  # the second call is for the parent folder
     made = PreparedSet.open(tmp_path / "set")
     made.verify()
     assert prepare(str(jsonl), "bytes", tmp_path / "set", context=32) == made
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_killed_while_a_set_is_replaced(tmp_path, jsonl, expected, count):
-    """Before the old one leaves, and between that and the new one's coming."""
+def test_killed_while_replacing_a_set(tmp_path, jsonl, expected, count):
+    """Killed before the old set is renamed, and between that and the renaming of the new one."""
     old = prepare(str(jsonl), "bytes", tmp_path / "set", context=16)
     run_killed(tmp_path, jsonl, RENAMED, count, overwrite="yes")
     if count == 1:
@@ -104,17 +105,17 @@ def test_killed_while_a_set_is_replaced(tmp_path, jsonl, expected, count):
 
 
 @pytest.mark.parametrize("completes", [True, False])
-def test_where_no_folder_can_be_locked(tmp_path, monkeypatch, completes):
-    """The lock is on a file in the folder then, which nobody finds afterwards."""
+def test_a_file_system_that_cannot_lock_folders(tmp_path, monkeypatch, completes):
+    """The lock is on a file in the folder instead, which is removed afterwards."""
     flock = fcntl.flock
 
-    def of_files_alone(descriptor, operation):
+    def flock_files_only(descriptor, operation):
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise OSError(errno.EBADF, "only files")
         flock(descriptor, operation)
 
-    monkeypatch.setattr(fcntl, "flock", of_files_alone)
-    with unfinished_folder(tmp_path / "set") as folder:
+    monkeypatch.setattr(fcntl, "flock", flock_files_only)
+    with staging_folder(tmp_path / "set") as folder:
         (folder / "file").write_text("content")
         with try_lock(folder) as is_free:
             assert not is_free
@@ -124,27 +125,27 @@ def test_where_no_folder_can_be_locked(tmp_path, monkeypatch, completes):
 
 
 @pytest.mark.parametrize("completes", [True, False])
-def test_two_at_the_same_time(tmp_path, jsonl, expected, completes):
-    """The second waits for the first, and uses what that has left."""
+def test_two_preparations_at_the_same_time(tmp_path, jsonl, expected, completes):
+    """The second waits for the first, and uses what it has published."""
     command = [sys.executable, "-m", "flowhn_jax.data.prepare", "--tokenizer=bytes", "--context=32"]
     command += [f"--source={jsonl}", f"--out={tmp_path / 'set'}"]
-    with unfinished_folder(tmp_path / "set") as folder:
+    with staging_folder(tmp_path / "set") as folder:
         second = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
         assert "Waiting for another process" in second.stderr.readline()
         for name, raw in expected.items():
             (folder / name).write_bytes(raw)
         if completes:
             publish(folder, tmp_path / "set")
-    said = second.communicate()[1]
-    assert second.returncode == 0, said
-    assert ("already prepared" in said) == completes
+    stderr = second.communicate()[1]
+    assert second.returncode == 0, stderr
+    assert ("already prepared" in stderr) == completes
     assert content(tmp_path / "set") == expected
     assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("link", ["folder", "dangling", "lock", "shard", "pipe"])
 def test_links_are_not_followed(tmp_path, jsonl, link):
-    """Else what is behind them would be emptied, or written over."""
+    """Otherwise files outside would be removed or overwritten."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("not yours")
@@ -153,19 +154,19 @@ def test_links_are_not_followed(tmp_path, jsonl, link):
         folder.symlink_to(outside if link == "folder" else tmp_path / "nowhere")
     else:
         folder.mkdir()
-        if link == "pipe":  # which a writer waits at for a reader
+        if link == "pipe":  # opening it for writing would wait for a reader
             os.mkfifo(folder / "lock")
         else:
             name = "lock" if link == "lock" else "train-00000.array_record"
             (folder / name).symlink_to(outside / "precious")
-    with pytest.raises(ValueError, match=r"\.set\.unfinished.* was made by something else"):
+    with pytest.raises(ValueError, match=r"\.set\.unfinished.* was not created by this program"):
         prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
     assert [path.name for path in outside.iterdir()] == ["precious"]
     assert (outside / "precious").read_text() == "not yours"
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_link_in_the_place_of_the_replaced_set_gives_way(tmp_path, jsonl):
+def test_a_link_with_the_name_of_the_replaced_set_is_removed(tmp_path, jsonl):
     (tmp_path / "outside").mkdir()
     prepare(str(jsonl), "bytes", tmp_path / "set", context=16)
     (tmp_path / ".set.replaced").symlink_to(tmp_path / "outside")
@@ -173,10 +174,10 @@ def test_a_link_in_the_place_of_the_replaced_set_gives_way(tmp_path, jsonl):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outside", "set", "source.jsonl"]
 
 
-def test_no_space_left(tmp_path, jsonl):
+def test_no_disk_space_left(tmp_path, jsonl):
     limited = (
-        "import resource, sys; from flowhn_jax.data.prepare import main;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); main(sys.argv[1:])"
+        "import resource, sys; from flowhn_jax.commands.prepare import run;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); run(sys.argv[1:])"
     )
     arguments = [f"--source={jsonl}", f"--out={tmp_path / 'set'}", "--tokenizer=bytes"]
     done = subprocess.run(

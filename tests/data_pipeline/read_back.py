@@ -1,23 +1,23 @@
-"""How the tests read a set back, apart from the code under test."""
+"""Reading a set back, independently of the code under test."""
 
 import os
 import pathlib
 
 import numpy as np
 
-# For processes that import the code under test from wherever they run.
+# For processes that import the code under test, whatever folder they run in.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
 
 
 def windows(prepared, split):
-    """All windows of a split: tokens and segment ids, [W, N+1]."""
+    """Return all windows of a split: tokens and segment ids, [W, N+1]."""
     source = prepared.windows(split)
     rows = [source[i] for i in range(len(source))]
     return tuple(np.stack([row[key] for row in rows]) for key in ("tokens", "segment_ids"))
 
 
 def documents(prepared, split):
-    """The ids of the documents that the windows of a split hold, by one walk over the stream."""
+    """Return the ids of each document in a split, recovered from its windows."""
     tokens, segments = windows(prepared, split)
     stream = [tokens[0, 0]]
     for row, ids in zip(tokens, segments, strict=True):
@@ -33,5 +33,5 @@ def documents(prepared, split):
 
 
 def content(folder):
-    """What a folder holds, by name."""
+    """Return the content of a folder's files by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""A folder that is complete or absent: written under another name, renamed at the very end."""
+"""Staging: writing a folder under a temporary name, so that under its own it is always complete."""
 
 import contextlib
 import os
@@ -13,20 +13,21 @@ from flowhn_jax.utils.lock import LOCK_FILE, wait_for_lock
 
 
 @contextlib.contextmanager
-def unfinished_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder beside `out`, to be filled with files and given to `publish`.
+def staging_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield an empty, locked folder next to `out`, to be filled with files and then published.
 
-    Whoever holds the folder's lock owns it; a second process that wants it waits. The lock ends
-    with its process, however that ends, so that what a killed one left behind is known to be
-    nobody's and is removed.
+    A second process that wants the same folder waits for the lock. The lock is released when its
+    process ends, even if it is killed; what such a process wrote is then removed by the next one.
+    If the body does not call `publish`, the folder is removed.
 
     Raises:
-      ValueError: something of another kind has the folder's name, or is in it: a symbolic link,
-        say, behind which files would be removed and written that are not ours.
+      ValueError: the folder's name is taken by something else, or the folder holds something else
+        than files. A symbolic link, for example, is not followed, so that no files outside are
+        removed or overwritten.
     """
     folder = out.with_name(f".{out.name}.unfinished")
 
-    def wait() -> None:
+    def report_waiting() -> None:
         print(f"Waiting for another process that prepares {out}.", file=sys.stderr)
 
     while True:
@@ -34,28 +35,28 @@ def unfinished_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             try:
-                is_ours = stack.enter_context(wait_for_lock(folder, wait))
+                is_owner = stack.enter_context(wait_for_lock(folder, report_waiting))
             except FileNotFoundError:  # the owner has just removed or published the folder
                 continue
-            if not is_ours:
+            if not is_owner:
                 continue
-            _clear(folder)
+            _remove_files(folder)
             created = folder.stat()
             try:
                 yield folder
             finally:
-                if _is(folder, created):  # else it has become `out`
-                    _clear(folder)
+                if _is_same(folder, created):  # otherwise it was published
+                    _remove_files(folder)
                     (folder / LOCK_FILE).unlink(missing_ok=True)
-                    with contextlib.suppress(OSError):  # the next owner was quick
+                    with contextlib.suppress(OSError):  # the next owner has written to it
                         folder.rmdir()
             return
 
 
 def publish(folder: pathlib.Path, out: pathlib.Path) -> None:
-    """Gives `folder`, of `unfinished_folder(out)` and complete, the name `out`.
+    """Rename `folder`, the complete `staging_folder(out)`, to `out`.
 
-    What had the name is removed: a set that is to be replaced, or an empty folder.
+    An existing `out` is removed: a set that is being replaced, or an empty folder.
     """
     sync(folder)
     replaced = out.with_name(f".{out.name}.replaced")
@@ -71,21 +72,24 @@ def publish(folder: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def _check_kind(path: pathlib.Path, is_kind: Callable[[int], bool]) -> None:
-    """Raises ValueError where there is something else than this code makes, or a link to it."""
+    """Raise ValueError if a path exists and is of another kind than this module creates."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not is_kind(mode):
-        raise ValueError(f"{path} was made by something else; remove it, or choose another name.")
+        raise ValueError(
+            f"{path} was not created by this program; remove it, or choose another name."
+        )
 
 
-def _is(folder: pathlib.Path, status: os.stat_result) -> bool:
-    """Whether the folder of that name is still the one of which this is the status."""
+def _is_same(folder: pathlib.Path, status: os.stat_result) -> bool:
+    """Return whether a folder is still the one with this status."""
     return folder.exists() and os.path.samestat(folder.stat(), status)
 
 
-def _clear(folder: pathlib.Path) -> None:
+def _remove_files(folder: pathlib.Path) -> None:
+    """Remove the folder's files, except the lock."""
     for file in folder.iterdir():
         _check_kind(file, stat.S_ISREG)
         if file.name != LOCK_FILE:
