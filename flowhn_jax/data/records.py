@@ -29,8 +29,8 @@ def text_of(record: Any, field: str, where: str) -> bytes:
     if field not in record:
         names = short_list(record) or "none"
         raise ValueError(
-            f"{where}: there is no field {short_repr(field)}; name the field with the text by "
-            f"--text_field (found: {names})."
+            f"{where}: there is no field {short_repr(field)} (found: {names}); type "
+            "--text_field=NAME for the field with the text."
         )
     if not isinstance(record[field], str):
         kind = type(record[field]).__name__
@@ -114,8 +114,8 @@ def read_parquet(path: pathlib.Path, file: BinaryIO, field: str) -> Iterator[Doc
         schema = table.schema_arrow
     if field not in schema.names:
         raise ValueError(
-            f"{path}: there is no column {short_repr(field)}; name the column with the text by "
-            f"--text_field (found: {short_list(schema.names)})."
+            f"{path}: there is no column {short_repr(field)} (found: {short_list(schema.names)}); "
+            "type --text_field=NAME for the column with the text."
         )
     with errors_as_value_error(damaged):
         # A value that the file stores once for many rows is also held once.

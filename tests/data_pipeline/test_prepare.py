@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from read_back import ENVIRONMENT, content, documents, windows
 from flowhn_jax.commands import prepare as command
 from flowhn_jax.data import corpus, shards
 from flowhn_jax.data.packing import Packer
-from flowhn_jax.data.prepare import ensure_embedded, prepare
+from flowhn_jax.data.prepare import ensure_embedded, prepare, splits
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.tokenizer import load_tokenizer
 
@@ -377,6 +378,7 @@ def test_command_line(tmp_path, jsonl, paragraphs, tokenizer_json):
     arguments = (f"--source={jsonl}", f"--tokenizer={tokenizer_json}", f"--out={tmp_path / 'set'}")
     first = run(*arguments, "--context=32", "--workers=2", "--validation_fraction=0.1")
     assert first.returncode == 0, first.stderr
+    assert "\r" not in first.stderr
     made = PreparedSet.open(tmp_path / "set")
     assert f"{made.splits['train'].tokens:,} tokens" in first.stdout
     assert made.context == 32
@@ -399,7 +401,7 @@ def test_command_line(tmp_path, jsonl, paragraphs, tokenizer_json):
         (["--tokenizer=absent.json"], "Tokenizer absent.json does not exist"),
         (["--tokenizer={dir}/bad.json"], "bad.json is not a Hugging Face tokenizer.json"),
         (["--eot_token=x"], "eot_token must be left out for the tokenizer 'bytes'"),
-        (["--text_field=body"], "line 1: there is no field 'body'; name the field"),
+        (["--text_field=body"], "line 1: there is no field 'body' (found: text, n)"),
         (["--context=0"], "context must be from 1 to 16777216; got 0"),
         (["--context=16777217"], "context must be from 1 to 16777216; got 16777217"),
         (["--out="], "out must be the folder to write; got ''"),
@@ -434,6 +436,18 @@ def test_ctrl_c_leaves_no_files(tmp_path, jsonl, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="interrupted"):
         command.run([f"--source={jsonl}", "--tokenizer=bytes", f"--out={tmp_path / 'set'}"])
     assert [path.name for path in tmp_path.iterdir()] == ["source.jsonl"]
+
+
+def test_a_terminal_shows_a_bar_with_the_rate(tmp_path, jsonl, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(splits, "_SECONDS_BETWEEN_RATES", 0)
+    prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
+    assert "preparing" in sys.stderr.getvalue()
+    assert " MB/s" in sys.stderr.getvalue()
 
 
 def test_prepare_imports_neither_jax_nor_grain():

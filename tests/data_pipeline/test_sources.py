@@ -274,8 +274,8 @@ def test_the_identity_depends_on_names_sizes_and_times(tmp_path):
     ("line", "message"),
     [
         (b'{"text": "trunc', "line 3 is not JSON"),
-        (b'{"body": "x"}', r"line 3: there is no field 'text'; .*--text_field \(found: body\)"),
-        (b"{}", r"line 3: there is no field 'text'; .* \(found: none\)"),
+        (b'{"body": "x"}', r"line 3: there is no field 'text' \(found: body\); type --text"),
+        (b"{}", r"line 3: there is no field 'text' \(found: none\)"),
         (b'["x"]', "line 3: the record must be an object .*; got a JSON list"),
         (b'{"text": 7}', "line 3: the field 'text' must be a string; got type int"),
         (b'{"text": null}', "line 3: the field 'text' must be a string; got type NoneType"),
@@ -305,7 +305,7 @@ def test_damaged_files_are_named(tmp_path, paragraphs, name, damage):
 def test_parquet_columns(tmp_path):
     path = write(tmp_path / "s.parquet", ["a", "b"], "content")
     with pytest.raises(
-        ValueError, match=r"s\.parquet: there is no column 'text'; .* \(found: content, n\)"
+        ValueError, match=r"s\.parquet: there is no column 'text' \(found: content, n\)"
     ):
         texts(path)
     with pytest.raises(
@@ -363,7 +363,7 @@ def test_hugging_face_dataset(monkeypatch):
     assert sum(counts) == 4
     assert open_source("hf:some/name").size is None
     with pytest.raises(
-        ValueError, match=r"hf:some/name, row 1: there is no field 'body'; .* \(found: text, n\)"
+        ValueError, match=r"hf:some/name, row 1: there is no field 'body' \(found: text, n\)"
     ):
         texts("hf:some/name", "body")
 

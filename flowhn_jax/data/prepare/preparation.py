@@ -7,7 +7,7 @@ from typing import Any
 
 from flowhn_jax.data.prepare.existing import holds_same_set
 from flowhn_jax.data.prepare.holdout import warn_about_holdout
-from flowhn_jax.data.prepare.splits import write_splits
+from flowhn_jax.data.prepare.splits import split_writers, write_splits
 from flowhn_jax.data.prepared import TOKENIZER, PreparedSet
 from flowhn_jax.data.shards import unsigned_dtype
 from flowhn_jax.data.sources import open_source
@@ -94,15 +94,8 @@ def prepare(
             (folder / TOKENIZER).write_text(loaded.json, encoding="utf-8")
             sync(folder / TOKENIZER)
         token_dtype, segment_dtype = unsigned_dtype(loaded.vocab_size), unsigned_dtype(context + 2)
-        splits = write_splits(
-            folder,
-            opened,
-            loaded,
-            context=context,
-            validation_fraction=validation_fraction,
-            workers=workers,
-            dtypes=(token_dtype, segment_dtype),
-        )
+        writers = split_writers(folder, loaded, context, (token_dtype, segment_dtype))
+        splits = write_splits(opened, loaded, validation_fraction, workers, writers)
         PreparedSet(
             folder=folder,
             source=source,

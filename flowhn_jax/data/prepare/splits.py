@@ -21,8 +21,8 @@ from flowhn_jax.utils.progress import Progress
 _SECONDS_BETWEEN_RATES = 0.5
 
 
-class _SplitWriter:
-    """One split while it is written: documents to windows to shards."""
+class SplitWriter:
+    """A writer of one split: token ids to windows to shards."""
 
     def __init__(self, packer: Packer, shards: ShardWriter):
         self._packer = packer
@@ -57,40 +57,45 @@ class _SplitWriter:
         self._shards.write(tokens, segment_ids)
 
 
-def write_splits(
-    folder: pathlib.Path,
-    source: Source,
-    tokenizer: Tokenizer,
-    *,
-    context: int,
-    validation_fraction: float,
-    workers: int,
-    dtypes: tuple[str, str],
-) -> dict[str, Split]:
-    """Write the shards of the training and the validation split into `folder`.
+def split_writers(
+    folder: pathlib.Path, tokenizer: Tokenizer, context: int, dtypes: tuple[str, str]
+) -> dict[str, SplitWriter]:
+    """Return the writers of the training and the validation split, by name.
 
     Args:
-      folder: an empty folder.
-      source: the documents.
-      tokenizer: the tokenizer.
+      folder: the folder for the shards.
+      tokenizer: the tokenizer, whose special tokens separate documents.
       context: N; windows have N+1 tokens.
-      validation_fraction: the share of the documents to hold out.
-      workers: the number of processes that tokenize.
       dtypes: the data types of tokens and of segment ids in the records.
-
-    Returns:
-      The splits by name.
-
-    Raises:
-      ValueError, OSError: see `preparation.prepare`.
     """
     bos_id = tokenizer.first_ids[0] if tokenizer.first_token == "bos" else None
-    writers = {
-        name: _SplitWriter(
+    return {
+        name: SplitWriter(
             Packer(context, tokenizer.eot_id, bos_id), ShardWriter(folder, name, *dtypes)
         )
         for name in ("train", "validation")
     }
+
+
+def write_splits(
+    source: Source,
+    tokenizer: Tokenizer,
+    validation_fraction: float,
+    workers: int,
+    writers: dict[str, SplitWriter],
+) -> dict[str, Split]:
+    """Write the documents of a source and return the splits by name.
+
+    Args:
+      source: the documents.
+      tokenizer: the tokenizer.
+      validation_fraction: the share of the documents to hold out.
+      workers: the number of processes that tokenize.
+      writers: see `split_writers`.
+
+    Raises:
+      ValueError, OSError: see `preparation.prepare`.
+    """
     with contextlib.ExitStack() as stack:
         on_bytes_read = stack.enter_context(_show_progress(source.size))
         documents = assign_splits(source.read(on_bytes_read), validation_fraction)
