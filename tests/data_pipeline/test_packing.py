@@ -40,9 +40,8 @@ def test_windows_cover_the_stream_exactly(documents, context, take_every):
     mask = target_mask(segments)
     assert mask.shape == (len(tokens), context)
     assert mask.sum() == packer.targets
-    assert (
-        tokens[:, 1:][mask].tolist() == stream[1:]
-    )  # each token except the first is a target once
+    # Each token except the first is a target once.
+    assert tokens[:, 1:][mask].tolist() == stream[1:]
     assert (tokens[:, 1:][~mask] == EOT).all()
     assert (np.diff(mask.ravel().astype(int)) <= 0).all()  # padding is only at the end
 
