@@ -3,7 +3,7 @@
 from absl import flags
 
 from flowhn_jax.commands import flags as cli
-from flowhn_jax.compare.candidates import NAMES, SIZES, candidates, parse_names
+from flowhn_jax.compare.model_configs import NAMES, SIZES, model_configs, parse_names
 
 _SIZE = flags.DEFINE_string("size", None, f"One of {', '.join(SIZES)}.", required=True)
 _MODELS = flags.DEFINE_string("models", "all", f"all, or with commas of {', '.join(NAMES)}.")
@@ -29,7 +29,7 @@ def main() -> None:
     from flowhn_jax.compare.comparison import compare
 
     names = parse_names(_MODELS.value)
-    configs = candidates(_SIZE.value, names, _TOKENS.value, _CONTEXT.value, _BATCH_SIZE.value)
+    configs = model_configs(_SIZE.value, names, _TOKENS.value, _CONTEXT.value, _BATCH_SIZE.value)
     compare(
         configs,
         _SIZE.value,

@@ -1,1 +1,1 @@
-"""FlowHN and its baselines at equal size, measured and trained alike in one command."""
+"""FlowHN and its baselines of equal size, measured and trained under equal conditions."""

@@ -1,24 +1,23 @@
-"""`compare`: speed in turns, then training one after another, then table and figure."""
+"""`compare`: speed measured round-robin, then one training run per model, then the report."""
 
 import pathlib
-import sys
 from collections.abc import Mapping
 
 import jax
-import tqdm
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.files import latest_step
-from flowhn_jax.compare.candidates import on_data
+from flowhn_jax.compare.model_configs import with_data
 from flowhn_jax.compare.results import FILES, collect, write
-from flowhn_jax.compare.speed import FILE, measure_turns, missing_turns, read_turns
+from flowhn_jax.compare.speed import FILE, measure, missing_measurements, read_measurements
 from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
 from flowhn_jax.training.loop import fit
 from flowhn_jax.utils.files import check_own_file
+from flowhn_jax.utils.progress import progress
 from flowhn_jax.utils.text import short_path
 
-_STEPS_OF_A_TURN = 30  # on the progress bar: about what it takes, beside steps of training
+_STEPS_PER_MEASUREMENT = 30  # on the progress bar: about as long as so many training steps
 
 
 def compare(
@@ -31,21 +30,21 @@ def compare(
     repeats: int,
     report_only: bool,
 ) -> None:
-    """Measures and trains what is missing in the workdir, and draws the report of all.
+    """Measure and train what is missing in the workdir, then write and print the report.
 
     Args:
-      configs: by name, those to compare; `train.steps` are trained where `trains`.
+      configs: the models to compare, by name.
       size: of the models, for the report.
       workdir: receives speed.jsonl, data/, a run's folder for each model, and results.json,
         results.csv, results.md, figure.png and figure.svg.
-      trains: whether to train.
-      rounds: turns of each model.
-      repeats: timed calls of each program in a turn.
-      report_only: whether to draw the report of what is there and measure nothing.
+      trains: whether to train each model for its `train.steps`.
+      rounds: how often each model is measured.
+      repeats: timed calls of each program per measurement.
+      report_only: whether to report on what the workdir already holds, measuring nothing.
 
     Raises:
-      ValueError, FileNotFoundError: the workdir is a file, holds other runs or, for the report,
-        no measurements.
+      ValueError, FileNotFoundError: the workdir is a file or holds other runs, or `report_only`
+        finds no measurements.
     """
     for name in (FILE, *FILES):
         check_own_file(pathlib.Path(workdir) / name)
@@ -53,18 +52,19 @@ def compare(
     if report_only:
         if not pathlib.Path(workdir).is_dir():
             raise FileNotFoundError(
-                f"{short_path(workdir)} is not there; measure without --report_only."
+                f"{short_path(workdir)} does not exist; run the command without --report_only "
+                "first."
             )
     else:
         workdir_lib.make(workdir)
-        if not _measure(configs, workdir, device, trains, rounds, repeats):
-            print("stopped; the same command goes on from here")
+        if not _measure_and_train(configs, workdir, device, trains, rounds, repeats):
+            print("Stopped. Run the same command again to continue.")
             return
-    results = collect(configs, size, workdir, read_turns(workdir, configs, device))
+    results = collect(configs, size, workdir, read_measurements(workdir, configs, device))
     write(results, workdir)
 
 
-def _measure(
+def _measure_and_train(
     configs: Mapping[str, Config],
     workdir: str,
     device: str,
@@ -72,20 +72,20 @@ def _measure(
     rounds: int,
     repeats: int,
 ) -> bool:
-    """Whether all was done, and no signal came before."""
-    missing = missing_turns(configs, rounds, read_turns(workdir, configs, device))
+    """Return whether everything was done, without a signal to stop."""
+    missing = missing_measurements(configs, rounds, read_measurements(workdir, configs, device))
     folders = {name: str(pathlib.Path(workdir) / name) for name in configs}
     steps = 0
     if trains:
         left = (config.train.steps - latest_step(folders[n]) for n, config in configs.items())
         steps = sum(max(0, each) for each in left)
-    total = len(missing) * _STEPS_OF_A_TURN + steps
-    with tqdm.tqdm(total=total, unit="step", dynamic_ncols=True, file=sys.stderr) as bar:
-        for _ in measure_turns(configs, workdir, missing, repeats, bar.set_description):
-            bar.update(_STEPS_OF_A_TURN)
+    total = len(missing) * _STEPS_PER_MEASUREMENT + steps
+    with progress(total, "comparing", "steps") as bar:
+        for _ in measure(configs, workdir, missing, repeats, bar.annotate):
+            bar.update(_STEPS_PER_MEASUREMENT)
         for name, config in configs.items() if trains else ():
-            bar.set_description(f"{name}, training")
+            bar.annotate(f"training {name}")
             folder = open_data(config, workdir).folder
-            if not fit(on_data(config, str(folder)), folders[name], bar.update):
+            if not fit(with_data(config, str(folder)), folders[name], bar.update):
                 return False
     return True

@@ -1,4 +1,4 @@
-"""What a comparison came to: one row a model, as JSON, CSV, a Markdown table and the figure."""
+"""The results of a comparison, one row per model: JSON, CSV, a Markdown table and the figure."""
 
 import csv
 import importlib.metadata
@@ -13,7 +13,7 @@ import jax
 
 from flowhn_jax import models
 from flowhn_jax.bench.throughput import tokens_of, work_rate
-from flowhn_jax.compare.speed import Turn, config_hash, is_number, short_hash
+from flowhn_jax.compare.speed import Measurement, config_hash, is_number, short_hash
 from flowhn_jax.config import Config
 from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.parallel.mesh import make_mesh
@@ -27,13 +27,13 @@ Results = dict[str, Any]
 FILES = ("results.json", "results.csv", "results.md", "figure.png", "figure.svg")
 TIMED = ("train", "prefill", "decode")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax")
-_COLUMNS = {  # of the table: heading, key, factor, digits
+_COLUMNS = {  # of the table: heading -> key, factor, digits
     "parameters": ("parameters", 1, 0),
     "train tokens/s": ("train_tokens_per_second", 1, 0),
-    "least": ("train_tokens_per_second_min", 1, 0),
-    "most": ("train_tokens_per_second_max", 1, 0),
+    "min": ("train_tokens_per_second_min", 1, 0),
+    "max": ("train_tokens_per_second_max", 1, 0),
     "MFU %": ("train_mfu", 100, 2),
-    "GFLOP/s a device": ("train_tflops_per_second_per_device", 1e3, 1),
+    "GFLOP/s per device": ("train_tflops_per_second_per_device", 1e3, 1),
     "prefill tokens/s": ("prefill_tokens_per_second", 1, 0),
     "decode tokens/s": ("decode_tokens_per_second", 1, 0),
     "memory MiB": ("train_memory_bytes", 2**-20, 0),
@@ -43,22 +43,22 @@ _COLUMNS = {  # of the table: heading, key, factor, digits
 
 
 def collect(
-    configs: Mapping[str, Config], size: str, workdir: str, turns: Sequence[Turn]
+    configs: Mapping[str, Config], size: str, workdir: str, measurements: Sequence[Measurement]
 ) -> Results:
-    """All that the workdir holds of these models.
+    """Return all results of these models in the workdir.
 
     Raises:
-      FileNotFoundError: of none is there a turn.
+      FileNotFoundError: none of the models has been measured.
     """
     rows = []
     for name, config in configs.items():
-        of_model = [turn for turn in turns if turn["model"] == name]
+        of_model = [each for each in measurements if each["model"] == name]
         if of_model:
             rows.append(_row(name, config, workdir, of_model))
     if not rows:
         raise FileNotFoundError(
-            f"{short_path(workdir)} holds no measurements of these models on this device; measure "
-            "without --report_only."
+            f"{short_path(workdir)} holds no measurements of these models on this device; run the "
+            "command without --report_only first."
         )
     return {
         "size": size,
@@ -72,7 +72,7 @@ def collect(
     }
 
 
-def _row(name: str, config: Config, workdir: str, turns: Sequence[Turn]) -> Results:
+def _row(name: str, config: Config, workdir: str, measurements: Sequence[Measurement]) -> Results:
     mesh = make_mesh(config.mesh, eval_batch_size(config))
     row = {
         "model": name,
@@ -81,25 +81,25 @@ def _row(name: str, config: Config, workdir: str, turns: Sequence[Turn]) -> Resu
         "batch_size": config.train.batch_size,
         "context": config.model.context,
         "dtype": str(models.compute_dtype(config.model)),
-        "kernels": turns[0]["kernels"],
-        "rounds": len(turns),
+        "kernels": measurements[0]["kernels"],
+        "rounds": len(measurements),
     }
     for timed in TIMED:
-        medians = [statistics.median(turn["seconds"].get(timed, [0.0])) for turn in turns]
+        medians = [statistics.median(each["seconds"].get(timed, [0.0])) for each in measurements]
         row |= _speed(timed, [seconds for seconds in medians if seconds], config)
     seconds = tokens_of("train", config) / row["train_tokens_per_second"]
     row |= work_rate("train", seconds, config, mesh)
-    row["compile_seconds"] = turns[0]["compile_seconds"]
-    row["train_memory_bytes"] = turns[0]["memory_bytes"]
+    row["compile_seconds"] = measurements[0]["compile_seconds"]
+    row["train_memory_bytes"] = measurements[0]["memory_bytes"]
     row |= _validation(pathlib.Path(workdir) / name)
     return row
 
 
 def _validation(folder: pathlib.Path) -> Results:
-    """The last validation of a run, and the tokens before it; None where there was none.
+    """Return a run's last validation and the tokens trained before it; None where there is none.
 
     Raises:
-      ValueError: a value of the run's rows is no number.
+      ValueError: a value in the run's metrics.jsonl is not a number.
     """
     scored = [row for row in read_rows(folder) if "validation_loss" in row]
     last = scored[-1] if scored else {}
@@ -115,7 +115,7 @@ def _validation(folder: pathlib.Path) -> Results:
 
 
 def _speed(timed: str, seconds: list[float], config: Config) -> Results:
-    """The median, least and greatest tokens/s of the turns; None where nothing was timed."""
+    """Return the median, minimum and maximum tokens/s; None where nothing was timed."""
     key = f"{timed}_tokens_per_second"
     if not seconds:
         return {key: None, f"{key}_min": None, f"{key}_max": None}
@@ -124,7 +124,7 @@ def _speed(timed: str, seconds: list[float], config: Config) -> Results:
 
 
 def table(results: Results) -> str:
-    """The paper's table, a row a model, as Markdown, with what it was measured on below."""
+    """Return the paper's table in Markdown, a row per model, with the setup described below it."""
     rows = [
         [row["model"], *(_cell(row[key], *form) for key, *form in _COLUMNS.values())]
         for row in results["models"]
@@ -135,7 +135,7 @@ def table(results: Results) -> str:
     about = (
         f"{results['size']}: batch {first['batch_size']}, context {first['context']:,}, "
         f"{first['dtype']}, {results['devices']} x {results['device']}; medians of "
-        f"{results['rounds']} rounds; bits/byte on the validation set behind {trained} tokens; "
+        f"{results['rounds']} rounds; bits/byte on the validation set after {trained} tokens; "
         f"memory of the compiled train step. Recipes {results['config_hash']}, "
         f"Python {results['python']}, "
         + ", ".join(f"{package} {results[package]}" for package in _PACKAGES)
@@ -149,7 +149,7 @@ def _cell(value: float | None, factor: float, digits: int) -> str:
 
 
 def write(results: Results, workdir: str) -> None:
-    """Writes results.json, .csv and .md and the figure; prints the table, and JSON as last line."""
+    """Write all FILES; print the table and, as the last line, the results as JSON."""
     folder = pathlib.Path(workdir)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     with (folder / "results.csv").open("w", newline="") as file:

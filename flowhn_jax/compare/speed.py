@@ -1,4 +1,4 @@
-"""Speed of all models in turns, so that a machine that drifts does it to all alike."""
+"""The speed of several models, measured round-robin: drift of the machine affects all alike."""
 
 import dataclasses
 import hashlib
@@ -15,14 +15,14 @@ from flowhn_jax.config import Config, DataConfig
 from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.parallel.mesh import make_mesh
 
-Turn = dict[str, Any]
+Measurement = dict[str, Any]  # of one model in one round: a line of FILE
 
 FILE = "speed.jsonl"
 _MAX_NUMBER = 1e30
 
 
 def config_hash(config: Config) -> str:
-    """Of all that speed depends on: not the data, nor how many steps are trained."""
+    """Return a hash of everything speed depends on: not the data, nor the number of steps."""
     cadence = dict(steps=1, log_every=1, eval_every=1, checkpoint_every=1)
     train = dataclasses.replace(config.train, **cadence)
     config = dataclasses.replace(config, data=DataConfig(), train=train)
@@ -30,45 +30,47 @@ def config_hash(config: Config) -> str:
 
 
 def short_hash(value: Any) -> str:
-    """12 hex digits of what JSON can hold."""
+    """Return 12 hex digits of the hash of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def read_turns(workdir: str, configs: Mapping[str, Config], device: str) -> list[Turn]:
-    """The turns of these configs on this kind of device that `workdir` holds, each once.
+def read_measurements(
+    workdir: str, configs: Mapping[str, Config], device: str
+) -> list[Measurement]:
+    """Return the workdir's measurements of these configs on this kind of device, each once.
 
-    Others, as of another version of a recipe, are left out, and so is a line that is no turn, such
-    as one cut off by a kill.
+    Measurements of other configs, such as an older version of a recipe, are left out, and so are
+    malformed lines, such as one that a kill truncated.
     """
     path = pathlib.Path(workdir) / FILE
     hashes = {name: config_hash(config) for name, config in configs.items()}
-    turns: dict[tuple[str, int], Turn] = {}
+    found: dict[tuple[str, int], Measurement] = {}
     for line in path.read_bytes().splitlines() if path.is_file() else ():
-        turn = _parse_turn(line)
-        if turn is None or turn["device"] != device:
+        measurement = _parse(line)
+        if measurement is None or measurement["device"] != device:
             continue
-        if hashes.get(turn["model"]) == turn["config_hash"]:
-            turns.setdefault((turn["model"], turn["round"]), turn)
-    return list(turns.values())
+        if hashes.get(measurement["model"]) == measurement["config_hash"]:
+            found.setdefault((measurement["model"], measurement["round"]), measurement)
+    return list(found.values())
 
 
-def _parse_turn(line: bytes) -> Turn | None:
-    """Return the turn of a line; None where the line does not hold all of one."""
+def _parse(line: bytes) -> Measurement | None:
+    """Return the measurement in a line; None if the line is malformed."""
     try:
-        turn = json.loads(line)
-        texts = [turn[name] for name in ("model", "config_hash", "device", "kernels")]
-        numbers = [turn["compile_seconds"], turn["memory_bytes"]]
-        seconds = {name: list(each) for name, each in turn["seconds"].items()}
-        is_whole = (
+        measurement = json.loads(line)
+        texts = [measurement[name] for name in ("model", "config_hash", "device", "kernels")]
+        numbers = [measurement["compile_seconds"], measurement["memory_bytes"]]
+        seconds = {name: list(each) for name, each in measurement["seconds"].items()}
+        is_complete = (
             all(isinstance(text, str) for text in texts)
-            and isinstance(turn["round"], int)
+            and isinstance(measurement["round"], int)
             and seconds["train"]
             and all(each and all(map(_is_duration, each)) for each in seconds.values())
             and all(map(is_number, numbers))
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return turn if is_whole else None
+    return measurement if is_complete else None
 
 
 def _is_duration(value: Any) -> bool:
@@ -76,47 +78,57 @@ def _is_duration(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value of a JSON text is a number that a measurement can have."""
+    """Return whether a JSON value is a number that a measurement can have."""
     is_plain = isinstance(value, int | float) and not isinstance(value, bool)
     return is_plain and abs(value) < _MAX_NUMBER  # False for NaN
 
 
-def missing_turns(
-    configs: Iterable[str], rounds: int, turns: Iterable[Turn]
+def missing_measurements(
+    names: Iterable[str], rounds: int, done: Iterable[Measurement]
 ) -> list[tuple[int, str]]:
-    """(round, model) of what is still to be measured, each round begun by another model."""
-    names = list(configs)
-    done = {(turn["round"], turn["model"]) for turn in turns}
+    """Return (round, model) of what is left to measure; each round starts with another model."""
+    names = list(names)
+    finished = {(each["round"], each["model"]) for each in done}
     order = [
         (number, names[(place + number) % len(names)])
         for number in range(rounds)
         for place in range(len(names))
     ]
-    return [each for each in order if each not in done]
+    return [each for each in order if each not in finished]
 
 
-def measure_turns(
+def measure(
     configs: Mapping[str, Config],
     workdir: str,
     missing: Iterable[tuple[int, str]],
     repeats: int,
-    say: Callable[[str], None],
-) -> Iterator[Turn]:
-    """Takes the turns that are missing, and writes each to the workdir before it is yielded.
+    describe: Callable[[str], None],
+) -> Iterator[Measurement]:
+    """Measure what is missing, one model at a time.
 
-    What a model needs is compiled in its first turn; its arrays are dropped behind each, so that
-    models take the memory one after the other.
+    A model is compiled before its first measurement. Its arrays are freed after each one, so that
+    only one model occupies the memory.
+
+    Args:
+      configs: the compared models, by name.
+      workdir: receives each measurement before it is yielded.
+      missing: as `missing_measurements` returns it.
+      repeats: timed calls of each program per measurement.
+      describe: is called with what is measured next.
+
+    Yields:
+      The measurements.
     """
     programs: dict[str, Programs] = {}
     path = pathlib.Path(workdir) / FILE
     for number, name in missing:
         config = configs[name]
-        say(f"{name}, round {number + 1}")
+        describe(f"measuring {name}, round {number + 1}")
         if name not in programs:
             mesh = make_mesh(config.mesh, eval_batch_size(config))
             programs[name] = compile_programs(config, mesh)
         compiled = programs[name]
-        turn = {
+        measurement = {
             "model": name,
             "round": number,
             "config_hash": config_hash(config),
@@ -127,11 +139,11 @@ def measure_turns(
             "kernels": compiled.kernels,
         }
         with path.open("a") as file:
-            # A line that a kill cut off stays alone on its line.
-            file.write(("\n" if _is_cut_off(path) else "") + json.dumps(turn) + "\n")
-        yield turn
+            # A line that a kill truncated must not swallow this one.
+            file.write(("\n" if _is_truncated(path) else "") + json.dumps(measurement) + "\n")
+        yield measurement
 
 
-def _is_cut_off(path: pathlib.Path) -> bool:
+def _is_truncated(path: pathlib.Path) -> bool:
     content = path.read_bytes()
     return bool(content) and not content.endswith(b"\n")

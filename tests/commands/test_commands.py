@@ -69,10 +69,10 @@ def succeed(*arguments):
         (["-m", "flowhn_jax.aot", TINY], "--topology must have a value"),
         (["-m", "flowhn_jax.aot", TINY, "--topology=v5e:3x3"], "accepted are v4:2x2x1 2x2x2"),
         (["-m", "flowhn_jax.compare"], "--size must have a value"),
-        (["-m", "flowhn_jax.compare", "--size=2b"], "'2b'; accepted are tiny, 135m, 350m, 1b"),
+        (["-m", "flowhn_jax.compare", "--size=2b"], "--size must be one of tiny, 135m, 350m, 1b"),
         (
             ["-m", "flowhn_jax.compare", "--size=tiny", "--models=llama,mambo"],
-            "--models has 'mambo'; accepted are all, or of no_split, ae_split",
+            "--models must be all or names from no_split, ae_split",
         ),
         (
             ["train.py", "--config=configs/baseline_tiny.py:lama", "--workdir=x"],

@@ -10,7 +10,7 @@ import pytest
 from flowhn_jax import flops, models
 from flowhn_jax.compare import comparison as run
 from flowhn_jax.compare import speed
-from flowhn_jax.compare.speed import config_hash, missing_turns, read_turns
+from flowhn_jax.compare.speed import config_hash, missing_measurements, read_measurements
 from flowhn_jax.config import MeshConfig, to_dict
 from flowhn_jax.training.metrics import read_rows
 from tests.small import small_baseline, small_config
@@ -48,22 +48,22 @@ def whole(data, tmp_path_factory):
 
 
 def test_results(data, whole):
-    """All columns of each model, from the turns and the run that they stand for."""
+    """All columns of each model follow from its measurements and its run."""
     configs = configs_on(data)
     results = json.loads((whole / "results.json").read_text())
     assert (results["device"], results["rounds"], results["size"]) == ("cpu", 2, "tiny")
     assert results["jax"]
-    turns = read_turns(str(whole), configs, "cpu")
-    assert len(turns) == 4
+    measurements = read_measurements(str(whole), configs, "cpu")
+    assert len(measurements) == 4
     for row, (name, config) in zip(results["models"], configs.items(), strict=True):
         assert row["model"] == name
         assert row["parameters"] == models.param_count(config.model)
         assert row["config_hash"] == config_hash(config)
         tokens = config.train.batch_size * config.model.context
         rates = sorted(
-            tokens / ((turn["seconds"]["train"][0] + turn["seconds"]["train"][1]) / 2)
-            for turn in turns
-            if turn["model"] == name
+            tokens / (sum(each["seconds"]["train"]) / 2)
+            for each in measurements
+            if each["model"] == name
         )
         key = "train_tokens_per_second"
         assert [row[f"{key}_min"], row[f"{key}_max"]] == pytest.approx(rates)
@@ -99,7 +99,7 @@ def test_files(whole):
     assert "<svg" in (whole / "figure.svg").read_text()
 
 
-def test_the_last_line_is_json_and_nothing_is_measured_twice(data, whole, capsys, monkeypatch):
+def test_the_last_line_is_json_and_nothing_is_measured_again(data, whole, capsys, monkeypatch):
     def refuse(*_):
         raise AssertionError("measured again")
 
@@ -117,23 +117,25 @@ def test_report_only(data, whole, tmp_path):
     compare(configs_on(data), tmp_path, report_only=True)
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["validation_loss"] for row in results["models"]] == [None, None]
-    with pytest.raises(FileNotFoundError, match="is not there; measure without --report_only"):
+    with pytest.raises(
+        FileNotFoundError, match=r"does not exist; run the command without --report_only first"
+    ):
         compare(configs_on(data), tmp_path / "nowhere", report_only=True)
     (tmp_path / "speed.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="holds no measurements of these models"):
         compare(configs_on(data), tmp_path, report_only=True)
 
 
-NO_TURNS = {
+MALFORMED = {
     "not JSON": b"{",
     "not UTF-8": b"\xff",
     "nested too deeply": b"[" * 100_000,
     "a number": b"3",
-    "no group of seconds": {"seconds": 3},
+    "seconds that are a number": {"seconds": 3},
     "no training": {"seconds": {"prefill": [1.0]}},
     "no seconds": {"seconds": {"train": []}},
     "seconds that are text": {"seconds": {"train": ["1"]}},
-    "no time at all": {"seconds": {"train": [0]}},
+    "zero seconds": {"seconds": {"train": [0]}},
     "too large for a float": {"compile_seconds": 10**400},
     "not a number": {"memory_bytes": float("nan")},
     "no device": {"device": None},
@@ -142,21 +144,31 @@ NO_TURNS = {
 }
 
 
-@pytest.mark.parametrize("damage", NO_TURNS.values(), ids=NO_TURNS)
-def test_a_line_that_is_no_turn_is_left_out(tmp_path, damage):
-    """The turn is then measured again, as one that a kill cut off."""
+@pytest.mark.parametrize("damage", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_line_is_left_out(tmp_path, damage):
+    """Its measurement is then taken again."""
     config = small_config()
     hashed = config_hash(config)
-    turn = {"model": "ours", "round": 0, "config_hash": hashed, "device": "cpu", "kernels": "xla",
-            "seconds": {"train": [0.5]}, "compile_seconds": 1.5, "memory_bytes": 3}  # fmt: skip
-    changed = {**turn, "round": 1} | (damage if isinstance(damage, dict) else {})
+    measurement = {
+        "model": "ours",
+        "round": 0,
+        "config_hash": hashed,
+        "device": "cpu",
+        "kernels": "xla",
+        "seconds": {"train": [0.5]},
+        "compile_seconds": 1.5,
+        "memory_bytes": 3,
+    }
+    changed = {**measurement, "round": 1} | (damage if isinstance(damage, dict) else {})
     second = damage if isinstance(damage, bytes) else json.dumps(changed).encode()
-    (tmp_path / "speed.jsonl").write_bytes(json.dumps(turn).encode() + b"\n" + second + b"\n")
-    assert read_turns(str(tmp_path), {"ours": config}, "cpu") == [turn]
+    (tmp_path / "speed.jsonl").write_bytes(
+        json.dumps(measurement).encode() + b"\n" + second + b"\n"
+    )
+    assert read_measurements(str(tmp_path), {"ours": config}, "cpu") == [measurement]
 
 
 @pytest.mark.parametrize("value", ["12", [1.0], float("inf"), True])
-def test_a_validation_that_is_no_number_is_refused(data, whole, tmp_path, value):
+def test_a_validation_loss_that_is_not_a_number_is_refused(data, whole, tmp_path, value):
     shutil.copy(whole / "speed.jsonl", tmp_path)
     (tmp_path / "llama").mkdir()
     row = {"step": 4, "tokens": 8, "validation_loss": 1.0, "validation_bits_per_byte": value}
@@ -167,8 +179,8 @@ def test_a_validation_that_is_no_number_is_refused(data, whole, tmp_path, value)
 
 @pytest.mark.parametrize("name", ["speed.jsonl", "results.json", "figure.png"])
 @pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_what_is_in_the_place_of_its_files_is_left_alone(data, tmp_path, name, kind):
-    """A link is not followed, and a pipe is not waited for."""
+def test_links_and_pipes_in_place_of_its_files_are_left_alone(data, tmp_path, name, kind):
+    """A link is not followed, and reading a pipe would hang."""
     mine = tmp_path / "mine"
     mine.write_text("mine")
     path = tmp_path / name
@@ -178,16 +190,16 @@ def test_what_is_in_the_place_of_its_files_is_left_alone(data, tmp_path, name, k
     assert mine.read_text() == "mine"
 
 
-def test_an_interrupted_comparison_goes_on(data, whole, tmp_path, monkeypatch, capsys):
-    """A turn that a kill cut off is taken again; a run that a signal stopped goes on."""
+def test_an_interrupted_comparison_resumes(data, whole, tmp_path, monkeypatch, capsys):
+    """A measurement that a kill truncated is taken again; a run that a signal stopped resumes."""
     configs = configs_on(data)
     lines = (whole / "speed.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "speed.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
-    taken = []
+    measured = []
     time_programs = speed.time_programs
 
     def counting(programs, repeats):
-        taken.append(programs.config.model.name)
+        measured.append(programs.config.model.name)
         return time_programs(programs, repeats)
 
     monkeypatch.setattr(speed, "time_programs", counting)
@@ -204,26 +216,26 @@ def test_an_interrupted_comparison_goes_on(data, whole, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(run, "fit", stopping)
     compare(configs, tmp_path)
-    assert sorted(taken) == ["fac_split", "llama"]  # those of the second round
-    assert "stopped; the same command goes on from here" in capsys.readouterr().out
+    assert sorted(measured) == ["fac_split", "llama"]  # in the second round
+    assert "Stopped. Run the same command again to continue." in capsys.readouterr().out
     assert not (tmp_path / "results.json").exists()
     compare(configs, tmp_path)
-    assert len(taken) == 2
+    assert len(measured) == 2
     found, expected = (json.loads((w / "results.json").read_text()) for w in (tmp_path, whole))
     for row, other in zip(found["models"], expected["models"], strict=True):
         assert row["validation_loss"] == other["validation_loss"]
-    assert len(read_turns(str(tmp_path), configs, "cpu")) == 4
+    assert len(read_measurements(str(tmp_path), configs, "cpu")) == 4
 
 
-def test_each_round_begins_with_another_model():
-    assert missing_turns("abc", 2, []) == [
+def test_each_round_starts_with_another_model():
+    assert missing_measurements("abc", 2, []) == [
         (0, "a"), (0, "b"), (0, "c"), (1, "b"), (1, "c"), (1, "a")
     ]  # fmt: skip
     done = [{"round": 0, "model": "b"}]
-    assert missing_turns("abc", 1, done) == [(0, "a"), (0, "c")]
+    assert missing_measurements("abc", 1, done) == [(0, "a"), (0, "c")]
 
 
-def test_the_hash_is_of_what_speed_depends_on(data):
+def test_the_hash_covers_what_speed_depends_on(data):
     config = configs_on(data)["llama"]
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=99))
     assert config_hash(config) == config_hash(longer)
@@ -235,8 +247,8 @@ def test_the_hash_is_of_what_speed_depends_on(data):
         assert config_hash(other) != config_hash(config), to_dict(other)
 
 
-def test_turns_of_another_recipe_are_left_out(data, whole):
+def test_measurements_of_another_recipe_are_left_out(data, whole):
     configs = configs_on(data)
     other = dataclasses.replace(configs["llama"], mesh=MeshConfig(data=2))
-    assert len(read_turns(str(whole), configs | {"llama": other}, "cpu")) == 2
-    assert read_turns(str(whole), configs, "NVIDIA H100") == []
+    assert len(read_measurements(str(whole), configs | {"llama": other}, "cpu")) == 2
+    assert read_measurements(str(whole), configs, "NVIDIA H100") == []

@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from flowhn_jax.bench.suite.document import Document
-from flowhn_jax.compare.candidates import candidates
+from flowhn_jax.compare.model_configs import model_configs
 from flowhn_jax.compare.speed import config_hash
 
 Row = dict[str, Any]
@@ -86,7 +86,7 @@ def write_suites(folder: pathlib.Path) -> None:
 
 def write_comparison(folder: pathlib.Path) -> None:
     """Write a workdir of `compare --size=tiny --models=fac_split,llama`: two turns and rows."""
-    configs = candidates("tiny", COMPARED)
+    configs = model_configs("tiny", COMPARED)
     lines = [
         {
             "model": name,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from flowhn_jax.bench.attempt import Row
-from flowhn_jax.compare.candidates import NAMES, candidate
+from flowhn_jax.compare.model_configs import NAMES, model_config
 from flowhn_jax.config import Config
 from kernels.backends import target_platform
 
@@ -23,7 +23,7 @@ def sizes() -> tuple[str, ...]:
 
 def recipe(size: str, model: str) -> Config:
     """Return the recipe of a strategy of FlowHN or of a baseline at one size."""
-    return candidate(size, model, 0, None, None)
+    return model_config(size, model)
 
 
 def trained_at(config: Config, key: str, earlier: Earlier) -> Config:

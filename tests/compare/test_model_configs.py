@@ -1,6 +1,12 @@
 import pytest
 
-from flowhn_jax.compare.candidates import NAMES, SIZES, candidate, candidates, parse_names
+from flowhn_jax.compare.model_configs import (
+    NAMES,
+    SIZES,
+    model_config,
+    model_configs,
+    parse_names,
+)
 from flowhn_jax.config import BASELINES
 from flowhn_jax.split import STRATEGIES
 
@@ -13,25 +19,25 @@ def test_names():
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ("lama", r"'lama'; accepted are all, or of no_split, .*fai_split, llama, .*falcon_h1"),
-        ("llama,", r"has ''; accepted"),
-        ("llama,llama", "accepted is each name once"),
+        ("lama", r"must be all or names from no_split, .*, llama, .*falcon_h1, .*got 'lama'"),
+        ("llama,", r"must be all or names from .*; got ''"),
+        ("llama,llama", "must name each model once; got 'llama,llama'"),
     ],
 )
-def test_misspelt_models(models, message):
+def test_misspelt_models_are_refused(models, message):
     with pytest.raises(ValueError, match=message):
         parse_names(models)
 
 
-def test_misspelt_size():
-    with pytest.raises(ValueError, match="'2b'; accepted are tiny, 135m, 350m, 1b"):
-        candidate("2b", "llama", 0, None, None)
+def test_a_misspelt_size_is_refused():
+    with pytest.raises(ValueError, match="--size must be one of tiny, 135m, 350m, 1b; got '2b'"):
+        model_config("2b", "llama")
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_all_are_treated_alike(size):
-    """Equal tokens, data, optimizer and batches; only the models differ."""
-    configs = candidates(size, NAMES, train_tokens=1_000_000)
+def test_only_the_models_differ(size):
+    """Tokens, data, optimizer and batches are equal."""
+    configs = model_configs(size, NAMES, train_tokens=1_000_000)
     first = configs["no_split"]
     tokens = first.train.steps * first.train.batch_size * first.model.context
     assert 1_000_000 <= tokens < 1_000_000 + first.train.batch_size * first.model.context
@@ -42,6 +48,6 @@ def test_all_are_treated_alike(size):
             assert getattr(config.model, key) == getattr(first.model, key)
 
 
-def test_other_sizes_of_the_batch():
-    config = candidate("tiny", "hymba", 1000, 64, 2)
+def test_context_and_batch_size_replace_the_recipes():
+    config = model_config("tiny", "hymba", 1000, 64, 2)
     assert (config.model.context, config.train.batch_size, config.train.steps) == (64, 2, 8)

@@ -1,0 +1,92 @@
+"""The configs of the compared models: FlowHN's strategies and the baselines at one size."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from flowhn_jax import config as config_lib
+from flowhn_jax import recipes
+from flowhn_jax.config import BASELINES, Config
+from flowhn_jax.split import STRATEGIES
+from flowhn_jax.utils.text import short_repr
+
+SIZES = ("tiny", "135m", "350m", "1b")
+NAMES = STRATEGIES + BASELINES
+_LOGGED_ROWS = 20  # per training run
+_CHECKPOINTS = 10  # per training run
+
+
+def parse_names(models: str) -> tuple[str, ...]:
+    """Return the model names in `models`: 'all', or names separated by commas.
+
+    Raises:
+      ValueError: a name is unknown or given twice.
+    """
+    if models == "all":
+        return NAMES
+    names = tuple(name.strip() for name in models.split(","))
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(
+                f"--models must be all or names from {', '.join(NAMES)}, separated by commas; got "
+                f"{short_repr(name)}."
+            )
+    if len(set(names)) < len(names):
+        raise ValueError(f"--models must name each model once; got {short_repr(models)}.")
+    return names
+
+
+def model_config(
+    size: str,
+    name: str,
+    train_tokens: int = 0,
+    context: int | None = None,
+    batch_size: int | None = None,
+) -> Config:
+    """Return the config of one compared model.
+
+    It is the model's recipe, except that it validates once, after the last step and on the whole
+    validation set.
+
+    Args:
+      size: one of SIZES.
+      name: one of NAMES.
+      train_tokens: tokens to train on, rounded up to whole steps; 0 keeps the recipe's steps.
+      context: replaces the recipe's context.
+      batch_size: replaces the recipe's batch size.
+
+    Raises:
+      ValueError: the size is unknown, or `config.parse` refuses the result.
+    """
+    if size not in SIZES:
+        raise ValueError(f"--size must be one of {', '.join(SIZES)}; got {short_repr(size)}.")
+    family = "baseline" if name in BASELINES else "flowhn"
+    values: dict[str, Any] = recipes.load(f"{family}_{size}", name).to_dict()
+    model, train = values["model"], values["train"]
+    if context is not None:
+        model["context"] = context
+    if batch_size is not None:
+        train["batch_size"] = batch_size
+    if train_tokens:
+        train["steps"] = -(-train_tokens // (train["batch_size"] * model["context"]))
+    train["log_every"] = max(1, train["steps"] // _LOGGED_ROWS)
+    train["eval_every"] = train["steps"]
+    train["eval_windows"] = 0
+    train["checkpoint_every"] = max(1, train["steps"] // _CHECKPOINTS)
+    return config_lib.parse(values)
+
+
+def model_configs(
+    size: str,
+    names: Sequence[str],
+    train_tokens: int = 0,
+    context: int | None = None,
+    batch_size: int | None = None,
+) -> dict[str, Config]:
+    """Return the configs of several compared models by name; see `model_config`."""
+    return {name: model_config(size, name, train_tokens, context, batch_size) for name in names}
+
+
+def with_data(config: Config, folder: str) -> Config:
+    """Return the config with the prepared set in `folder` as its data."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=folder))
