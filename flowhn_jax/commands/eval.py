@@ -77,7 +77,7 @@ def main() -> None:
         _WORKDIR.value,
         _MODE.value,
         _CHECKPOINT.value,
-        of_recipes={"throughput": throughput.measure},
+        benchmarks={"throughput": throughput.measure},
         **options,
     )
 

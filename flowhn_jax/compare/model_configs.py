@@ -8,6 +8,7 @@ from flowhn_jax import config as config_lib
 from flowhn_jax import recipes
 from flowhn_jax.config import BASELINES, Config
 from flowhn_jax.split import STRATEGIES
+from flowhn_jax.utils.name_lists import parse_name_list
 from flowhn_jax.utils.text import short_repr
 
 SIZES = ("tiny", "135m", "350m", "1b")
@@ -22,18 +23,7 @@ def parse_names(models: str) -> tuple[str, ...]:
     Raises:
       ValueError: a name is unknown or given twice.
     """
-    if models == "all":
-        return NAMES
-    names = tuple(name.strip() for name in models.split(","))
-    for name in names:
-        if name not in NAMES:
-            raise ValueError(
-                f"--models must be all or names from {', '.join(NAMES)}, separated by commas; got "
-                f"{short_repr(name)}."
-            )
-    if len(set(names)) < len(names):
-        raise ValueError(f"--models must name each model once; got {short_repr(models)}.")
-    return names
+    return parse_name_list("models", models, NAMES, every="all")
 
 
 def model_config(

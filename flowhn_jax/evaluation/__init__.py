@@ -1,1 +1,1 @@
-"""Measuring trained models: quality and speed."""
+"""The quality of trained models, and the texts they generate."""

@@ -1,4 +1,4 @@
-"""How the loss falls with what was read before: where ways of splitting tokens differ."""
+"""The loss by the number of preceding tokens, which is where the split strategies differ."""
 
 import csv
 import pathlib
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowhn_jax.config import Config
-from flowhn_jax.evaluation.perplexity import Quality
+from flowhn_jax.evaluation.perplexity import BATCHES_IN_FLIGHT, Quality
 from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch, target_weights, token_losses
 from flowhn_jax.report.plots import plot_by_position
@@ -19,27 +19,38 @@ _FILE = "by_position"
 
 
 class Curve(NamedTuple):
-    """By the number of tokens of its document that a target's window holds before it, from 1 on.
+    """Sums over the targets with 1, 2, ..., N tokens of their document before them in the window.
 
     Attributes:
-      nll: [N] float64, nats summed over the targets.
-      targets: [N] int64.
+      nll: [N] float64, sum of the targets' losses in nats.
+      squares: [N] float64, sum of the squares of these losses.
+      targets: [N] int64, number of targets.
     """
 
     nll: np.ndarray
+    squares: np.ndarray
     targets: np.ndarray
 
     def quality(self, text_bytes: int) -> Quality:
-        """Of all positions together."""
+        """Return the mean over all positions of a text of `text_bytes` bytes."""
         tokens = int(self.targets.sum())
         return Quality(float(self.nll.sum()) / max(tokens, 1), tokens, text_bytes)
 
+    def standard_error(self) -> np.ndarray:
+        """Return the standard error of the mean loss at each position, [N] float64.
+
+        Targets count as independent. NaN where there are fewer than two.
+        """
+        count = np.where(self.targets > 1, self.targets, np.nan)
+        variance = (self.squares - self.nll**2 / count) / (count - 1)
+        return np.sqrt(np.maximum(variance, 0) / count)
+
 
 def measure(config: Config, params: Params, batches: Iterable[Batch]) -> Curve:
-    """Scores batches as of `models.loss.loss_sum`, position by position."""
+    """Return the losses of batches, as `models.loss.loss_sum` takes them, by position."""
 
     @jax.jit
-    def sums(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def sums(params: Params, batch: Batch) -> jax.Array:
         ids = batch["segment_ids"][:, :-1]
         count = ids.shape[1]
         starts = jnp.concatenate((jnp.ones_like(ids[:, :1]), ids[:, 1:] != ids[:, :-1]), axis=1)
@@ -47,21 +58,28 @@ def measure(config: Config, params: Params, batches: Iterable[Batch]) -> Curve:
         past = jnp.arange(count) - start  # 0 where the target has one token before it
         weights = target_weights(batch)
         losses = token_losses(config.model, params, batch)
-        return tuple(jnp.zeros(count).at[past].add(each) for each in (losses, weights))
+        columns = losses, jnp.square(losses), weights
+        return jnp.stack([jnp.zeros(count).at[past].add(column) for column in columns])
 
-    found = jax.device_get([sums(params, batch) for batch in batches])
-    nll, targets = (np.sum([each[i] for each in found], axis=0, dtype=np.float64) for i in (0, 1))
-    return Curve(nll, np.rint(targets).astype(np.int64))
+    found: list[jax.Array] = []
+    for batch in batches:
+        found.append(sums(params, batch))
+        if len(found) > BATCHES_IN_FLIGHT:
+            found[-BATCHES_IN_FLIGHT].block_until_ready()
+    nll, squares, targets = np.asarray(jax.device_get(found)).sum(axis=0, dtype=np.float64)
+    return Curve(nll, squares, np.rint(targets).astype(np.int64))
 
 
 def write(curve: Curve, name: str, workdir: str) -> str:
-    """Writes by_position.csv and by_position.png to the workdir; returns a line that says so."""
+    """Write by_position.csv and by_position.png to the workdir; return a line that names them."""
     path = pathlib.Path(workdir) / _FILE
     with path.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["tokens_before", "nll", "targets"])
-        for before, (nll, targets) in enumerate(zip(*curve, strict=True), 1):
+        writer.writerow(["tokens_before", "nll", "standard_error", "targets"])
+        rows = zip(curve.nll, curve.standard_error(), curve.targets, strict=True)
+        for before, (nll, error, targets) in enumerate(rows, 1):
             if targets:
-                writer.writerow([before, nll / targets, targets])
+                mean_error = "" if np.isnan(error) else error
+                writer.writerow([before, nll / targets, mean_error, targets])
     plot_by_position({name: curve}, str(path.with_suffix(".png")))
     return f"wrote {path}.csv, .png"

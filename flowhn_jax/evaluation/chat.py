@@ -1,9 +1,10 @@
-"""Chat templates: messages to the text that a chat model reads, as transformers renders it."""
+"""Chat templates: turn messages into the text that a chat model reads, as transformers does."""
 
 import dataclasses
 import datetime
 import functools
 import json
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,16 +23,16 @@ from flowhn_jax.utils.text import one_line, short_repr
 
 Message = Mapping[str, Any]
 
-_CUT = "CONTINUE_FINAL_MESSAGE_TAG "  # where a last message that is to be continued ends
+_END_TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # marks the end of a last message to be continued
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplates:
-    """The templates that stand next to a tokenizer.
+    """The chat templates stored with a tokenizer.
 
     Attributes:
-      templates: Jinja's, by name; 'default' is the one that is used without a name.
-      special_tokens: what the templates may call bos_token, eos_token and so on.
+      templates: Jinja templates by name; 'default' is used where no name is given.
+      special_tokens: texts of bos_token, eos_token and so on, for the templates.
     """
 
     templates: Mapping[str, str]
@@ -39,10 +40,10 @@ class ChatTemplates:
 
     @classmethod
     def read(cls, tokenizer: Tokenizer) -> "ChatTemplates":
-        """Return those of chat_template.jinja and tokenizer_config.json.
+        """Return the templates in chat_template.jinja and tokenizer_config.json.
 
         Raises:
-          ValueError: there is none, or a file is not what transformers writes.
+          ValueError: there is no template, or a file is not as transformers writes it.
         """
         path = find_file(tokenizer.spec, SETTINGS)
         settings = read_settings(path)
@@ -54,47 +55,47 @@ class ChatTemplates:
             templates |= {each.stem: each.read_text("utf-8") for each in named.glob("*.jinja")}
         if not templates:
             raise ValueError(
-                f"Tokenizer {tokenizer.spec} has no chat template; accepted is a {CHAT_TEMPLATE}, "
-                f"or 'chat_template' in {SETTINGS}, next to tokenizer.json."
+                f"Tokenizer {tokenizer.spec} must have a chat template, in {CHAT_TEMPLATE} or as "
+                f"'chat_template' in {SETTINGS}, next to tokenizer.json; there is none."
             )
         names = [key for key in settings if key.endswith("_token") and not key.startswith("add_")]
         tokens = {key: named_token(settings, key, path) for key in names}
         return cls(templates, {key: token for key, token in tokens.items() if token is not None})
 
     def template(self, name: str | None = None) -> str:
-        """Return a template; None: the default one, or the only one.
+        """Return a template by name; without a name, the default template or the only one.
 
         Raises:
-          ValueError: there is none of that name.
+          ValueError: there is no template of that name.
         """
         if name is None and len(self.templates) == 1:
             return next(iter(self.templates.values()))
         name = DEFAULT_TEMPLATE if name is None else name
         if name not in self.templates:
             raise ValueError(
-                f"There is no chat template {short_repr(name)}; accepted are "
-                f"{', '.join(sorted(self.templates))}."
+                f"The chat template must be one of {', '.join(sorted(self.templates))}; got "
+                f"{short_repr(name)}."
             )
         return self.templates[name]
 
     def render(
         self, template: str, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> str:
-        """Return the text of messages, of which each has a 'role' and a 'content'.
+        """Return a chat as text.
 
         Args:
-          template: of `template`.
-          messages: the chat.
-          add_generation_prompt: begin the model's answer; else the text ends with the last
-            message's content, for the model to continue it.
+          template: as `template` returns it.
+          messages: the chat; each message has a 'role' and a 'content'.
+          add_generation_prompt: start the model's answer; otherwise the text ends with the last
+            message's content, for the model to continue.
 
         Raises:
-          ImportError: jinja2 is missing.
+          ImportError: jinja2 is not installed.
           ValueError: the template fails on these messages.
         """
         messages = [dict(message) for message in messages]
         if not add_generation_prompt:
-            messages[-1]["content"] += _CUT
+            messages[-1]["content"] += _END_TAG
         environment, failure = _environment()
         try:
             text = environment.from_string(template).render(
@@ -108,16 +109,16 @@ class ChatTemplates:
             raise ValueError(f"The chat template fails: {one_line(error)}") from error
         if add_generation_prompt:
             return text
-        end = text.rfind(_CUT.strip())
+        end = text.rfind(_END_TAG.strip())
         if end < 0:
             raise ValueError("The chat template leaves out the last message's content.")
-        # A template that strips the content takes its last spaces as well.
-        return text[:end] if text.startswith(_CUT, end) else text[:end].rstrip()
+        # A template that strips the content removes its trailing spaces as well.
+        return text[:end] if text.startswith(_END_TAG, end) else text[:end].rstrip()
 
 
 @functools.cache
 def _environment() -> tuple[Any, type[Exception]]:
-    """Return transformers' environment of Jinja, and the class of its errors."""
+    """Return a Jinja environment configured as in transformers, and the class of its errors."""
     try:
         import jinja2
         from jinja2.ext import Extension, loopcontrols
@@ -126,9 +127,9 @@ def _environment() -> tuple[Any, type[Exception]]:
         raise ImportError("Chat templates need the `jinja2` package: pip install jinja2") from error
 
     class Generation(Extension):
-        """`{% generation %}`, which marks the model's own words and prints them unchanged."""
+        """The tag `{% generation %}`, which marks the model's words and prints them unchanged."""
 
-        tags = frozenset(("generation",))
+        tags: typing.ClassVar[set[str]] = {"generation"}
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
@@ -138,7 +139,8 @@ def _environment() -> tuple[Any, type[Exception]]:
         raise jinja2.TemplateError(message)
 
     def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # not HTML's characters
+        # Unlike Jinja's own filter, do not escape HTML.
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]

@@ -1,4 +1,4 @@
-"""`evaluate`: what eval.py does in each of its modes."""
+"""The modes of eval.py."""
 
 import dataclasses
 import inspect
@@ -28,11 +28,18 @@ from flowhn_jax.models import Params
 from flowhn_jax.parallel.distributed import is_first
 from flowhn_jax.parallel.mesh import check_sequence, make_mesh
 from flowhn_jax.report.table import print_result
+from flowhn_jax.utils.progress import progress
+from flowhn_jax.utils.text import short_path
 from kernels import backends
 
+Result = dict[str, Any]
 
-class Trained(NamedTuple):
-    """A model from a workdir."""
+# Measures a config on a mesh, without trained parameters. Keyword-only parameters are its options.
+Benchmark = Callable[..., Result]
+
+
+class TrainedModel(NamedTuple):
+    """A model restored from a workdir."""
 
     config: Config
     params: Params
@@ -41,7 +48,7 @@ class Trained(NamedTuple):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """That of the run's data."""
+        """The tokenizer of the run's data."""
         return open_tokenizer(self.config, self.workdir)
 
 
@@ -51,35 +58,39 @@ def evaluate(
     mode: str,
     checkpoint: str | None = None,
     *,
-    of_recipes: Mapping[str, Callable[..., dict[str, Any]]] = types.MappingProxyType({}),
+    benchmarks: Mapping[str, Benchmark] = types.MappingProxyType({}),
     **options: Any,
 ) -> None:
-    """Prints a table and, as the last line, one JSON object.
+    """Evaluate in one mode; print a table and, as the last line, one JSON object.
 
     Args:
-      config: what the workdir was trained with; where it names no data, the run's own are taken.
-        None: the run's own, over all devices' `data`.
-      workdir: folder of the run; None: none, for a mode of `of_recipes`.
-      mode: one of MODES or of `of_recipes`.
-      checkpoint: of the run, as of `load_params`; None: the latest.
-      of_recipes: modes that need a recipe but no trained model; functions of a config and a mesh.
-      **options: those of the mode's function, by name.
+      config: what the workdir was trained with; if it names no data, the run's own data are used.
+        None: the run's own config, with all devices on the mesh's `data` axis.
+      workdir: folder of the run; a benchmark needs none.
+      mode: a name in MODES or `benchmarks`.
+      checkpoint: of the run, as in `load_params`; None: the latest.
+      benchmarks: further modes, which measure a config without trained parameters.
+      **options: options of the mode, by name.
 
     Raises:
-      ValueError, FileNotFoundError: the flags, the files and the workdir do not fit together.
+      ValueError, FileNotFoundError: the options, the files and the workdir do not fit together.
     """
-    check_options(mode, options, {**MODES, **of_recipes})
+    check_options(mode, options, {**MODES, **benchmarks})
     if config is None:
         if workdir is None:
-            raise ValueError("--config, a recipe, or --workdir, the folder of a run, is missing.")
+            raise ValueError(
+                "Give --config, the name or file of a recipe, or --workdir, the folder of a run."
+            )
         config = dataclasses.replace(workdir_lib.read_config(workdir), mesh=MeshConfig())
     mesh = make_mesh(config.mesh, perplexity.eval_batch_size(config))
     config = workdir_lib.with_recorded_share(workdir, config)
     check_sequence(config.model, mesh)
-    if mode in of_recipes:
+    if mode in benchmarks:
         if checkpoint is not None:
-            raise ValueError(f"--checkpoint goes with the other modes; {mode} reads none.")
-        result = of_recipes[mode](config, mesh, **options)
+            raise ValueError(
+                f"--checkpoint cannot be used with --mode={mode}, which reads no checkpoint."
+            )
+        result = benchmarks[mode](config, mesh, **options)
     else:
         if workdir is None:
             raise ValueError(f"--mode={mode} needs --workdir, the folder of a trained run.")
@@ -88,55 +99,60 @@ def evaluate(
             config = dataclasses.replace(config, data=workdir_lib.read_config(workdir).data)
         with jax.set_mesh(mesh), backends.use(config.kernels.backend):
             params = load_params(workdir, config.model, mesh, checkpoint or LATEST)
-            result = MODES[mode](Trained(config, params, mesh, workdir), **options)
+            result = MODES[mode](TrainedModel(config, params, mesh, workdir), **options)
     if is_first():
-        print_result(result, _SHOWN.intersection(result))
+        print_result(result, _PRINTED_BY_MODES.intersection(result))
 
 
 def check_options(
     mode: str, options: Mapping[str, Any], modes: Mapping[str, Callable[..., Any]]
 ) -> None:
-    """Raises ValueError where an option is not the mode's; the message names the modes it is of."""
+    """Raise ValueError if an option does not belong to the mode; name the modes it belongs to."""
     for name in options:
-        of_modes = [each for each, run in modes.items() if name in _options_of(run)]
-        if mode not in of_modes:
-            raise ValueError(f"--{name} goes with --mode={' or '.join(of_modes)}, not with {mode}.")
+        owners = [each for each, function in modes.items() if name in _options_of(function)]
+        if mode not in owners:
+            raise ValueError(
+                f"--{name} is an option of --mode={' and '.join(owners)}; it has no effect with "
+                f"--mode={mode}."
+            )
 
 
-def _options_of(run: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(run).parameters.values()
+def _options_of(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
     return [each.name for each in parameters if each.kind == inspect.Parameter.KEYWORD_ONLY]
 
 
 def _perplexity(
-    trained: Trained,
+    trained: TrainedModel,
     *,
     data: str | None = None,
     stride: int | None = None,
     context: int | None = None,
     by_position: bool = False,
     first_token: str = "auto",
-) -> dict[str, Any]:
-    """Of the run's validation set, of another prepared set, or of a text file."""
+) -> Result:
+    """Score the run's validation set, another prepared set's, or a text file."""
     config, params, mesh, workdir = trained
-    is_text = data is not None and not pathlib.Path(data).is_dir()
+    is_set = data is None or pathlib.Path(data).is_dir()
     for name, value in (("stride", stride), ("context", context)):
-        if value is not None and not is_text:
-            raise ValueError(f"--{name} goes with --data, the text file to score.")
+        if value is not None and is_set:
+            raise ValueError(f"--{name} needs --data=FILE, the text file to score.")
     context = config.model.context if context is None else context
-    if not is_text:
-        prepared = _prepared(trained, data, first_token)
+    stride = context if stride is None else stride
+    words = None
+    if data is None or is_set:
+        prepared = _open_set(trained, data, first_token)
         source = f"{prepared.folder} (validation)"
         batches = perplexity.validation(config, mesh, prepared)
-        text_bytes, words = prepared.splits["validation"].bytes, None
+        count = perplexity.count_validation_batches(config, prepared)
+        text_bytes = prepared.splits["validation"].bytes
     else:
         source, text = data, _read_text(data)
-        stride = context if stride is None else stride
         tokenizer = trained.tokenizer.beginning_with(first_token)
-        windows = perplexity.windows_of(config, text, tokenizer, context, stride)
-        batches = perplexity.placed(windows, mesh)
+        text_batches = perplexity.text_batches(config, text, tokenizer, context, stride)
+        batches, count = perplexity.place(text_batches, mesh), len(text_batches)
         text_bytes, words = len(text), perplexity.count_words(text)
-    result = {"data": source, "context": context, "stride": context if stride is None else stride}
+    batches = progress(batches, "scoring", "batches", total=count)
     if by_position:
         curve = positions.measure(config, params, batches)
         quality = curve.quality(text_bytes)
@@ -145,34 +161,36 @@ def _perplexity(
     else:
         eval_step = perplexity.make_eval_step(config)
         quality = perplexity.evaluate(eval_step, params, batches, text_bytes)
-    return result | quality.to_dict(words)
+        assert quality is not None  # nothing stops it
+    return {"data": source, "context": context, "stride": stride} | quality.to_dict(words)
 
 
-def _prepared(trained: Trained, data: str | None, first_token: str) -> PreparedSet:
-    """The set in the folder `data`, or the run's own; of the run's tokens in either case."""
+def _open_set(trained: TrainedModel, data: str | None, first_token: str) -> PreparedSet:
+    """Open the prepared set in the folder `data`, or the run's own; check that its tokens fit."""
     config, tokenizer = trained.config, trained.tokenizer.beginning_with(first_token)
     if data is None and not config.data.path and tokenizer.spec != "bytes":
         raise ValueError(
-            f"{trained.workdir!r} holds a model without data; --data names a text file or a "
-            "prepared set to score."
+            "--data must name a text file or a prepared set to score, as the model in "
+            f"{trained.workdir!r} comes without data."
         )
     found = open_data(config, trained.workdir) if data is None else open_prepared(config, data)
     if found.tokenizer_fingerprint != tokenizer.fingerprint:
         raise ValueError(
-            f"The prepared set {found.folder} has another tokenizer ({found.tokenizer_spec}) than "
-            f"the run in {trained.workdir!r} ({tokenizer.spec}); accepted is a set of the run's."
+            f"The prepared set {found.folder} must have the tokenizer of the run in "
+            f"{trained.workdir!r}, {tokenizer.spec}; it has {found.tokenizer_spec}."
         )
     if found.first_token != tokenizer.first_token:
         raise ValueError(
-            f"The documents of the prepared set {found.folder} begin with {found.first_token}, not "
-            f"{tokenizer.first_token}; type --first_token={found.first_token}, or give a set "
-            f"prepared with --first_token={tokenizer.first_token}"
+            f"The documents of the prepared set {found.folder} must begin with "
+            f"{tokenizer.first_token}; they begin with {found.first_token}. Type "
+            f"--first_token={found.first_token}, or use a set prepared with "
+            f"--first_token={tokenizer.first_token}"
         )
     return found
 
 
 def _generate(
-    trained: Trained,
+    trained: TrainedModel,
     *,
     prompt: str | None = None,
     prompts: str | None = None,
@@ -187,34 +205,41 @@ def _generate(
     batch_size: int = 16,
     replan: bool = False,
     first_token: str = "auto",
-) -> dict[str, Any]:
-    """Continues a prompt, shown as it comes, or each one of a file."""
-    if (prompt is None) == (prompts is None):
-        raise ValueError("--mode=generate needs --prompt, a text, or --prompts, a file of them.")
+) -> Result:
+    """Continue a prompt, printed as it is generated, or each prompt in a file."""
     if jax.process_count() > 1:
-        raise ValueError(f"--mode=generate runs in one process; found {jax.process_count()}.")
-    texts = [prompt] if prompts is None else read_prompts(prompts)
+        raise ValueError(f"--mode=generate must run in one process; got {jax.process_count()}.")
+    if prompt is not None and prompts is None:
+        texts = [prompt]
+    elif prompt is None and prompts is not None:
+        texts = read_prompts(prompts)
+    else:
+        raise ValueError("--mode=generate needs --prompt=TEXT or --prompts=FILE, and not both.")
+    is_single = prompt is not None
     clock = generation.Clock()
 
     def show(index: int, piece: str) -> None:
-        if prompt is not None:
+        if is_single:
             print(piece, end="", flush=True)
 
-    found = generation.generate(
-        trained.config.model,
-        trained.params,
-        texts,
-        tokenizer=trained.tokenizer.beginning_with(first_token),
-        max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
-        stop=stop or (),
-        seed=seed,
-        batch_size=batch_size,
-        replan=replan,
-        on_text=show,
-        clock=clock,
-    )
-    if prompt is not None:
+    total = len(texts) * max_new_tokens
+    with progress(total, "generating", "tokens", enabled=not is_single) as bar:
+        found = generation.generate(
+            trained.config.model,
+            trained.params,
+            texts,
+            tokenizer=trained.tokenizer.beginning_with(first_token),
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+            stop=stop or (),
+            seed=seed,
+            batch_size=batch_size,
+            replan=replan,
+            on_text=show,
+            clock=clock,
+            on_progress=bar.update,
+        )
+    if is_single:
         print("\n")
     else:
         for each in found:
@@ -222,32 +247,31 @@ def _generate(
     ended = sum(each.finish == "context" for each in found)
     if ended:
         print(
-            f"{ended} of {len(found)} ended with the context of {trained.config.model.context} "
-            f"tokens that {trained.config.model.name} was planned for; --replan goes on in a new "
-            "window"
+            f"{ended} of {len(found)} texts ended at {trained.config.model.context} tokens, the "
+            f"context {trained.config.model.name} is planned for. --replan continues in a new "
+            "window."
         )
-    alone = prompt is not None
     return {
         "prompts": len(found),
-        "text": found[0].text if alone else [each.text for each in found],
-        "finish": found[0].finish if alone else [each.finish for each in found],
+        "text": found[0].text if is_single else [each.text for each in found],
+        "finish": found[0].finish if is_single else [each.finish for each in found],
         "tokens": sum(each.tokens for each in found),
         "tokens_per_second": clock.tokens_per_second,
     }
 
 
 def _tasks(
-    trained: Trained,
+    trained: TrainedModel,
     *,
     tasks: str | None = None,
     task_dir: str | None = None,
     first_token: str = "auto",
-) -> Any:
-    """Accuracy on downstream tasks."""
+) -> Result:
+    """Measure the accuracy on downstream tasks."""
     if tasks is None or task_dir is None:
         raise ValueError(
-            f"--mode=tasks needs --tasks, of {', '.join(tasks_lib.TASKS)}, and --task_dir, the "
-            "folder of their files."
+            f"--mode=tasks needs --tasks, names from {', '.join(tasks_lib.TASKS)}, and --task_dir, "
+            "the folder of their files."
         )
     names = tasks_lib.parse_tasks(tasks)
     tokenizer = trained.tokenizer.beginning_with(first_token)
@@ -258,45 +282,47 @@ def _tasks(
 
 
 def _recall(
-    trained: Trained, *, lengths: str | None = None, items: int = 100, seed: int = 0
-) -> dict[str, Any]:
-    """Accuracy of recalling what stands earlier in the context."""
-    config = trained.config.model
-    asked = recall.parse_lengths(lengths, config)
+    trained: TrainedModel, *, lengths: str | None = None, items: int = 100, seed: int = 0
+) -> Result:
+    """Measure the accuracy of recalling facts from earlier in the context."""
     results = recall.measure(
-        lambda length: _scorer(trained, length), trained.tokenizer, asked, items, seed
+        lambda length: _scorer(trained, length),
+        trained.tokenizer,
+        recall.parse_lengths(lengths, trained.config.model),
+        items,
+        seed,
     )
     if is_first():
         print(recall.table(results))
     return {"items": items, "seed": seed, "results": results}
 
 
-def _scorer(trained: Trained, context: int | None = None) -> Scorer:
+def _scorer(trained: TrainedModel, context: int | None = None) -> Scorer:
     config = trained.config
-    if not models.can_decode(config.model):  # a pair would be planned for with its padding
+    if not models.can_decode(config.model):  # the padding of a pair would change its split
         raise ValueError(
-            "split.scope is 'sequence', which plans anew for each length; accepted is 'context'."
+            "split.scope must be 'context' to score texts of several lengths; got 'sequence'."
         )
     batch_size = perplexity.eval_batch_size(config)
     return Scorer(config.model, trained.params, trained.mesh, batch_size, context=context)
 
 
-MODES: Mapping[str, Callable[..., dict[str, Any]]] = {
+MODES: Mapping[str, Callable[..., Result]] = {
     "perplexity": _perplexity,
     "generate": _generate,
     "tasks": _tasks,
     "recall": _recall,
 }
 
-
-# What a mode prints itself, before the rest.
-_SHOWN = frozenset(("text", "results", *tasks_lib.TASKS))
+# Results that a mode has already printed.
+_PRINTED_BY_MODES = frozenset(("text", "results", *tasks_lib.TASKS))
 
 
 def _read_text(data: str) -> bytes:
     path = pathlib.Path(data)
     if not path.is_file():
         raise FileNotFoundError(
-            f"--data is {data!r}; accepted is a text file or the folder of a prepared set."
+            f"--data must be a text file or the folder of a prepared set; {short_path(data)} is "
+            "neither."
         )
     return path.read_bytes()

@@ -1,4 +1,4 @@
-"""Text generation with caches: one prefill for each bucket of lengths, one step for all."""
+"""Text generation with caches: one compiled prefill per bucket of lengths, one compiled step."""
 
 import dataclasses
 import time
@@ -16,23 +16,26 @@ from flowhn_jax.evaluation.sampling import Sampling, sample
 from flowhn_jax.evaluation.text_stream import TextStream
 from flowhn_jax.models import DecodeCache, Params
 
-# Told the number of a prompt and what its text goes on with.
+# Receives the index of a prompt and the next piece of its text.
 OnText = Callable[[int, str], None]
+# Receives how many more of the `len(prompts) * max_new_tokens` tokens are done. Those that are left
+# when a text ends count as done.
+OnProgress = Callable[[int], None]
 
-_LEAST_BUCKET, _LEAST_CACHE = 16, 128
-_IDS_BEFORE = 8  # of a prompt, that the text of the first tokens may depend on
+_MIN_BUCKET, _MIN_CACHE = 16, 128
+_IDS_BEFORE = 8  # last ids of a prompt, which the text of the first tokens may depend on
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What was generated behind one prompt.
+    """The continuation of one prompt.
 
     Attributes:
-      prompt: the text before it.
-      text: without the prompt, the stop string and the end-of-text token.
-      tokens: how many were generated.
-      finish: 'stop' (a stop string came), 'end_of_text', 'length' (max_new_tokens) or 'context'
-        (the split is planned for no further position).
+      prompt: the text that is continued.
+      text: the continuation, without the stop string and the end-of-text token.
+      tokens: number of generated tokens.
+      finish: why the text ends: 'stop' (a stop string), 'end_of_text', 'length' (max_new_tokens) or
+        'context' (the split is planned for no further position).
     """
 
     prompt: str
@@ -43,9 +46,9 @@ class Generation:
 
 @dataclasses.dataclass
 class _Row:
-    """A sequence that is being generated."""
+    """A sequence being generated."""
 
-    index: int
+    index: int  # of its prompt
     window: list[int]  # tokens that the model sees
     stream: TextStream
     tokens: int = 0
@@ -54,21 +57,21 @@ class _Row:
 
 @dataclasses.dataclass
 class Clock:
-    """Seconds of decoding, and the tokens in them; what is compiled and the prefills left out."""
+    """Seconds of decoding and the tokens decoded in them, without compilation and prefill."""
 
     seconds: float = 0.0
     tokens: int = 0
 
     @property
     def tokens_per_second(self) -> float | None:
-        """None where there was nothing to time."""
+        """Tokens per second; None if nothing was timed."""
         return self.tokens / self.seconds if self.tokens else None
 
 
-def bucket(length: int, most: int | None = None) -> int:
-    """`length` rounded up to a power of two, at least 16 and at most `most`."""
-    size = max(_LEAST_BUCKET, 1 << (length - 1).bit_length())
-    return size if most is None else min(size, most)
+def bucket(length: int, max_length: int | None = None) -> int:
+    """Return `length` rounded up to a power of two, at least 16 and at most `max_length`."""
+    size = max(_MIN_BUCKET, 1 << (length - 1).bit_length())
+    return size if max_length is None else min(size, max_length)
 
 
 def generate(
@@ -85,50 +88,51 @@ def generate(
     replan: bool = False,
     on_text: OnText | None = None,
     clock: Clock | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Generation]:
-    """Continues texts.
+    """Return a continuation of each prompt.
 
-    A prompt is a document from its beginning. The same prompt at the same place among the prompts
-    with the same seed gives the same text, in whatever batches.
+    Each prompt is the beginning of a document. Its text depends only on the prompt, its index and
+    the seed, not on the batch size.
 
     Args:
-      config: of a model for which `models.can_decode` holds.
-      params: as of `models.init`, or of a checkpoint.
-      prompts: texts, none empty; or their ids, with the one that begins a text if there is one.
-      tokenizer: that of the training data; None: bytes.
-      max_new_tokens: the most that are generated for each.
+      config: a model for which `models.can_decode` holds.
+      params: the model's parameters, as `models.init` or a checkpoint gives them.
+      prompts: non-empty texts or lists of ids; ids include the token that begins a text, if the
+        tokenizer has one.
+      tokenizer: the tokenizer of the training data; None: bytes.
+      max_new_tokens: maximum number of generated tokens per prompt.
       sampling: how tokens are chosen; None: from the model's own distribution.
-      stop: strings that end a text, and are left out of it.
-      seed: of the sampling.
-      batch_size: prompts that are generated side by side.
-      replan: go on behind the context of a split that is tied to it, in a new window that begins
-        with the last half of the context.
-      on_text: is given each piece of text when it is settled.
+      stop: strings that end a text; they are left out of it.
+      seed: seed of the sampling.
+      batch_size: prompts that are continued at the same time.
+      replan: continue beyond the context of a split tied to it, in a new window that starts with
+        the last half of the old one.
+      on_text: receives each piece of text as soon as it is final.
       clock: receives the time of decoding.
-
-    Returns:
-      A Generation for each prompt.
+      on_progress: receives the number of tokens done since the last call.
 
     Raises:
-      ValueError: an empty prompt, ids beyond the vocabulary, a prompt that fills the context of a
-        split tied to it, an argument out of range, or a tokenizer with more tokens than the model.
+      ValueError: a prompt is empty, has ids outside the vocabulary or does not fit the context of a
+        split tied to it; an argument is out of range; or the tokenizer has more tokens than the
+        model.
     """
     tokenizer = load_tokenizer("bytes") if tokenizer is None else tokenizer
     sampling = Sampling() if sampling is None else sampling
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
-            raise ValueError(f"{name} is {value}; accepted is 1 or more.")
+            raise ValueError(f"{name} must be 1 or more; got {value}.")
     if "" in stop:
-        raise ValueError("A stop string is empty; accepted are strings that can come.")
+        raise ValueError("Every stop string must have a character; got ''.")
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
-            f"The tokenizer has {tokenizer.vocab_size} tokens, but model.vocab_size is "
-            f"{config.vocab_size}; give the tokenizer that the model was trained with, or train "
-            f"with --config.model.vocab_size={recipe_vocab_size(tokenizer)}"
+            f"model.vocab_size must be at least the tokenizer's {tokenizer.vocab_size} tokens; got "
+            f"{config.vocab_size}. Use the tokenizer the model was trained with, or train with "
+            f"--config.model.vocab_size={recipe_vocab_size(tokenizer)}"
         )
     if replan and config.max_length is None:
         raise ValueError(
-            f"replan is for splits tied to their context; {config.name} goes on without it."
+            f"replan is for splits tied to their context; {config.name} continues without it."
         )
     rows, texts = [], []
     for index, prompt in enumerate(prompts):
@@ -149,39 +153,41 @@ def generate(
             replan,
             on_text or (lambda index, piece: None),
             clock or Clock(),
+            on_progress or (lambda count: None),
         )
-    return [
-        Generation(prompt, row.stream.text, row.tokens, row.finish)
-        for prompt, row in zip(texts, rows, strict=True)
-    ]
+    return [_generation(prompt, row) for prompt, row in zip(texts, rows, strict=True)]
+
+
+def _generation(prompt: str, row: _Row) -> Generation:
+    assert row.finish is not None
+    return Generation(prompt, row.stream.text, row.tokens, row.finish)
 
 
 def _encoded(
     index: int, prompt: str | Sequence[int], tokenizer: Tokenizer, config: ModelConfig
 ) -> list[int]:
-    """Return the prompt's ids, which begin as the tokenizer's texts do."""
+    """Return the prompt's ids, starting with the token that begins the tokenizer's texts."""
     if len(prompt) == 0:
-        raise ValueError(f"Prompt {index + 1} is empty; accepted is a text.")
+        raise ValueError(f"Prompt {index + 1} must not be empty.")
     if isinstance(prompt, str):
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"Prompt {index + 1} is not UTF-8 text: {error.reason}.") from error
-        ids = begin(tokenizer, tokenizer.encode(prompt))
+            raise ValueError(f"Prompt {index + 1} must be UTF-8 text: {error.reason}.") from error
+        ids = begin(tokenizer, tokenizer.encode(prompt).tolist())
         if not ids:
-            raise ValueError(f"Prompt {index + 1} has no token; accepted is a text that has one.")
+            raise ValueError(f"Prompt {index + 1} must have at least one token; it has none.")
     else:
         ids = list(map(int, prompt))
         if not 0 <= min(ids) <= max(ids) < tokenizer.vocab_size:
             raise ValueError(
-                f"Prompt {index + 1} has ids from {min(ids)} to {max(ids)}; accepted are 0 to "
-                f"{tokenizer.vocab_size - 1}."
+                f"The ids of prompt {index + 1} must be 0 to {tokenizer.vocab_size - 1}; got "
+                f"{min(ids)} to {max(ids)}."
             )
     if config.max_length is not None and len(ids) > config.max_length:
         raise ValueError(
-            f"Prompt {index + 1} has {len(ids)} tokens with the one that begins it, but "
-            f"{config.name} was planned for a context of {config.max_length}; accepted is at most "
-            "that many."
+            f"Prompt {index + 1} must have at most {config.max_length} tokens, the context that "
+            f"{config.name} is planned for; got {len(ids)}, including the token that begins it."
         )
     return ids
 
@@ -197,57 +203,59 @@ def _run_batch(
     replan: bool,
     on_text: OnText,
     clock: Clock,
+    on_progress: OnProgress,
 ) -> None:
-    """Generates behind `rows`, which become `batch` by copies of the first."""
-    numbers = jnp.asarray([row.index for row in _filled(rows, batch)])
+    """Continue `rows`, padded to `batch` rows with copies of the first."""
+    prompt_indices = jnp.asarray([row.index for row in _padded(rows, batch)])
     seen = np.zeros((batch, config.vocab_size), bool)
-    for place, row in enumerate(_filled(rows, batch)):
-        begins = row.window[0] == tokenizer.eot_id  # which is ours, not the prompt's
-        seen[place, row.window[begins:]] = True
+    for place, row in enumerate(_padded(rows, batch)):
+        # An end-of-text token at the beginning is ours, not the prompt's.
+        first = int(row.window[0] == tokenizer.eot_id)
+        seen[place, row.window[first:]] = True
     longest = max(len(row.window) for row in rows)
-    # As long as is needed, in a few sizes, whatever the model could reach; a new window needs all.
-    needed = bucket(max(_LEAST_CACHE, longest + max_new_tokens), config.max_length)
+    # The cache is as long as these texts need, in few sizes; a new window needs the whole context.
+    needed = bucket(max(_MIN_CACHE, longest + max_new_tokens), config.max_length)
     length = config.max_length if replan and config.max_length else needed
-    logits, cache = _prefill(config, params, _filled(rows, batch), length)
+    logits, cache = _prefill(config, params, _padded(rows, batch), length)
     state = logits, cache, jnp.asarray(seen)
     for step in range(max_new_tokens):
         start = time.perf_counter()
-        chosen, state = advance(*state, numbers, step)
+        chosen, state = advance(*state, prompt_indices, step)
         chosen = np.asarray(chosen)
-        going = [row for row in rows if row.finish is None]
-        if step:  # the first one may have been compiled
+        live = [row for row in rows if row.finish is None]
+        if step:  # the first step may have been compiled
             clock.seconds += time.perf_counter() - start
-            clock.tokens += len(going)
+            clock.tokens += len(live)
         for row, token in zip(rows, chosen, strict=False):
             if row.finish is None:
-                _take(row, int(token), tokenizer, max_new_tokens, on_text)
-        full = [row for row in rows if row.finish is None and _is_full(row, config)]
-        for row in full:
-            if replan:
-                row.window = row.window[-(config.max_length // 2) :]
-            else:
-                row.finish = "context"
-                on_text(row.index, row.stream.finish())
+                _append(row, int(token), tokenizer, max_new_tokens, on_text)
+        new_windows = False
+        for row in live:
+            # `max_length` positions are planned for; the last token has none left.
+            if row.finish is None and config.max_length and len(row.window) > config.max_length:
+                if replan:
+                    row.window = row.window[-(config.max_length // 2) :]
+                    new_windows = True
+                else:
+                    row.finish = "context"
+                    on_text(row.index, row.stream.finish())
+        on_progress(sum(1 if row.finish is None else max_new_tokens - step for row in live))
         if all(row.finish is not None for row in rows):
             return
-        if full and replan:
-            # What a window holds is all that its cache would: nothing changes for the others.
-            logits, cache = _prefill(config, params, _filled(rows, batch), length)
+        if new_windows:
+            # A row's window holds all that its cache holds, so the other rows do not change.
+            logits, cache = _prefill(config, params, _padded(rows, batch), length)
             state = logits, cache, state[2]
 
 
-def _filled(rows: Sequence[_Row], batch: int) -> list[_Row]:
+def _padded(rows: Sequence[_Row], batch: int) -> list[_Row]:
     return [*rows, *[rows[0]] * (batch - len(rows))]
 
 
-def _is_full(row: _Row, config: ModelConfig) -> bool:
-    """Whether the last token has no position left."""
-    return config.max_length is not None and len(row.window) > config.max_length
-
-
-def _take(
+def _append(
     row: _Row, token: int, tokenizer: Tokenizer, max_new_tokens: int, on_text: OnText
 ) -> None:
+    """Append a generated token to a row, and end the row's text where it is complete."""
     row.window.append(token)
     row.tokens += 1
     if token == tokenizer.eot_id:
@@ -265,13 +273,13 @@ def _take(
 def _prefill(
     config: ModelConfig, params: Params, rows: Sequence[_Row], length: int
 ) -> tuple[jax.Array, DecodeCache]:
-    """Logits and cache behind the windows; a finished one is cut to what there is room for."""
+    """Return the logits and the cache after the rows' windows, finished ones cut to `length`."""
     windows = [row.window[:length] for row in rows]
     lengths = np.array([len(window) for window in windows])
     tokens = np.zeros((len(rows), bucket(int(lengths.max()), length)), np.int32)
     for place, window in enumerate(windows):
         tokens[place, : len(window)] = window
-    return models.prefill(config, params, tokens, lengths, length=length)
+    return models.prefill(config, params, jnp.asarray(tokens), jnp.asarray(lengths), length=length)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(6, 7))
@@ -284,13 +292,19 @@ def _advance(
     logits: jax.Array,
     cache: DecodeCache,
     seen: jax.Array,
-    numbers: jax.Array,
+    prompt_indices: jax.Array,
     step: int,
 ) -> tuple[jax.Array, tuple[jax.Array, DecodeCache, jax.Array]]:
-    """Chooses a token of each row, below `vocab_size`, and feeds it to the model."""
-    keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(key, number), step))(
-        numbers
-    )
+    """Choose a token below `vocab_size` for each row and feed it to the model.
+
+    Returns:
+      The tokens [B] int32, and the next logits [B, V], cache and seen tokens [B, V].
+    """
+
+    def key_of(index: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(key, index), step)
+
+    keys = jax.vmap(key_of)(prompt_indices)
     known = jnp.where(jnp.arange(logits.shape[1]) < vocab_size, logits, -jnp.inf)
     chosen = sample(known, seen, keys, sampling)
     seen = seen.at[jnp.arange(seen.shape[0]), chosen].set(True)

@@ -1,4 +1,4 @@
-"""Our models in EleutherAI's lm-evaluation-harness (`pip install lm-eval`).
+"""Models of this package in EleutherAI's lm-evaluation-harness (`pip install lm-eval`).
 
 from lm_eval import simple_evaluate
 simple_evaluate(model=HarnessLM(scorer, tokenizer, generate), tasks=["piqa"])
@@ -9,40 +9,43 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from flowhn_jax.data.tokenizer import Tokenizer, begin, prefix_id
 from flowhn_jax.evaluation.chat import ChatTemplates
 from flowhn_jax.evaluation.generate import Generation
 from flowhn_jax.evaluation.harness_settings import GenerationSettings
 from flowhn_jax.evaluation.scoring import Pair, Scorer, encode_pair
+from flowhn_jax.utils.progress import progress
 
 try:
-    from lm_eval.api.model import TemplateLM
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    # lm-eval is optional, and not in every environment that is type-checked.
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
+        get_rolling_token_windows,
+        make_disjoint_window,
+    )
 except ImportError as error:
     raise ImportError(
-        "evaluation.harness plugs into EleutherAI's harness, which is not installed: "
-        "pip install lm-eval."
+        "flowhn_jax.evaluation.harness needs EleutherAI's harness: pip install lm-eval"
     ) from error
 
-# Continues prompts, with generate's keyword arguments.
+# `evaluation.generate.generate`, bound to a model.
 Generate = Callable[..., list[Generation]]
 
 
 class HarnessLM(TemplateLM):
-    """A model as the harness wants it: with the log-likelihoods of `evaluation.tasks`."""
+    """A model with the harness's interface and the log-likelihoods of `evaluation.tasks`."""
 
     def __init__(self, scorer: Scorer, tokenizer: Tokenizer, generate: Generate, seed: int = 0):
-        """Evaluate one model, by its scorer, its tokenizer and its `generate`.
+        """Wrap one model.
 
         Args:
-          scorer: whose context is the longest text that the model reads.
-          tokenizer: the model's; its `first_token` begins every context.
+          scorer: of the model; its context is the longest text that the model reads.
+          tokenizer: the model's tokenizer; its `first_token` begins every context.
           generate: `evaluation.generate.generate`, bound to the same model and tokenizer, and to a
             batch size.
-          seed: of all sampling. Every text of a run has random numbers of its own, and the same run
-            has the same texts.
+          seed: seed of all sampling. All texts of a run have different random numbers, and running
+            again gives the same texts.
         """
         super().__init__()
         self._scorer, self._tokenizer, self._generate = scorer, tokenizer, generate
@@ -57,7 +60,7 @@ class HarnessLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """The token that a text's first token is predicted from."""
+        """The token from which a text's first token is predicted."""
         return prefix_id(self._tokenizer)
 
     def tok_encode(
@@ -65,15 +68,15 @@ class HarnessLM(TemplateLM):
     ) -> list[int]:
         """Return the ids of a text, without the token that begins it if `add_special_tokens=False`.
 
-        In a text of a chat template the names of special tokens stand for these tokens.
+        Once a chat template is used, names of special tokens in a text stand for these tokens.
         """
-        ids = self._tokenizer.encode(string, parse_special=self._is_chat)
-        return ids.tolist() if add_special_tokens is False else begin(self._tokenizer, ids)
+        ids = self._tokenizer.encode(string, parse_special=self._is_chat).tolist()
+        return ids if add_special_tokens is False else begin(self._tokenizer, ids)
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Return (log-likelihood in nats, whether it is greedy) of each (context, continuation)."""
+        """Return (nats, whether greedy decoding gives it) for each (context, continuation)."""
         keyed = []
         for number, request in enumerate(requests, 1):
             try:
@@ -87,16 +90,16 @@ class HarnessLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Any], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """Return the same for ids: each request is (anything, context, continuation)."""
+        """Return the same for requests (anything, context, continuation) of ids."""
         pairs = [Pair(list(context), list(continuation)) for _, context, continuation in requests]
-        with tqdm.tqdm(total=len(pairs), unit="pair", disable=disable_tqdm) as bar:
+        with progress(len(pairs), "scoring", "pairs", enabled=not disable_tqdm) as bar:
             scores = self._scorer.score(pairs, bar.update)
         return [(score.log_likelihood, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Return the log-likelihood of each whole text, in the harness's own windows."""
+        """Return the log-likelihood of each whole text, computed in the harness's own windows."""
         windows, owners = [], []
         for owner, request in enumerate(requests):
             found = get_rolling_token_windows(
@@ -113,10 +116,10 @@ class HarnessLM(TemplateLM):
         return totals.tolist()
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return the continuation of each context, as its request's settings say.
+        """Return the continuation of each context by its request's settings.
 
-        Of a long context the end is read that leaves room for the new tokens, as in the harness.
-        Requests with equal settings go through the model in batches.
+        As in the harness, a long context is truncated from the left to leave room for the new
+        tokens. Requests with equal settings share batches.
         """
         context = self._scorer.context
         groups: dict[GenerationSettings, list[int]] = {}
@@ -124,81 +127,85 @@ class HarnessLM(TemplateLM):
             settings = GenerationSettings.parse(request.args[1], context, self._tokenizer.eot_token)
             groups.setdefault(settings, []).append(index)
         texts = [""] * len(requests)
-        with tqdm.tqdm(total=len(requests), unit="text", disable=disable_tqdm) as bar:
+        total = sum(settings.max_new_tokens * len(each) for settings, each in groups.items())
+        with progress(total, "generating", "tokens", enabled=not disable_tqdm) as bar:
             for settings, indices in groups.items():
                 prompts = [self.tok_encode(requests[index].args[0]) for index in indices]
-                found = self._continue(prompts, settings, bar)
+                found = self._continue(prompts, settings, bar.update)
                 for index, each in zip(indices, found, strict=True):
                     texts[index] = each.text
         return texts
 
     def _continue(
-        self, prompts: Sequence[list[int]], settings: GenerationSettings, bar: tqdm.tqdm
+        self,
+        prompts: Sequence[list[int]],
+        settings: GenerationSettings,
+        on_progress: Callable[[int], None],
     ) -> list[Generation]:
-        """Return the continuations of prompts, whose beginning `bar` shows."""
-        left = self._scorer.context - settings.max_new_tokens
-        begun: set[int] = set()
-
-        def on_text(index: int, _: str) -> None:
-            bar.update(index not in begun)
-            begun.add(index)
-
+        """Return the continuations of prompts with the same settings."""
+        room = self._scorer.context - settings.max_new_tokens
         seed = np.random.SeedSequence((self._seed, self._batches)).generate_state(1)
         self._batches += 1
-        found = self._generate(
-            [prompt[-left:] or [self.prefix_token_id] for prompt in prompts],
+        return self._generate(
+            [prompt[-room:] or [self.prefix_token_id] for prompt in prompts],
             max_new_tokens=settings.max_new_tokens,
             stop=settings.stop,
             sampling=settings.sampling,
             seed=int(seed[0]),
-            on_text=on_text,
+            on_progress=on_progress,
         )
-        bar.update(len(prompts) - len(begun))  # those without a text
-        return found
 
     @property
     def tokenizer_name(self) -> str:
-        """The tokenizer, for the harness's cache of requests."""
+        """A name of the tokenizer for the harness's cache of requests."""
         return f"{self._tokenizer.fingerprint[:16]}-{self._tokenizer.first_token}"
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """Choose the template of a name, True: the default one; return it, None for False.
+        """Choose the chat template and return it.
+
+        Args:
+          chat_template: a name; True: the default template; False: none.
 
         Raises:
-          ValueError: the tokenizer has none, or none of that name.
+          ValueError: the tokenizer has no chat template, or none of that name.
         """
         if chat_template is False or chat_template is None:
             self._template = None
             return None
-        name = chat_template if isinstance(chat_template, str) else None
+        return self._choose(chat_template if isinstance(chat_template, str) else None)[1]
+
+    def _choose(self, name: str | None) -> tuple[ChatTemplates, str]:
+        """Choose a template by name, or the default one, and return it after all templates."""
         self._templates = self._templates or ChatTemplates.read(self._tokenizer)
         self._template = self._templates.template(name)
-        return self._template
+        return self._templates, self._template
 
     def apply_chat_template(
         self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Return the text of a chat; from then on texts are read as a template's.
+        """Return a chat as text; from then on texts may contain names of special tokens.
 
-        A template that refuses the system's messages is given the others.
+        If the template refuses system messages, they are left out.
 
         Raises:
-          ImportError: jinja2 is missing.
-          ValueError: the tokenizer has no template, or it fails on this chat.
+          ImportError: jinja2 is not installed.
+          ValueError: the tokenizer has no chat template, or it fails on this chat.
         """
-        if self._template is None:
-            self.chat_template(True)
+        if self._templates is None or self._template is None:
+            templates, template = self._choose(None)
+        else:
+            templates, template = self._templates, self._template
         options = {"add_generation_prompt": add_generation_prompt}
         try:
-            return self._templates.render(self._template, chat_history, **options)
+            return templates.render(template, chat_history, **options)
         except ValueError as error:
             others = [message for message in chat_history if message["role"] != "system"]
             if len(others) == len(chat_history):
                 raise
-            print(f"warning: {error}; the system's messages are left out", file=sys.stderr)
-            return self._templates.render(self._template, others, **options)
+            print(f"warning: {error}; system messages are left out", file=sys.stderr)
+            return templates.render(template, others, **options)
 
     @property
     def _is_chat(self) -> bool:
-        """Whether texts are of a chat template."""
+        """Whether texts come from a chat template."""
         return self._template is not None

@@ -1,4 +1,4 @@
-"""The generation settings (`gen_kwargs`) of EleutherAI's harness as our generation's."""
+"""The generation settings (`gen_kwargs`) of EleutherAI's harness."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from flowhn_jax.evaluation.sampling import Sampling
 from flowhn_jax.utils.text import short_repr
 
-# The harness's names for one number, the one that it prefers first.
+# The harness's names of one number, in its order of preference.
 _NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _DEFAULT_NEW_TOKENS = 256
 _OTHERS = (
@@ -24,7 +24,7 @@ _OTHERS = (
 
 @dataclasses.dataclass(frozen=True)
 class GenerationSettings:
-    """How a request's text is generated; requests with equal ones go through the model together."""
+    """How a request's text is generated; requests with equal settings share batches."""
 
     max_new_tokens: int
     stop: tuple[str, ...]
@@ -34,25 +34,25 @@ class GenerationSettings:
     def parse(
         cls, settings: Mapping[str, Any], context: int, end: str | None = None
     ) -> "GenerationSettings":
-        """Return a request's settings; each has its effect or is refused.
+        """Return a request's settings; a setting that would have no effect is refused.
 
-        As in the harness, a text is sampled where `do_sample` is true, or not given and
-        `temperature` is above 0; else it is greedy. Sampling without a temperature has 1. Without a
-        number of tokens the most is 256, and at most half of the context.
+        As in the harness, a text is sampled if `do_sample` is true, or absent with `temperature`
+        above 0; otherwise it is greedy. The default temperature of sampling is 1. The default
+        number of new tokens is 256, or half of the context if that is less.
 
         Args:
-          settings: as of a task, or of the harness's --gen_kwargs.
-          context: tokens that the model reads.
-          end: text of the end-of-text token, which stops a text that spells it, too.
+          settings: from a task or the harness's --gen_kwargs.
+          context: number of tokens that the model reads.
+          end: text of the end-of-text token; a text that spells it ends there, too.
 
         Raises:
-          ValueError: an unknown setting, or a value that cannot be followed.
+          ValueError: a setting is unknown, or its value is not supported.
         """
         for name in settings:
             if name not in (*_NEW_TOKENS, *_OTHERS):
                 raise ValueError(
-                    f"The generation setting {short_repr(name)} is not supported; accepted are "
-                    f"{', '.join((*_NEW_TOKENS, *_OTHERS))}."
+                    "A generation setting must be one of "
+                    f"{', '.join((*_NEW_TOKENS, *_OTHERS))}; got {short_repr(name)}."
                 )
         beams = settings.get("num_beams")
         if beams not in (None, 1):
@@ -88,7 +88,7 @@ def _stop(until: Any) -> tuple[str, ...]:
     until = [] if until is None else [until] if isinstance(until, str) else until
     if not isinstance(until, list | tuple) or not all(isinstance(each, str) for each in until):
         raise ValueError(f"until must be a text or a list of texts; got {short_repr(until)}.")
-    return tuple(each for each in until if each)  # the harness passes over an empty one
+    return tuple(each for each in until if each)  # the harness ignores an empty one
 
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:
@@ -108,7 +108,7 @@ def _sampling(settings: Mapping[str, Any]) -> Sampling:
     top_k = given.pop("top_k", 0.0)
     if not top_k.is_integer():
         raise ValueError(f"top_k must be an integer; got {short_repr(settings['top_k'])}.")
-    return Sampling(**given, top_k=int(top_k) or None)  # 0 is transformers' word for all
+    return Sampling(**given, top_k=int(top_k) or None)  # 0 keeps all tokens in transformers
 
 
 def _number(name: str, value: Any) -> float:

@@ -1,7 +1,6 @@
-"""Perplexity and bits per byte: exact means over tokens, of prepared windows or of a text."""
+"""Perplexity and bits per byte: exact means over the tokens of a prepared set or of a text."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -19,42 +18,42 @@ from flowhn_jax.models.loss import Batch, LossSum, loss_sum
 from flowhn_jax.parallel.mesh import batch_sharding, data_shard, shard_batch
 from flowhn_jax.utils.limits import MAX_POSITIONS
 
-_BATCHES_AHEAD = 2  # that the devices have been given
+BATCHES_IN_FLIGHT = 2  # given to the devices before the results are waited for
 
 EvalStep = Callable[[Params, Batch], LossSum]
 
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """Token-weighted means over all targets."""
+    """The quality of a model on a text: a mean over its tokens, and the text's size."""
 
-    nll: float  # nats per token
-    tokens: int  # targets scored
-    bytes: int  # UTF-8 bytes of the text that they are
+    nll: float  # mean negative log-likelihood, nats per token
+    tokens: int  # scored targets
+    bytes: int  # UTF-8 bytes of their text
 
     @property
     def perplexity(self) -> float:
-        """exp(nll); infinite where that is beyond a float."""
+        """The exponential of the nll; infinite beyond the range of a float."""
         return math.exp(self.nll) if self.nll < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
-        """Total bits over the text's bytes: comparable between tokenizers."""
+        """Bits of the whole text per byte, which are comparable between tokenizers."""
         return self.nll * self.tokens / math.log(2) / self.bytes
 
     def word_perplexity(self, words: int) -> float:
-        """exp of the whole text's nll over its words; infinite where that is beyond a float."""
+        """Return exp(nll of the whole text / words); infinite beyond the range of a float."""
         exponent = self.nll * self.tokens / words
         return math.exp(exponent) if exponent < 700 else math.inf
 
     def to_dict(self, words: int | None = None) -> dict[str, Any]:
-        """The public contract's keys, and the words' perplexity where their number is known."""
-        of_words = {} if not words else {"word_perplexity": self.word_perplexity(words)}
+        """Return the results that eval.py prints, with those per word if `words` is given."""
+        per_word = {} if not words else {"word_perplexity": self.word_perplexity(words)}
         return {
             "nll": self.nll,
             "perplexity": self.perplexity,
             "bits_per_byte": self.bits_per_byte,
-            **of_words,
+            **per_word,
             "tokens": self.tokens,
             "bytes": self.bytes,
             **({} if not words else {"words": words}),
@@ -62,12 +61,12 @@ class Quality:
 
 
 def eval_batch_size(config: Config) -> int:
-    """Sequences a forward pass: those of a training micro-batch."""
+    """Return the number of sequences per forward pass: those of a training micro-batch."""
     return config.train.batch_size // config.train.accumulate
 
 
 def make_eval_step(config: Config) -> EvalStep:
-    """The jitted forward pass of a batch to its summed loss."""
+    """Return the jitted function of parameters and a batch to the batch's summed loss."""
     return jax.jit(lambda params, batch: loss_sum(config.model, params, batch))
 
 
@@ -78,15 +77,20 @@ def evaluate(
     text_bytes: int,
     stops: Callable[[], bool] | None = None,
 ) -> Quality | None:
-    """Scores batches (as of `models.loss.loss_sum`) of a text of `text_bytes` bytes.
+    """Return the quality of a model on batches of a text.
 
-    `stops` is asked behind each batch; None is returned where it says so.
+    Args:
+      eval_step: as `make_eval_step` returns it.
+      params: the model's parameters.
+      batches: as `models.loss.loss_sum` takes them.
+      text_bytes: UTF-8 bytes of the text.
+      stops: is called after each batch; when it returns True, so does the evaluation, with None.
     """
-    sums = []
+    sums: list[LossSum] = []
     for batch in batches:
         sums.append(eval_step(params, batch))
-        if len(sums) > _BATCHES_AHEAD:  # so that a request to stop is heeded soon
-            sums[-_BATCHES_AHEAD].nll.block_until_ready()
+        if len(sums) > BATCHES_IN_FLIGHT:  # so that a request to stop is noticed soon
+            sums[-BATCHES_IN_FLIGHT].nll.block_until_ready()
         if stops is not None and stops():
             return None
     sums = jax.device_get(sums)
@@ -95,91 +99,102 @@ def evaluate(
     return Quality(nll / max(tokens, 1), tokens, text_bytes)
 
 
-def text_windows(
-    tokens: np.ndarray, context: int, stride: int, batch_size: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Cuts a text into windows whose targets are each scored once.
+@dataclasses.dataclass(frozen=True)
+class TextBatches:
+    """Batches of windows of a text, in which each target is scored once.
 
-    Window k reads the `context` tokens from k * stride on and scores those of its targets that no
-    window before it has scored: all of the first window's, then the last `stride`.
+    Window k reads the `context` tokens from k * stride on. It scores those of its targets that no
+    earlier window has scored: all targets of the first window, then the last `stride`.
 
-    Args:
-      tokens: [M + 1], the first of which is only read.
-      context: N, tokens that a window reads.
-      stride: tokens between windows, 1 to `context`. Smaller is slower, and gives each token a
-        longer past.
-      batch_size: windows a batch; the last batch is filled up with padding.
+    Iterating yields dicts of tokens and segment_ids [batch_size, context + 1] int32 and weights
+    [batch_size, context] float32. The last batch is filled up with padding.
 
-    Yields:
-      tokens and segment_ids [batch_size, N + 1] int32 and weights [batch_size, N] float32.
+    Attributes:
+      tokens: [M + 1] ids; the first is only read.
+      context: number of tokens that a window reads.
+      stride: number of tokens between windows, 1 to `context`; a smaller stride is slower and gives
+        each target a longer past.
+      batch_size: windows per batch.
     """
-    targets = len(tokens) - 1
-    rows = []
-    scored = 0
-    for start in itertools.count(0, stride):
-        window = tokens[start : start + context + 1]
-        end = start + len(window) - 1  # targets up to here are scored with this window
-        weights = np.zeros(context, np.float32)
-        weights[scored - start : end - start] = 1
-        rows.append((np.pad(window, (0, context + 1 - len(window))), weights))
-        scored = end
-        done = scored == targets
-        if done:
-            padding = np.zeros(context + 1, np.int32), np.zeros(context, np.float32)
-            rows += [padding] * (-len(rows) % batch_size)
-        if len(rows) == batch_size:
-            stacked = [np.stack(column) for column in zip(*rows, strict=True)]
+
+    tokens: np.ndarray
+    context: int
+    stride: int
+    batch_size: int
+
+    @property
+    def _windows(self) -> int:
+        targets = len(self.tokens) - 1
+        return 1 + max(0, -(-(targets - self.context) // self.stride))
+
+    def __len__(self) -> int:
+        return -(-self._windows // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for first in range(0, self._windows, self.batch_size):
+            rows = [self._window(first + row) for row in range(self.batch_size)]
+            tokens, weights = (np.stack(column) for column in zip(*rows, strict=True))
             yield {
-                "tokens": stacked[0].astype(np.int32),
-                "segment_ids": np.ones((batch_size, context + 1), np.int32),
-                "weights": stacked[1],
+                "tokens": tokens.astype(np.int32),
+                "segment_ids": np.ones((self.batch_size, self.context + 1), np.int32),
+                "weights": weights,
             }
-            rows = []
-        if done:
-            return
+
+    def _window(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens [context + 1] and the weights [context] of a window, or padding."""
+        weights = np.zeros(self.context, np.float32)
+        if index >= self._windows:
+            return np.zeros(self.context + 1, np.int32), weights
+        start = index * self.stride
+        window = self.tokens[start : start + self.context + 1]
+        scored = self.context - self.stride if index else 0  # targets of earlier windows
+        weights[scored : len(window) - 1] = 1
+        return np.pad(window, (0, self.context + 1 - len(window))), weights
 
 
-def windows_of(
+def text_batches(
     config: Config, text: bytes, tokenizer: Tokenizer, context: int, stride: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Windows that score a text as one document, the first token from the one that begins a text.
+) -> TextBatches:
+    """Return the batches that score a text as one document, including its first token.
 
     Raises:
-      ValueError: an empty text, one that is not UTF-8 where the tokenizer must know, a context that
-        the split does not reach, a stride outside 1 to the context, or a tokenizer whose texts
-        begin with nothing.
+      ValueError: the text is empty, or not UTF-8 where the tokenizer needs it; the context is
+        longer than the split is planned for; the stride is not 1 to the context; or no token begins
+        the tokenizer's texts, from which the first token could be predicted.
     """
     if not tokenizer.first_ids:
         raise ValueError(
-            "first_token must be auto, bos or eot for a perplexity, which scores the text's first "
-            "token too; got 'none'."
+            "--first_token must be auto, bos or eot for perplexity, which also scores the first "
+            "token of a text; got 'none'."
         )
     if not text:
-        raise ValueError("The text is empty; there is nothing to score.")
-    most = config.model.max_length or MAX_POSITIONS
-    if not 1 <= context <= most:
-        reason = f", which {config.model.name} is for" if config.model.max_length else ""
-        raise ValueError(f"The context is {context}; accepted is 1 to {most}{reason}.")
+        raise ValueError("The text to score must not be empty.")
+    longest = config.model.max_length or MAX_POSITIONS
+    if not 1 <= context <= longest:
+        reason = (
+            f", the context {config.model.name} is planned for" if config.model.max_length else ""
+        )
+        raise ValueError(f"--context must be 1 to {longest}{reason}; got {context}.")
     if not 1 <= stride <= context:
-        raise ValueError(f"The stride is {stride}; accepted is 1 to the context, {context}.")
+        raise ValueError(f"--stride must be 1 to the context, {context}; got {stride}.")
     tokens = np.concatenate([tokenizer.first_ids, tokenizer.encode(text)])
-    return text_windows(tokens, context, stride, eval_batch_size(config))
+    return TextBatches(tokens, context, stride, eval_batch_size(config))
 
 
-def placed(windows: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:
-    """Windows that every process has, on the mesh."""
-    return (jax.device_put(window, batch_sharding(mesh)) for window in windows)
+def place(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:
+    """Put batches, which every process holds in full, on the mesh."""
+    return (jax.device_put(batch, batch_sharding(mesh)) for batch in batches)
 
 
 def count_words(text: bytes) -> int:
-    """What white space separates, the unit of WikiText's perplexity."""
+    """Return the number of words between white space, the unit of WikiText's perplexity."""
     return len(text.decode(errors="replace").split())
 
 
 def validation(
     config: Config, mesh: Mesh, prepared: PreparedSet, max_windows: int | None = None
 ) -> Iterator[Batch]:
-    """The validation windows, or `max_windows` of them evenly spaced, on the mesh."""
+    """Return batches of the validation windows on the mesh; of `max_windows` evenly spaced ones."""
     part, parts = data_shard(mesh)
     batches = validation_batches(
         prepared,
@@ -189,6 +204,14 @@ def validation(
         max_windows=max_windows,
     )
     return (shard_batch(batch, mesh) for batch in batches)
+
+
+def count_validation_batches(
+    config: Config, prepared: PreparedSet, max_windows: int | None = None
+) -> int:
+    """Return the number of batches that `validation` yields."""
+    windows = len(prepared.windows("validation"))
+    return -(-min(windows, max_windows or windows) // eval_batch_size(config))
 
 
 def validate(
@@ -201,10 +224,18 @@ def validate(
     stops: Callable[[], bool] | None = None,
     batches: Iterable[Batch] | None = None,
 ) -> Quality | None:
-    """Scores the validation windows, or `max_windows` of them evenly spaced.
+    """Return the quality of a model on the validation set, or None if `stops` returned True.
 
-    For a part of the set the bytes are taken in proportion to the targets. None where `stops`, as
-    of `evaluate`, says so. `batches` are those of `validation`, where the caller has them.
+    Args:
+      config: the run's config.
+      mesh: the mesh for the batches.
+      eval_step: as `make_eval_step` returns it.
+      params: the model's parameters.
+      prepared: the set.
+      max_windows: score this many evenly spaced windows, whose bytes are estimated from their share
+        of the targets; None: score all.
+      stops: as in `evaluate`.
+      batches: as `validation` returns them, where the caller has them already.
     """
     split = prepared.splits["validation"]
     if batches is None:

@@ -1,23 +1,26 @@
-"""Prompts from a file."""
+"""Read prompts from a file."""
 
 import pathlib
 
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.text import short_repr
+from flowhn_jax.utils.text import short_path, short_repr
 
 
 def read_prompts(path: str) -> list[str]:
-    """One prompt a line: of a text file as it stands, of a .jsonl file a string or its 'prompt'.
+    """Return the prompts in a file, one per line, without empty lines.
 
-    Empty lines are left out.
+    A line of a .jsonl file is a string or an object with 'prompt'; a line of any other file is the
+    prompt itself.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a line is not UTF-8 or not JSON, or there is no prompt.
+      ValueError: a line is not UTF-8 or not such JSON, or there is no prompt.
     """
     file = pathlib.Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"--prompts is {path!r}; accepted is a text or .jsonl file.")
+        raise FileNotFoundError(
+            f"--prompts must be a text file or a .jsonl file; {short_path(path)} is not a file."
+        )
     prompts = []
     for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
         if not line.strip():
@@ -25,19 +28,19 @@ def read_prompts(path: str) -> list[str]:
         try:
             text = line.decode().removesuffix("\r")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path!r}, line {number}, is not UTF-8 text: {error}.") from error
-        prompts.append(_of_json(path, number, text) if file.suffix == ".jsonl" else text)
+            raise ValueError(f"{path!r}, line {number}, must be UTF-8 text: {error}.") from error
+        prompts.append(_parse_json(path, number, text) if file.suffix == ".jsonl" else text)
     if not prompts:
-        raise ValueError(f"{path!r} has no prompt; accepted is one a line.")
+        raise ValueError(f"{path!r} must have a prompt per line; it has none.")
     return prompts
 
 
-def _of_json(path: str, number: int, line: str) -> str:
+def _parse_json(path: str, number: int, line: str) -> str:
     found = json_text.loads(line, f"{path!r}, line {number},")
     prompt = found.get("prompt") if isinstance(found, dict) else found
     if not isinstance(prompt, str):
         raise ValueError(
-            f"{path!r}, line {number}, is {short_repr(line)}; accepted is a string, or an object with "
-            "'prompt'."
+            f"{path!r}, line {number}, must be a string or an object with 'prompt'; got "
+            f"{short_repr(line)}."
         )
     return prompt

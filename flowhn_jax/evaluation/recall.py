@@ -1,12 +1,9 @@
-"""How much of its context a model recalls, by length: associative recall and a needle's copy."""
+"""How much of its context a model recalls, by length: associative recall and a copied needle."""
 
 import itertools
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import tqdm
 
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.data.synthetic import TASKS, Question, questions
@@ -14,32 +11,34 @@ from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.evaluation.scoring import Scorer, encode_pair, standard_error
 from flowhn_jax.report.table import markdown
 from flowhn_jax.utils.limits import MAX_POSITIONS
+from flowhn_jax.utils.progress import progress
 from flowhn_jax.utils.text import short_repr
 
 Result = dict[str, Any]
 
 _MAX_ITEMS = 1_000_000
-_DEPTHS = 4  # parts of the text that accuracy is told of, from its beginning
+_DEPTHS = 4  # equal parts of the text that accuracy is reported for
 
 
 def parse_lengths(lengths: str | None, config: ModelConfig) -> list[int]:
-    """Numbers of tokens with commas between them; None: the context, halved down to 64.
+    """Return the lengths in a list separated by commas; None: the context, halved down to 64.
 
     Raises:
-      ValueError: what is no number from 64 on, or is beyond the context of a split tied to it.
+      ValueError: a length is not an integer, below 64, or beyond what the model can read.
     """
     if lengths is None:
         halved = itertools.takewhile(
             lambda length: length >= 64, (config.context >> n for n in range(99))
         )
         return sorted(halved) or [config.context]
-    most = config.max_length or MAX_POSITIONS
-    reason = f", which {config.name} is for" if config.max_length else ""
+    longest = config.max_length or MAX_POSITIONS
+    reason = f", the context {config.name} is planned for" if config.max_length else ""
     found = []
     for part in lengths.split(","):
-        if not re.fullmatch(r" *[0-9]{2,9} *", part) or not 64 <= int(part) <= most:
+        if not re.fullmatch(r" *[0-9]{2,9} *", part) or not 64 <= int(part) <= longest:
             raise ValueError(
-                f"--lengths is {short_repr(lengths)}; accepted are numbers 64 to {most}{reason}."
+                f"--lengths must be numbers from 64 to {longest}{reason}, separated by commas; got "
+                f"{short_repr(lengths)}."
             )
         found.append(int(part))
     return found
@@ -52,28 +51,31 @@ def measure(
     items: int,
     seed: int,
 ) -> list[Result]:
-    """Asks `items` questions of each task at each length.
+    """Return the results of `items` questions of each task at each length.
 
     Args:
-      scorer_for: what reads contexts of a length.
-      tokenizer: the model's.
-      lengths: tokens that a question and its answer fill, about.
-      items: questions of each.
-      seed: of the questions.
+      scorer_for: returns a scorer that reads contexts of a given length.
+      tokenizer: the model's tokenizer.
+      lengths: approximate number of tokens of a question with its answer.
+      items: questions per task and length.
+      seed: seed of the questions.
 
     Returns:
       For each task and length: accuracy, the share of answers that greedy decoding gives, with its
-      standard error; log_likelihood, nats an answer; and accuracy_by_depth, of what stands in each
-      quarter of the text, None where nothing was asked of it.
+      standard error; log_likelihood, nats per answer; and accuracy_by_depth, the accuracy for facts
+      in each quarter of the text, None where no question asks about that quarter.
+
+    Raises:
+      ValueError: `items` is out of range.
     """
     if not 1 <= items <= _MAX_ITEMS:
-        raise ValueError(f"--items is {items}; accepted is 1 to {_MAX_ITEMS}.")
+        raise ValueError(f"--items must be 1 to {_MAX_ITEMS}; got {items}.")
     results = []
     total = items * len(lengths) * len(TASKS)
-    with tqdm.tqdm(total=total, unit="question", dynamic_ncols=True, file=sys.stderr) as bar:
+    with progress(total, "recalling", "questions") as bar:
         for task, length in itertools.product(TASKS, lengths):
-            bar.set_description(f"{task}, {length}")
-            size = _size_for(task, tokenizer, length, seed)
+            bar.annotate(f"{task}, {length:,} tokens")
+            size = _characters(task, tokenizer, length, seed)
             asked = list(itertools.islice(questions(task, size, seed), items))
             pairs = [encode_pair(tokenizer, each.context, each.answer) for each in asked]
             scores = scorer_for(length).score(pairs, bar.update)
@@ -91,12 +93,12 @@ def measure(
     return results
 
 
-def _size_for(task: str, tokenizer: Tokenizer, length: int, seed: int) -> int:
-    """Characters whose tokens, with the one that begins a document, fill `length`, about."""
+def _characters(task: str, tokenizer: Tokenizer, length: int, seed: int) -> int:
+    """Return about how many characters of a question fill `length` tokens with its answer."""
     example = next(questions(task, 4096, seed))
     text = example.context + example.answer
-    a_token = len(text) / len(tokenizer.encode(text))
-    return int((length - 1) * a_token) - len(example.answer)
+    per_token = len(text) / len(tokenizer.encode(text))
+    return int((length - 1) * per_token) - len(example.answer)  # one token begins the document
 
 
 def _by_depth(asked: Sequence[Question], right: Sequence[float]) -> list[float | None]:
@@ -107,7 +109,7 @@ def _by_depth(asked: Sequence[Question], right: Sequence[float]) -> list[float |
 
 
 def table(results: Sequence[Result]) -> str:
-    """A row a task and length, as Markdown, in percent."""
+    """Return a Markdown table, a row per task and length; accuracies in percent."""
     rows = [
         [
             result["task"],

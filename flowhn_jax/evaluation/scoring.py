@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations, for tasks: batches by bucket of length, cut over the mesh."""
+"""Log-likelihoods of continuations, for tasks: bucketed by length, sharded over the mesh."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,57 +17,58 @@ from flowhn_jax.evaluation.generate import bucket
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.mesh import batch_sharding
 
-_LOGITS = 2**25  # numbers, 128 MiB, that exist at a time
+_MAX_LOGITS = 2**25  # in memory at a time; 128 MiB in float32
 
-# Told how many more pairs are scored.
+# Receives how many more pairs are scored.
 OnScored = Callable[[int], None]
 
 
 class Pair(NamedTuple):
-    """Ids of what is given, not empty, and of what is scored."""
+    """Ids of a context, which is not empty, and of the continuation to score."""
 
     context: list[int]
     continuation: list[int]
 
 
 class Score(NamedTuple):
-    """Of a continuation behind its context."""
+    """The score of a continuation after its context."""
 
-    log_likelihood: float  # nats, summed over its tokens
-    is_greedy: bool  # whether each of its tokens is the likeliest one
-    is_cut: bool  # whether the context's beginning did not fit
+    log_likelihood: float  # nats, summed over the continuation's tokens
+    is_greedy: bool  # whether greedy decoding gives the continuation
+    is_truncated: bool  # whether the beginning of the context did not fit
 
 
 def encode_pair(
     tokenizer: Tokenizer, context: str, continuation: str, *, parse_special: bool = False
 ) -> Pair:
-    """Return the ids of both as one text, cut at the context's end: no token spans the border.
+    """Return the ids of context and continuation, encoded as one text.
 
-    Spaces at the context's end belong to the continuation, whose first token they are part of. The
-    context begins as the tokenizer's texts do; an empty one of a tokenizer whose texts begin with
-    nothing is its `prefix_id`.
+    Spaces at the end of the context move to the continuation, whose first token includes them. The
+    context starts with the token that begins a text; where there is no such token, an empty context
+    becomes `prefix_id`.
 
     Args:
-      tokenizer: the model's.
-      context: what is given.
-      continuation: what is scored.
-      parse_special: as of `Tokenizer.encode`.
+      tokenizer: the model's tokenizer.
+      context: the given text.
+      continuation: the text to score.
+      parse_special: whether names of special tokens in the texts stand for these tokens.
 
     Raises:
-      ValueError: the continuation has no token of its own.
+      ValueError: the continuation adds no token to the context.
     """
     stripped = context.rstrip()
     continuation, context = context[len(stripped) :] + continuation, stripped
     before = tokenizer.encode(context, parse_special=parse_special)
     both = tokenizer.encode(context + continuation, parse_special=parse_special)
     if len(both) <= len(before):
-        raise ValueError("the continuation has no token of its own")
-    given = begin(tokenizer, both[: len(before)]) or [prefix_id(tokenizer)]
-    return Pair(given, list(map(int, both[len(before) :])))
+        raise ValueError("the continuation must add a token to the context; it adds none")
+    ids = both.tolist()
+    given = begin(tokenizer, ids[: len(before)]) or [prefix_id(tokenizer)]
+    return Pair(given, ids[len(before) :])
 
 
 class Scorer:
-    """Scores pairs by a model, longest first."""
+    """Scores pairs with a model, longest first."""
 
     def __init__(
         self,
@@ -77,19 +78,24 @@ class Scorer:
         batch_size: int,
         context: int | None = None,
     ):
-        """Reads at most `context` tokens of a pair, as many as the model's where it is None.
+        """Hold a model for scoring.
 
-        `batch_size` sequences go through the model at a time; they divide over the mesh.
+        Args:
+          config: the model's config.
+          params: the model's parameters.
+          mesh: batches are sharded over it.
+          batch_size: sequences per batch; a multiple of the mesh's data axes.
+          context: maximum number of tokens read of a pair; None: the model's context.
         """
         self.context = config.context if context is None else context
         self._mesh, self._batch_size = mesh, batch_size
         self._config, self._params = config, models.for_inference(config, params)
 
     def score(self, pairs: Sequence[Pair], on_scored: OnScored = lambda count: None) -> list[Score]:
-        """A score for each pair, in their order.
+        """Return the score of each pair, in order.
 
-        Of a pair of more than N + 1 tokens, N the context, the last N + 1 are read; a continuation
-        of more than N is scored in its last N tokens.
+        With a context of N tokens, only the last N + 1 tokens of a longer pair are read, and only
+        the last N tokens of a longer continuation are scored.
         """
         order = sorted(range(len(pairs)), key=lambda index: -sum(map(len, pairs[index])))
         scores: dict[int, Score] = {}
@@ -122,36 +128,42 @@ class Scorer:
 def _score(
     config: ModelConfig, params: Params, tokens: jax.Array, scored: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Of tokens [B, T + 1]: log p summed over `scored` [B, T] targets, whether all are likeliest.
+    """Return the log-likelihoods [B] of the scored targets, and whether all are likeliest, [B].
 
-    The logits of a few positions of all rows are in memory at a time.
+    Only the logits of a chunk of positions are in memory at a time.
+
+    Args:
+      config: the model's config.
+      params: the model's parameters.
+      tokens: [B, T + 1] int32.
+      scored: [B, T] bool, which targets count.
     """
     model = models.bind(config, params)
     hidden, head = model(tokens[:, :-1]), model.head.kernel[...]
     batch, length = scored.shape
-    most = max(1, _LOGITS // (batch * head.shape[1]))
-    chunk = math.gcd(length, 1 << (most.bit_length() - 1))
+    max_positions = max(1, _MAX_LOGITS // (batch * head.shape[1]))
+    chunk = math.gcd(length, 1 << (max_positions.bit_length() - 1))
 
-    def part(inputs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def score_chunk(inputs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         hidden, targets, scored = inputs
         logits = jnp.einsum(
             "btd,dv->btv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
         )
-        of_targets = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        log_p = of_targets - jax.nn.logsumexp(logits, axis=-1)
+        target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        log_p = target_logits - jax.nn.logsumexp(logits, axis=-1)
         likeliest = logits.argmax(-1) == targets
         return jnp.where(scored, log_p, 0).sum(1), (likeliest | ~scored).all(1)
 
-    def chunks(x: jax.Array) -> jax.Array:
+    def split_chunks(x: jax.Array) -> jax.Array:
         return x.reshape(batch, length // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    parts = jax.tree.map(chunks, (hidden, tokens[:, 1:], scored))
-    sums, greedy = jax.lax.map(part, parts)
+    chunks = jax.tree.map(split_chunks, (hidden, tokens[:, 1:], scored))
+    sums, greedy = jax.lax.map(score_chunk, chunks)
     return sums.sum(0), greedy.all(0)
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the values' mean; 0 where there is one value."""
+    """Return the standard error of the values' mean; 0 for a single value."""
     count = len(values)
     if count < 2:
         return 0.0

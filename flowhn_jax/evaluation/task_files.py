@@ -1,4 +1,4 @@
-"""Finding and reading the files of tasks: JSONL or parquet, with labels beside them for PIQA."""
+"""Find and read the files of tasks: JSONL or parquet, and a file of labels for PIQA."""
 
 import pathlib
 from collections.abc import Iterator
@@ -6,86 +6,88 @@ from typing import Any, NamedTuple
 
 from flowhn_jax.evaluation.task_formats import FORMATS, Item
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.text import one_line, short_list, short_repr
+from flowhn_jax.utils.text import one_line, short_list, short_path, short_repr
 
 _ENDINGS = (".jsonl", ".json", ".parquet")
 
 
-class Spoilt(NamedTuple):
+class MalformedRecord(NamedTuple):
     """A record that cannot be scored."""
 
-    record: int  # counted from 1
+    number: int  # of the record in its file, from 1
     reason: str
 
 
 class TaskFile(NamedTuple):
-    """What a task's file holds."""
+    """The content of a task's file."""
 
     path: pathlib.Path
-    items: list[tuple[int, Item]]  # with the record's number, from 1
-    spoilt: list[Spoilt]
+    items: list[tuple[int, Item]]  # each with the number of its record, from 1
+    malformed: list[MalformedRecord]
 
 
 def find_file(task: str, folder: str) -> pathlib.Path:
-    """The one file in `folder` whose name begins with the task's, such as ARC-Easy-test.jsonl.
+    """Return the file in `folder` whose name starts with the task's, such as ARC-Easy-test.jsonl.
 
     Raises:
       FileNotFoundError: there is no such folder or file.
-      ValueError: an unknown task, or more than one file.
+      ValueError: the task is unknown, or there are several such files.
     """
     if task not in FORMATS:
-        raise ValueError(f"The task is {task!r}; accepted are {', '.join(FORMATS)}.")
+        raise ValueError(f"A task must be one of {', '.join(FORMATS)}; got {short_repr(task)}.")
     path = pathlib.Path(folder)
     if not path.is_dir():
-        raise FileNotFoundError(f"--task_dir is {folder!r}; accepted is a folder of task files.")
+        raise FileNotFoundError(
+            f"--task_dir must be the folder of the task files; {short_path(folder)} is no folder."
+        )
     names = sorted(each for each in path.iterdir() if each.suffix in _ENDINGS and each.is_file())
     found = [each for each in names if each.name.lower().replace("-", "_").startswith(task)]
     if not found:
         raise FileNotFoundError(
-            f"{folder!r} has no file for the task {task}; accepted is one named {task}*.jsonl or "
-            f"{task}*.parquet. There are {short_list(each.name for each in names) or 'none'}."
+            f"--task_dir must have a file {task}*.jsonl or {task}*.parquet for the task {task}; "
+            f"{short_path(folder)} has {short_list(each.name for each in names) or 'no task file'}."
         )
     if len(found) > 1:
         raise ValueError(
-            f"{folder!r} has {short_list(each.name for each in found)} for the task {task}; "
-            "accepted is one file."
+            f"--task_dir must have one file for the task {task}; {short_path(folder)} has "
+            f"{short_list(each.name for each in found)}."
         )
     return found[0]
 
 
 def read_task(task: str, folder: str) -> TaskFile:
-    """Reads a task's items; records that are spoilt are left out, and told.
+    """Return the content of a task's file, with its malformed records apart.
 
     Raises:
-      FileNotFoundError, ValueError: as of `find_file`, or the file cannot be read or has no record
-        that can be scored.
+      FileNotFoundError, ValueError: as in `find_file`, or the file cannot be read, or all of its
+        records are malformed.
     """
     path = find_file(task, folder)
     records = list(_parquet(path) if path.suffix == ".parquet" else _json_lines(path))
     if task == "piqa":
         _add_labels(path, records)
-    items, spoilt = [], []
+    items, malformed = [], []
     for number, record in enumerate(records, 1):
         try:
             if isinstance(record, ValueError):
                 raise record
             if not isinstance(record, dict):
-                raise ValueError(f"it is {short_repr(record)}; accepted is an object")
+                raise ValueError(f"the record must be an object; got {short_repr(record)}")
             items.append((number, FORMATS[task](record)))
         except ValueError as error:
-            spoilt.append(Spoilt(number, str(error)))
+            malformed.append(MalformedRecord(number, str(error)))
     if not items:
-        first = f"; the first: {spoilt[0].reason}" if spoilt else ""
-        raise ValueError(f"{str(path)!r} has no record of {task} that can be scored{first}.")
-    return TaskFile(path, items, spoilt)
+        found = f"in the first, {malformed[0].reason}" if malformed else "it is empty"
+        raise ValueError(f"{str(path)!r} must have well-formed records of {task}; {found}.")
+    return TaskFile(path, items, malformed)
 
 
 def _json_lines(path: pathlib.Path) -> Iterator[Any]:
-    """An object a line, or the error of the line that is none."""
+    """Yield the JSON value in each line, or a ValueError where a line is not JSON."""
     for line in path.read_bytes().splitlines():
         if line.strip():
             try:
-                yield json_text.loads(line, "it")
+                yield json_text.loads(line, "the record")
             except ValueError as error:
                 yield ValueError(str(error).removesuffix("."))
 
@@ -97,22 +99,22 @@ def _parquet(path: pathlib.Path) -> list[dict[str, Any]]:
     try:
         return parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{str(path)!r} is no whole parquet file: {one_line(error)}.") from error
+        raise ValueError(f"{str(path)!r} must be a parquet file: {one_line(error)}.") from error
 
 
 def _add_labels(path: pathlib.Path, records: list[Any]) -> None:
-    """Puts in the labels of PIQA's original files, one a line in NAME-labels.lst."""
+    """Add the labels of PIQA's original files to the records, from lines of NAME-labels.lst."""
     labels_path = path.with_name(f"{path.stem}-labels.lst")
     if not labels_path.is_file():
         return
     try:
         labels = labels_path.read_text(encoding="utf-8").split()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{str(labels_path)!r} is not UTF-8 text: {error}.") from error
+        raise ValueError(f"{str(labels_path)!r} must be UTF-8 text: {error}.") from error
     if len(labels) != len(records):
         raise ValueError(
-            f"{str(labels_path)!r} has {len(labels)} labels, but {path.name} has {len(records)} "
-            "records."
+            f"{str(labels_path)!r} must have a label for each of the {len(records)} records of "
+            f"{path.name}; it has {len(labels)}."
         )
     for record, label in zip(records, labels, strict=True):
         if isinstance(record, dict):

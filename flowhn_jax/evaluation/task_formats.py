@@ -1,4 +1,4 @@
-"""Records of task files to items: each task's original formats, and one that is the same for all.
+"""Turn records of task files into items: each task's original formats, and a common simple one.
 
 The prompts are those of EleutherAI's lm-evaluation-harness.
 """
@@ -18,8 +18,8 @@ class Item:
     """One question.
 
     Attributes:
-      pairs: (context, continuation) of each choice; of LAMBADA the one right continuation.
-      gold: number of the right choice.
+      pairs: (context, continuation) of each choice; for LAMBADA, only the right continuation.
+      gold: index of the right choice.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -27,42 +27,44 @@ class Item:
 
 
 def _text(record: Record, *keys: str) -> str:
-    """The first of these keys that is there, a text that is not empty."""
-    for key in keys:
-        if key in record:
-            value = record[key]
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{key!r} is {short_repr(value)}; accepted is a text")
-            return value
-    raise ValueError(f"there is no {' or '.join(map(repr, keys))}")
+    """Return the value of the first key present, which must be a non-empty text."""
+    key, value = _value(record, *keys)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{key!r} must be a non-empty text; got {short_repr(value)}")
+    return value
 
 
 def _gold(value: Any, labels: list[Any]) -> int:
-    """Place of the right label, whether it is a number or its digits."""
+    """Return the index of a label, which may be a number or its digits."""
     for place, label in enumerate(labels):
         if not isinstance(value, bool) and str(value) == str(label):
             return place
-    raise ValueError(f"the label is {short_repr(value)}; accepted are {short_list(labels)}")
+    raise ValueError(f"the label must be one of {short_list(labels)}; got {short_repr(value)}")
+
+
+def _value(record: Record, *keys: str) -> tuple[str, Any]:
+    """Return the first key that is present, and its value."""
+    for key in keys:
+        if key in record:
+            return key, record[key]
+    raise ValueError(f"{' or '.join(map(repr, keys))} is missing")
 
 
 def _label(record: Record, *keys: str) -> Any:
-    for key in keys:
-        if key in record:
-            return record[key]
-    raise ValueError(f"there is no {' or '.join(map(repr, keys))}")
+    return _value(record, *keys)[1]
 
 
 def _choices(found: Any, count: int | None = None) -> list[str]:
-    """Texts, `count` of them or, where that is None, two or more."""
+    """Return the choices, which must be `count` texts, or at least two if it is None."""
     if not isinstance(found, list) or len(found) < 2:
         raise ValueError(
-            f"the choices are {short_repr(found)}; accepted are {count or 'two'} texts"
+            f"the choices must be {count or 'at least two'} texts; got {short_repr(found)}"
         )
     if count is not None and len(found) != count:
-        raise ValueError(f"there are {len(found)} choices; accepted are {count}")
+        raise ValueError(f"the number of choices must be {count}; got {len(found)}")
     for choice in found:
         if not isinstance(choice, str) or not choice.strip():
-            raise ValueError(f"a choice is {short_repr(choice)}; accepted is a text")
+            raise ValueError(f"a choice must be a non-empty text; got {short_repr(choice)}")
     return found
 
 
@@ -71,7 +73,7 @@ def _item(context: str, continuations: list[str], gold: int) -> Item:
 
 
 def _simple(record: Record, count: int | None = None) -> Item:
-    """Query, Choices (continuations with their leading space) and label, counted from 0."""
+    """Return the item of Query, Choices (with their leading space) and label, counted from 0."""
     choices = _choices(record.get("Choices"), count)
     labels = list(range(len(choices)))
     return _item(_text(record, "Query"), choices, _gold(_label(record, "label"), labels))
@@ -82,7 +84,7 @@ def _lambada(record: Record) -> Item:
         return _item(_text(record, "Query"), [_text(record, "label")], 0)
     context, space, word = _text(record, "text").rstrip().rpartition(" ")
     if not context.strip():
-        raise ValueError("'text' has one word; accepted are two or more")
+        raise ValueError("'text' must have at least two words; it has one")
     return _item(context, [space + word], 0)
 
 
@@ -105,7 +107,7 @@ def _boolq(record: Record) -> Item:
 
 
 def _winogrande(record: Record) -> Item:
-    """The sentence's end is scored behind each option (arXiv 1806.02847)."""
+    """Return the end of the sentence after each option (arXiv 1806.02847)."""
     if "Query" in record:
         contexts = _choices(record.get("Choices"), 2)
         end = _text(record, "Query")
@@ -113,7 +115,7 @@ def _winogrande(record: Record) -> Item:
         return Item(tuple((context, end) for context in contexts), gold)
     before, blank, end = _text(record, "sentence").partition("_")
     if not blank or not end.strip():
-        raise ValueError("'sentence' has no text behind a '_'")
+        raise ValueError("'sentence' must have a '_' and text after it")
     options = _text(record, "option1"), _text(record, "option2")
     pairs = tuple((before + option, f" {end.strip()}") for option in options)
     return Item(pairs, _gold(_label(record, "answer"), [1, 2]))
@@ -123,20 +125,20 @@ def _arc(record: Record) -> Item:
     if "Query" in record:
         return _simple(record)
     question = record.get("question")
-    if isinstance(question, Mapping):  # the original; Hugging Face's has columns
+    if isinstance(question, Mapping):  # the original format; Hugging Face's has columns
         stem, found = _text(question, "stem"), question.get("choices")
         if not isinstance(found, list) or not all(isinstance(each, Mapping) for each in found):
-            raise ValueError(f"the choices are {short_repr(found)}; accepted is a list of objects")
+            raise ValueError(f"the choices must be a list of objects; got {short_repr(found)}")
         texts, labels = ([each.get(key) for each in found] for key in ("text", "label"))
     else:
         stem, found = _text(record, "question"), record.get("choices")
         if not isinstance(found, Mapping):
             raise ValueError(
-                f"the choices are {short_repr(found)}; accepted are 'text' and 'label'"
+                f"the choices must be an object with 'text' and 'label'; got {short_repr(found)}"
             )
         texts, labels = found.get("text"), found.get("label")
         if not isinstance(labels, list):
-            raise ValueError(f"the choices' labels are {short_repr(labels)}; accepted is a list")
+            raise ValueError(f"the choices' labels must be a list; got {short_repr(labels)}")
     choices = [f" {text}" for text in _choices(texts)]
     return _item(f"Question: {stem}\nAnswer:", choices, _gold(_label(record, "answerKey"), labels))
 

@@ -1,69 +1,61 @@
-"""Downstream tasks, natively and offline: multiple choice by log-likelihood, and LAMBADA."""
+"""Downstream tasks without network access: multiple choice by log-likelihood, and LAMBADA."""
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-import tqdm
-
 from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.evaluation.scoring import Pair, Score, Scorer, encode_pair, standard_error
-from flowhn_jax.evaluation.task_files import Spoilt, TaskFile, read_task
+from flowhn_jax.evaluation.task_files import MalformedRecord, TaskFile, read_task
 from flowhn_jax.evaluation.task_formats import FORMATS, Item
 from flowhn_jax.report.table import markdown
-from flowhn_jax.utils.text import short_repr
+from flowhn_jax.utils.name_lists import parse_name_list
+from flowhn_jax.utils.progress import progress
 
 Result = dict[str, Any]
 
 TASKS = tuple(FORMATS)
-_NAMED = 5  # spoilt records that a result names
+_MAX_NAMED = 5  # malformed records that a result names
 
 
 def parse_tasks(tasks: str) -> tuple[str, ...]:
-    """Names with commas between them.
+    """Return the task names in a list separated by commas.
 
     Raises:
-      ValueError: an unknown one, or one there twice.
+      ValueError: a name is unknown or given twice.
     """
-    names = tuple(name.strip() for name in tasks.split(","))
-    for name in names:
-        if name not in TASKS:
-            raise ValueError(f"--tasks has {short_repr(name)}; accepted are {', '.join(TASKS)}.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"--tasks is {short_repr(tasks)}; accepted is each task once.")
-    return names
+    return parse_name_list("tasks", tasks, TASKS)
 
 
 def evaluate_tasks(
     scorer: Scorer, tokenizer: Tokenizer, tasks: Sequence[str], folder: str
 ) -> dict[str, Result]:
-    """Scores each task's file in `folder`; see `result_of` for what each comes to.
+    """Return the result of each task, whose files are in `folder`; see `summarize`.
 
     Raises:
-      FileNotFoundError, ValueError: a file that is missing or broken, before anything is scored.
+      FileNotFoundError, ValueError: a file is missing or damaged; nothing is scored then.
     """
     files = {task: read_task(task, folder) for task in tasks}
-    encoded = {task: _encoded(file, tokenizer) for task, file in files.items()}
+    encoded = {task: _encode(file, tokenizer) for task, file in files.items()}
     total = sum(len(pairs) for _, pairs, _ in encoded.values())
     results = {}
-    with tqdm.tqdm(total=total, unit="pair", dynamic_ncols=True, file=sys.stderr) as bar:
-        for task, (items, pairs, spoilt) in encoded.items():
-            bar.set_description(task)
-            results[task] = result_of(task, items, scorer.score(pairs, bar.update), spoilt)
+    with progress(total, "scoring", "pairs") as bar:
+        for task, (items, pairs, malformed) in encoded.items():
+            bar.annotate(task)
+            results[task] = summarize(task, items, scorer.score(pairs, bar.update), malformed)
     return results
 
 
 def table(results: dict[str, Result]) -> str:
-    """A row a task, as Markdown; accuracies in percent with their standard errors."""
+    """Return a Markdown table, a row per task; accuracies in percent with standard errors."""
     rows = []
     for task, result in results.items():
         cells = [_percent(result, key) for key in ("accuracy", "accuracy_norm")]
         perplexity = f"{result['perplexity']:,.2f}" if "perplexity" in result else ""
-        counts = [f"{result[key]:,}" for key in ("n", "spoilt", "cut")]
+        counts = [f"{result[key]:,}" for key in ("n", "malformed", "truncated")]
         rows.append([task, *cells, f"{100 * result['chance']:.1f}", perplexity, *counts])
-    headings = ["task", "accuracy %", "normalised %", "chance %", "perplexity"]
-    return markdown([*headings, "n", "spoilt", "cut"], rows)
+    headings = ["task", "accuracy %", "normalized %", "chance %", "perplexity"]
+    return markdown([*headings, "n", "malformed", "truncated"], rows)
 
 
 def _percent(result: Result, key: str) -> str:
@@ -72,81 +64,90 @@ def _percent(result: Result, key: str) -> str:
     return f"{100 * result[key]:.2f} ± {100 * result[f'{key}_stderr']:.2f}"
 
 
-def _encoded(file: TaskFile, tokenizer: Tokenizer) -> tuple[list[Item], list[Pair], list[Spoilt]]:
-    items, pairs, spoilt = [], [], list(file.spoilt)
-    for record, item in file.items:
+def _encode(
+    file: TaskFile, tokenizer: Tokenizer
+) -> tuple[list[Item], list[Pair], list[MalformedRecord]]:
+    """Return the items that can be scored, all of their pairs, and the malformed records."""
+    items: list[Item] = []
+    pairs: list[Pair] = []
+    malformed = list(file.malformed)
+    for number, item in file.items:
         try:
-            of_item = [encode_pair(tokenizer, *pair) for pair in item.pairs]
+            item_pairs = [encode_pair(tokenizer, *pair) for pair in item.pairs]
         except ValueError as error:
-            spoilt.append(Spoilt(record, str(error)))
+            malformed.append(MalformedRecord(number, str(error)))
             continue
         items.append(item)
-        pairs += of_item
+        pairs += item_pairs
     if not items:
         raise ValueError(
-            f"{str(file.path)!r} has no record that can be scored: {spoilt[0].reason}."
+            f"{str(file.path)!r} must have records that can be scored; in the first, "
+            f"{malformed[0].reason}."
         )
-    return items, pairs, sorted(spoilt)
+    return items, pairs, sorted(malformed)
 
 
-def result_of(
-    task: str, items: Sequence[Item], scores: Sequence[Score], spoilt: Sequence[Spoilt]
+def summarize(
+    task: str,
+    items: Sequence[Item],
+    scores: Sequence[Score],
+    malformed: Sequence[MalformedRecord],
 ) -> Result:
-    """Accuracy, and what else a task has, with standard errors.
+    """Return the metrics of a task, with their standard errors (`..._stderr`).
 
     Args:
-      task: its name.
-      items: its questions.
-      scores: of all their pairs, one question's after another's.
-      spoilt: records that are not among them.
+      task: the task's name.
+      items: the task's questions.
+      scores: scores of all pairs of the first question, then of the second, and so on.
+      malformed: records that were left out.
 
     Returns:
-      accuracy: share of questions whose right choice is the likeliest; of LAMBADA, whose word is
-        what greedy decoding gives. accuracy_norm: the same by log-likelihood a character, for
-        multiple choice. perplexity: of LAMBADA's words. accuracy_stderr and so on; n: questions;
-        chance: the share that guessing gets; cut: pairs whose context did not fit; spoilt: records
-        left out, spoilt_records: the first of them, with reasons.
+      accuracy: share of questions whose right choice is the likeliest; for LAMBADA, whose word is
+        what greedy decoding gives.
+      accuracy_norm: the same by log-likelihood per character; not for LAMBADA.
+      perplexity: of LAMBADA's words.
+      n: number of questions.
+      chance: accuracy of guessing.
+      truncated: number of pairs whose context did not fit.
+      malformed: number of records left out; malformed_records: the first ones, with reasons.
     """
-    left = iter(scores)
-    of_items = [[next(left) for _ in item.pairs] for item in items]
-    result: Result = {}
+    remaining = iter(scores)
+    item_scores = [[next(remaining) for _ in item.pairs] for item in items]
     if task == "lambada":
-        right = [float(score.is_greedy) for (score,) in of_items]
-        likelihoods = [score.log_likelihood for (score,) in of_items]
+        right = [float(score.is_greedy) for (score,) in item_scores]
+        likelihoods = [score.log_likelihood for (score,) in item_scores]
         perplexity = math.exp(min(-math.fsum(likelihoods) / len(items), 700))
-        spread = {
+        more = {
             "perplexity": perplexity,
             "perplexity_stderr": perplexity * standard_error(likelihoods),
         }
         chance = 0.0
     else:
-        right, normed = (
-            [_is_right(*each, normed=is_normed) for each in zip(items, of_items, strict=True)]
-            for is_normed in (False, True)
+        right, normalized = (
+            [_is_right(*each, normalize=normalize) for each in zip(items, item_scores, strict=True)]
+            for normalize in (False, True)
         )
-        spread = {
-            "accuracy_norm": math.fsum(normed) / len(items),
-            "accuracy_norm_stderr": standard_error(normed),
+        more = {
+            "accuracy_norm": math.fsum(normalized) / len(items),
+            "accuracy_norm_stderr": standard_error(normalized),
         }
         chance = math.fsum(1 / len(item.pairs) for item in items) / len(items)
-    result |= {"accuracy": math.fsum(right) / len(items), "accuracy_stderr": standard_error(right)}
-    return (
-        result
-        | spread
-        | {
-            "n": len(items),
-            "chance": chance,
-            "cut": sum(score.is_cut for score in scores),
-            "spoilt": len(spoilt),
-            "spoilt_records": [f"{number}: {reason}" for number, reason in spoilt[:_NAMED]],
-        }
-    )
+    return {
+        "accuracy": math.fsum(right) / len(items),
+        "accuracy_stderr": standard_error(right),
+        **more,
+        "n": len(items),
+        "chance": chance,
+        "truncated": sum(score.is_truncated for score in scores),
+        "malformed": len(malformed),
+        "malformed_records": [f"{number}: {reason}" for number, reason in malformed[:_MAX_NAMED]],
+    }
 
 
-def _is_right(item: Item, scores: Sequence[Score], *, normed: bool) -> float:
-    """1 where the right choice has the highest score, the first of equal ones being chosen."""
+def _is_right(item: Item, scores: Sequence[Score], *, normalize: bool) -> float:
+    """Return 1 if the right choice has the highest score; the first of equal choices counts."""
     values = [score.log_likelihood for score in scores]
-    if normed:
+    if normalize:
         lengths = (len(continuation.removeprefix(" ")) for _, continuation in item.pairs)
         values = [value / max(1, length) for value, length in zip(values, lengths, strict=True)]
     return float(values.index(max(values)) == item.gold)

@@ -1,66 +1,74 @@
-"""Generated ids to text piece by piece, up to a stop string."""
+"""Decode generated ids into text piece by piece, up to a stop string."""
 
 from collections.abc import Sequence
 
 from flowhn_jax.data.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
-_MAX_PENDING = 64  # tokens whose text is not settled, as later ones may complete a character
-_MAX_OPEN = 8  # tokens of one character that is not complete
+_MAX_PENDING = 64  # tokens whose text is not final, as later ones may complete a character
+_MAX_OPEN = 8  # tokens of one incomplete character
 
 
 class TextStream:
     """The text of one generation.
 
-    A piece is given out when later tokens can neither change it nor make it part of a stop string.
+    A piece is final, and returned, when later tokens can neither change it nor make it part of a
+    stop string.
 
     Attributes:
-      text: all that is settled so far, without a stop string.
-      stopped: whether a stop string came; nothing is taken behind it.
+      text: the final text so far, without a stop string.
+      stopped: whether a stop string has ended the text; later tokens are ignored.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()):
-        """`before` are the last ids of the prompt: a token's space may depend on them."""
+        """Start a text that ends at any of the strings in `stop`.
+
+        Args:
+          tokenizer: decodes the ids.
+          stop: strings that end the text.
+          before: the last ids of the prompt; the space before the first token may depend on them.
+        """
         self.text = ""
         self.stopped = False
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._ids = list(before)
-        self._settled = len(before)  # ids whose text is settled,
-        self._context = 0  # and of them the first that the next ones' text may depend on
-        self._given = 0  # characters
+        self._final = len(before)  # number of ids whose text is final
+        self._context = 0  # index of the first id that the text of later ids may depend on
+        self._returned = 0  # number of characters
 
     def push(self, token: int) -> str:
-        """What one more token adds to what may be shown."""
+        """Append a token; return the text that has become final."""
         self._ids.append(token)
-        return self._settle(wait=True)
+        return self._next_piece(wait=True)
 
     def finish(self) -> str:
-        """What was held back; no token comes any more."""
-        return self._settle(wait=False)
+        """Return the rest of the text; no more tokens follow."""
+        return self._next_piece(wait=False)
 
-    def _settle(self, wait: bool) -> str:
+    def _next_piece(self, wait: bool) -> str:
+        """Return the text that has become final; hold back what may change if `wait`."""
         if self.stopped:
             return ""
-        before = self._tokenizer.decode(self._ids[self._context : self._settled])
+        before = self._tokenizer.decode(self._ids[self._context : self._final])
         now = self._tokenizer.decode(self._ids[self._context :])
-        pending = len(self._ids) - self._settled
-        # The bytes of one character may be several tokens.
+        pending = len(self._ids) - self._final
+        # The bytes of one character may be spread over several tokens.
         if not (wait and now.endswith(_REPLACEMENT)):
-            self._take(len(self._ids), now[len(before) :])
+            self._finalize(len(self._ids), now[len(before) :])
         elif pending > _MAX_PENDING:
-            end = self._before_open_character(now, pending)
-            settled = self._tokenizer.decode(self._ids[self._context : end])
-            self._take(end, settled[len(before) :])
-        shown = len(self.text) - (self._held_back() if wait else 0)
-        piece = self.text[self._given : shown]
-        self._given = max(self._given, shown)
+            end = self._start_of_open_character(now, pending)
+            text = self._tokenizer.decode(self._ids[self._context : end])
+            self._finalize(end, text[len(before) :])
+        end_of_piece = len(self.text) - (self._held_back() if wait else 0)
+        piece = self.text[self._returned : end_of_piece]
+        self._returned = max(self._returned, end_of_piece)
         return piece
 
-    def _before_open_character(self, now: str, pending: int) -> int:
-        """Return where the last ids begin that may be the beginning of a character.
+    def _start_of_open_character(self, now: str, pending: int) -> int:
+        """Return the index of the first of the last ids that may be the start of a character.
 
-        That is what they are where they make one replacement character together, and the ids
-        ahead of them make the same text without them.
+        They are if they decode to one replacement character, and the text before it is the same
+        without them.
         """
         for size in range(min(pending - 1, _MAX_OPEN), 0, -1):
             end = len(self._ids) - size
@@ -68,12 +76,9 @@ class TextStream:
                 return end
         return len(self._ids)
 
-    def _take(self, end: int, piece: str) -> None:
-        """Settle the ids up to `end`, whose new text is `piece`."""
-        self._context, self._settled = self._settled, end
-        self._append(piece)
-
-    def _append(self, piece: str) -> None:
+    def _finalize(self, end: int, piece: str) -> None:
+        """Make the ids up to `end` final, which adds `piece` to the text."""
+        self._context, self._final = self._final, end
         longest = max(map(len, self._stop), default=0)
         start = max(0, len(self.text) - longest)
         self.text += piece
@@ -82,7 +87,7 @@ class TextStream:
             self.text, self.stopped = self.text[: min(found)], True
 
     def _held_back(self) -> int:
-        """Characters at the end that may be the beginning of a stop string."""
+        """Return how many characters at the end may be the beginning of a stop string."""
         if self.stopped:
             return 0
         return max(

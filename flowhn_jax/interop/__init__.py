@@ -1,1 +1,1 @@
-"""Checkpoints of other software, in and out."""
+"""Import and export of checkpoints in the formats of other software."""

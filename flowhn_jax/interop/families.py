@@ -1,7 +1,6 @@
-"""The models that Hugging Face's transformers knows: their config.json and ours, and their names.
+"""The model families of Hugging Face's transformers: their configs and names, and ours.
 
-`read` gives the keys of our ModelConfig from theirs, `write` theirs from ours; what either has and
-the other cannot say is refused by name.
+A setting that only one side supports is refused by name.
 """
 
 import dataclasses
@@ -18,26 +17,38 @@ from flowhn_jax.utils.text import short_repr
 
 Json = Mapping[str, Any]
 
-_DEFAULT_CONTEXT = 1024  # where config.json has none, as for Mamba, which knows no limit
-_ROPE_THETA = 10000.0  # where config.json has none, as for the first Llamas
+_DEFAULT_CONTEXT = 1024  # if config.json has none, as for Mamba, which has no limit
+_DEFAULT_ROPE_THETA = 10000.0  # if config.json has none, as for the first Llamas
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One `model_type`."""
+    """One `model_type` of transformers.
 
-    kind: str  # our model.kind
-    architecture: str  # their class
-    model: Mapping[str, str]  # their names outside the layers -> our paths
-    layers: str  # what their names within layers begin with
-    layer: Callable[[ModelConfig, int], Mapping[str, str]]  # names within layer i -> our paths
+    Attributes:
+      kind: our model.kind.
+      architecture: their class.
+      model: our paths by their names, outside the layers.
+      layer: returns our paths by their names within layer i.
+      read: returns keys of our model config, from theirs.
+      write: returns keys of their config, from ours.
+      supported: the values that we support, by their key, where they are not all.
+      layers: prefix of their names within layers.
+      is_tied: whether the head is the embedding if config.json does not say so.
+    """
+
+    kind: str
+    architecture: str
+    model: Mapping[str, str]
+    layer: Callable[[ModelConfig, int], Mapping[str, str]]
     read: Callable[[Json], dict[str, Any]]
     write: Callable[[ModelConfig], dict[str, Any]]
-    only: Mapping[str, tuple[Any, ...]]  # their keys of which we have these values alone
-    is_tied: bool = False  # whether the head is the embedding where config.json does not say
+    supported: Mapping[str, tuple[Any, ...]]
+    layers: str = "model.layers"
+    is_tied: bool = False
 
     def names(self, config: ModelConfig) -> dict[str, Path]:
-        """Their name of each parameter -> its path in ours."""
+        """Return the path of each of our parameters, by their name."""
         found = dict(self.model)
         for index in range(config.blocks):
             for theirs, ours in self.layer(config, index).items():
@@ -46,25 +57,26 @@ class Family:
 
 
 def to_config(hf_config: Json) -> tuple[Family, ModelConfig]:
-    """Our config of a config.json.
+    """Return the family and our config for a config.json.
 
     Raises:
-      ValueError: a `model_type` or a value that we do not have, or a key that is missing.
+      ValueError: its `model_type` or another value is not supported, or a key is missing.
     """
     model_type = hf_config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
-            f"config.json has model_type {short_repr(model_type)}; accepted are {', '.join(FAMILIES)}."
+            f"config.json: model_type must be one of {', '.join(FAMILIES)}; got "
+            f"{short_repr(model_type)}."
         )
     check_types(hf_config)
     family = FAMILIES[model_type]
     refused = [
-        f"{key} = {short_repr(hf_config[key])} (accepted: {' or '.join(map(repr, accepted))})"
-        for key, accepted in (_EVERYWHERE | family.only).items()
-        if key in hf_config and _plain(hf_config[key]) not in accepted
+        f"{key} must be {' or '.join(map(repr, supported))}, got {short_repr(hf_config[key])}"
+        for key, supported in {**_SUPPORTED, **family.supported}.items()
+        if key in hf_config and _comparable(hf_config[key]) not in supported
     ]
     if refused:
-        raise ValueError(f"config.json of {model_type} has what we do not: {'; '.join(refused)}.")
+        raise ValueError(f"config.json of {model_type}: {'; '.join(refused)}.")
     try:
         keys = family.read(hf_config) | {
             "kind": family.kind,
@@ -76,19 +88,19 @@ def to_config(hf_config: Json) -> tuple[Family, ModelConfig]:
             "norm_eps": hf_config[_epsilon(family.kind)],
         }
     except KeyError as error:
-        raise ValueError(f"config.json of {model_type} lacks {error}.") from error
+        raise ValueError(f"config.json of {model_type} must have {error}.") from error
     return family, config_lib.parse({"model": keys}).model
 
 
 def to_json(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
-    """The config.json of our config.
+    """Return the family and the config.json for our config.
 
     Raises:
-      ValueError: transformers does not know such a model.
+      ValueError: transformers has no such model.
     """
     found = [item for item in FAMILIES.items() if item[1].kind == config.kind]
     if not found:
-        raise ValueError(f"transformers knows no model.kind {config.kind!r}.")
+        raise ValueError(f"transformers has no model of model.kind = {config.kind!r}.")
     ((model_type, family),) = found
     return family, {
         "architectures": [family.architecture],
@@ -111,7 +123,7 @@ def _epsilon(kind: str) -> str:
 
 
 _UNLIMITED = (0.0, math.inf)
-_EVERYWHERE = {
+_SUPPORTED = {  # in all families
     "hidden_act": ("silu",),
     "quantization_config": (None,),
     "sliding_window": (None,),
@@ -122,8 +134,8 @@ _EVERYWHERE = {
 }
 
 
-def _plain(value: Any) -> Any:
-    """A limit of time steps, which JSON can write in several ways, in one; other values as is."""
+def _comparable(value: Any) -> Any:
+    """Return a limit of time steps, which JSON can spell in several ways, as floats."""
     if isinstance(value, list | tuple) and len(value) == 2:
         infinite = (math.inf, "Infinity", "inf", {"__float__": "Infinity"})
         return value[0], math.inf if value[1] in infinite else value[1]
@@ -151,43 +163,56 @@ def _write_attention(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_rope(hf: Json) -> dict[str, Any]:
-    """From `rope_parameters`, or `rope_scaling` and `type`, its names before transformers 5."""
+    """Read `rope_parameters`, or `rope_scaling`, its name before transformers 5."""
     given = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     nested = [key for key, value in given.items() if isinstance(value, Mapping)]
     if nested:
         raise ValueError(
-            f"config.json has rotary positions of its own for {short_repr(nested[0])}; accepted is one "
-            "rope_theta for all layers."
+            "config.json must have one rope_theta for all layers; it has separate ones for "
+            f"{short_repr(nested[0])}."
         )
     rope = {**hf, **given}
     found = rope.get("rope_type", rope.get("type", "default"))
     if found != "default":
-        raise ValueError(f"config.json has rope_type = {short_repr(found)}; accepted is 'default'.")
-    return {"rope_theta": rope.get("rope_theta", _ROPE_THETA)}
+        raise ValueError(f"config.json: rope_type must be 'default'; got {short_repr(found)}.")
+    return {"rope_theta": rope.get("rope_theta", _DEFAULT_ROPE_THETA)}
 
 
 def _write_rope(config: ModelConfig) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"}}
 
 
-def _rank(value: int | str) -> int | None:
+# Their keys of the state size, the taps of the convolution, and inner width / width.
+_MAMBA_KEYS = "state_size", "conv_kernel", "expand"
+_JAMBA_KEYS = "mamba_d_state", "mamba_d_conv", "mamba_expand"
+
+
+def _read_ssm(hf: Json, keys: tuple[str, str, str]) -> dict[str, Any]:
+    state, taps, expand = keys
+    return {"ssm_state": hf[state], "ssm_conv": hf[taps], "ssm_expand": hf[expand]}
+
+
+def _write_ssm(config: ModelConfig, keys: tuple[str, str, str]) -> dict[str, Any]:
+    if config.ssm_expand != int(config.ssm_expand):
+        raise ValueError(
+            f"model.ssm_expand must be an integer for {config.kind} in transformers; got "
+            f"{config.ssm_expand}."
+        )
+    state, taps, expand = keys
+    return {state: config.ssm_state, taps: config.ssm_conv, expand: int(config.ssm_expand)}
+
+
+def _read_rank(value: Any) -> Any:
     return None if value == "auto" else value
 
 
 def _read_mamba1(hf: Json) -> dict[str, Any]:
-    return {
-        "ssm_state": hf["state_size"],
-        "ssm_conv": hf["conv_kernel"],
-        "ssm_expand": hf["expand"],
-        "ssm_dt_rank": _rank(hf["time_step_rank"]),
-    }
+    return _read_ssm(hf, _MAMBA_KEYS) | {"ssm_dt_rank": _read_rank(hf["time_step_rank"])}
 
 
 def _write_mamba1(config: ModelConfig) -> dict[str, Any]:
     return {
-        "state_size": config.ssm_state,
-        "conv_kernel": config.ssm_conv,
-        "expand": _whole_expand(config),
+        **_write_ssm(config, _MAMBA_KEYS),
         "intermediate_size": config.inner,
         "time_step_rank": config.dims.dt_rank,
         "use_bias": False,
@@ -195,36 +220,20 @@ def _write_mamba1(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _whole_expand(config: ModelConfig) -> int:
-    if config.ssm_expand != int(config.ssm_expand):
-        raise ValueError(
-            f"transformers has no {config.kind} with model.ssm_expand = {config.ssm_expand}; "
-            "accepted is a whole number."
-        )
-    return int(config.ssm_expand)
-
-
 def _read_mamba2(hf: Json) -> dict[str, Any]:
     inner = hf["expand"] * hf["hidden_size"]
     if hf["head_dim"] is None or hf["num_heads"] * hf["head_dim"] != inner:
         raise ValueError(
-            f"config.json has num_heads {hf['num_heads']} x head_dim {hf['head_dim']}; accepted is "
-            f"expand x hidden_size = {inner}."
+            f"config.json: num_heads * head_dim must be expand * hidden_size = {inner}; got "
+            f"{hf['num_heads']} * {hf['head_dim']}."
         )
-    return {
-        "ssm_state": hf["state_size"],
-        "ssm_conv": hf["conv_kernel"],
-        "ssm_expand": hf["expand"],
-        "ssm_head_dim": hf["head_dim"],
-        "ssm_groups": hf["n_groups"],
-    }
+    heads = {"ssm_head_dim": hf["head_dim"], "ssm_groups": hf["n_groups"]}
+    return _read_ssm(hf, _MAMBA_KEYS) | heads
 
 
 def _write_mamba2(config: ModelConfig) -> dict[str, Any]:
     return {
-        "state_size": config.ssm_state,
-        "conv_kernel": config.ssm_conv,
-        "expand": _whole_expand(config),
+        **_write_ssm(config, _MAMBA_KEYS),
         "num_heads": config.dims.ssm_heads,
         "head_dim": config.ssm_head_dim,
         "n_groups": config.ssm_groups,
@@ -234,23 +243,21 @@ def _write_mamba2(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_jamba(hf: Json) -> dict[str, Any]:
-    return _read_attention(hf) | {
+    return {
+        **_read_attention(hf),
         "attention_period": hf["attn_layer_period"],
         "attention_offset": hf["attn_layer_offset"],
-        "ssm_state": hf["mamba_d_state"],
-        "ssm_conv": hf["mamba_d_conv"],
-        "ssm_expand": hf["mamba_expand"],
-        "ssm_dt_rank": _rank(hf["mamba_dt_rank"]),
+        **_read_ssm(hf, _JAMBA_KEYS),
+        "ssm_dt_rank": _read_rank(hf["mamba_dt_rank"]),
     }
 
 
 def _write_jamba(config: ModelConfig) -> dict[str, Any]:
-    return _write_attention(config) | {
+    return {
+        **_write_attention(config),
         "attn_layer_period": config.attention_period,
         "attn_layer_offset": config.attention_offset,
-        "mamba_d_state": config.ssm_state,
-        "mamba_d_conv": config.ssm_conv,
-        "mamba_expand": _whole_expand(config),
+        **_write_ssm(config, _JAMBA_KEYS),
         "mamba_dt_rank": config.dims.dt_rank,
         "mamba_conv_bias": True,
         "mamba_proj_bias": False,
@@ -284,15 +291,15 @@ def _read_falcon_h1(hf: Json) -> dict[str, Any]:
     head_dim = inner / hf["mamba_n_heads"]
     if hf.get("mamba_d_head", "auto") not in ("auto", head_dim):
         raise ValueError(
-            f"config.json has mamba_d_head = {short_repr(hf['mamba_d_head'])}; accepted is mamba_d_ssm "
-            f"/ mamba_n_heads = {head_dim:g}."
+            f"config.json: mamba_d_head must be mamba_d_ssm / mamba_n_heads = {head_dim:g}; got "
+            f"{short_repr(hf['mamba_d_head'])}."
         )
     factors = {ours: hf.get(theirs) for ours, theirs in _FACTORS.items()}
     for theirs, ours in (("ssm_multipliers", _SSM_FACTORS), ("mlp_multipliers", _MLP_FACTORS)):
         found = hf.get(theirs) or [None] * len(ours)
         if len(found) != len(ours):
             raise ValueError(
-                f"config.json has {theirs} = {short_repr(found)}; accepted are {len(ours)}."
+                f"config.json: {theirs} must have {len(ours)} values; got {short_repr(found)}."
             )
         factors |= dict(zip(ours, found, strict=True))
     return (
@@ -338,11 +345,10 @@ FAMILIES = {
         kind="llama",
         architecture="LlamaForCausalLM",
         model=names.LLAMA_MODEL,
-        layers="model.layers",
         layer=lambda config, index: names.LLAMA_LAYER,
         read=lambda hf: _read_attention(hf) | _read_rope(hf),
         write=lambda config: _write_attention(config) | _write_rope(config),
-        only={},
+        supported={},
     ),
     "mamba": Family(
         kind="mamba1",
@@ -352,7 +358,7 @@ FAMILIES = {
         layer=lambda config, index: names.MAMBA1_LAYER,
         read=_read_mamba1,
         write=_write_mamba1,
-        only=_PLAIN_MAMBA,
+        supported=_PLAIN_MAMBA,
         is_tied=True,
     ),
     "mamba2": Family(
@@ -363,17 +369,16 @@ FAMILIES = {
         layer=lambda config, index: names.MAMBA2_LAYER,
         read=_read_mamba2,
         write=_write_mamba2,
-        only=_PLAIN_MAMBA,
+        supported=_PLAIN_MAMBA,
     ),
     "jamba": Family(
         kind="jamba",
         architecture="JambaForCausalLM",
         model=names.JAMBA_MODEL,
-        layers="model.layers",
         layer=_jamba_layer,
         read=_read_jamba,
         write=_write_jamba,
-        only={
+        supported={
             "num_experts": (1,),
             "mamba_conv_bias": (True,),
             "mamba_proj_bias": (False,),
@@ -383,11 +388,10 @@ FAMILIES = {
         kind="falcon_h1",
         architecture="FalconH1ForCausalLM",
         model=names.JAMBA_MODEL,
-        layers="model.layers",
         layer=lambda config, index: names.FALCON_H1_LAYER,
         read=_read_falcon_h1,
         write=_write_falcon_h1,
-        only={
+        supported={
             "mamba_rms_norm": (False,),
             "mamba_conv_bias": (True,),
             "mamba_proj_bias": (False,),

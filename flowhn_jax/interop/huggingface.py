@@ -1,8 +1,9 @@
-"""Models as folders of safetensors and a config.json, in Hugging Face's layout where it has one.
+"""Models as folders of safetensors and a config.json.
 
-Llama, Mamba, Mamba-2, Jamba and Falcon-H1 are written as transformers writes them. FlowHN, SHM and
-Hymba, which it does not know, have our own parameters' paths for names ('blocks.0.norm.scale'), and
-a config.json of model_type 'flowhn_jax' with our model's keys. No file is ever unpickled.
+Llama, Mamba, Mamba-2, Jamba and Falcon-H1 have the names and the layout of transformers. FlowHN,
+SHM and Hymba, which transformers does not know, have the paths of our parameters as names
+('blocks.0.norm.scale'), and a config.json of model_type 'flowhn_jax' with the keys of our model
+config. No file is ever unpickled.
 """
 
 import json
@@ -31,31 +32,30 @@ _OURS = "flowhn_jax"
 _CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 _ADAPTER = "adapter_config.json"
 _HEAD = "lm_head.weight"
-# Without a key transformers takes the id of the family's first checkpoint.
+# For a missing key, transformers uses the id of the family's first checkpoint.
 _NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
-    """Reads a model that `save`, or transformers, has written; from one file or several shards.
+    """Return the config and the parameters of a model saved by `save` or transformers.
 
     Args:
-      folder: with config.json and model.safetensors, or the shards that
-        model.safetensors.index.json names.
-
-    Returns:
-      (config, params) as `models.forward` takes them.
+      folder: has config.json and either model.safetensors or the shards named by
+        model.safetensors.index.json.
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: a file is damaged, or as of `from_state_dict`.
+      ValueError: a file is damaged, or as in `from_state_dict`.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{str(folder)!r} is no folder; accepted is one with {_CONFIG}.")
+        raise FileNotFoundError(
+            f"The model must be a folder with {_CONFIG}; {str(folder)!r} is none."
+        )
     if (folder / _ADAPTER).exists():
         raise ValueError(
-            f"{str(folder / _ADAPTER)!r} changes the model's weights, which this code does not do. "
-            "Save the folder again with peft's merge_and_unload(), or remove it if it is not meant."
+            f"{str(folder / _ADAPTER)!r} is an adapter, which is not supported. Merge it into the "
+            "model with peft's merge_and_unload() and save the result, or remove the file."
         )
     return from_state_dict(_read_arrays(folder), read_config(folder))
 
@@ -64,8 +64,8 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the folder's config.json.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: it holds no JSON object.
+      FileNotFoundError: there is no such file.
+      ValueError: it does not hold a JSON object.
     """
     return _read_json(pathlib.Path(folder) / _CONFIG)
 
@@ -73,23 +73,23 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def from_state_dict(
     arrays: Mapping[str, Any], hf_config: Mapping[str, Any]
 ) -> tuple[ModelConfig, Params]:
-    """A model from its arrays by name and its config.json; a tied head becomes one of its own.
+    """Return the config and the parameters, in float32, for a state dict and its config.json.
 
-    Hugging Face's arrays are [out, in], those of model_type 'flowhn_jax' in our layout.
+    A head that is tied to the embedding becomes a separate copy.
 
-    Returns:
-      (config, params) as `models.forward` takes them, float32.
+    Args:
+      arrays: by name; in PyTorch's layout, or in ours for model_type 'flowhn_jax'.
+      hf_config: the content of config.json.
 
     Raises:
-      ValueError: what config.json asks for is not ours, or a name or shape does not fit; the
-        message names them.
+      ValueError: config.json has a value that is not supported, or a name or shape does not fit.
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
-                f"{short_list([name])} is of type {array.dtype}, as in a quantized model; accepted are "
-                "floating-point numbers."
+                f"{short_list([name])} must have a floating-point type; got {array.dtype}, as in a "
+                "quantized model."
             )
     if hf_config.get("model_type") == _OURS:
         config = config_lib.parse({"model": hf_config.get("model")}).model
@@ -109,21 +109,21 @@ def save(
     params: Params,
     keys: Mapping[str, Any] = _NO_IDS,
 ) -> None:
-    """Writes config.json and model.safetensors, in float32; `load` gives the same logits.
+    """Write config.json and model.safetensors, in float32.
 
     Args:
-      folder: is made where it is absent.
-      config: of the model.
-      params: of the model.
-      keys: of config.json besides the model's, such as the ids of special tokens.
+      folder: is created if it does not exist.
+      config: the model's config.
+      params: the model's parameters.
+      keys: further keys of config.json, such as the ids of special tokens.
 
     Raises:
-      ValueError: the folder is a file, or the model is one of transformers' but for a size that it
-        cannot have.
+      ValueError: the folder is a file, or the model has a size that its class in transformers does
+        not support.
     """
     folder = pathlib.Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is a file; accepted is a folder.")
+        raise ValueError(f"The model must be saved to a folder; {str(folder)!r} is a file.")
     ours = flatten_dict(params)
     if config.kind in {family.kind for family in FAMILIES.values()}:
         family, hf_config = to_json(config)
@@ -148,31 +148,31 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
         raise FileNotFoundError(f"There is no {path.name} in {str(path.parent)!r}.")
     found = json_text.loads(path.read_bytes(), repr(str(path)))
     if not isinstance(found, dict):
-        raise ValueError(f"{str(path)!r} holds {short_repr(found)}; accepted is an object.")
+        raise ValueError(f"{str(path)!r} must hold an object; got {short_repr(found)}.")
     return found
 
 
 def _read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of the folder; of the one file where there are shards too."""
+    """Return all tensors in the folder; shards are ignored next to a single file."""
     files = [_WEIGHTS]
     if (folder / _INDEX).is_file() and not (folder / _WEIGHTS).is_file():
         by_tensor = _read_json(folder / _INDEX).get("weight_map")
         if not isinstance(by_tensor, dict):
-            raise ValueError(f"{str(folder / _INDEX)!r} has no weight_map.")
+            raise ValueError(f"{str(folder / _INDEX)!r} must have a weight_map.")
         files = sorted(set(map(str, by_tensor.values())))
     arrays: dict[str, np.ndarray] = {}
     for name in files:
         if pathlib.PurePath(name).name != name:
-            raise ValueError(
-                f"{_INDEX} names {short_repr(name)}; accepted are files of its own folder."
-            )
+            raise ValueError(f"{_INDEX} must name files in its own folder; got {short_repr(name)}.")
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"There is no {name} in {str(folder)!r}.")
         try:
-            with safe_open(path, framework="flax") as file:  # NumPy's has no bfloat16
-                for tensor in file.keys():  # noqa: SIM118  it cannot be iterated itself
+            with safe_open(path, framework="flax") as file:  # NumPy has no bfloat16
+                for tensor in file.keys():  # noqa: SIM118  the file itself is not iterable
                     arrays[tensor] = np.asarray(file.get_tensor(tensor))
         except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} is no whole safetensors file: {error}.") from error
+            raise ValueError(
+                f"{str(path)!r} must be a complete safetensors file: {error}."
+            ) from error
     return arrays

@@ -1,6 +1,6 @@
-"""The types of what Hugging Face's config.json is read for before it becomes a config of ours.
+"""Types of the values in Hugging Face's config.json that are read before they become ours.
 
-The rest is checked as our own keys are.
+All other values are checked as keys of our own config.
 """
 
 import math
@@ -28,18 +28,16 @@ _KINDS = {
 
 
 def check_types(hf_config: Mapping[str, Any]) -> None:
-    """Checks the values that are calculated with or looked into.
+    """Check the values that are computed with or looked into.
 
     Raises:
-      ValueError: one is of another type, or a size that is not above 0.
+      ValueError: a value has another type, or a size is not above 0.
     """
     for key, value in hf_config.items():
-        kind, accepted = _KINDS.get(key, (object, ""))
-        is_good = isinstance(value, kind)
+        kind, expected = _KINDS.get(key, (object, ""))
+        is_valid = isinstance(value, kind)
         if key in _SIZES or (key in _OPTIONAL_SIZES and value is not None):
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            is_good, accepted = is_number and 0 < value < math.inf, "a size above 0"
-        if not is_good:
-            raise ValueError(
-                f"config.json has {key} = {short_repr(value)}; accepted is {accepted}."
-            )
+            is_valid, expected = is_number and 0 < value < math.inf, "a size above 0"
+        if not is_valid:
+            raise ValueError(f"config.json: {key} must be {expected}; got {short_repr(value)}.")

@@ -1,7 +1,9 @@
-"""Parameters of PyTorch models in our layout, and back; by the path of ours."""
+"""Convert parameters between the layouts of PyTorch models and of ours, by their path in ours."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -15,12 +17,20 @@ Path = tuple[str | int, ...]
 
 
 def parse_path(text: str) -> Path:
-    """'blocks/0/norm/scale' -> ('blocks', 0, 'norm', 'scale')."""
+    """Return a path such as 'blocks/0/norm/scale' as a tuple: ('blocks', 0, 'norm', 'scale')."""
     return tuple(int(part) if part.isdecimal() else part for part in text.split("/"))
 
 
 def to_ours(path: Path, array: np.ndarray, ndim: int) -> np.ndarray:
-    """Theirs in ours: kernels [in, out], Mamba-1's in_proj [in, 2, out]; convolutions [taps, E]."""
+    """Return an array of theirs in our layout.
+
+    That is kernels [in, out], Mamba-1's in_proj [in, 2, out] and convolutions [taps, E].
+
+    Args:
+      path: of the parameter in our model.
+      array: the parameter in PyTorch's layout.
+      ndim: number of dimensions in our layout.
+    """
     if path[-1] == "conv_weight" and array.ndim == 3:
         return array[:, 0, :].T
     if path[-1] == "kernel" and ndim == 3:  # u's channels, then z's
@@ -29,7 +39,7 @@ def to_ours(path: Path, array: np.ndarray, ndim: int) -> np.ndarray:
 
 
 def to_theirs(path: Path, array: np.ndarray) -> np.ndarray:
-    """Inverse of `to_ours`."""
+    """Return an array of ours in their layout, the inverse of `to_ours`."""
     if path[-1] == "conv_weight":
         return array.T[:, None, :]
     return array.reshape(len(array), -1).T if path[-1] == "kernel" else array
@@ -41,13 +51,13 @@ def assemble(
     names: Mapping[str, Path],
     convert: Callable[[Path, np.ndarray, int], np.ndarray] = to_ours,
 ) -> Params:
-    """The parameters of a model from their arrays.
+    """Return the parameters of a model, in float32.
 
     Args:
-      config: of the model.
-      arrays: by their names.
-      names: their name of each of our parameters -> its path.
-      convert: from their layout to ours, by the path and ours' number of dimensions.
+      config: the model's config.
+      arrays: their arrays, by their names.
+      names: the path of each of our parameters, by its name in their model.
+      convert: converts an array to our layout, given the path and our number of dimensions.
 
     Raises:
       ValueError: a name is missing or unknown, or a shape does not fit.
@@ -55,19 +65,19 @@ def assemble(
     unknown, missing = sorted(set(arrays) - set(names)), sorted(set(names) - set(arrays))
     if unknown or missing:
         raise ValueError(
-            f"The parameters do not fit {config.name} of {config.blocks} blocks: "
+            f"The parameters do not fit {config.name} with {config.blocks} blocks: "
             f"missing {short_repr(missing[:3])}, unknown {short_repr(unknown[:3])} "
-            f"({len(missing)} and {len(unknown)} in all)."
+            f"({len(missing)} and {len(unknown)} in total)."
         )
-    shapes = flatten_dict(models.abstract_params(config))
-    found = {}
+    abstract: dict[Path, Any] = flatten_dict(models.abstract_params(config))
+    found: dict[Path, jax.Array] = {}
     for name, path in names.items():
-        shape = shapes[path].shape
+        shape = abstract[path].shape
         array = convert(path, arrays[name], len(shape))
         if array.shape != shape:
             raise ValueError(
-                f"{name} has shape {arrays[name].shape}, in our layout {array.shape}; "
-                f"accepted is {shape}."
+                f"{name} must have shape {shape} in our layout; got {array.shape}, converted from "
+                f"{arrays[name].shape}."
             )
         found[path] = jnp.asarray(array, jnp.float32)
     return unflatten_dict(found)

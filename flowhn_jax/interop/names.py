@@ -1,6 +1,6 @@
-"""Names of parameters in Hugging Face's models, of which FlowHN's authors copied Jamba's.
+"""Names of parameters in Hugging Face's models; FlowHN's authors use Jamba's.
 
-Their names within a layer -> our paths within a block.
+Each mapping is from their names within a layer to our paths within a block.
 """
 
 
@@ -26,7 +26,7 @@ _OF_MAMBA2 = _STATE_SPACE | {"dt_bias": "dt_bias"}
 _OF_ATTENTION = {f"{name}_proj.weight": f"{name}_proj/kernel" for name in ("q", "k", "v", "o")}
 _OF_MLP = {f"{name}_proj.weight": f"{name}_proj/kernel" for name in ("gate", "up", "down")}
 
-# Jamba's, and FlowHN's authors'
+# In Jamba and in the authors' FlowHN.
 MAMBA1 = _mixer("mamba", "mixer", _OF_MAMBA1 | _OF_JAMBA)
 ATTENTION = _mixer("self_attn", "mixer", _OF_ATTENTION)
 FEED_FORWARD = _mixer("feed_forward", "mlp", _OF_MLP)

@@ -1,15 +1,15 @@
 """The authors' PyTorch checkpoints of FlowHN.
 
-Their parameters are named as in Hugging Face's Jamba; their four `Parallel_Mode`s are
+Their parameters are named as in Hugging Face's Jamba. Their four `Parallel_Mode`s are
 
 | mode | in their paper | what their code does                           | strategy                |
 |------|----------------|------------------------------------------------|-------------------------|
 | A    | No_Split       | both branches see every token                  | `no_split`              |
 | B    | AE_Split       | alternating halves                             | `ae_split`              |
 | C    | FA_Split       | attention gets the first 59 %, a constant      | `fa_split_reference`    |
-| D    | FAC_Split      | halves as in B, the odd token on the other one | `alternating_reference` |
+| D    | FAC_Split      | halves as in B, but the odd token on the other | `alternating_reference` |
 
-The split follows the sequence's length there, hence `split.scope='sequence'`.
+The split depends on the length of the sequence, hence `split.scope='sequence'`.
 """
 
 import os
@@ -36,7 +36,7 @@ MODES = {
 }
 
 _AUTHORS_HEADS = 32
-_LEAST_HEAD_DIM = 16  # below it, 32 heads are unlikely to be what was trained
+_MIN_HEAD_DIM = 16  # with a smaller one, the model was hardly trained with 32 heads
 _SSM_BRANCH = MAMBA1 | FEED_FORWARD | NORMS
 _ATTENTION_BRANCH = ATTENTION | FEED_FORWARD | NORMS
 _BLOCK = {
@@ -49,7 +49,7 @@ _BLOCK = {
 
 
 def parameter_names(blocks: int) -> dict[str, Path]:
-    """Their name of each parameter -> its path in our parameters."""
+    """Return the path of each of our parameters, by its name in their model."""
     names = dict(JAMBA_MODEL)
     for block in range(blocks):
         for theirs, ours in _BLOCK.items():
@@ -58,17 +58,17 @@ def parameter_names(blocks: int) -> dict[str, Path]:
 
 
 def _read(source: Any) -> dict[str, np.ndarray]:
-    """The state dict of a mapping, an .npz or a .pth file, as float32 arrays."""
+    """Return the state dict in a mapping, an .npz or a .pth file, as float32 arrays."""
+    arrays: Mapping[str, Any]
     if isinstance(source, Mapping):
         arrays = source
     else:
         path = os.fspath(source)
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"No checkpoint {path!r}; accepted is an .npz or a .pth file.")
-        if path.endswith(".npz"):
-            arrays = _read_npz(path)
-        else:
-            arrays = _read_pth(path)
+            raise FileNotFoundError(
+                f"The checkpoint must be an .npz or a .pth file; {path!r} is not a file."
+            )
+        arrays = _read_npz(path) if path.endswith(".npz") else _read_pth(path)
     return {
         name: np.asarray(array.float().numpy() if hasattr(array, "numpy") else array, np.float32)
         for name, array in arrays.items()
@@ -79,11 +79,11 @@ def _read_npz(path: str) -> Mapping[str, np.ndarray]:
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one array without a name")
+            raise ValueError("it holds a single array without a name")
         with archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path!r} is not an .npz file of arrays: {one_line(error)}.") from error
+        raise ValueError(f"{path!r} must be an .npz file of arrays: {one_line(error)}.") from error
 
 
 def _read_pth(path: str) -> Mapping[str, Any]:
@@ -91,26 +91,25 @@ def _read_pth(path: str) -> Mapping[str, Any]:
         import torch
     except ImportError as error:
         raise ImportError(
-            f"Reading {path!r} needs PyTorch, which is not installed: pip install torch "
-            "(or save the state dict as .npz)."
+            f"Reading {path!r} needs PyTorch: pip install torch, or save the state dict as .npz."
         ) from error
     try:
         arrays = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others
         raise ValueError(
-            f"{path!r} is not a state dict that can be read safely. A file that holds a whole "
-            "pickled model runs code when it is loaded and is refused: save "
-            "model.state_dict() with torch.save and load that."
+            f"{path!r} must be a state dict that can be read safely. A file with a whole pickled "
+            "model runs code when it is loaded, so it is refused: save model.state_dict() with "
+            "torch.save and load that."
         ) from error
     if not isinstance(arrays, Mapping) or not all(map(torch.is_tensor, arrays.values())):
-        raise ValueError(f"{path!r} holds no state dict; accepted is a dict of names and tensors.")
+        raise ValueError(f"{path!r} must hold a state dict: a dict of names and tensors.")
     return arrays
 
 
 def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None) -> ModelConfig:
-    """The model's sizes, read off the shapes; the number of heads is not among them."""
+    """Return the model's config, inferred from the shapes of the arrays, `mode` and `heads`."""
     if mode not in MODES:
-        raise ValueError(f"The mode is {mode!r}; accepted are {', '.join(MODES)}.")
+        raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
     shapes = {name: array.shape for name, array in arrays.items()}
     layers = [re.match(r"model\.layers\.(\d+)\.", name) for name in shapes]
     blocks = 1 + max((int(match[1]) for match in layers if match), default=-1)
@@ -119,22 +118,22 @@ def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None)
     missing = [name for name in needed if name not in shapes]
     if missing:
         raise ValueError(
-            f"The checkpoint lacks {len(missing)} parameters of FlowHN, the first {missing[0]!r}; "
-            f"it holds {len(shapes)} arrays."
+            f"The checkpoint must have all parameters of FlowHN; {len(missing)} are missing from "
+            f"its {len(shapes)} arrays, the first is {missing[0]!r}."
         )
     vocab_size, width = shapes["model.embed_tokens.weight"]
     inner, state = shapes[first + "mamba.mamba.A_log"]
     kv_width = shapes[first + "atten.self_attn.k_proj.weight"][0]
-    if heads is None and width < _AUTHORS_HEADS * _LEAST_HEAD_DIM:
+    if heads is None and width < _AUTHORS_HEADS * _MIN_HEAD_DIM:
         raise ValueError(
-            f"Width {width} is too small for the authors' {_AUTHORS_HEADS} heads, and the number "
-            "of heads cannot be read off the shapes; give it with heads=."
+            f"Width {width} is too small for the authors' {_AUTHORS_HEADS} heads, and the shapes "
+            "do not determine the number of heads; give it with heads=..."
         )
     heads = heads or _AUTHORS_HEADS
     if width % heads or kv_width % (width // heads):
         raise ValueError(
-            f"Width {width} and key-value width {kv_width} do not divide into {heads} heads; "
-            "give the model's own number of heads with heads=."
+            f"Width {width} and key-value width {kv_width} must divide into the {heads} heads; "
+            "give the model's number of heads with heads=..."
         )
     return ModelConfig(
         vocab_size=vocab_size,
@@ -152,20 +151,18 @@ def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None)
 
 
 def load(source: Any, mode: str, *, heads: int | None = None) -> tuple[ModelConfig, Params]:
-    """Loads the authors' parameters.
+    """Return the config and the parameters of an authors' checkpoint, for `models.forward`.
 
     Args:
       source: their state dict: a mapping of names to arrays or tensors, an .npz file of arrays, or
-        a .pth file (read with weights_only=True, needs torch).
+        a .pth file (read with weights_only=True; needs torch).
       mode: their Parallel_Mode, 'A', 'B', 'C' or 'D'; see the table at the top of this module.
-      heads: number of query heads, which the shapes do not tell; None: the authors' 32.
-
-    Returns:
-      (config, params) as `models.forward` takes them.
+      heads: number of query heads, which the shapes do not determine; None: the authors' 32.
 
     Raises:
-      ValueError: a name or shape that is not FlowHN's, an unknown mode, a pickled model.
-      FileNotFoundError: no such file.
+      ValueError: a name or shape is not FlowHN's, the mode is unknown, or the file is a pickled
+        model.
+      FileNotFoundError: there is no such file.
     """
     arrays = _read(source)
     config = infer_config(arrays, mode, heads)

@@ -1,8 +1,8 @@
-"""The files of a Hugging Face checkpoint that set its tokenizer and its generation.
+"""The files of a Hugging Face checkpoint that configure its tokenizer and its generation.
 
-An import keeps them in the workdir under their own names, an export writes them again: what
-transformers' AutoTokenizer and GenerationConfig read of the export is what they read of the source.
-config.json's own keys of this kind are in the workdir's hf_config.json.
+An import copies them to the workdir and an export writes them again, so that transformers'
+AutoTokenizer and GenerationConfig read the same from the export as from the source. The keys of
+config.json with the same purpose are kept in the workdir's hf_config.json.
 """
 
 import json
@@ -31,12 +31,12 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 CONFIG_KEYS = "hf_config.json"
 
 _OBJECTS = (SETTINGS, SPECIAL_TOKENS, "added_tokens.json", GENERATION)
-_MAX_BYTES = 1 << 24  # of all of them together; Gemma's, with 256,000 tokens, have 1.2 MB
+_MAX_BYTES = 1 << 24  # of all files together; Gemma's, for 256,000 tokens, have 1.2 MB
 
 _TOKENS = "bos_token", "eos_token", "pad_token"
 IDS = "bos_token_id", "eos_token_id", "pad_token_id"
-# What transformers reads of config.json for generation where there is no generation_config.json.
-_SETTINGS_OF_GENERATION = (
+# What transformers reads from config.json if there is no generation_config.json.
+_GENERATION_KEYS = (
     "max_length",
     "max_new_tokens",
     "min_length",
@@ -60,30 +60,30 @@ _SETTINGS_OF_GENERATION = (
 
 
 def read(folder: pathlib.Path, *others: str) -> dict[str, str]:
-    """Return the texts of the files that are in `folder`, by their names within it.
+    """Return the texts of the files that exist in `folder`, by their relative paths.
 
     Args:
       folder: a checkpoint, an export or a workdir.
-      others: names of JSON objects to read too.
+      others: names of further files with JSON objects.
 
     Raises:
-      ValueError: one is no file, too large, not UTF-8, or not what transformers could read.
+      ValueError: one of them is not a file, too large, not UTF-8, or not readable by transformers.
     """
     texts: dict[str, str] = {}
-    left = _MAX_BYTES
+    bytes_left = _MAX_BYTES
     objects = *_OBJECTS, *others
     for path in (*(folder / name for name in (*objects, CHAT_TEMPLATE)), *_templates(folder)):
         if not path.exists() and not path.is_symlink():
             continue
         if not path.is_file():  # a folder, a pipe, or a link to one or to nothing
-            raise ValueError(f"{str(path)!r} must be a file; it is none. Remove it.")
+            raise ValueError(f"{str(path)!r} must be a file; it is not. Remove it.")
         with path.open("rb") as file:
-            content = file.read(left + 1)
-        left -= len(content)
-        if left < 0:
+            content = file.read(bytes_left + 1)
+        bytes_left -= len(content)
+        if bytes_left < 0:
             raise ValueError(
                 f"{str(path)!r} and the other files of the tokenizer must have at most "
-                f"{_MAX_BYTES:,} bytes together. Remove or shorten it."
+                f"{_MAX_BYTES:,} bytes in total. Remove or shorten it."
             )
         try:
             text = content.decode()
@@ -96,23 +96,23 @@ def read(folder: pathlib.Path, *others: str) -> dict[str, str]:
     return texts
 
 
-def of_tokenizer(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, str]:
-    """Return the files that stand next to a model with this tokenizer.
+def files_for(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, str]:
+    """Return the texts of all files for a model with this tokenizer, by name.
 
-    These are `texts`, tokenizer.json, and a tokenizer_config.json that names its end-of-text; one
-    that does already is unchanged, byte for byte. Bytes have no files: what stays are the others.
+    These are `texts`, tokenizer.json, and a tokenizer_config.json that names the end-of-text token;
+    if it does so already, it is unchanged. For bytes, only the files for generation remain.
     """
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return {name: text for name, text in texts.items() if name in (GENERATION, CONFIG_KEYS)}
     settings = _object(texts, SETTINGS) if SETTINGS in texts else _plain_settings(tokenizer)
     text = texts.get(SETTINGS)
     if text is None or token_text(settings.get("eos_token")) != tokenizer.eot_token:
-        text = _dumped(settings | {"eos_token": tokenizer.eot_token})
+        text = _dump(settings | {"eos_token": tokenizer.eot_token})
     return {**texts, SETTINGS: text, TOKENIZER: tokenizer.json}
 
 
 def write(folder: pathlib.Path, texts: Mapping[str, str]) -> None:
-    """Write the files that `read` reads, and tokenizer.json; nothing outside `folder`."""
+    """Write the files that `read` reads, and tokenizer.json, to `folder`."""
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
@@ -121,27 +121,27 @@ def write(folder: pathlib.Path, texts: Mapping[str, str]) -> None:
 
 
 def check_replaces_all(folder: pathlib.Path, texts: Iterable[str]) -> None:
-    """Raise ValueError where a file of another model would stay in `folder` next to `texts`."""
+    """Raise ValueError if a file of another model would stay in `folder` next to `texts`."""
     templates = folder / NAMED_TEMPLATES
     if templates.is_symlink() or (templates.exists() and not templates.is_dir()):
         found = "a link" if templates.is_symlink() else "a file"
         raise ValueError(f"{str(templates)!r} must be a folder; it is {found}. Remove it.")
     names = *_OBJECTS, TOKENIZER, CHAT_TEMPLATE
-    there = [folder / name for name in names if (folder / name).exists()] + _templates(folder)
-    for path in there:
+    existing = [folder / name for name in names if (folder / name).exists()]
+    for path in existing + _templates(folder):
         if path.relative_to(folder).as_posix() not in texts:
             raise ValueError(
-                f"{str(path)!r} is there already, and the model to write has no such file: "
-                "transformers would read another model's. Remove it, or give another --out."
+                f"{str(path)!r} must not exist, as the exported model has no such file and "
+                "transformers would read it. Remove it, or choose another --out."
             )
 
 
 def end_of_text(texts: Mapping[str, str], path: pathlib.Path) -> str | None:
-    """Return the end-of-text token that a folder's files name, None if they name none.
+    """Return the end-of-text token that a folder's files name; None if they name none.
 
     Args:
-      texts: of `read`, and hf_config.json's.
-      path: of its tokenizer.json.
+      texts: as `read` returns them, and the text of hf_config.json.
+      path: of the folder's tokenizer.json.
     """
     token = _special_tokens(texts).get("eos_token")
     if token is not None:
@@ -155,10 +155,10 @@ def end_of_text(texts: Mapping[str, str], path: pathlib.Path) -> str | None:
 
 
 def config_keys(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return config.json's keys that are not the model's: those of the import, and token ids.
+    """Return the keys of config.json that are not the model's: imported ones and token ids.
 
-    Where there was no import, an id that the tokenizer does not have is None: without the key
-    transformers takes the id of the family's first checkpoint.
+    If the run was not imported, ids that the tokenizer does not have are None: for a missing key,
+    transformers uses the id of the family's first checkpoint.
     """
     ids: dict[str, int | None] = {}
     if CONFIG_KEYS not in texts:
@@ -171,8 +171,8 @@ def config_keys(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, Any
     return ids | _object(texts, CONFIG_KEYS)
 
 
-def kept_keys(hf_config: Mapping[str, Any]) -> str:
-    """Return hf_config.json: the keys of a config.json that set the tokenizer and generation.
+def keys_to_keep(hf_config: Mapping[str, Any]) -> str:
+    """Return the text of hf_config.json: the keys of config.json for tokenizer and generation.
 
     Raises:
       ValueError: an id is not a number.
@@ -182,11 +182,11 @@ def kept_keys(hf_config: Mapping[str, Any]) -> str:
         ids = ids if isinstance(ids, list) else [ids]
         if not all(isinstance(each, int | None) and not isinstance(each, bool) for each in ids):
             raise ValueError(
-                f"config.json has {key} = {short_repr(hf_config[key])}; it must be a token's id, a list "
-                "of ids, or null."
+                f"config.json: {key} must be a token's id, a list of ids, or null; got "
+                f"{short_repr(hf_config[key])}."
             )
-    names = (*IDS, "tokenizer_class", *_SETTINGS_OF_GENERATION)
-    return _dumped({name: hf_config[name] for name in names if name in hf_config})
+    names = (*IDS, "tokenizer_class", *_GENERATION_KEYS)
+    return _dump({name: hf_config[name] for name in names if name in hf_config})
 
 
 def _templates(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -194,7 +194,7 @@ def _templates(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _check_object(path: pathlib.Path, text: str) -> None:
-    """Raise ValueError where a file is not JSON of the types that its readers expect."""
+    """Raise ValueError if a file is not JSON with the types that its readers expect."""
     found = parse_object(text, path)
     if path.name in (SETTINGS, SPECIAL_TOKENS):
         for key in _TOKENS:
@@ -203,11 +203,11 @@ def _check_object(path: pathlib.Path, text: str) -> None:
 
 
 def _plain_settings(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
-    """Return the settings of a tokenizer that came without any.
+    """Return tokenizer_config.json for a tokenizer that came without one.
 
-    Without `tokenizer_class` transformers takes the class of the family's first checkpoint, which
-    replaces parts of the tokenizer with its own. The token that begins a text is recorded where
-    tokenizer.json does not give it.
+    Without `tokenizer_class`, transformers uses the class of the family's first checkpoint, which
+    replaces parts of the tokenizer. The token that begins a text is recorded if tokenizer.json does
+    not determine it.
     """
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if tokenizer.bos_token is not None:
@@ -222,7 +222,7 @@ def _plain_settings(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
 def _special_tokens(texts: Mapping[str, str]) -> dict[str, str]:
     """Return the named tokens, as transformers resolves them."""
     found = _object(texts, SETTINGS)
-    if "added_tokens_decoder" not in found:  # as transformers wrote it before 4.34
+    if "added_tokens_decoder" not in found:  # written by transformers before 4.34
         found |= _object(texts, SPECIAL_TOKENS)
     named = {name: token_text(found.get(name)) for name in _TOKENS}
     return {name: token for name, token in named.items() if token is not None}
@@ -232,7 +232,7 @@ def _object(texts: Mapping[str, str], name: str) -> dict[str, Any]:
     return json.loads(texts.get(name, "{}"))
 
 
-def _dumped(value: Mapping[str, Any]) -> str:
+def _dump(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Runs to folders of safetensors, and such folders to workdirs that eval.py takes."""
+"""Export a run as a folder of safetensors, and import such a folder as a workdir for eval.py."""
 
 import dataclasses
 import pathlib
@@ -15,27 +15,27 @@ from flowhn_jax.parallel.mesh import make_mesh
 
 
 def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
-    """Writes a checkpoint's model to `out`: config.json, safetensors, and its tokenizer.
+    """Export a run's model and tokenizer; return a line that describes the export.
 
-    The latter is tokenizer.json, tokenizer_config.json and what else the run was imported with;
-    bytes have none. `checkpoint` is as of `load_params`.
-
-    Returns:
-      A line that says what was written.
+    Args:
+      workdir: folder of the run.
+      out: receives config.json, the safetensors and the files of the tokenizer: tokenizer.json,
+        tokenizer_config.json and others that the run was imported with. Bytes have no files.
+      checkpoint: as in `load_params`.
 
     Raises:
       FileNotFoundError: `workdir` holds no run or no checkpoint.
-      ValueError: as of `huggingface.save`, a damaged file of the tokenizer, or `out` holds one
-        that this model does not have, or a run.
+      ValueError: as in `huggingface.save`; a file of the tokenizer is damaged; or `out` holds a
+        run, or a tokenizer file of another model that would stay.
     """
     if (pathlib.Path(out) / "checkpoints").is_dir():
-        raise ValueError(f"--out is {out!r}, the workdir of a run; accepted is another folder.")
+        raise ValueError(f"--out must not be the workdir of a run; {out!r} is one.")
     config = workdir_lib.read_config(workdir)
     mesh = make_mesh(MeshConfig(data=1), 1)
     params = load_params(workdir, config.model, mesh, checkpoint)
     tokenizer = open_tokenizer(config, workdir)
     texts = tokenizer_files.read(pathlib.Path(workdir), tokenizer_files.CONFIG_KEYS)
-    texts = tokenizer_files.of_tokenizer(texts, tokenizer)
+    texts = tokenizer_files.files_for(texts, tokenizer)
     keys = tokenizer_files.config_keys(texts, tokenizer)
     texts.pop(tokenizer_files.CONFIG_KEYS, None)
     tokenizer_files.check_replaces_all(pathlib.Path(out), texts)
@@ -45,17 +45,18 @@ def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
 
 
 def import_run(source: str, workdir: str) -> str:
-    """Makes a new workdir of a folder as `export_run`, or transformers, writes it.
+    """Import a model saved by `export_run` or transformers; return a line that describes it.
 
-    Returns:
-      A line that says what was read.
+    Args:
+      source: folder of the model.
+      workdir: a new or empty folder.
 
     Raises:
-      FileNotFoundError, ValueError: as of `huggingface.load`, or `workdir` is not empty.
+      FileNotFoundError, ValueError: as in `huggingface.load`, or `workdir` is not empty.
     """
     path = pathlib.Path(workdir)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"--workdir is {workdir!r}, which is there; accepted is a new folder.")
+        raise ValueError(f"--workdir must be a new or empty folder; {workdir!r} is not.")
     model, params = huggingface.load(source)
     texts = _read_texts(pathlib.Path(source), model)
     workdir_lib.make(workdir)
@@ -64,27 +65,31 @@ def import_run(source: str, workdir: str) -> str:
     save_params(workdir, model, params)
     count = models.param_count(model)
     return f"read {model.name}, {count:,} parameters, from {source} into {workdir}; " + (
-        "with its tokenizer" if TOKENIZER in texts else f"no {TOKENIZER}: texts are read as bytes"
+        "with its tokenizer"
+        if TOKENIZER in texts
+        else f"no {TOKENIZER}, so texts are read as bytes"
     )
 
 
 def _read_texts(source: pathlib.Path, model: ModelConfig) -> dict[str, str]:
-    """Return the files that the workdir keeps of a checkpoint besides the model, by name.
+    """Return the texts of the files besides the model that the workdir keeps, by name.
 
     Raises:
-      ValueError: as of `tokenizer_files.read`, or the tokenizer has more tokens than the model.
+      ValueError: as in `tokenizer_files.read`, or the tokenizer has more tokens than the model.
     """
     texts = tokenizer_files.read(source)
-    texts[tokenizer_files.CONFIG_KEYS] = tokenizer_files.kept_keys(huggingface.read_config(source))
+    texts[tokenizer_files.CONFIG_KEYS] = tokenizer_files.keys_to_keep(
+        huggingface.read_config(source)
+    )
     path = source / TOKENIZER
     if not path.is_file():
-        return tokenizer_files.of_tokenizer(texts, load_tokenizer("bytes"))
+        return tokenizer_files.files_for(texts, load_tokenizer("bytes"))
     eot_token = tokenizer_files.end_of_text(texts, path)
     tokenizer = load_tokenizer(str(path), eot_token)
     if tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
-            f"{str(path)!r} has {tokenizer.vocab_size} tokens, but config.json's vocab_size is "
-            f"{model.vocab_size}; accepted is a tokenizer whose ids the model has. transformers' "
+            f"config.json: vocab_size must be at least the {tokenizer.vocab_size} tokens of "
+            f"{str(path)!r}; got {model.vocab_size}. In transformers, "
             f"model.resize_token_embeddings({tokenizer.vocab_size}) adds the missing ones."
         )
-    return tokenizer_files.of_tokenizer(texts, tokenizer)
+    return tokenizer_files.files_for(texts, tokenizer)

@@ -1,6 +1,5 @@
 import dataclasses
 import math
-import pathlib
 
 import numpy as np
 import pytest
@@ -10,25 +9,15 @@ from flowhn_jax.bench import authors
 from flowhn_jax.bench.throughput import random_batch
 from flowhn_jax.interop import reference
 from flowhn_jax.parallel.mesh import make_mesh
+from tests import golden_files
 from tests.small import small_baseline, small_config
 
 torch = pytest.importorskip("torch")
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
-FIXTURES = {
-    "flowhn_no_split_24": "A",
-    "flowhn_ae_split_24": "B",
-    "flowhn_ae_split_25": "B",
-    "flowhn_fa_split_reference_24": "C",
-    "flowhn_alternating_reference_25": "D",
-}
-
 
 def read(name, mode):
     """Return the fixture's arrays and our module with its parameters."""
-    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as archive:
-        arrays = {key: archive[key] for key in archive.files}
-    state_dict = {key[6:]: array for key, array in arrays.items() if key.startswith("param/")}
+    arrays, state_dict = golden_files.read(name)
     module = authors.build(reference.infer_config(state_dict, mode, heads=4), mode)
     module.load_state_dict({key: torch.tensor(array) for key, array in state_dict.items()})
     return arrays, module
@@ -50,7 +39,7 @@ def assert_parity(arrays, module):
         assert error < 5e-5, key
 
 
-@pytest.mark.parametrize(("name", "mode"), FIXTURES.items())
+@pytest.mark.parametrize(("name", "mode"), golden_files.AUTHORS.items())
 def test_parity_with_the_authors_code(name, mode):
     assert_parity(*read(name, mode))
 

@@ -179,13 +179,13 @@ def test_eval_reads_the_checkpoint_asked_for(data, whole, capsys):  # noqa: F811
         eval_run.evaluate(run_config(data), str(whole), "perplexity", checkpoint)
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1])["nll"])
     assert found[0] != found[1]
-    with pytest.raises(ValueError, match="throughput reads none"):
+    with pytest.raises(ValueError, match="throughput, which reads no checkpoint"):
         eval_run.evaluate(
             run_config(data),
             None,
             "throughput",
             "best",
-            of_recipes={"throughput": throughput.measure},
+            benchmarks={"throughput": throughput.measure},
         )
 
 

@@ -21,7 +21,7 @@ def test_names():
     [
         ("lama", r"must be all or names from no_split, .*, llama, .*falcon_h1, .*got 'lama'"),
         ("llama,", r"must be all or names from .*; got ''"),
-        ("llama,llama", "must name each model once; got 'llama,llama'"),
+        ("llama,llama", "must have each name once; got 'llama,llama'"),
     ],
 )
 def test_misspelt_models_are_refused(models, message):

@@ -27,7 +27,7 @@ NAMES = {"bos_token": "<s>", "eos_token": EOS, "add_bos_token": True}
 
 
 def save(folder, template=None, **settings):
-    """A tokenizer with a template in its settings or, where `template` is one, in a file."""
+    """Save a tokenizer with settings and, if given, a template in a file."""
     vocabulary = {"<s>": 0, "</s>": 1, "a": 2}
     library = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="a"))
     library.add_special_tokens(["<s>", "</s>"])
@@ -38,14 +38,14 @@ def save(folder, template=None, **settings):
     return load_tokenizer(str(folder / "tokenizer.json"))
 
 
-def test_a_chat_is_a_text(tmp_path):
+def test_a_chat_is_rendered_as_text(tmp_path):
     templates = ChatTemplates.read(save(tmp_path, chat_template=TEMPLATE))
     text = templates.render(templates.template(), MESSAGES)
     expected = "<s><|user|>Hi <b></s>\n<|assistant|>Well, é</s>\n"
     assert text == expected + "<|assistant|>"
     continued = templates.render(templates.template(), MESSAGES, add_generation_prompt=False)
     assert continued == expected.removesuffix("</s>\n")
-    assert MESSAGES[-1]["content"] == "Well, é "  # as it was
+    assert MESSAGES[-1]["content"] == "Well, é "  # unchanged
 
 
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
@@ -68,9 +68,9 @@ def test_templates_have_names(tmp_path):
     named = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
     templates = ChatTemplates.read(save(tmp_path, chat_template=named))
     assert (templates.template(), templates.template("tool_use")) == ("a", "b")
-    with pytest.raises(ValueError, match="no chat template 'x'; accepted are default, tool_use"):
+    with pytest.raises(ValueError, match="must be one of default, tool_use; got 'x'"):
         templates.template("x")
-    # A file goes before the settings, and others may stand in a folder.
+    # A file takes precedence over the settings, and a folder may hold further templates.
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("d")
     templates = ChatTemplates.read(save(tmp_path, "c", chat_template=named))
@@ -80,14 +80,20 @@ def test_templates_have_names(tmp_path):
     assert ChatTemplates.read(save(tmp_path / "one", chat_template=one)).template() == "e"
 
 
+def test_special_tokens_are_the_named_ones(tmp_path):
+    """The settings of this package, which stand next to them, are none."""
+    templates = ChatTemplates.read(save(tmp_path, "a", flowhn_jax={"first_token": "eot"}))
+    assert templates.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+
+
 @pytest.mark.parametrize("found", [5, ["a"], [{"name": "a"}], [{"name": "a", "template": 1}]])
-def test_settings_that_are_no_template(tmp_path, found):
+def test_a_malformed_template_is_refused(tmp_path, found):
     tokenizer = save(tmp_path, chat_template=found)
     with pytest.raises(ValueError, match="chat_template in .* must be a string, or a list"):
         ChatTemplates.read(tokenizer)
 
 
-def test_a_template_that_fails_is_one_message(tmp_path):
+def test_a_failing_template_gives_one_message(tmp_path):
     templates = ChatTemplates.read(save(tmp_path, TEMPLATE))
     system = [{"role": "system", "content": "x"}]
     for template, message in (
@@ -105,9 +111,9 @@ def test_a_template_that_fails_is_one_message(tmp_path):
         templates.render("{{ 1 }}", system, add_generation_prompt=False)
 
 
-def test_what_is_missing_is_named(tmp_path, monkeypatch):
+def test_a_missing_template_or_package_is_named(tmp_path, monkeypatch):
     for tokenizer in (save(tmp_path), load_tokenizer("bytes")):
-        with pytest.raises(ValueError, match=r"has no chat template; accepted is a chat_template"):
+        with pytest.raises(ValueError, match=r"must have a chat template, in chat_template"):
             ChatTemplates.read(tokenizer)
     templates = ChatTemplates.read(save(tmp_path, "a"))
     chat._environment.cache_clear()

@@ -1,4 +1,4 @@
-"""Modes of eval.py on a run that was trained for two steps."""
+"""The modes of eval.py on a run of two training steps."""
 
 import csv
 import dataclasses
@@ -14,7 +14,7 @@ from flowhn_jax import models
 from flowhn_jax.checkpoints.parameters import load_params
 from flowhn_jax.config import DataConfig
 from flowhn_jax.data.prepare import prepare
-from flowhn_jax.evaluation import evaluate as run
+from flowhn_jax.evaluation import evaluate as evaluation
 from flowhn_jax.interop import huggingface
 from flowhn_jax.interop.transfer import export_run, import_run
 from flowhn_jax.parallel.mesh import make_mesh
@@ -49,15 +49,15 @@ def fai(tmp_path_factory):
 
 
 def evaluate(trained, mode, capsys, **options):
-    """(what was printed but its last line, the JSON object of the last line)."""
+    """Return the printed lines before the last one, and the JSON object in the last."""
     root, config = trained
     capsys.readouterr()
-    run.evaluate(config, str(root / "run"), mode, **options)
+    evaluation.evaluate(config, str(root / "run"), mode, **options)
     *lines, last = capsys.readouterr().out.removesuffix("\n").split("\n")
     return "\n".join(lines), json.loads(last)
 
 
-def test_a_prompt_is_continued_as_it_comes(fac, capsys):
+def test_a_prompt_is_continued(fac, capsys):
     text, result = evaluate(fac, "generate", capsys, prompt="def ", max_new_tokens=12, seed=4)
     assert result["prompts"] == 1
     assert 1 <= result["tokens"] <= 12
@@ -67,7 +67,7 @@ def test_a_prompt_is_continued_as_it_comes(fac, capsys):
     assert again["text"] == result["text"]
 
 
-def test_prompts_of_a_file_end_with_the_context(fac, capsys, tmp_path):
+def test_prompts_in_a_file_end_at_the_context(fac, capsys, tmp_path):
     (tmp_path / "prompts.txt").write_text("import os\n\nclass A:\n")
     options = dict(prompts=str(tmp_path / "prompts.txt"), max_new_tokens=70, temperature=0.0)
     text, result = evaluate(fac, "generate", capsys, **options)
@@ -75,7 +75,9 @@ def test_prompts_of_a_file_end_with_the_context(fac, capsys, tmp_path):
     for prompt, continuation in zip(["import os", "class A:"], result["text"], strict=True):
         assert f"--- {prompt}\n{continuation}" in text
     if "context" in result["finish"]:
-        assert "context of 64 tokens that fac_split was planned for; --replan goes on" in text
+        assert (
+            "ended at 64 tokens, the context fac_split is planned for. --replan continues" in text
+        )
     _, replanned = evaluate(fac, "generate", capsys, **options, replan=True)
     assert "context" not in replanned["finish"]
 
@@ -102,7 +104,7 @@ def test_recall(name, capsys, request):
 
 
 @pytest.mark.parametrize("data", [None, "text.txt", "set"])
-def test_perplexity_by_position_comes_to_the_same(fac, data, capsys):
+def test_perplexity_by_position_has_the_same_mean(fac, data, capsys):
     root, _ = fac
     options = {} if data is None else {"data": str(root / data)}
     plain = evaluate(fac, "perplexity", capsys, **options)[1]
@@ -115,7 +117,8 @@ def test_perplexity_by_position_comes_to_the_same(fac, data, capsys):
     assert sum(int(row["targets"]) for row in rows) == plain["tokens"]
     total = sum(int(row["targets"]) * float(row["nll"]) for row in rows)
     assert total / plain["tokens"] == pytest.approx(plain["nll"], rel=1e-5)
-    if data == "text.txt":  # windows of one document: as many targets at each position, or one less
+    assert all(float(row["standard_error"]) > 0 for row in rows if int(row["targets"]) > 5)
+    if data == "text.txt":  # windows of one document: target counts differ by one at most
         assert [int(row["tokens_before"]) for row in rows] == list(range(1, 65))
         counts = {int(row["targets"]) for row in rows}
         assert max(counts) - min(counts) <= 1
@@ -127,7 +130,7 @@ def test_perplexity_by_position_comes_to_the_same(fac, data, capsys):
 
 
 def test_longer_contexts_than_in_training(fai, capsys):
-    """Every byte is scored once, in windows that only the interleaved split reaches."""
+    """Every byte is scored once, in windows that only the interleaved split can read."""
     root, config = fai
     text = root / "text.txt"
     found = evaluate(fai, "perplexity", capsys, data=str(text), context=192)[1]
@@ -144,7 +147,7 @@ def test_longer_contexts_than_in_training(fai, capsys):
     assert found["nll"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
 
 
-def test_a_run_goes_out_and_comes_back(fac, capsys, tmp_path):
+def test_a_run_is_exported_and_imported_again(fac, capsys, tmp_path):
     root, config = fac
     out, back = tmp_path / "out", tmp_path / "back"
     export_run(str(root / "run"), str(out))
@@ -160,17 +163,17 @@ def test_a_run_goes_out_and_comes_back(fac, capsys, tmp_path):
     np.testing.assert_array_equal(*logits)
     capsys.readouterr()
     options = dict(prompt="a", max_new_tokens=3)
-    run.evaluate(config, str(back), "generate", **options)
+    evaluation.evaluate(config, str(back), "generate", **options)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["text"] == evaluate(fac, "generate", capsys, **options)[1]["text"]
-    with pytest.raises(ValueError, match="which is there; accepted is a new folder"):
+    with pytest.raises(ValueError, match="--workdir must be a new or empty folder"):
         import_run(str(out), str(back))
     with pytest.raises(ValueError, match="holds parameters alone, as an import does"):
         fit(config, str(back))
 
 
-def test_a_tokenizer_goes_along(tmp_path, capsys):
-    """With the end-of-text token that it was prepared with."""
+def test_the_tokenizer_is_exported_and_imported_too(tmp_path, capsys):
+    """Including the end-of-text token that the data were prepared with."""
     vocabulary = {"<end>": 0, "▁": 1, "a": 2, "b": 3, "▁a": 4, "▁b": 5}
     bpe = tokenizers.Tokenizer(
         tokenizers.models.BPE(vocabulary, [("▁", "a"), ("▁", "b")], unk_token="a")
@@ -190,8 +193,8 @@ def test_a_tokenizer_goes_along(tmp_path, capsys):
     )
     fit(config, str(tmp_path / "run"))
     export_run(str(tmp_path / "run"), str(tmp_path / "out"))
-    told = import_run(str(tmp_path / "out"), str(tmp_path / "back"))
-    assert told.endswith("with its tokenizer")
+    message = import_run(str(tmp_path / "out"), str(tmp_path / "back"))
+    assert message.endswith("with its tokenizer")
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert settings == {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>"}
     back = str(tmp_path / "back")
@@ -199,17 +202,17 @@ def test_a_tokenizer_goes_along(tmp_path, capsys):
     results = []
     for each, workdir in ((config, str(tmp_path / "run")), (alone, back)):
         capsys.readouterr()
-        run.evaluate(each, workdir, "perplexity", data=source)
+        evaluation.evaluate(each, workdir, "perplexity", data=source)
         results.append(json.loads(capsys.readouterr().out.splitlines()[-1])["nll"])
     assert results[0] == results[1]
-    with pytest.raises(ValueError, match="holds a model without data; --data names"):
-        run.evaluate(alone, back, "perplexity")
+    with pytest.raises(ValueError, match="--data must name a text file or a prepared set"):
+        evaluation.evaluate(alone, back, "perplexity")
     (tmp_path / "back" / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer_config.json' is not JSON"):
-        run.evaluate(alone, back, "perplexity", data=source)
+        evaluation.evaluate(alone, back, "perplexity", data=source)
 
 
-def test_a_set_of_other_tokens_is_refused(fac, tmp_path):
+def test_a_set_with_another_tokenizer_is_refused(fac, tmp_path):
     root, config = fac
     vocabulary = {"<eos>": 0, "a": 1}
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="a"))
@@ -217,47 +220,51 @@ def test_a_set_of_other_tokens_is_refused(fac, tmp_path):
     (tmp_path / "text.txt").write_text("aaaa aaa\n" * 100)
     text = str(tmp_path / "text.txt")
     prepare(text, str(tmp_path / "t.json"), str(tmp_path / "set"), context=64)
-    with pytest.raises(ValueError, match=r"has another tokenizer .* than the run in .* \(bytes\)"):
-        run.evaluate(config, str(root / "run"), "perplexity", data=str(tmp_path / "set"))
+    with pytest.raises(
+        ValueError, match=r"must have the tokenizer of the run in .*, bytes; it has"
+    ):
+        evaluation.evaluate(config, str(root / "run"), "perplexity", data=str(tmp_path / "set"))
     larger = pathlib.Path(__file__).parent.parent / "data" / "tokenizer.json"
     prepare(text, str(larger), str(tmp_path / "larger"), context=64)
     with pytest.raises(ValueError, match=r"at least 512, .* with --config.model.vocab_size=512$"):
-        run.evaluate(config, str(root / "run"), "perplexity", data=str(tmp_path / "larger"))
+        evaluation.evaluate(config, str(root / "run"), "perplexity", data=str(tmp_path / "larger"))
 
 
-def test_errors_name_what_is_accepted(fac, tmp_path, capsys):
+def test_errors_say_what_an_option_must_be(fac, tmp_path, capsys):
     root, config = fac
     workdir = str(root / "run")
 
     def refused(error, message, mode, **options):
         with pytest.raises(error, match=message):
-            run.evaluate(config, workdir, mode, **options)
+            evaluation.evaluate(config, workdir, mode, **options)
 
+    refused(ValueError, "--seed is an option of --mode=generate and recall;", "tasks", seed=1)
+    refused(ValueError, "needs --prompt=TEXT or --prompts=FILE", "generate")
+    refused(ValueError, "needs --prompt=.* not both", "generate", prompt="a", prompts="b")
+    refused(ValueError, "Prompt 1 must not be empty", "generate", prompt="")
     refused(
-        ValueError, "--seed goes with --mode=generate or recall, not with tasks", "tasks", seed=1
+        ValueError, "temperature must be .*; got -1.0", "generate", prompt="a", temperature=-1.0
     )
-    refused(ValueError, "needs --prompt, a text, or --prompts", "generate")
-    refused(ValueError, "needs --prompt", "generate", prompt="a", prompts="b")
-    refused(ValueError, "Prompt 1 is empty", "generate", prompt="")
-    refused(ValueError, "temperature is -1.0", "generate", prompt="a", temperature=-1.0)
-    refused(ValueError, "has 71 tokens", "generate", prompt="a" * 70)
-    refused(FileNotFoundError, "--prompts is 'nowhere'", "generate", prompts="nowhere")
-    refused(ValueError, "needs --tasks, of lambada", "tasks")
-    refused(ValueError, "has 'x'; accepted are", "tasks", tasks="x", task_dir=str(tmp_path))
+    refused(ValueError, "at most 64 tokens, .*; got 71", "generate", prompt="a" * 70)
+    refused(FileNotFoundError, "--prompts must be .*'nowhere'", "generate", prompts="nowhere")
+    refused(ValueError, "needs --tasks, names from lambada", "tasks")
+    folder = str(tmp_path)
+    refused(ValueError, "--tasks must be .*; got 'x'", "tasks", tasks="x", task_dir=folder)
     refused(
-        FileNotFoundError, "no file for the task", "tasks", tasks="piqa", task_dir=str(tmp_path)
+        FileNotFoundError, r"must have a file piqa\*.jsonl", "tasks", tasks="piqa", task_dir=folder
     )
-    refused(ValueError, "'65'; accepted are numbers 64 to 64, which fac", "recall", lengths="65")
-    refused(ValueError, "accepted are numbers 64 to 64", "recall", lengths="9" * 1000)
-    refused(ValueError, "--items is 0", "recall", items=0)
+    lengths = "--lengths must be numbers from 64 to 64, the context fac_split is planned for"
+    refused(ValueError, f"{lengths}, .*; got '65'", "recall", lengths="65")
+    refused(ValueError, lengths, "recall", lengths="9" * 1000)
+    refused(ValueError, "--items must be 1 to .*; got 0", "recall", items=0)
     refused(
         ValueError,
-        "--first_token goes with --mode=.*, not with recall",
+        "--first_token is an option of .*; it has no effect with --mode=recall",
         "recall",
         first_token="eot",
     )
     begins = {"data": str(root / "text.txt"), "first_token": "none"}
-    refused(ValueError, "must be auto, bos or eot for a perplexity", "perplexity", **begins)
+    refused(ValueError, "must be auto, bos or eot for perplexity", "perplexity", **begins)
     options = dict(prompt="a", tasks="piqa", task_dir=str(TASKS), data=begins["data"])
     for mode, names in (
         ("generate", ["prompt"]),
@@ -268,20 +275,22 @@ def test_errors_name_what_is_accepted(fac, tmp_path, capsys):
         refused(ValueError, "bytes has no beginning-of-", mode, **given, first_token="bos")
         refused(ValueError, "must be one of auto, .*; got 'x'", mode, **given, first_token="x")
     text = str(root / "text.txt")
-    refused(ValueError, "context is 65; accepted is 1 to 64", "perplexity", data=text, context=65)
-    refused(ValueError, "--context goes with --data", "perplexity", context=32)
+    refused(
+        ValueError, "--context must be 1 to 64, .*; got 65", "perplexity", data=text, context=65
+    )
+    refused(ValueError, "--context needs --data=FILE", "perplexity", context=32)
     other = dataclasses.replace(config, model=small_config("ae_split").model)
     with pytest.raises(ValueError, match="another model than --config"):
-        run.evaluate(other, workdir, "generate", prompt="a")
+        evaluation.evaluate(other, workdir, "generate", prompt="a")
     for content, message in (
-        (b"ok\n\xff\n", "line 2, is not UTF-8"),
-        (b"\n", "has no prompt"),
+        (b"ok\n\xff\n", "line 2, must be UTF-8"),
+        (b"\n", "must have a prompt per line"),
     ):
         (tmp_path / "p.txt").write_bytes(content)
         refused(ValueError, message, "generate", prompts=str(tmp_path / "p.txt"))
     for content, message in (
         (b'{"prompt": "a"}\n{', "line 2, is not JSON"),
-        (b'{"text": "a"}', "accepted is a string, or an object with 'prompt'"),
+        (b'{"text": "a"}', "must be a string or an object with 'prompt'"),
     ):
         (tmp_path / "p.jsonl").write_bytes(content)
         refused(ValueError, message, "generate", prompts=str(tmp_path / "p.jsonl"))

@@ -1,4 +1,4 @@
-"""What generation, tasks and perplexity put before a text: transformers' ids, and the option."""
+"""The token that begins a text in generation, tasks and perplexity."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from flowhn_jax.config import MeshConfig
 from flowhn_jax.data.open import read_tokenizer
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.tokenizer import load_tokenizer
-from flowhn_jax.evaluation import evaluate as run
+from flowhn_jax.evaluation import evaluate as evaluation
 from flowhn_jax.evaluation import generate as generation
 from flowhn_jax.evaluation import perplexity
 from flowhn_jax.evaluation.generate import generate
@@ -29,7 +29,7 @@ TEXTS = ["a ba", "bb", "aab b", "b"]
 
 
 def save(folder, kind):
-    """Path of a tokenizer.json: 'template' and 'two' put tokens first, 'llama' by its settings."""
+    """Save a tokenizer.json: 'template' and 'two' add tokens, 'llama' does so by its settings."""
     library = tokenizers.Tokenizer(
         tokenizers.models.BPE(VOCABULARY, [("▁", "a"), ("▁", "b")], unk_token="a")
     )
@@ -51,7 +51,7 @@ def save(folder, kind):
 
 @pytest.fixture(params=["template", "llama"])
 def with_bos(request, tmp_path):
-    """A tokenizer whose texts begin with <s>, and what the library's ids of a text are."""
+    """Return a tokenizer whose texts begin with <s>, and the library's ids as a function."""
     path = save(tmp_path / request.param, request.param)
     library = tokenizers.Tokenizer.from_file(path)
 
@@ -70,7 +70,7 @@ def llama():
 
 
 def prefilled(monkeypatch):
-    """The windows that are prefilled from now on."""
+    """Return a list that receives all prefilled windows."""
     found = []
     prefill = models.prefill
 
@@ -82,8 +82,8 @@ def prefilled(monkeypatch):
     return found
 
 
-def test_prompts_are_transformers_ids(with_bos, llama, monkeypatch):
-    """A text and its ids are one prompt."""
+def test_ids_of_prompts_are_those_of_transformers(with_bos, llama, monkeypatch):
+    """Giving a text and giving its ids is the same."""
     tokenizer, ids = with_bos
     options = dict(tokenizer=tokenizer, max_new_tokens=2, sampling=Sampling(temperature=0))
     found = prefilled(monkeypatch)
@@ -100,7 +100,7 @@ def test_prompts_are_transformers_ids(with_bos, llama, monkeypatch):
 
 
 def test_the_penalty_counts_the_bos_as_transformers_does(with_bos, llama, monkeypatch):
-    """But not the end-of-text token that generation puts before a text of its own accord."""
+    """But it does not count the end-of-text token, which only we put before a text."""
     tokenizer, ids = with_bos
     seen = []
 
@@ -118,29 +118,29 @@ def test_the_penalty_counts_the_bos_as_transformers_does(with_bos, llama, monkey
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ([], "Prompt 1 is empty"),
-        ([2, 9], "Prompt 1 has ids from 2 to 9; accepted are 0 to 6"),
-        ([-1], "Prompt 1 has ids from -1 to -1; accepted are 0 to 6"),
+        ([], "Prompt 1 must not be empty"),
+        ([2, 9], "ids of prompt 1 must be 0 to 6; got 2 to 9"),
+        ([-1], "ids of prompt 1 must be 0 to 6; got -1 to -1"),
     ],
 )
-def test_prompts_that_are_no_ids(tmp_path, llama, prompt, message):
+def test_prompts_that_are_not_ids_are_refused(tmp_path, llama, prompt, message):
     tokenizer = load_tokenizer(save(tmp_path / "t", "none"))
     with pytest.raises(ValueError, match=message):
         generate(*llama, [prompt], tokenizer=tokenizer)
 
 
-def test_a_prompt_without_a_token(tmp_path, llama):
-    """Unknown text has no ids where the unknown token is the end-of-text token."""
+def test_a_prompt_without_a_token_is_refused(tmp_path, llama):
+    """Unknown text has no ids if the unknown token is the end-of-text token."""
     library = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({"a": 0, "</s>": 1}, unk_token="</s>")
     )
     library.save(str(tmp_path / "t.json"))
     tokenizer = load_tokenizer(str(tmp_path / "t.json"), first_token="none")
-    with pytest.raises(ValueError, match="Prompt 1 has no token"):
+    with pytest.raises(ValueError, match="Prompt 1 must have at least one token"):
         generate(*llama, ["b"], tokenizer=tokenizer)
 
 
-def test_pairs_of_tasks_are_transformers_ids(with_bos):
+def test_ids_of_task_pairs_are_those_of_transformers(with_bos):
     tokenizer, ids = with_bos
     whole = ids("a b")
     assert encode_pair(tokenizer, "a", " b") == encode_pair(tokenizer, "a ", "b")
@@ -152,48 +152,48 @@ def test_pairs_of_tasks_are_transformers_ids(with_bos):
     assert encode_pair(nothing, "", "a b") == Pair([EOT], whole[1:])  # as the harness
 
 
-def test_parsed_text_may_begin_by_itself(with_bos):
+def test_parsed_text_may_contain_the_first_token_itself(with_bos):
     tokenizer, ids = with_bos
     assert encode_pair(tokenizer, "<s>a", " b").context[1:] != ids("a")[1:]
     pair = encode_pair(tokenizer, "<s>a</s>", "b", parse_special=True)
     assert (pair.context[0], pair.context[-1], pair.context.count(BOS)) == (BOS, EOT, 1)
 
 
-def test_texts_of_a_perplexity_are_transformers_ids(with_bos):
+def test_ids_of_scored_texts_are_those_of_transformers(with_bos):
     tokenizer, ids = with_bos
     config = small_config("fai_split")
     text = "a b ab ba"
 
     def tokens(choice):
-        windows = perplexity.windows_of(
+        batches = perplexity.text_batches(
             config, text.encode(), tokenizer.beginning_with(choice), 24, 24
         )
-        (window,) = windows
+        (window,) = batches
         assert window["weights"].sum() == len(ids(text)) - 1
         return window["tokens"][0, : len(ids(text))].tolist()
 
     assert tokens("auto") == ids(text)
     assert tokens("eot") == [EOT, *ids(text)[1:]]
-    with pytest.raises(ValueError, match=r"must be auto, bos or eot for a perplexity.*'none'"):
+    with pytest.raises(ValueError, match=r"must be auto, bos or eot for perplexity.*'none'"):
         tokens("none")
 
 
-def test_prepared_sets_must_begin_as_the_runs_texts_do(tmp_path):
-    """Unless one asks for it."""
+def test_documents_of_a_set_must_begin_with_the_runs_first_token(tmp_path):
+    """Unless --first_token names another one."""
     (tmp_path / "text.txt").write_text("a b a b ab ba\n" * 200)
     source, tokenizer = str(tmp_path / "text.txt"), save(tmp_path / "t", "template")
     for choice in ("bos", "eot"):
         prepare(source, tokenizer, tmp_path / choice, context=24, first_token=choice)
     config = small_config("fai_split", data={"path": str(tmp_path / "bos")})
-    trained = run.Trained(config, {}, None, str(tmp_path / "run"))
-    assert run._prepared(trained, None, "auto").first_token == "bos"
+    trained = evaluation.TrainedModel(config, {}, None, str(tmp_path / "run"))
+    assert evaluation._open_set(trained, None, "auto").first_token == "bos"
     eot = str(tmp_path / "eot")
-    assert run._prepared(trained, eot, "eot").first_token == "eot"
+    assert evaluation._open_set(trained, eot, "eot").first_token == "eot"
     with pytest.raises(
         ValueError,
-        match=r"begin with eot, not bos; type --first_token=eot, or give .* --first_token=bos",
+        match=r"begin with bos; they begin with eot. Type --first_token=eot, or .*=bos",
     ):
-        run._prepared(trained, eot, "auto")
+        evaluation._open_set(trained, eot, "auto")
 
 
 @pytest.mark.parametrize(
@@ -208,25 +208,25 @@ def test_prepared_sets_must_begin_as_the_runs_texts_do(tmp_path):
         ("two", "eot"),
     ],
 )
-def test_an_export_says_what_begins_a_text(tmp_path, kind, choice):
-    """Of a run on prepared data, which keeps the tokenizer.json alone."""
+def test_an_export_records_what_begins_a_text(tmp_path, kind, choice):
+    """Prepared data keep only the tokenizer.json."""
     bos_token = "<s>" if kind in ("none", "two") else None
     tokenizer = load_tokenizer(save(tmp_path / "t", kind), None, bos_token, choice)
     (tmp_path / "out").mkdir()
-    files = tokenizer_files.of_tokenizer({}, tokenizer)
+    files = tokenizer_files.files_for({}, tokenizer)
     tokenizer_files.write(tmp_path / "out", files)
     assert read_tokenizer(str(tmp_path / "out")).first_ids == tokenizer.first_ids
     settings = json.loads(files["tokenizer_config.json"])
     assert settings["bos_token"] == "<s>"
     assert ("flowhn_jax" in settings) == (kind in ("template", "two") and choice == "eot")
-    # transformers takes every key of this form for a special token, and adds it to the vocabulary.
+    # transformers takes every key of this form for a special token and adds it to the vocabulary.
     assert {key for key in settings if key.endswith("_token")} <= {
         *("bos_token", "eos_token", "pad_token", "add_bos_token")
     }
 
 
 def test_validation_scores_documents_from_their_bos_to_their_end(tmp_path):
-    """Each as if it were alone; what begins a document is not scored."""
+    """Each as if it were alone; its first token, <s>, is not scored."""
     (tmp_path / "s.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in TEXTS))
     path = save(tmp_path / "t", "template")
     options = dict(context=32, validation_fraction=0.5)

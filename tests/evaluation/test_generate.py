@@ -28,14 +28,14 @@ def params_of(config):
 
 
 def likeliest(config, params, window):
-    """The token behind a window, by one forward pass, of those that the tokenizer knows."""
+    """Return the likeliest next token, of those that the tokenizer knows, after a window."""
     padded = np.pad(window, (0, config.context - len(window)))  # one length: compiled once
     logits = models.forward(config, params, padded[None])[0, len(window) - 1]
     return int(np.argmax(logits[:257]))
 
 
 def recomputed(config, params, prompt, count):
-    """Greedy tokens, each by a forward pass of its own."""
+    """Return greedy tokens, each from a separate forward pass."""
     window = [256, *prompt.encode()]
     for _ in range(count):
         window.append(likeliest(config, params, window))
@@ -45,7 +45,7 @@ def recomputed(config, params, prompt, count):
 
 
 @pytest.mark.parametrize("name", [*STRATEGIES, "llama", "mamba2", "hymba"])
-def test_greedy_text_is_that_of_full_passes(name):
+def test_greedy_text_equals_that_of_full_forward_passes(name):
     config = model_of(name)
     params = params_of(config)
     prompts = ["ab", "the quick", "c"]
@@ -57,7 +57,7 @@ def test_greedy_text_is_that_of_full_passes(name):
         assert each.finish == ("end_of_text" if ids[-1] == 256 else "length")
 
 
-def test_the_same_seed_gives_the_same_text_in_any_batches():
+def test_the_same_seed_gives_the_same_text_for_any_batch_size():
     config = model_of("fac_split")
     params = params_of(config)
     prompts = ["one", "two two", "three", "four 4"]
@@ -91,7 +91,7 @@ def test_streams_and_stop_strings():
     assert ended.text == plain.text[: plain.text.find(stop)]
 
 
-def test_a_penalty_keeps_what_was_there_away():
+def test_a_penalty_prevents_repetition():
     config = model_of("no_split", init_std=0.02)
     params = params_of(config)
     sampling = Sampling(temperature=0, repetition_penalty=1e6)
@@ -105,7 +105,7 @@ def test_a_penalty_keeps_what_was_there_away():
 
 @pytest.mark.parametrize("declared", [64, 4096])
 def test_caches_are_as_long_as_the_text_needs(declared, monkeypatch):
-    """Whatever the model could reach: for 130 tokens the next power of two."""
+    """Not as long as the model could read: for 130 tokens, the next power of two."""
     lengths = []
     prefill = models.prefill
 
@@ -120,8 +120,8 @@ def test_caches_are_as_long_as_the_text_needs(declared, monkeypatch):
     assert lengths == [256]
 
 
-def test_a_penalty_leaves_the_token_that_begins_a_document_alone(monkeypatch):
-    """It is not the prompt's: to penalise it would keep every text from ending."""
+def test_a_penalty_exempts_the_token_that_begins_a_document(monkeypatch):
+    """Penalizing it, which is also the end-of-text token, would keep every text from ending."""
     config = small_baseline("llama", vocab_size=257)
     params = models.init(config, jax.random.key(0))
     given = []
@@ -139,13 +139,13 @@ def test_a_penalty_leaves_the_token_that_begins_a_document_alone(monkeypatch):
     assert np.flatnonzero(given[0][0]).tolist() == sorted(b"Hi")
 
 
-def test_a_split_tied_to_the_context_ends_there_or_begins_a_new_window():
+def test_a_text_ends_at_the_context_of_its_split_or_continues_in_a_new_window():
     config = model_of("fac_split", context=12)
     params = params_of(config)
     options = dict(max_new_tokens=20, sampling=GREEDY)
     prompt = "abcdef"
     ended = generate(config, params, [prompt], **options)[0]
-    # Six bytes and the token before them; the last of the context still has a next one.
+    # The first token and six bytes leave room for five tokens; the last position predicts a sixth.
     longest = recomputed(config, params, prompt, 6)
     if longest[-1] != 256:
         assert (ended.finish, ended.tokens) == ("context", 6)
@@ -167,10 +167,13 @@ def test_one_compiled_step_and_one_prefill_for_each_bucket():
     for prompt, count in (("ab", 3), ("abcdefgh", 5), ("a" * 20, 4), ("b" * 30, 2)):
         generate(config, params, [prompt], max_new_tokens=count, sampling=GREEDY)
     after = generation._advance._cache_size(), models.prefill._cache_size()
-    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 2]  # of 16 and of 32
+    assert [b - a for a, b in zip(before, after, strict=True)] == [
+        1,
+        2,
+    ]  # prefills of 16 and 32 tokens
 
 
-def test_ids_that_the_tokenizer_lacks_never_come():
+def test_ids_outside_the_tokenizers_vocabulary_are_never_chosen():
     config = model_of("mamba1", vocab_size=4096)
     params = params_of(config)
     found = generate(config, params, ["a"] * 4, max_new_tokens=10)
@@ -178,7 +181,7 @@ def test_ids_that_the_tokenizer_lacks_never_come():
     assert all(each.text for each in found if each.tokens > 1)
 
 
-def test_the_clock_leaves_out_the_first_token():
+def test_the_clock_does_not_count_the_first_token():
     config = model_of("llama")
     clock = Clock()
     params = params_of(config)
@@ -186,6 +189,17 @@ def test_the_clock_leaves_out_the_first_token():
     assert clock.tokens == sum(each.tokens - 1 for each in found)
     assert clock.tokens_per_second == clock.tokens / clock.seconds
     assert Clock().tokens_per_second is None
+
+
+@pytest.mark.parametrize("replan", [False, True])
+def test_progress_counts_all_tokens_also_of_texts_that_end_early(replan):
+    config = model_of("fac_split", context=12)
+    counts = []
+    options = dict(max_new_tokens=20, batch_size=2, replan=replan, on_progress=counts.append)
+    generate(config, params_of(config), ["abcdefgh", "x", "yz"], **options)
+    assert sum(counts) == 3 * 20
+    assert min(counts) > 0
+    assert len(counts) > 2
 
 
 def test_buckets():
@@ -197,17 +211,19 @@ def test_buckets():
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
-        (["a", ""], {}, "Prompt 2 is empty"),
-        (["a" * 24], {}, "has 25 tokens with .* planned for a context of 24; accepted is at most"),
-        (["\udcff"], {}, "Prompt 1 is not UTF-8 text"),
-        (["a"], {"max_new_tokens": 0}, "max_new_tokens is 0; accepted is 1 or more"),
-        (["a"], {"batch_size": 0}, "batch_size is 0; accepted is 1 or more"),
-        (["a"], {"stop": ["x", ""]}, "A stop string is empty"),
+        (["a", ""], {}, "Prompt 2 must not be empty"),
+        (["a" * 24], {}, "at most 24 tokens, the context that fac_split is planned for; got 25"),
+        (["\udcff"], {}, "Prompt 1 must be UTF-8 text"),
+        (["a"], {"max_new_tokens": 0}, "max_new_tokens must be 1 or more; got 0"),
+        (["a"], {"batch_size": 0}, "batch_size must be 1 or more; got 0"),
+        (["a"], {"stop": ["x", ""]}, "Every stop string must have a character"),
     ],
 )
-def test_bad_arguments(prompts, options, message):
+def test_bad_arguments_are_refused(prompts, options, message):
     config = model_of("fac_split")
-    with pytest.raises(ValueError, match="replan is for splits tied to their context; llama goes"):
+    with pytest.raises(
+        ValueError, match="replan is for splits tied to their context; llama continues"
+    ):
         flowhn_jax.generate(model_of("llama"), {}, ["a"], replan=True)
     with pytest.raises(ValueError, match=message):
         flowhn_jax.generate(config, {}, prompts, **options)
@@ -215,5 +231,7 @@ def test_bad_arguments(prompts, options, message):
 
 def test_a_tokenizer_larger_than_the_model_is_refused():
     config = small_config("fac_split", model={"vocab_size": 99}).model
-    with pytest.raises(ValueError, match=r"tokenizer has 257 tokens, but model.vocab_size is 99"):
+    with pytest.raises(
+        ValueError, match=r"vocab_size must be at least the tokenizer's 257 tokens; got 99"
+    ):
         generate(config, {}, ["a"])

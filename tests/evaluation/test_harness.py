@@ -1,7 +1,7 @@
 """Our models in EleutherAI's harness: its windows, settings, batches and chats; HFLM's numbers.
 
-Where lm-eval is absent, all but the last are tested with a stand-in for the few names that
-`evaluation.harness` imports of it.
+Without lm-eval, all tests but the last use stand-ins for the few names that `evaluation.harness`
+imports from it.
 """
 
 import importlib
@@ -38,7 +38,7 @@ def _windows(token_list, prefix_token, max_seq_len, context_len):
 
 @pytest.fixture(scope="module")
 def harness():
-    """The module under test, with lm-eval's own names where it is installed."""
+    """Return the module under test, with stand-ins if lm-eval is not installed."""
     with pytest.MonkeyPatch.context() as patch:
         try:
             import lm_eval  # noqa: F401
@@ -69,7 +69,7 @@ def requests(*arguments):
 
 
 class Scores:
-    """A scorer that records its pairs, and gives each token of a continuation its own score."""
+    """A scorer that records its pairs; a pair's score is the sum of its continuation's ids."""
 
     def __init__(self, context):
         self.context, self.calls = context, []
@@ -81,22 +81,20 @@ class Scores:
 
 
 class Texts:
-    """A `generate` that records its calls, and continues a prompt with its number in the call."""
+    """A `generate` that records its calls; a text is the temperature and its prompt's index."""
 
     def __init__(self):
         self.calls = []
 
-    def __call__(self, prompts, *, on_text, **options):
+    def __call__(self, prompts, *, on_progress, **options):
         self.calls.append((list(prompts), options))
         found = [f"{options['sampling'].temperature}:{i}" for i in range(len(prompts))]
-        for index, text in enumerate(found):
-            on_text(index, text)
-            on_text(index, "")
+        on_progress(len(prompts) * options["max_new_tokens"])
         return [Generation("", text, 1, "length") for text in found]
 
 
-def test_rolling_windows_are_the_harnesss(harness):
-    """Those of lm-eval's docstring, and all of several texts together."""
+def test_rolling_windows_are_those_of_the_harness(harness):
+    """Those in lm-eval's docstring; the windows of several texts are scored together."""
     scorer = Scores(4)
     lm = harness.HarnessLM(scorer, BYTES, Texts())
     long, short = bytes(range(10)).decode(), "\1\2"
@@ -118,7 +116,9 @@ def test_log_likelihoods(harness):
     found = lm.loglikelihood(requests(("a ", "b"), ("", "c")), disable_tqdm=True)
     assert scorer.calls == [[Pair([256, 97], [32, 98]), Pair([256], [99])]]
     assert found == [(130.0, True), (99.0, True)]
-    with pytest.raises(ValueError, match=r"Request 2, \('b', ''\): the continuation has no token"):
+    with pytest.raises(
+        ValueError, match=r"Request 2, \('b', ''\): the continuation must add a token"
+    ):
         lm.loglikelihood(requests(("a", "b"), ("b", "")), disable_tqdm=True)
 
 
@@ -132,7 +132,7 @@ def test_ids_of_a_text(harness):
     assert lm.tokenizer_name != nothing.tokenizer_name
 
 
-def test_equal_settings_go_together_and_texts_come_back_in_order(harness):
+def test_equal_settings_share_batches_and_texts_keep_their_order(harness):
     texts = Texts()
     lm = harness.HarnessLM(Scores(8), BYTES, texts)
     greedy, warm = {"until": "x", "max_gen_toks": 3}, {"temperature": 0.5, "max_gen_toks": 3}
@@ -140,16 +140,16 @@ def test_equal_settings_go_together_and_texts_come_back_in_order(harness):
     found = lm.generate_until(asked, disable_tqdm=True)
     assert found == ["0.0:0", "0.5:0", "0.0:1", "0.5:1"]
     (first, options), (second, _) = texts.calls
-    # Of a long context the end is read, and the token that begins it is cut off with the rest.
+    # A long context loses its beginning, including the token that begins the text.
     assert first == [[256, 97], [99] * 5]
     assert second == [[256, 98], [256]]
     assert (options["max_new_tokens"], options["stop"]) == (3, ("x",))
     assert options["sampling"] == Sampling(temperature=0)
-    with pytest.raises(ValueError, match="'typical_p' is not supported"):
+    with pytest.raises(ValueError, match="got 'typical_p'"):
         lm.generate_until(requests(("a", {"typical_p": 1.0})), disable_tqdm=True)
 
 
-def test_every_batch_has_a_seed_of_its_own_and_a_run_has_the_same(harness):
+def test_seeds_differ_between_batches_and_not_between_runs(harness):
     def seeds(seed):
         texts = Texts()
         lm = harness.HarnessLM(Scores(8), BYTES, texts, seed)
@@ -168,7 +168,7 @@ def model():
     return config, models.init(config, jax.random.key(1))
 
 
-def test_repeats_differ_and_settings_have_their_effect(harness, model):
+def test_sampled_texts_differ_and_settings_take_effect(harness, model):
     scorer = types.SimpleNamespace(context=24)
     bound = partial(generate, *model, tokenizer=BYTES, batch_size=8)
 
@@ -203,11 +203,11 @@ CHAT = (
 )
 
 
-def test_chats_are_read_with_their_special_tokens(harness, tmp_path, capsys):
+def test_special_tokens_are_read_in_chats(harness, tmp_path, capsys):
     pytest.importorskip("jinja2")
     scorer, texts = Scores(8), Texts()
     lm = harness.HarnessLM(scorer, chat_tokenizer(tmp_path, CHAT), texts)
-    assert lm.tok_encode("<s>hi")[:2] != [0, 2]  # a text spells no special token
+    assert lm.tok_encode("<s>hi")[:2] != [0, 2]  # text alone cannot spell a special token
     user = {"role": "user", "content": "hi"}
     text = lm.apply_chat_template([user])
     assert text == "<s>hi</s>"
@@ -220,7 +220,10 @@ def test_chats_are_read_with_their_special_tokens(harness, tmp_path, capsys):
     assert texts.calls[0][1]["stop"] == ("</s>",)
     assert lm.apply_chat_template([user], add_generation_prompt=False) == "<s>hi"
     assert lm.apply_chat_template([{"role": "system", "content": "s"}, user]) == text
-    assert "warning: The chat template fails: no; the system's messages" in capsys.readouterr().err
+    assert (
+        "warning: The chat template fails: no; system messages are left out"
+        in capsys.readouterr().err
+    )
     assert lm.chat_template(True) == CHAT
     assert lm.chat_template(False) is None
     assert lm.tok_encode("<s>hi")[:2] != [0, 2]
@@ -234,14 +237,14 @@ def test_named_templates(harness, tmp_path):
     assert lm.apply_chat_template(user) == "DEFAULT"
     assert lm.chat_template("tool_use") == "TOOL_USE"
     assert lm.apply_chat_template(user) == "TOOL_USE"
-    with pytest.raises(ValueError, match="no chat template 'x'"):
+    with pytest.raises(ValueError, match="must be one of default, tool_use; got 'x'"):
         lm.chat_template("x")
-    with pytest.raises(ValueError, match="Tokenizer bytes has no chat template"):
+    with pytest.raises(ValueError, match="Tokenizer bytes must have a chat template"):
         harness.HarnessLM(Scores(8), BYTES, Texts()).apply_chat_template(user)
 
 
 def test_hflm_gives_the_same_numbers(tmp_path):
-    """lm-eval's own class on the exported model: the same to 1e-4 nats, with a BOS too."""
+    """Within 1e-4 nats of lm-eval's own class on the exported model, whose texts begin with <s>."""
     pytest.importorskip("lm_eval.models.huggingface")
     import torch
     import transformers
@@ -270,7 +273,7 @@ def test_hflm_gives_the_same_numbers(tmp_path):
     loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval().float()
     options = dict(pretrained=loaded, max_length=context, batch_size=4, device="cpu")
     hflm = HFLM(tokenizer=theirs, **options)
-    # Its windows have the first token already; the tokenizer would put another before it.
+    # Rolling windows have the first token already; the tokenizer would add another.
     plain = HFLM(tokenizer=theirs, add_bos_token=False, **options)
     tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
     scorer = Scorer(config, params, make_mesh(MeshConfig(data=1), 4), 4)

@@ -15,7 +15,7 @@ from flowhn_jax.checkpoints.parameters import load_params
 from flowhn_jax.config import DataConfig
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.tokenizer import load_tokenizer
-from flowhn_jax.evaluation import evaluate as run
+from flowhn_jax.evaluation import evaluate as evaluation
 from flowhn_jax.evaluation import perplexity
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training.loop import fit
@@ -23,12 +23,12 @@ from tests.small import small_baseline, small_config
 
 TEXT = pathlib.Path(__file__).read_bytes()[:1001] + "é€".encode()
 
-THROUGHPUT = {"throughput": throughput.measure}
+BENCHMARKS = {"throughput": throughput.measure}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A workdir with a small model that was trained for two steps."""
+    """Return a folder with a small run of two training steps, and its config."""
     root = tmp_path_factory.mktemp("evaluation")
     (root / "text.txt").write_bytes(TEXT)
     prepare(str(root / "text.txt"), "bytes", str(root / "set"), context=24)
@@ -43,7 +43,7 @@ def trained(tmp_path_factory):
 
 
 def float64_nll(config, params, tokens, starts, scored_from):
-    """Sum of -log p over targets, from full logits in float64."""
+    """Return the sum of -log p over the targets, from full logits in float64."""
     total = 0.0
     for start, first in zip(starts, scored_from, strict=True):
         window = tokens[start : start + config.context + 1]
@@ -59,7 +59,7 @@ def float64_nll(config, params, tokens, starts, scored_from):
 @pytest.mark.parametrize("stride", [24, 7])
 def test_text_perplexity_is_the_float64_mean(trained, stride, capsys):
     root, config = trained
-    run.evaluate(
+    evaluation.evaluate(
         config, str(root / "run"), "perplexity", data=str(root / "text.txt"), stride=stride
     )
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -81,12 +81,12 @@ def test_text_perplexity_is_the_float64_mean(trained, stride, capsys):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_validation_set_is_scored_whole(trained, capsys, named):
-    """The run's own data are taken where the config names none."""
+def test_the_whole_validation_set_is_scored(trained, capsys, named):
+    """The run's own data are used if the config names none."""
     root, config = trained
     if not named:
         config = dataclasses.replace(config, data=DataConfig())
-    run.evaluate(config, str(root / "run"), "perplexity")
+    evaluation.evaluate(config, str(root / "run"), "perplexity")
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     index = json.loads((root / "set" / "index.json").read_text())["splits"]["validation"]
     assert result["tokens"] == index["tokens"]
@@ -103,8 +103,9 @@ def test_validation_set_is_scored_whole(trained, capsys, named):
 def test_windows_score_each_target_once(targets, context, batch_size, data):
     stride = data.draw(st.integers(1, context))
     tokens = np.arange(targets + 1)
-    scored = []
-    for batch in perplexity.text_windows(tokens, context, stride, batch_size):
+    scored, batches = [], perplexity.TextBatches(tokens, context, stride, batch_size)
+    assert len(batches) == len(list(batches))
+    for batch in batches:
         assert batch["tokens"].shape == batch["segment_ids"].shape == (batch_size, context + 1)
         chosen = batch["weights"] == 1
         scored.extend(batch["tokens"][:, 1:][chosen])
@@ -115,7 +116,7 @@ def test_windows_score_each_target_once(targets, context, batch_size, data):
 
 
 def test_smaller_strides_give_longer_pasts():
-    windows = list(perplexity.text_windows(np.arange(41), 16, 4, 1))
+    windows = list(perplexity.TextBatches(np.arange(41), 16, 4, 1))
     pasts = [np.argmax(window["weights"][0]) for window in windows]
     assert pasts == [0] + [12] * 6
 
@@ -127,40 +128,42 @@ def test_quality_of_known_sums():
     assert perplexity.Quality(nll=1e4, tokens=1, bytes=1).perplexity == math.inf
 
 
-def test_errors_name_what_is_accepted(trained, tmp_path):
+def test_errors_say_what_an_option_must_be(trained, tmp_path):
     root, config = trained
     workdir = str(root / "run")
-    with pytest.raises(ValueError, match="--stride goes with --data"):
-        run.evaluate(config, workdir, "perplexity", stride=3)
-    with pytest.raises(ValueError, match="--data goes with --mode=perplexity, not with throughput"):
-        run.evaluate(
+    with pytest.raises(ValueError, match="--stride needs --data=FILE"):
+        evaluation.evaluate(config, workdir, "perplexity", stride=3)
+    with pytest.raises(
+        ValueError, match=r"--data is an option of --mode=perplexity; .* --mode=throughput"
+    ):
+        evaluation.evaluate(
             config,
             None,
             "throughput",
             data="text.txt",
-            of_recipes={"throughput": throughput.measure},
+            benchmarks=BENCHMARKS,
         )
     with pytest.raises(ValueError, match="needs --workdir"):
-        run.evaluate(config, None, "perplexity")
+        evaluation.evaluate(config, None, "perplexity")
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        run.evaluate(config, str(tmp_path), "perplexity")
-    with pytest.raises(FileNotFoundError, match=r"--data is 'nowhere.txt'"):
-        run.evaluate(config, workdir, "perplexity", data="nowhere.txt")
-    with pytest.raises(ValueError, match="stride is 25; accepted is 1 to the context, 24"):
-        run.evaluate(config, workdir, "perplexity", data=str(root / "text.txt"), stride=25)
+        evaluation.evaluate(config, str(tmp_path), "perplexity")
+    with pytest.raises(
+        FileNotFoundError, match=r"--data must be a text file .*'nowhere.txt' is neither"
+    ):
+        evaluation.evaluate(config, workdir, "perplexity", data="nowhere.txt")
+    with pytest.raises(ValueError, match="--stride must be 1 to the context, 24; got 25"):
+        evaluation.evaluate(config, workdir, "perplexity", data=str(root / "text.txt"), stride=25)
     (tmp_path / "empty.txt").write_bytes(b"")
-    with pytest.raises(ValueError, match="empty"):
-        run.evaluate(config, workdir, "perplexity", data=str(tmp_path / "empty.txt"))
+    with pytest.raises(ValueError, match="must not be empty"):
+        evaluation.evaluate(config, workdir, "perplexity", data=str(tmp_path / "empty.txt"))
     other = small_config("ae_split", data={"path": str(root / "set")})
     with pytest.raises(ValueError, match=r"another model than --config: model.split.strategy"):
-        run.evaluate(other, workdir, "perplexity")
+        evaluation.evaluate(other, workdir, "perplexity")
 
 
 def test_throughput(trained, capsys):
     _, config = trained
-    run.evaluate(
-        config, None, "throughput", repeats=3, of_recipes={"throughput": throughput.measure}
-    )
+    evaluation.evaluate(config, None, "throughput", repeats=3, benchmarks=BENCHMARKS)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     tokens = config.train.batch_size * config.model.context
     for name in ("train", "prefill"):
@@ -184,9 +187,7 @@ def test_throughput(trained, capsys):
 def test_throughput_of_a_baseline(capsys):
     config = small_config(train={"batch_size": 2}, mesh={"data": 1})
     config = dataclasses.replace(config, model=small_baseline("llama", blocks=2))
-    run.evaluate(
-        config, None, "throughput", repeats=2, of_recipes={"throughput": throughput.measure}
-    )
+    evaluation.evaluate(config, None, "throughput", repeats=2, benchmarks=BENCHMARKS)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["model"] == "llama"
     assert result["decode_tokens_per_second"] == pytest.approx(2 / result["decode_seconds"])

@@ -35,7 +35,7 @@ def scorer_on(model, devices=1, batch_size=4):
 
 
 def expected_score(config, params, pair):
-    """In float64, from the full logits of the pair alone."""
+    """Return the score in float64, from the full logits of the pair alone."""
     ids = (pair.context + pair.continuation)[-config.context - 1 :]
     padded = np.zeros(config.context, int)
     padded[: len(ids) - 1] = ids[:-1]
@@ -57,18 +57,18 @@ def pairs_of(rng, lengths):
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_scores_are_those_of_full_logits(model, rng, devices):
-    """Of short and long pairs, of one that is cut, and of one that is nothing but continuation."""
+    """Short and long pairs, a truncated one, and one with only the first token as its context."""
     pairs = pairs_of(rng, [(3, 2), (0, 1), (19, 4), (30, 5), (2, 40), (7, 7), (15, 1)])
     likeliest = expected_likeliest(*model, pairs[0])
     pairs.append(Pair(pairs[0].context, likeliest))
-    told = []
-    scores = scorer_on(model, devices).score(pairs, told.append)
-    assert sum(told) == len(pairs)
+    counts = []
+    scores = scorer_on(model, devices).score(pairs, counts.append)
+    assert sum(counts) == len(pairs)
     for pair, score in zip(pairs, scores, strict=True):
         total, greedy = expected_score(*model, pair)
         assert score.log_likelihood == pytest.approx(total, abs=1e-4)
         assert score.is_greedy == greedy
-        assert score.is_cut == (sum(map(len, pair)) > 25)
+        assert score.is_truncated == (sum(map(len, pair)) > 25)
     assert scores[-1].is_greedy
 
 
@@ -81,7 +81,7 @@ def expected_likeliest(config, params, pair):
 
 @pytest.fixture
 def bigrams(monkeypatch):
-    """A table of logits [V, V] by the token before, which no two tokens share, as the model."""
+    """Use a table of logits [V, V], with a different row after each token, as the model."""
 
     def bind(config, params):
         def model(tokens):
@@ -106,7 +106,7 @@ def bigram_score(table, pair, context):
 
 @pytest.mark.parametrize("context", [None, 20])
 def test_scores_by_a_table_of_bigrams(bigrams, monkeypatch, context):
-    """Longest first, a batch at a time; the last batch is not full."""
+    """Longest first, in batches; the last batch is not full."""
     config = small_config().model
     most = config.context if context is None else context
     scorer = Scorer(config, bigrams, make_mesh(MeshConfig(data=1), 2), 2, context)
@@ -116,7 +116,7 @@ def test_scores_by_a_table_of_bigrams(bigrams, monkeypatch, context):
     greedy = [int(bigrams[3].argmax())]
     greedy.append(int(bigrams[greedy[0]].argmax()))
     pairs += [Pair([3], greedy), Pair([5, 3], [greedy[0], (greedy[1] + 1) % 11])]
-    shapes, told = [], []
+    shapes, counts = [], []
     score = scoring._score
 
     def recorded(config, params, tokens, scored):
@@ -124,17 +124,17 @@ def test_scores_by_a_table_of_bigrams(bigrams, monkeypatch, context):
         return score(config, params, tokens, scored)
 
     monkeypatch.setattr(scoring, "_score", recorded)
-    found = scorer.score(pairs, told.append)
+    found = scorer.score(pairs, counts.append)
     assert found == scorer.score(pairs)
     for pair, each in zip(pairs, found, strict=True):
         total, is_greedy = bigram_score(bigrams, pair, most)
         assert each.log_likelihood == pytest.approx(total, abs=1e-5)
         assert each.is_greedy == is_greedy
-        assert each.is_cut == (len(pair.context) + len(pair.continuation) > most + 1)
+        assert each.is_truncated == (len(pair.context) + len(pair.continuation) > most + 1)
     assert [each.is_greedy for each in found[-2:]] == [True, False]
     columns = [most, most, most, 16, 16]  # 17 needed in the third
     assert shapes[:5] == [((2, width + 1), (2, width)) for width in columns]
-    assert told == [2, 2, 2, 2, 1]
+    assert counts == [2, 2, 2, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_scores_by_a_table_of_bigrams(bigrams, monkeypatch, context):
 def test_logits_of_a_few_positions_at_a_time(
     bigrams, monkeypatch, most, batch, length, vocabulary, chunk
 ):
-    """Of the largest power of two of positions that `_LOGITS` numbers hold and that divides T."""
+    """As many as the largest power of two that fits into `_MAX_LOGITS` and divides T."""
     if most is not None:
-        monkeypatch.setattr(scoring, "_LOGITS", most)
+        monkeypatch.setattr(scoring, "_MAX_LOGITS", most)
     jaxpr = jax.make_jaxpr(partial(scoring._score.__wrapped__, None))(
         jax.ShapeDtypeStruct((4, vocabulary), jnp.float32),
         jax.ShapeDtypeStruct((batch, length + 1), jnp.int32),
@@ -164,7 +164,7 @@ def test_logits_of_a_few_positions_at_a_time(
 
 
 def test_scores_are_summed_over_the_chunks(bigrams, monkeypatch):
-    monkeypatch.setattr(scoring, "_LOGITS", 8 * 22)
+    monkeypatch.setattr(scoring, "_MAX_LOGITS", 8 * 22)
     rng = np.random.default_rng(2)
     tokens = rng.integers(0, 11, (2, 25))
     for position in range(24):
@@ -179,10 +179,10 @@ def test_scores_are_summed_over_the_chunks(bigrams, monkeypatch):
 
 @given(context=st.text("ab \n", max_size=6), continuation=st.text("ab ", max_size=6))
 @settings(max_examples=60)
-def test_pairs_of_bytes_are_the_text(context, continuation):
+def test_the_ids_of_a_pair_are_the_bytes_of_its_text(context, continuation):
     whole = list((context + continuation).encode())
     if len(whole) == len(context.rstrip()):
-        with pytest.raises(ValueError, match="no token of its own"):
+        with pytest.raises(ValueError, match="must add a token to the context"):
             encode_pair(BYTES, context, continuation)
         return
     pair = encode_pair(BYTES, context, continuation)
@@ -190,8 +190,8 @@ def test_pairs_of_bytes_are_the_text(context, continuation):
     assert pair.context[1:] + pair.continuation == whole
 
 
-def test_spaces_belong_to_the_token_behind_them(tmp_path):
-    """As texts are tokenized whole, in training: never ' ' alone before a word."""
+def test_spaces_belong_to_the_following_token(tmp_path):
+    """As in training, where a space before a word is never a separate token."""
     vocabulary = {"<eos>": 0, "a": 1, "b": 2, "Ġ": 3, "Ġb": 4}
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [("Ġ", "b")]))
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -208,8 +208,8 @@ def test_standard_error_is_scipys_formula():
     assert standard_error([1.0]) == 0.0
 
 
-def test_the_harness_gives_the_same(model):
-    """EleutherAI's classes, on items of four tasks: log-likelihoods of native tasks to 1e-4."""
+def test_the_harness_gives_the_same_scores(model):
+    """EleutherAI's classes agree with ours to 1e-4 nats on items of four tasks."""
     instance = pytest.importorskip("lm_eval.api.instance").Instance
     from flowhn_jax.evaluation.generate import generate
     from flowhn_jax.evaluation.harness import HarnessLM

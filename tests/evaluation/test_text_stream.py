@@ -10,7 +10,7 @@ BYTES = load_tokenizer("bytes")
 
 
 def run(ids, stop=()):
-    """(pieces, stream) of all ids, up to a stop string."""
+    """Return the pieces of all ids up to a stop string, and the stream."""
     stream = TextStream(BYTES, stop)
     pieces = []
     for each in ids:
@@ -22,16 +22,16 @@ def run(ids, stop=()):
 
 
 @given(st.text(max_size=20))
-def test_pieces_are_the_text_and_no_character_is_cut(text):
+def test_pieces_join_to_the_text_without_broken_characters(text):
     pieces, stream = run(text.encode())
     assert "".join(pieces) == stream.text == text
     assert "\ufffd" not in "".join(pieces) or "\ufffd" in text
 
 
 @given(st.text("abc", max_size=20), st.lists(st.text("abc", min_size=1, max_size=3), max_size=3))
-def test_a_text_ends_before_the_first_stop_string_and_nothing_of_it_is_shown(text, stop):
+def test_a_text_ends_before_the_first_stop_string(text, stop):
     pieces, stream = run(text.encode(), stop)
-    # The stop string that is complete first ends the text, wherever it began.
+    # The stop string that is complete first ends the text, wherever it starts.
     ends = [end for end in range(len(text) + 1) if text[:end].endswith(tuple(stop))] if stop else []
     if ends:
         head = text[: ends[0]]
@@ -48,14 +48,14 @@ def test_a_partial_stop_string_is_held_back():
     assert [stream.push(each) for each in b"aENx"] == ["a", "", "", "ENx"]
 
 
-def test_bytes_that_are_no_text_are_shown_at_last():
+def test_undecodable_bytes_are_shown_eventually():
     pieces, stream = run([0xFF] * 100)
     assert stream.text == "\ufffd" * 100
     assert "".join(pieces[:-1])
 
 
-def test_a_space_that_the_first_token_begins_with_is_kept(tmp_path):
-    """SentencePiece's decoders strip it where nothing is before it."""
+def test_a_space_at_the_start_of_the_first_token_is_kept(tmp_path):
+    """SentencePiece decoders strip it at the beginning of a text."""
     vocabulary = {"<eos>": 0, "▁": 1, "a": 2, "▁a": 3}
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [("▁", "a")]))
     bpe.decoder = tokenizers.decoders.Metaspace()
@@ -65,7 +65,7 @@ def test_a_space_that_the_first_token_begins_with_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["é", "€", "🙂"])
-def test_a_character_of_several_bytes_comes_whole(text):
+def test_a_character_of_several_bytes_is_returned_whole(text):
     stream = TextStream(BYTES)
     pieces = [stream.push(each) for each in text.encode()]
     assert pieces == [""] * (len(pieces) - 1) + [text]
@@ -79,6 +79,6 @@ def test_a_character_after_any_number_of_undecodable_bytes_is_whole(count, text)
 
 
 @given(st.lists(st.integers(0, 255), max_size=60))
-def test_pieces_are_one_decode_of_all_ids(ids):
+def test_pieces_join_to_the_decoded_ids(ids):
     pieces, _ = run(ids)
     assert "".join(pieces) == BYTES.decode(ids)

@@ -1,4 +1,4 @@
-"""What an export says of tokenizer, chat and generation is what the imported folder said."""
+"""Exports keep what the imported folder has on tokenizer, chat and generation."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ SETTINGS = {
     "model_max_length": 24,
     "pad_token": "<pad>",
     "tokenizer_class": "PreTrainedTokenizerFast",
-    "chat_template": "of tokenizer_config.json, which the file goes before",
+    "chat_template": "of tokenizer_config.json; chat_template.jinja takes precedence",
 }
 GENERATION = {
     "bos_token_id": 1,
@@ -50,7 +50,7 @@ FILES = {
 
 
 def library_tokenizer():
-    """A byte-level one that begins every text with <s>."""
+    """Return a byte-level tokenizer that begins every text with <s>."""
     vocabulary = {token: i for i, token in enumerate(TOKENS)}
     found = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
     found.add_special_tokens(TOKENS[:4])
@@ -69,14 +69,14 @@ def zeros(config):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A folder with a model alone."""
+    """Return a folder with only a model."""
     folder = tmp_path_factory.mktemp("model")
     huggingface.save(folder, CONFIG, zeros(CONFIG))
     return folder
 
 
-def source_of(model, folder, files=None, **config):
-    """The model in `folder`, with a tokenizer, `files`, and keys of config.json."""
+def make_source(model, folder, files=None, **config):
+    """Copy the model to `folder`; add a tokenizer, `files` and keys of config.json."""
     shutil.copytree(model, folder)
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
@@ -87,7 +87,7 @@ def source_of(model, folder, files=None, **config):
     return folder
 
 
-def there_and_back(source, root):
+def import_and_export(source, root):
     import_run(str(source), str(root / "work"))
     export_run(str(root / "work"), str(root / "out"))
     return root / "out"
@@ -95,14 +95,14 @@ def there_and_back(source, root):
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
-    """A folder as of a published chat model, and its export."""
+    """Return a folder like that of a published chat model, and its export."""
     root = tmp_path_factory.mktemp("chat")
     keys = IDS | {"temperature": 0.5, "transformers_version": "4.55.0"}
-    source = source_of(model, root / "source", **keys)
-    return source, there_and_back(source, root)
+    source = make_source(model, root / "source", **keys)
+    return source, import_and_export(source, root)
 
 
-def test_files_are_kept_byte_for_byte(exported):
+def test_files_are_copied_byte_for_byte(exported):
     source, out = exported
     for folder in (out, out.parent / "work"):
         for name in FILES:
@@ -120,12 +120,12 @@ def test_config_json_keeps_its_ids_and_settings(exported):
     assert "transformers_version" not in config
 
 
-def test_the_workdirs_end_of_text_is_the_chat_models(exported):
+def test_the_end_of_text_token_is_that_of_the_chat_model(exported):
     tokenizer = read_tokenizer(str(exported[1].parent / "work"))
     assert (tokenizer.eot_token, tokenizer.eot_id) == ("<|im_end|>", 3)
 
 
-def test_transformers_reads_the_same(exported):
+def test_transformers_reads_the_same_from_the_export(exported):
     transformers = pytest.importorskip("transformers")
     before, after = (transformers.AutoTokenizer.from_pretrained(each) for each in exported)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "model_max_length"):
@@ -154,7 +154,7 @@ def test_transformers_reads_the_same(exported):
         ({}, {"eos_token_id": 99}, "</s>"),
         ({"special_tokens_map.json": {"eos_token": {"content": "<|im_end|>"}}}, {}, "<|im_end|>"),
         ({"tokenizer_config.json": {"eos_token": "</s>"}}, {"eos_token_id": 3}, "</s>"),
-        (  # As transformers before 4.34 wrote them, which the map goes before.
+        (  # In files of transformers before 4.34, the map takes precedence.
             {
                 "tokenizer_config.json": {"eos_token": "</s>"},
                 "special_tokens_map.json": {"eos_token": "<|im_end|>"},
@@ -173,21 +173,21 @@ def test_transformers_reads_the_same(exported):
         ({"tokenizer_config.json": {"eos_token": None}}, {"eos_token_id": 3}, "<|im_end|>"),
     ],
 )
-def test_who_names_the_end_of_text(tmp_path, files, config, expected):
+def test_the_end_of_text_token_is_found(tmp_path, files, config, expected):
     library_tokenizer().save(str(tmp_path / "tokenizer.json"))
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     texts = tokenizer_files.read(tmp_path)
-    texts["hf_config.json"] = tokenizer_files.kept_keys(config)
+    texts["hf_config.json"] = tokenizer_files.keys_to_keep(config)
     path = tmp_path / "tokenizer.json"
     tokenizer = load_tokenizer(str(path), tokenizer_files.end_of_text(texts, path))
     assert tokenizer.eot_token == expected
-    tokenizer_files.write(tmp_path, tokenizer_files.of_tokenizer(texts, tokenizer))
+    tokenizer_files.write(tmp_path, tokenizer_files.files_for(texts, tokenizer))
     assert read_tokenizer(str(tmp_path)).eot_token == expected
 
 
 def plain(path, first="<s>", eot_token="</s>"):
-    """The files, and config.json's keys, of a run on data prepared with a tokenizer.json alone."""
+    """Return the files and keys of config.json for data prepared with a tokenizer.json alone."""
     library = library_tokenizer()
     if first is None:
         library.post_processor = tokenizers.processors.ByteLevel()
@@ -196,12 +196,12 @@ def plain(path, first="<s>", eot_token="</s>"):
         library.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 8), ("[CLS]", 7))
     library.save(str(path))
     tokenizer = load_tokenizer(str(path), eot_token)
-    texts = tokenizer_files.of_tokenizer({}, tokenizer)
+    texts = tokenizer_files.files_for({}, tokenizer)
     return texts, tokenizer_files.config_keys(texts, tokenizer)
 
 
 @pytest.mark.parametrize(("first", "bos"), [("<s>", 1), ("[CLS]", 7), (None, None)])
-def test_a_plain_tokenizer_names_its_tokens(tmp_path, first, bos):
+def test_the_files_of_a_plain_tokenizer_name_its_tokens(tmp_path, first, bos):
     texts, keys = plain(tmp_path / "tokenizer.json", first)
     assert set(texts) == {"tokenizer.json", "tokenizer_config.json"}
     expected = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
@@ -211,23 +211,23 @@ def test_a_plain_tokenizer_names_its_tokens(tmp_path, first, bos):
     assert keys == {"bos_token_id": bos, "eos_token_id": 2, "pad_token_id": None}
 
 
-def test_bytes_end_with_256_and_have_no_files():
+def test_bytes_have_an_end_of_text_id_and_no_files():
     tokenizer = load_tokenizer("bytes")
-    assert tokenizer_files.of_tokenizer({}, tokenizer) == {}
+    assert tokenizer_files.files_for({}, tokenizer) == {}
     keys = tokenizer_files.config_keys({}, tokenizer)
     assert keys == {"bos_token_id": None, "eos_token_id": 256, "pad_token_id": None}
 
 
 def test_an_import_without_a_tokenizer_adds_no_ids():
-    """Where a key is absent transformers takes its class's, of the source and of the export."""
-    kept = tokenizer_files.kept_keys({"tokenizer_class": "A", "top_k": 5, "hidden_size": 8})
+    """For a missing key, transformers uses its default, both for the source and for the export."""
+    kept = tokenizer_files.keys_to_keep({"tokenizer_class": "A", "top_k": 5, "hidden_size": 8})
     keys = tokenizer_files.config_keys({"hf_config.json": kept}, load_tokenizer("bytes"))
     assert keys == {"tokenizer_class": "A", "top_k": 5}
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba1", "shm"])
 def test_transformers_reads_a_plain_tokenizer(tmp_path, kind):
-    """With the ids of the library; 'shm' is a model that transformers does not know."""
+    """Its ids are those of the library; transformers does not know the model 'shm'."""
     transformers = pytest.importorskip("transformers")
     texts, keys = plain(tmp_path / "tokenizer.json")
     config = small_baseline(kind)
@@ -244,16 +244,16 @@ def test_transformers_reads_a_plain_tokenizer(tmp_path, kind):
         assert ids == (1, 2, None)
 
 
-def test_ids_that_nobody_gave_are_none(model):
-    """Mamba's class would say 0 for all of them."""
+def test_unknown_ids_are_none(model):
+    """The defaults of Mamba's class would be 0."""
     config = json.loads((model / "config.json").read_text())
     assert {config[key] for key in IDS} == {None}
 
 
-def test_a_folder_without_a_tokenizer_keeps_what_holds_without_one(model, tmp_path):
-    source = source_of(model, tmp_path / "source", **IDS)
+def test_a_folder_without_a_tokenizer_keeps_its_generation_settings(model, tmp_path):
+    source = make_source(model, tmp_path / "source", **IDS)
     (source / "tokenizer.json").unlink()
-    out = there_and_back(source, tmp_path)
+    out = import_and_export(source, tmp_path)
     names = {path.name for path in out.iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors"}
     config = json.loads((out / "config.json").read_text())
@@ -274,20 +274,24 @@ BAD = [
     ("generation_config.json", "[" * 10_000, "is not JSON: it is nested too deeply"),
     ("generation_config.json", "null", "must hold an object; got None"),
     ("chat_template.jinja", b"\xff", "must be UTF-8"),
-    ("chat_template.jinja", 100_000_000, "at most 16,777,216 bytes together"),
-    ("chat_template.jinja", None, "must be a file; it is none"),
-    ("additional_chat_templates/a.jinja", None, "must be a file; it is none"),
+    ("chat_template.jinja", 100_000_000, "at most 16,777,216 bytes in total"),
+    ("chat_template.jinja", None, "must be a file; it is not"),
+    ("additional_chat_templates/a.jinja", None, "must be a file; it is not"),
     ("additional_chat_templates/a.jinja", b"\x80", "a.jinja' must be UTF-8"),
-    ("config.json", {"eos_token_id": "</s>"}, "eos_token_id = '</s>'; it must be a token's id"),
-    ("config.json", {"pad_token_id": [True]}, r"pad_token_id = \[True\]; it must be a token's"),
+    ("config.json", {"eos_token_id": "</s>"}, "eos_token_id must be a token's id, .*; got '</s>'"),
+    (
+        "config.json",
+        {"pad_token_id": [True]},
+        r"pad_token_id must be a token's id, .*; got \[True\]",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), BAD, ids=range(len(BAD)))
-def test_what_cannot_be_read_is_one_message(model, tmp_path, name, content, message):
-    """`None` is a folder of that name, a number a file of that size; the import leaves nothing."""
+def test_unreadable_files_give_one_message(model, tmp_path, name, content, message):
+    """`None` makes a folder of that name, a number a file of that size; no workdir is left."""
     is_config = name == "config.json"
-    source = source_of(model, tmp_path / "source", {}, **(content if is_config else {}))
+    source = make_source(model, tmp_path / "source", {}, **(content if is_config else {}))
     path = source / name
     path.parent.mkdir(exist_ok=True)
     if content is None:
@@ -304,9 +308,9 @@ def test_what_cannot_be_read_is_one_message(model, tmp_path, name, content, mess
     assert not (tmp_path / "work").exists()
 
 
-def test_links_to_files_are_read_and_others_are_not(model, tmp_path):
-    """As in the cache of the Hugging Face hub, whose folders are links to its files."""
-    source = source_of(model, tmp_path / "source")
+def test_links_to_files_are_followed_and_others_refused(model, tmp_path):
+    """In the cache of the Hugging Face hub, all files are links."""
+    source = make_source(model, tmp_path / "source")
     for path in [*source.glob("*.json*"), *source.glob("*/*.jinja")]:
         blob = tmp_path / f"blob-{path.name}"
         path.rename(blob)
@@ -314,23 +318,25 @@ def test_links_to_files_are_read_and_others_are_not(model, tmp_path):
     texts = tokenizer_files.read(source)
     assert texts == FILES
     (tmp_path / "blob-generation_config.json").unlink()
-    with pytest.raises(ValueError, match=r"generation_config.json' must be a file; it is none"):
+    with pytest.raises(ValueError, match=r"generation_config.json' must be a file; it is not"):
         tokenizer_files.read(source)
     (source / "generation_config.json").unlink()
     (source / "generation_config.json").symlink_to("/dev/zero")
-    with pytest.raises(ValueError, match=r"generation_config.json' must be a file; it is none"):
+    with pytest.raises(ValueError, match=r"generation_config.json' must be a file; it is not"):
         tokenizer_files.read(source)
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path):
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
     config = small_baseline("mamba1", vocab_size=6)
     huggingface.save(tmp_path / "model", config, zeros(config))
-    source = source_of(tmp_path / "model", tmp_path / "source", {})
-    with pytest.raises(ValueError, match=r"has 7 tokens, but .*'s vocab_size is 6; .*\(7\) adds"):
+    source = make_source(tmp_path / "model", tmp_path / "source", {})
+    with pytest.raises(
+        ValueError, match=r"vocab_size must be at least the 7 tokens .*; got 6\. .*\(7\) adds"
+    ):
         import_run(str(source), str(tmp_path / "work"))
 
 
-def test_an_export_leaves_no_file_of_another_model(exported, tmp_path):
+def test_an_export_does_not_mix_files_of_two_models(exported, tmp_path):
     """Nor does it write through a link, or into a run."""
     out = tmp_path / "out"
     shutil.copytree(exported[1], out)
@@ -338,13 +344,13 @@ def test_an_export_leaves_no_file_of_another_model(exported, tmp_path):
     export_run(work, str(out))  # the same files again
     other = out / "additional_chat_templates" / "other.jinja"
     other.write_text("{{ old }}")
-    with pytest.raises(ValueError, match=r"other\.jinja' is there already, and the model to write"):
+    with pytest.raises(ValueError, match=r"other\.jinja' must not exist, as the exported model"):
         export_run(work, str(out))
     other.unlink()
     for name in ("tokenizer.json", *FILES):
         kept = FILES.keys() | {"tokenizer.json"}
         tokenizer_files.check_replaces_all(out, kept)
-        with pytest.raises(ValueError, match=f"{name}' is there already"):
+        with pytest.raises(ValueError, match=f"{name}' must not exist"):
             tokenizer_files.check_replaces_all(out, kept - {name})
     shutil.rmtree(out / "additional_chat_templates")
     precious = tmp_path / "precious"
@@ -354,6 +360,6 @@ def test_an_export_leaves_no_file_of_another_model(exported, tmp_path):
         export_run(work, str(out))
     assert not list(precious.iterdir())
     config = pathlib.Path(work, "config.json").read_text()
-    with pytest.raises(ValueError, match="the workdir of a run; accepted is another folder"):
+    with pytest.raises(ValueError, match="--out must not be the workdir of a run"):
         export_run(work, work)
     assert pathlib.Path(work, "config.json").read_text() == config
