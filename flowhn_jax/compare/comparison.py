@@ -17,7 +17,7 @@ from flowhn_jax.utils.files import check_own_file
 from flowhn_jax.utils.progress import progress
 from flowhn_jax.utils.text import short_path
 
-_STEPS_PER_MEASUREMENT = 30  # on the progress bar: about as long as so many training steps
+_STEPS_PER_MEASUREMENT = 30  # on the progress bar, as it takes about as long
 
 
 def compare(

@@ -34,7 +34,7 @@ class Family:
       write: returns keys of their config, from ours.
       supported: the values that we support, by their key, where they are not all.
       layers: prefix of their names within layers.
-      is_tied: whether the head is the embedding if config.json does not say so.
+      is_tied: whether the head is the embedding if config.json has no tie_word_embeddings.
     """
 
     kind: str

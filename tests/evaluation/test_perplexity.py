@@ -13,6 +13,7 @@ from flowhn_jax import flops, models
 from flowhn_jax.bench import throughput
 from flowhn_jax.checkpoints.parameters import load_params
 from flowhn_jax.config import DataConfig
+from flowhn_jax.data.open import open_data
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.tokenizer import load_tokenizer
 from flowhn_jax.evaluation import evaluate as evaluation
@@ -92,6 +93,14 @@ def test_the_whole_validation_set_is_scored(trained, capsys, named):
     assert result["tokens"] == index["tokens"]
     assert result["bytes"] == index["bytes"]
     assert 0 < result["bits_per_byte"] < 20
+
+
+@pytest.mark.parametrize("max_windows", [None, 1, 3])
+def test_validation_batches_are_counted(trained, max_windows):
+    root, config = trained
+    prepared, mesh = open_data(config, str(root / "run")), make_mesh(config.mesh, 4)
+    batches = list(perplexity.validation(config, mesh, prepared, max_windows))
+    assert len(batches) == perplexity.count_validation_batches(config, prepared, max_windows)
 
 
 @given(
