@@ -89,7 +89,7 @@ def test_special_tokens_are_the_named_ones(tmp_path):
 @pytest.mark.parametrize("found", [5, ["a"], [{"name": "a"}], [{"name": "a", "template": 1}]])
 def test_a_malformed_template_is_refused(tmp_path, found):
     tokenizer = save(tmp_path, chat_template=found)
-    with pytest.raises(ValueError, match="chat_template in .* must be a string, or a list"):
+    with pytest.raises(ValueError, match=r"chat_template in .* must be a string, or a list"):
         ChatTemplates.read(tokenizer)
 
 
