@@ -14,8 +14,8 @@ from multiprocessing import reduction
 
 ROOT = pathlib.Path(__file__).parent.parent
 _IMPORTED = [
-    "flowhn_jax.aot.report",
-    "flowhn_jax.bench.kernels",
+    "flowhn_jax.aot.step_report",
+    "flowhn_jax.bench.kernel_times",
     "flowhn_jax.compare.comparison",
     "flowhn_jax.data.prepare",
     "flowhn_jax.evaluation.evaluate",

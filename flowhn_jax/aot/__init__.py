@@ -1,1 +1,1 @@
-"""Train steps compiled for machines that are not here: what they need, and what they send."""
+"""Ahead-of-time (AOT) compilation of train steps for absent hardware: memory and communication."""

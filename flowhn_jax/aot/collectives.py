@@ -1,17 +1,19 @@
-"""What the devices of a compiled program send each other, and how long their links take for it."""
+"""The collectives of a compiled program: what devices receive, and the time of their links."""
 
 import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import numpy as np
 
 from flowhn_jax.aot.hlo import Instruction, Program, size
 from flowhn_jax.aot.topology import Topology
 
-# What each of n devices receives for b bytes of its own argument.
+if TYPE_CHECKING:
+    from jaxlib._jax import Device  # jax.Device is not a type to the checker
+
+# Bytes that each of n devices receives, for an argument of b bytes per device.
 _RECEIVED = {
     "all-gather": lambda b, n: (n - 1) * b,
     "reduce-scatter": lambda b, n: (n - 1) * b / n,
@@ -27,9 +29,9 @@ class Traffic(NamedTuple):
     """All collectives of one kind in a step.
 
     Attributes:
-      count: how many run.
-      received: bytes that a device receives.
-      seconds: what the links take for them, one after the other.
+      count: number of executions per step.
+      received: bytes that each device receives per step.
+      seconds: time of the links per step, one collective after the other.
     """
 
     count: int
@@ -38,17 +40,17 @@ class Traffic(NamedTuple):
 
 
 def traffic(
-    program: Program, devices: Sequence[jax.Device], topology: Topology
+    program: Program, devices: "Sequence[Device]", topology: Topology
 ) -> dict[str, Traffic]:
-    """`Traffic` by kind.
+    """Return the traffic of a program by kind of collective.
 
-    Times are those of an algorithm that uses all links of the group at once, and nothing else does;
-    two permutations in opposite directions share no link and count once.
+    Times assume an algorithm that uses all links of the group at once, with no other traffic on
+    them. Two permutations in opposite directions share no link and count once.
 
     Args:
       program: the compiled step.
       devices: of its mesh, in the mesh's order.
-      topology: which they are of.
+      topology: of the devices.
     """
     total: dict[str, Traffic] = {}
     seen: set[tuple[str, str]] = set()
@@ -65,13 +67,19 @@ def traffic(
             if opposite != pairs and opposite in permutations:
                 seconds /= 2
             before = total.get(kind, Traffic(0, 0.0, 0.0))
-            added = runs, runs * received, runs * seconds
-            total[kind] = Traffic(*(a + b for a, b in zip(before, added, strict=True)))
+            total[kind] = Traffic(
+                before.count + runs,
+                before.received + runs * received,
+                before.seconds + runs * seconds,
+            )
     return total
 
 
 def _is_again(instruction: Instruction, seen: set[tuple[str, str]]) -> bool:
-    """Whether another part of the same collective came before: TPUs do one in several fusions."""
+    """Return whether an earlier instruction belongs to the same collective.
+
+    On TPUs one collective may be spread over several fusions.
+    """
     chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
     channel = re.search(r"channel_id=(\d+)", instruction.attributes)
     if chain is None or channel is None:
@@ -87,10 +95,10 @@ def _cost(
     kind: str,
     instruction: Instruction,
     instructions: dict[str, Instruction],
-    devices: Sequence[jax.Device],
+    devices: "Sequence[Device]",
     topology: Topology,
 ) -> tuple[float, float]:
-    """Bytes that a device receives, and the links' time."""
+    """Return the bytes that each device receives, and the time of the links."""
     operands = instruction.operands[:1] if kind == "send" else instruction.operands
     own = sum(size(instructions[operand].result) for operand in operands)
     if kind == "send":
@@ -107,7 +115,7 @@ def _cost(
 
 
 def _pairs(instruction: Instruction) -> set[tuple[int, int]] | None:
-    """Of a permutation, who sends to whom; None of all else."""
+    """Return the (source, target) pairs of a permutation; None for other instructions."""
     found = re.search(r"source_target_pairs=\{(.*?)\}\}", instruction.attributes)
     if found is None:
         return None
@@ -115,12 +123,13 @@ def _pairs(instruction: Instruction) -> set[tuple[int, int]] | None:
 
 
 def replica_groups(attributes: str, devices: int) -> list[list[int]]:
-    """The groups of a collective, as places in the mesh's order, in whichever way XLA writes them.
+    """Return the groups of a collective, as indices in the mesh's order.
 
-    '{{0,1},{2,3}}', '[2,2]<=[4]', '[2,2]<=[2,2]T(1,0)' or "mesh['a'=2,'b'=2] {'b'}".
+    XLA writes them as '{{0,1},{2,3}}', '[2,2]<=[4]', '[2,2]<=[2,2]T(1,0)' or
+    "mesh['a'=2,'b'=2] {'b'}".
 
     Raises:
-      ValueError: they are written in another way.
+      ValueError: they are written in another form.
     """
     text = attributes.partition("replica_groups=")[2]
     if text.startswith("{"):
@@ -128,18 +137,24 @@ def replica_groups(attributes: str, devices: int) -> list[list[int]]:
         groups = [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)", inside)]
         return groups or [list(range(devices))]
     if found := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        shape, source, order = (list(map(int, x.split(","))) if x else None for x in found.groups())
-        ids = np.arange(devices).reshape(source)
-        return ids.transpose(order).reshape(shape).tolist()
+        shape, source = (list(map(int, found[i].split(","))) for i in (1, 2))
+        order = list(map(int, found[3].split(","))) if found[3] else None
+        ids = np.arange(devices).reshape(source).transpose(order)
+        return [list(map(int, group)) for group in ids.reshape(shape)]
     if found := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", text):
         axes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", found[1])}
         chosen = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[2])
         return _mesh_groups(axes, chosen)
-    raise ValueError(f"These groups of devices cannot be read: {text[:120]!r}")
+    raise ValueError(f"replica_groups has an unknown form: {text[:120]!r}")
 
 
 def _mesh_groups(axes: dict[str, int], chosen: list[tuple[str, str, str]]) -> list[list[int]]:
-    """Groups along axes, or along parts of them: (name, size before the part, its size)."""
+    """Return the groups along axes, or along parts of them.
+
+    Args:
+      axes: sizes by name, in the mesh's order.
+      chosen: (name, size before the part, size of the part); empty texts for a whole axis.
+    """
     shape, along = [], {}
     for name, total in axes.items():
         parts = [(int(before), int(n)) for axis, before, n in chosen if axis == name and before]

@@ -1,4 +1,4 @@
-"""The text of a compiled program (HLO), as far as is needed to see what it sends and keeps."""
+"""Parses a compiled program's text (HLO): enough to find its collectives and its buffers."""
 
 import math
 import re
@@ -25,20 +25,20 @@ class Instruction(NamedTuple):
     """One line: `name = result opcode(operands), attributes`."""
 
     name: str
-    result: str  # type, as 'bf16[8,16]{1,0:T(8,128)}', or several in parentheses
+    result: str  # type, such as 'bf16[8,16]{1,0:T(8,128)}', or several in parentheses
     opcode: str
     operands: tuple[str, ...]  # names; a parameter's number, a constant's value
     attributes: str
 
 
 class Program:
-    """The computations of a program by name, each a list of instructions as they are scheduled."""
+    """The computations of a program by name, each with its instructions in scheduled order."""
 
     def __init__(self, text: str):
-        """`text` is that of `jax.stages.Compiled.as_text`."""
+        """Parse `text`, the result of `jax.stages.Compiled.as_text`."""
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry = ""
-        lines: list[str] | None = None  # of the computation under way
+        lines: list[str] | None = None  # of the current computation
         for line in text.splitlines():
             if lines is None:
                 if found := _HEADER.match(line):
@@ -53,11 +53,11 @@ class Program:
                 lines = None
             elif _BEGIN.match(line):
                 lines.append(line)
-            else:  # some attributes have lines of their own
+            else:  # some attributes span several lines
                 lines[-1] += line
 
     def runs(self) -> dict[str, int]:
-        """How often each computation runs in one run of the program; of branches, as if all did."""
+        """Return how often each computation runs per run of the program, counting all branches."""
         counts: dict[str, int] = defaultdict(int)
 
         def run(name: str, times: int) -> None:
@@ -70,36 +70,35 @@ class Program:
         return counts
 
     def called(self, computation: str, instruction: Instruction) -> Iterator[tuple[str, int]]:
-        """The computations that an instruction runs, and how often; not a reduction's sum."""
+        """Yield the computations that an instruction runs, and how often; not a reduction's sum."""
         attributes = instruction.attributes
         if instruction.opcode == "while":
-            body = re.search(r"body=%([\w.-]+)", attributes)[1]
-            yield body, self._trips(computation, instruction)
+            yield _search(r"body=%([\w.-]+)", instruction)[1], self._trips(computation, instruction)
             return
         if instruction.opcode == "call":
-            yield re.search(r"to_apply=%([\w.-]+)", attributes)[1], 1
+            yield _search(r"to_apply=%([\w.-]+)", instruction)[1], 1
             return
         for one, several in _CALLS.findall(attributes):
             for name in [one] if one else re.findall(r"%([\w.-]+)", several):
                 yield name, 1
 
     def _trips(self, computation: str, loop: Instruction) -> int:
-        """How often a loop's body runs: as XLA says, or as its counter does."""
+        """Return how often a loop's body runs, according to XLA or to the loop's counter."""
         if known := re.search(r'"?known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
             return int(known[1])
-        found = re.search(r"condition=%([\w.-]+), body=%([\w.-]+)", loop.attributes)
+        found = _search(r"condition=%([\w.-]+), body=%([\w.-]+)", loop)
         condition, body = (self.computations[name] for name in found.groups())
         compare = next(x for x in reversed(condition.values()) if x.opcode == "compare")
         counter, limit = (condition[name] for name in compare.operands)
         if counter.opcode != "get-tuple-element" or limit.opcode != "constant":
-            raise ValueError(f"The loop {loop.name} has no counter that can be read.")
-        index = int(re.search(r"index=(\d+)", counter.attributes)[1])
+            raise ValueError(f"The loop {loop.name} has no counter with a constant limit.")
+        index = tuple_index(counter)
         start = self._constant(self.computations[computation], loop.operands[0], index) or 0
         step = self._step(body, index)
         return -(-(int(limit.operands[0]) - start) // step)
 
     def _constant(self, instructions: dict[str, Instruction], name: str, index: int) -> int | None:
-        """The constant in a place of a tuple; None where it is none."""
+        """Return the constant at an index of a tuple; None if it is not a constant."""
         tuple_ = instructions.get(name)
         if tuple_ is None or tuple_.opcode != "tuple":
             return None
@@ -109,7 +108,7 @@ class Program:
         return int(value.operands[0]) if value.opcode == "constant" else None
 
     def _step(self, body: dict[str, Instruction], index: int) -> int:
-        """By how much a loop's counter grows; 1 where its sum is within a fusion."""
+        """Return the increment of a loop's counter; 1 if its sum is inside a fusion."""
         root = next(reversed(body.values()))
         added = body[root.operands[index]]
         while added.opcode in ("copy", "bitcast"):
@@ -121,8 +120,21 @@ class Program:
         return 1
 
 
+def tuple_index(element: Instruction) -> int:
+    """Return the index of a get-tuple-element."""
+    return int(_search(r"index=(\d+)", element)[1])
+
+
+def _search(pattern: str, instruction: Instruction) -> re.Match[str]:
+    """Return the match of a pattern that the instruction's attributes must have."""
+    found = re.search(pattern, instruction.attributes)
+    if found is None:
+        raise ValueError(f"The instruction {instruction.name} has no attribute {pattern!r}.")
+    return found
+
+
 def size(result: str, *, main_memory_only: bool = False) -> int:
-    """Bytes of a type, or of all in a tuple; on TPUs other memories than the main one are S(n)."""
+    """Return the bytes of a type or of a tuple's elements; S(n) marks other memories of a TPU."""
     return sum(
         _BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
         for dtype, shape, layout in _ARRAY.findall(result)
@@ -143,7 +155,7 @@ def _parse(line: str) -> Instruction:
 
 
 def _spell_out(computation: dict[str, Instruction], operand: str) -> None:
-    """Adds the get-tuple-element that an operand as 'name#1' is short for."""
+    """Add the get-tuple-element that an operand such as 'name#1' abbreviates."""
     base, mark, index = operand.rpartition("#")
     if not mark or operand in computation:
         return
@@ -154,17 +166,17 @@ def _spell_out(computation: dict[str, Instruction], operand: str) -> None:
 
 
 def _closing(text: str) -> int:
-    """The place behind the parenthesis that closes the first one."""
+    """Return the index after the parenthesis that closes the first one."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character == "(") - (character == ")")
         if not depth:
             return i + 1
-    raise ValueError(f"A parenthesis is not closed: {text[:80]!r}")
+    raise ValueError(f"The program's text has an unclosed parenthesis: {text[:80]!r}")
 
 
 def split(text: str) -> list[str]:
-    """The parts between commas that are not within brackets."""
+    """Return the parts between commas that are not inside brackets."""
     parts, depth, start = [], 0, 0
     for i, character in enumerate(text):
         depth += (character in "({[") - (character in ")}]")

@@ -1,4 +1,4 @@
-"""Machines by name, as 'v5e:4x4' or 'gpu:h100x8': devices to compile for, memory and links."""
+"""Machines by name, such as 'v5e:4x4' or 'gpu:h100x8': devices, memory and links."""
 
 import dataclasses
 import functools
@@ -6,17 +6,20 @@ import importlib.util
 import math
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import jax
 from jax.experimental import topologies
 
 from flowhn_jax.utils.text import short_repr
+
+if TYPE_CHECKING:
+    from jaxlib._jax import Device  # jax.Device is not a type to the checker
 
 GIB = 2**30
 
 _PLANE = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
 _CUBE = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16"
-# The slices of each generation of TPUs that Google Cloud offers.
+# The slices that Google Cloud offers, by TPU generation.
 _SHAPES = {
     "v4": _CUBE.split(),
     "v5e": _PLANE.split(),
@@ -28,18 +31,25 @@ _H100_NODE = 8
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What a program is held against; rates are of one direction, in bytes a second.
+    """Memory and link rates of a chip; rates are per direction, in bytes per second.
 
-    TPUs by Google Cloud's pages on v4, v5e, v5p and v6e: the bidirectional rate a chip over twice
-    its ports, and the network's rate a host over its chips. `memory` is what libtpu leaves to a
-    program. H100: NVIDIA's data sheet of the SXM, and 400 Gb/s InfiniBand a GPU.
+    TPUs: Google Cloud's pages on v4, v5e, v5p and v6e; a link's rate is the bidirectional rate per
+    chip divided by twice the ports, the network's rate that of a host divided by its chips. H100:
+    NVIDIA's data sheet of the SXM version, and 400 Gb/s InfiniBand per GPU.
+
+    Attributes:
+      memory: bytes that libtpu or XLA leave to a program.
+      link_rate: of one TPU link, or of a GPU to its node's switch.
+      network_rate: of a chip to other slices or nodes.
+      latency: seconds per hop.
+      wraps: dimensions of a torus that are multiples of this are rings; None for GPUs.
     """
 
-    memory: int  # bytes
-    link_rate: float  # of one link of a TPU; of a GPU into its node's switch
-    network_rate: float  # of a chip to other slices or nodes
-    latency: float  # seconds a hop
-    wraps: int | None = None  # dimensions of a torus that are multiples of it are rings
+    memory: int
+    link_rate: float
+    network_rate: float
+    latency: float
+    wraps: int | None = None
 
 
 _CHIPS = {
@@ -50,7 +60,7 @@ _CHIPS = {
     "h100": Chip(84942979072, 450e9, 50e9, 1e-5),
 }
 
-# What XLA asks of a GPU when it compiles for it.
+# The description of a GPU that XLA needs to compile for it.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32
@@ -74,8 +84,8 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-# Without the first two libtpu asks the network for the machine's TPUs, and admits one process only;
-# without the others it complains that there is no machine. What is compiled for is not this one.
+# Without the first two libtpu queries the network for local TPUs and allows one process only;
+# without the others it reports that there are none. They do not affect the target topology.
 _LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -86,35 +96,38 @@ _LIBTPU_ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A machine, or several slices of it that the network joins."""
+    """A machine, or several slices connected by the network."""
 
     name: str
     slices: int
     chip: Chip
-    shape: tuple[int, ...]  # of a slice of TPUs; of GPUs the number of nodes and of each one's GPUs
-    devices: tuple[jax.Device, ...]
+    shape: tuple[int, ...]  # of a TPU slice; for GPUs (nodes, GPUs per node)
+    devices: "tuple[Device, ...]"
 
     @property
     def is_gpu(self) -> bool:
-        """Whether its devices are GPUs, in nodes, and not TPUs, in a torus."""
+        """Whether its devices are GPUs in nodes, rather than TPUs in a torus."""
         return self.chip.wraps is None
 
-    def seconds(self, group: Sequence[jax.Device], received: float) -> float:
-        """Time in which each device of a group can receive so many bytes from all others.
+    def seconds(self, group: "Sequence[Device]", received: float) -> float:
+        """Return the time in which each device of a group can receive bytes from all others.
 
-        In a torus the chip with the fewest links to others of the group has the longest time: in a
-        box of chips a corner, with a link in each dimension, and two where the dimension is a ring.
-        Groups that are not whole boxes share their box's links. There is no contention with other
-        groups in the machine beside that, and no time is less than the latency of the hops along
-        the box's diagonal.
+        In a torus the chip with the fewest links to the group determines the time: in a box of
+        chips a corner, with one link per dimension, or two if the dimension is a ring. Groups that
+        are not whole boxes share their box's links; other contention is not modelled. The time is
+        at least the latency of the hops along the box's diagonal.
+
+        Args:
+          group: the devices.
+          received: bytes that each device receives.
         """
         chip, size = self.chip, len(group)
         if size == 1:
             return 0.0
-        parts: dict[int, list[jax.Device]] = {}
+        parts: dict[int, list[Device]] = {}
         for device in group:
             parts.setdefault(self._slice(device), []).append(device)
-        if len(parts) > 1:  # one device of each part gets it from the network, and hands it on
+        if len(parts) > 1:  # one device per part receives from the network and passes it on
             from_network = received * (len(parts) - 1) / (size - 1) / chip.network_rate
             within = max(self.seconds(part, received) for part in parts.values())
             return max(from_network, within, chip.latency)
@@ -134,13 +147,15 @@ class Topology:
         shared = math.prod(extent + 1 for extent in used) / size
         return max(received * shared / (links * chip.link_rate), sum(used) * chip.latency)
 
-    def seconds_of_pairs(
-        self, pairs: Sequence[tuple[jax.Device, jax.Device]], received: float
-    ) -> float:
-        """Time in which the second of each pair receives so many bytes from the first.
+    def seconds_of_pairs(self, pairs: "Sequence[tuple[Device, Device]]", received: float) -> float:
+        """Return the time in which the second device of each pair receives bytes from the first.
 
-        In a torus a message takes a link in each hop, and all links together have the mean of the
-        hops to bear.
+        In a torus a message occupies a link per hop, so the average load of a link is the mean
+        number of hops.
+
+        Args:
+          pairs: of devices.
+          received: bytes per pair.
         """
         chip = self.chip
         if any(self._slice(a) != self._slice(b) for a, b in pairs):
@@ -151,8 +166,8 @@ class Topology:
         load = max(1.0, sum(hops) / len(hops))
         return max(received * load / chip.link_rate, max(hops) * chip.latency)
 
-    def _hops(self, a: jax.Device, b: jax.Device) -> int:
-        """Links of a torus between two chips of a slice."""
+    def _hops(self, a: "Device", b: "Device") -> int:
+        """Return the number of links between two chips of a slice."""
         total = 0
         for i, side in enumerate((*self.shape, 1)[:3]):
             apart = abs(a.coords[i] - b.coords[i])
@@ -160,33 +175,34 @@ class Topology:
         return total
 
     def _is_ring(self, dimension: int) -> bool:
-        """Whether a dimension of a slice of TPUs is closed; in 3D only cubes' are."""
+        """Return whether a dimension of a TPU slice is a ring; in 3D only those of cubes are."""
         sides = self.shape if len(self.shape) == 3 else self.shape[dimension : dimension + 1]
-        return bool(sides) and all(side % self.chip.wraps == 0 for side in sides)
+        wraps = self.chip.wraps
+        return wraps is not None and bool(sides) and all(side % wraps == 0 for side in sides)
 
-    def _slice(self, device: jax.Device) -> int:
-        """Which of the parts that the network joins the device is in."""
+    def _slice(self, device: "Device") -> int:
+        """Return the index of the slice or node of a device."""
         if self.is_gpu:
             return device.id // self.shape[1]
         return getattr(device, "slice_index", None) or 0
 
 
 def names() -> str:
-    """The topologies that there are, for a message."""
+    """Return the known topologies, for messages."""
     tpus = "; ".join(f"{kind}:{' '.join(shapes)}" for kind, shapes in _SHAPES.items())
-    return f"{tpus}; gpu:h100xN with N up to {_H100_NODE}, or a multiple of it"
+    return f"{tpus}; gpu:h100xN with N at most {_H100_NODE}, or a multiple of {_H100_NODE}"
 
 
 def describe(name: str, slices: int = 1) -> Topology:
-    """The topology of a name.
+    """Return the topology of a name.
 
     Args:
-      name: as 'v5e:4x4' or 'gpu:h100x8'.
-      slices: of TPUs, joined by the network.
+      name: such as 'v5e:4x4' or 'gpu:h100x8'.
+      slices: number of TPU slices, connected by the network.
 
     Raises:
-      ValueError: there is no such topology, or GPUs come in no slices.
-      ImportError: the compiler for it is not installed.
+      ValueError: the topology is unknown, or `slices` is not possible for it.
+      ImportError: its compiler is not installed.
     """
     kind, _, shape = name.partition(":")
     if kind == "gpu":
@@ -196,9 +212,10 @@ def describe(name: str, slices: int = 1) -> Topology:
     else:
         ok = shape in _SHAPES.get(kind, ())
     if not ok:
-        raise ValueError(f"There is no topology {short_repr(name)}; accepted are {names()}.")
+        raise ValueError(f"--topology must be one of {names()}; got {short_repr(name)}.")
     if slices < 1 or (kind == "gpu" and slices > 1):
-        raise ValueError(f"{name} in {slices} slices: accepted is 1 or more, of TPUs only.")
+        kinds = "1 for GPUs" if kind == "gpu" else "at least 1"
+        raise ValueError(f"--num_slices must be {kinds} with --topology={name}; got {slices}.")
     if kind == "gpu":
         total = int(count)
         node = min(total, _H100_NODE)
@@ -208,20 +225,20 @@ def describe(name: str, slices: int = 1) -> Topology:
 
 
 @functools.cache
-def _tpus(name: str, slices: int) -> tuple[jax.Device, ...]:
+def _tpus(name: str, slices: int) -> "tuple[Device, ...]":
     _need("libtpu", name)
     for variable, value in _LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    options = {"num_slices": slices} if slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if name.startswith("v4:"):
         options["chip_config_name"] = "megacore"  # a chip is one device
     return tuple(topologies.get_topology_desc(name, "tpu", **options).devices)
 
 
 @functools.cache
-def _gpus(count: int) -> tuple[jax.Device, ...]:
+def _gpus(count: int) -> "tuple[Device, ...]":
     _need("jax_cuda13_plugin", "GPUs")
-    # Without it the plugin looks for the libraries of a CUDA installation.
+    # Otherwise the plugin requires the libraries of a CUDA installation.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     options = {"target_config": _H100, "topology": f"1x1x{count}"}
     return tuple(topologies.get_topology_desc("", "cuda", **options).devices)

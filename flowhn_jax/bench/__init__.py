@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m flowhn_jax.bench kernels` and `branches`."""
+"""Benchmarks, each a subcommand of `python -m flowhn_jax.bench`."""

@@ -1,31 +1,18 @@
-"""The FlowHN authors' PyTorch model, restated from its public design as a baseline.
+"""The FlowHN authors' PyTorch model as a baseline: its blocks and train steps, ready to be timed.
 
-The authors modified Hugging Face's Jamba (transformers 4.49). What decides the speed of their code
-is kept: eager PyTorch, two branches that run one after the other on one stream, the CUDA kernels
-that Jamba calls where they are installed, and its loop over the tokens where they are not. The
-parameters have the authors' names, so that their state dicts load with `load_state_dict`.
-
-Shapes: B batch, T tokens, D width, E channels of the Mamba mixer, S state size, V vocabulary.
-PyTorch is imported by the functions that need it.
+The model is in `authors_model`. PyTorch is imported by the functions that need it.
 """
 
-import functools
-import importlib
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from flowhn_jax.bench import pytorch
+from flowhn_jax.bench import authors_model, pytorch
 from flowhn_jax.config import Config, ModelConfig
 from flowhn_jax.interop.reference import MODES
 
 Run = Callable[[], Any]
-
-_ATTENTION_SHARE = 0.59  # of mode C, a constant in the authors' code
-_SCAN = "mamba_ssm.ops.selective_scan_interface", "selective_scan_fn"
-_CONV = "causal_conv1d", "causal_conv1d_fn"
 
 
 def build(model: ModelConfig, mode: str) -> Any:
@@ -34,7 +21,7 @@ def build(model: ModelConfig, mode: str) -> Any:
     Weights are normal with standard deviation `model.init_std` and biases zero, as in Jamba.
 
     Args:
-      model: the sizes. `model.split` is not used: the mode fixes the split.
+      model: the sizes. `model.split` is not used: the mode determines the split.
       mode: the authors' Parallel_Mode, a key of `interop.reference.MODES`.
 
     Raises:
@@ -42,7 +29,7 @@ def build(model: ModelConfig, mode: str) -> Any:
       ValueError: the authors' code has no such mode or no such model.
     """
     _check(model, mode)
-    module = _modules().FlowHN(model, mode)
+    module = authors_model.modules().FlowHN(model, mode)
     _init(module, model.init_std)
     return module
 
@@ -52,11 +39,11 @@ def block_runs(
 ) -> tuple[Run, Run]:
     """Return (forward, both) of one block on random inputs [batch, length, D] in float32.
 
-    The inputs are float32 also for 'bfloat16': under autocast the residual stream is.
+    The inputs are float32 for 'bfloat16' too, as the residual stream is under autocast.
 
     Args:
-      model: as of `build`.
-      mode: as of `build`.
+      model: see `build`.
+      mode: see `build`.
       batch: number of sequences.
       length: tokens of each sequence, at least 2.
       dtype: 'float32', or 'bfloat16' for autocast over float32 parameters.
@@ -68,13 +55,13 @@ def block_runs(
 
     Raises:
       ImportError: PyTorch is not installed.
-      ValueError: as of `build`, or an unknown dtype.
+      ValueError: see `build`, or the dtype is unknown.
     """
     import torch
 
     _check(model, mode)
-    pytorch.autocast(dtype)  # an unknown dtype fails here
-    block = _modules().Block(model, mode, index=0)
+    pytorch.autocast(dtype)  # raises for an unknown dtype
+    block = authors_model.modules().Block(model, mode, index=0)
     _init(block, model.init_std)
     device = pytorch.device()
     block.to(device)
@@ -109,7 +96,7 @@ def train_step(config: Config, mode: str) -> pytorch.Step:
 
     Raises:
       ImportError: PyTorch is not installed.
-      ValueError: as of `build`.
+      ValueError: see `build`.
     """
     model, dtype = build(config.model, mode), config.model.dtype
     if dtype == "auto":
@@ -117,14 +104,6 @@ def train_step(config: Config, mode: str) -> pytorch.Step:
     shape = config.train.batch_size, config.model.context + 1
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, shape, np.int32)
     return pytorch.make_step(model, model, config.train, tokens, dtype=dtype)
-
-
-def describe_kernels() -> str:
-    """Return what the scan and the convolution run on, for the benchmark's output."""
-    on_gpu = pytorch.device() == "cuda"
-    scan = "mamba_ssm" if on_gpu and _installed(*_SCAN) else "a loop over tokens"
-    conv = "causal_conv1d" if on_gpu and _installed(*_CONV) else "torch conv1d"
-    return f"scan: {scan}, convolution: {conv}"
 
 
 def _check(model: ModelConfig, mode: str) -> None:
@@ -138,219 +117,13 @@ def _check(model: ModelConfig, mode: str) -> None:
         raise ValueError("model.branch_mlp must be True, as in the authors' code; got False.")
 
 
-@functools.cache
-def _installed(module: str, name: str) -> Callable[..., Any] | None:
-    """Return a function of an optional package, or None."""
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ImportError:
-        return None
-
-
-def _cuda_kernel(module: str, name: str, tensor: Any) -> Callable[..., Any] | None:
-    """Return a function of a CUDA package for tensors on a GPU, or None."""
-    return _installed(module, name) if tensor.is_cuda else None
-
-
 def _init(module: Any, std: float) -> None:
-    """Initialize a module in place as Jamba does; the parameters of its own are left unchanged."""
+    """Initialize a module's linear, convolution and embedding layers in place, as Jamba does."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     for child in module.modules():
         if isinstance(child, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Embedding):
             torch.nn.init.normal_(child.weight, std=std, generator=generator)
-            if getattr(child, "bias", None) is not None:
-                torch.nn.init.zeros_(child.bias)
-
-
-def _split(mode: str, index: int, length: int) -> tuple[int, bool]:
-    """Return where block `index` cuts the positions, and whether attention gets the first part."""
-    is_odd = index % 2 == 1
-    match mode:
-        case "B":
-            return length // 2, is_odd
-        case "C":
-            return int(_ATTENTION_SHARE * length), True
-        case "D":
-            return (length // 2 if is_odd else length - length // 2), is_odd
-    raise ValueError(f"mode {mode!r} does not split the positions.")
-
-
-@functools.cache
-def _modules() -> SimpleNamespace:
-    """Return the classes `FlowHN` and `Block`, made here because PyTorch is optional."""
-    import torch
-    from torch import nn
-    from torch.nn.functional import linear, scaled_dot_product_attention, silu, softplus
-
-    class RMSNorm(nn.Module):
-        """Jamba's: normalizes in float32, then casts, then scales."""
-
-        def __init__(self, size: int, eps: float):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(size))
-            self.eps = eps
-
-        def forward(self, x):
-            wide = x.float()
-            normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-            return self.weight * normed.to(x.dtype)
-
-    class MLP(nn.Module):
-        """SwiGLU."""
-
-        def __init__(self, model: ModelConfig):
-            super().__init__()
-            self.gate_proj = nn.Linear(model.width, model.mlp_width, bias=False)
-            self.up_proj = nn.Linear(model.width, model.mlp_width, bias=False)
-            self.down_proj = nn.Linear(model.mlp_width, model.width, bias=False)
-
-        def forward(self, x):
-            return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
-
-    class Attention(nn.Module):
-        """Causal attention without positions, whose query heads share key-value heads."""
-
-        def __init__(self, model: ModelConfig):
-            super().__init__()
-            dims = model.dims
-            self.head_dim, self.queries_per_kv = dims.head_dim, dims.heads // dims.kv_heads
-            q_width, kv_width = dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim
-            self.q_proj = nn.Linear(dims.width, q_width, bias=False)
-            self.k_proj = nn.Linear(dims.width, kv_width, bias=False)
-            self.v_proj = nn.Linear(dims.width, kv_width, bias=False)
-            self.o_proj = nn.Linear(q_width, dims.width, bias=False)
-
-        def forward(self, x):
-            projected = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-            q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in projected)
-            # As Jamba does, and because not all of PyTorch's kernels take grouped heads.
-            k, v = (y.repeat_interleave(self.queries_per_kv, dim=1) for y in (k, v))
-            out = scaled_dot_product_attention(q, k, v, is_causal=True)
-            return self.o_proj(out.transpose(1, 2).flatten(2))
-
-    class Mamba(nn.Module):
-        """Jamba's Mamba-1, with RMS norms on dt, B and C."""
-
-        def __init__(self, model: ModelConfig):
-            super().__init__()
-            dims = model.dims
-            self.sizes = [dims.dt_rank, dims.state, dims.state]
-            self.in_proj = nn.Linear(dims.width, 2 * dims.inner, bias=False)
-            self.conv1d = nn.Conv1d(
-                dims.inner, dims.inner, dims.conv, groups=dims.inner, padding=dims.conv - 1
-            )
-            self.x_proj = nn.Linear(dims.inner, sum(self.sizes), bias=False)
-            self.dt_proj = nn.Linear(dims.dt_rank, dims.inner)
-            self.dt_layernorm = RMSNorm(dims.dt_rank, model.norm_eps)
-            self.b_layernorm = RMSNorm(dims.state, model.norm_eps)
-            self.c_layernorm = RMSNorm(dims.state, model.norm_eps)
-            decay = torch.arange(1, dims.state + 1, dtype=torch.float32)
-            self.A_log = nn.Parameter(decay.log().repeat(dims.inner, 1))
-            self.D = nn.Parameter(torch.ones(dims.inner))
-            self.out_proj = nn.Linear(dims.inner, dims.width, bias=False)
-
-        def forward(self, x):
-            u, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)
-            u = self.convolve(u)
-            dt, B, C = self.x_proj(u.transpose(1, 2)).split(self.sizes, dim=-1)
-            dt, B, C = self.dt_layernorm(dt), self.b_layernorm(B), self.c_layernorm(C)
-            kernel = _cuda_kernel(*_SCAN, u)
-            y = self.scan(u, z, dt, B, C) if kernel is None else self.fused(kernel, u, z, dt, B, C)
-            return self.out_proj(y.transpose(1, 2))
-
-        def convolve(self, u):
-            """u [B, E, T] -> [B, E, T]."""
-            if kernel := _cuda_kernel(*_CONV, u):
-                return kernel(u, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu")
-            return silu(self.conv1d(u)[..., : u.shape[-1]])
-
-        def fused(self, kernel, u, z, dt, B, C):
-            """u, z [B, E, T], dt [B, T, R], B, C [B, T, S] -> [B, E, T], by the CUDA kernel.
-
-            The kernel adds the bias of dt and wants all that depends on the tokens in u's dtype.
-            """
-            dt = linear(dt, self.dt_proj.weight)
-            dt, B, C = (y.to(u.dtype).transpose(1, 2) for y in (dt, B, C))
-            A, dt_bias = -self.A_log.float().exp(), self.dt_proj.bias.float()
-            return kernel(u, dt, A, B, C, self.D.float(), z, dt_bias, delta_softplus=True)
-
-        def scan(self, u, z, dt, B, C):
-            """u, z [B, E, T], dt [B, T, R], B, C [B, T, S] -> [B, E, T], token by token.
-
-            As Jamba's: all decays and inputs [B, E, T, S] are made first and indexed in the loop.
-            """
-            delta = softplus(self.dt_proj(dt)).transpose(1, 2)[..., None]
-            decay = torch.exp(-self.A_log.float().exp()[:, None] * delta)
-            inputs = delta * B[:, None].float() * u[..., None].float()
-            state = torch.zeros_like(inputs[:, :, 0])
-            outputs = []
-            for t in range(u.shape[-1]):
-                state = decay[:, :, t] * state + inputs[:, :, t]
-                outputs.append((state @ C[:, t, :, None])[..., 0])
-            y = torch.stack(outputs, dim=-1) + u * self.D[:, None]
-            return y * silu(z)
-
-    class DecoderLayer(nn.Module):
-        """A branch: mixer and MLP, each with a norm before and a residual around it."""
-
-        def __init__(self, model: ModelConfig, name: str, mixer: nn.Module):
-            super().__init__()
-            self.add_module(name, mixer)  # whose name is part of those of the parameters
-            self.mixer_name = name
-            self.feed_forward = MLP(model)
-            self.input_layernorm = RMSNorm(model.width, model.norm_eps)
-            self.pre_ff_layernorm = RMSNorm(model.width, model.norm_eps)
-
-        def forward(self, x):
-            x = x + self.get_submodule(self.mixer_name)(self.input_layernorm(x))
-            return x + self.feed_forward(self.pre_ff_layernorm(x))
-
-    class Block(nn.Module):
-        """Both branches, one after the other, and the fusion of their outputs: [B, T, D]."""
-
-        def __init__(self, model: ModelConfig, mode: str, index: int):
-            super().__init__()
-            self.mode, self.index = mode, index
-            self.mamba = DecoderLayer(model, "mamba", Mamba(model))
-            self.atten = DecoderLayer(model, "self_attn", Attention(model))
-            fused_width = 2 * model.width if mode == "A" else model.width
-            self.branch_proj = nn.Linear(fused_width, model.width, bias=False)
-            self.pre_ff_layernorm = RMSNorm(model.width, model.norm_eps)
-            self.final_proj = nn.Linear(model.width, model.width, bias=False)
-
-        def forward(self, x):
-            x = x + self.branch_proj(self.branches(x))
-            return x + self.final_proj(self.pre_ff_layernorm(x))
-
-        def branches(self, x):
-            """[B, T, D] -> [B, T, 2 D] in mode A, else [B, T, D]."""
-            if self.mode == "A":
-                return torch.cat((self.mamba(x), self.atten(x)), dim=-1)
-            cut, attention_is_first = _split(self.mode, self.index, x.shape[1])
-            order = (self.atten, self.mamba) if attention_is_first else (self.mamba, self.atten)
-            return torch.cat((order[0](x[:, :cut]), order[1](x[:, cut:])), dim=1)
-
-    class FlowHN(nn.Module):
-        """Embedding, blocks, norm and an untied head."""
-
-        def __init__(self, model: ModelConfig, mode: str):
-            super().__init__()
-            blocks = [Block(model, mode, index) for index in range(model.blocks)]
-            self.model = nn.ModuleDict(
-                {
-                    "embed_tokens": nn.Embedding(model.vocab_size, model.width),
-                    "layers": nn.ModuleList(blocks),
-                    "final_layernorm": RMSNorm(model.width, model.norm_eps),
-                }
-            )
-            self.lm_head = nn.Linear(model.width, model.vocab_size, bias=False)
-
-        def forward(self, tokens):
-            x = self.model["embed_tokens"](tokens)
-            for block in self.model["layers"]:
-                x = block(x)
-            return self.lm_head(self.model["final_layernorm"](x))
-
-    return SimpleNamespace(Block=Block, FlowHN=FlowHN)
+            if isinstance(bias := getattr(child, "bias", None), torch.Tensor):
+                torch.nn.init.zeros_(bias)

@@ -1,9 +1,9 @@
-"""What is benchmarked: each operation at a shape, with its least work and its float64 sample."""
+"""Benchmark cases: an operation at a shape, its minimal work, a float64 sample of its results."""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jax import Array
 
 from flowhn_jax import config as config_lib
 from flowhn_jax import recipes
-from flowhn_jax.bench import reference
+from flowhn_jax.bench import sampled_reference
 from flowhn_jax.bench.device import Work
 from flowhn_jax.config import ModelConfig
 from kernels.attention import attention
@@ -26,26 +26,41 @@ Arrays = dict[str, Array]
 SIZES = ("small", "135m", "350m", "1b")
 OPERATION_NAMES = ("selective_scan", "ssd", "attention", "cross_entropy", "causal_conv")
 
-_SSD_HEAD, _SSD_STATE = 64, 128  # Mamba-2's own (arXiv 2405.21060, section 9)
+_SSD_HEAD, _SSD_STATE = 64, 128  # Mamba-2's defaults (arXiv 2405.21060, section 9)
 _SAMPLED_CHANNELS = 16
 _SAMPLED_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An operation at one shape, with arrays to run it on."""
+    """An operation at one shape, with arrays to run it on.
+
+    Attributes:
+      operation: one of OPERATION_NAMES.
+      size: one of SIZES.
+      shape: the dimensions, for tables.
+      inputs: arrays by name; floats are differentiated.
+      cotangent: of the output.
+      sampled_cotangent: zero outside the sample, so that its gradients depend on the sample alone.
+      run: (**inputs, backend) -> output.
+      forward: minimal work of the forward pass.
+      both: minimal work of forward and backward together.
+      sample: returns the expected (output, gradients) of the sample, in float64.
+      pick_output: takes the sample out of a whole output.
+      pick_gradients: takes the sample out of whole gradients.
+    """
 
     operation: str
-    size: str  # of SIZES
+    size: str
     shape: str
-    inputs: Arrays  # floats are differentiated
+    inputs: Arrays
     cotangent: Array
-    sampled_cotangent: Array  # zero but for what `sample` gives, so that gradients are its own
-    run: Callable[..., Array]  # (**inputs, backend) -> output
+    sampled_cotangent: Array
+    run: Callable[..., Any]
     forward: Work
-    both: Work  # of forward and backward
-    sample: Callable[[], tuple[Any, Any]]  # (output, gradients) that are expected, in float64
-    pick_output: Callable[[Any], Any]  # those of a whole output that `sample` gives
+    both: Work
+    sample: Callable[[], tuple[Any, Any]]
+    pick_output: Callable[[Any], Any]
     pick_gradients: Callable[[Arrays], Any]
 
     @functools.cached_property
@@ -53,11 +68,11 @@ class Case:
         return self.sample()
 
     def output_error(self, output: Any) -> float:
-        """Largest error of the output, against the largest magnitude."""
+        """Return the largest error of the output, relative to the largest magnitude."""
         return _largest_error(self.pick_output(output), self._expected[0])
 
     def gradient_error(self, gradients: Arrays) -> float:
-        """The same of the gradients by `sampled_cotangent`, the largest of all tensors."""
+        """Return the largest relative error of any gradient for `sampled_cotangent`."""
         return _largest_error(self.pick_gradients(gradients), self._expected[1])
 
 
@@ -73,7 +88,7 @@ def _f64(x: Any) -> np.ndarray:
 
 
 def _some(size: int, count: int) -> np.ndarray:
-    """So many of 0..size-1, equally far apart."""
+    """Return at most `count` evenly spaced integers of 0..size-1."""
     return np.unique(np.linspace(0, size - 1, count, dtype=int))
 
 
@@ -86,13 +101,16 @@ def _floats(inputs: Arrays) -> list[Array]:
 
 
 def _least_bytes(inputs: Arrays, output: Array) -> tuple[int, int]:
-    """Forward; forward and backward, which reads all again and writes the gradients."""
+    """Return the bytes of forward, and of forward and backward together.
+
+    Backward reads everything again and writes the gradients.
+    """
     forward = _nbytes(*inputs.values(), output)
     return forward, 2 * forward + _nbytes(*_floats(inputs))
 
 
 class _Random:
-    """Normal random arrays, each from a key of its own."""
+    """Normal random arrays, each from its own key."""
 
     def __init__(self, dtype: str):
         self._key, self._dtype = jax.random.key(0), dtype
@@ -103,7 +121,7 @@ class _Random:
 
 
 def model_config(size: str) -> ModelConfig:
-    """The paper's model of a size other than 'small'."""
+    """Return the paper's model of a size other than 'small'."""
     return config_lib.parse(recipes.load(f"flowhn_{size}")).model
 
 
@@ -123,14 +141,14 @@ def _selective_scan(size: str, batch: int, length: int, inner: int, state: int, 
     some = _some(inner, _SAMPLED_CHANNELS)
 
     def pick(arrays: Arrays) -> Arrays:
-        """Some channels of the first sequence."""
+        """Return the sampled channels of the first sequence."""
         first = {name: arrays[name][0][:, some] for name in ("u", "dt", "z")}
         first |= {name: arrays[name][0] for name in ("B", "C")}
         return first | {name: arrays[name][some] for name in ("A", "D", "dt_bias")}
 
     def sample() -> tuple[Any, Any]:
         first = {name: _f64(x) for name, x in pick(inputs).items()}
-        return reference.selective_scan(**first, dy=_f64(cotangent[0][:, some]))
+        return sampled_reference.selective_scan(**first, dy=_f64(cotangent[0][:, some]))
 
     exps = batch * length * inner * state
     forward, both = _least_bytes(inputs, cotangent)
@@ -164,15 +182,15 @@ def _ssd(size: str, batch: int, length: int, heads: int, state: int, dtype: str)
     some = slice(_SAMPLED_CHANNELS)
 
     def pick(arrays: Arrays) -> Arrays:
-        """Some channels of the first sequence's first head."""
+        """Return the sampled channels of the first sequence's first head."""
         first = {name: arrays[name][0, :, 0] for name in ("dt", "B", "C")}
         return first | {"x": arrays["x"][0, :, 0, some], "A": arrays["A"][0], "D": arrays["D"][0]}
 
     def sample() -> tuple[Any, Any]:
         first = {name: _f64(x) for name, x in pick(inputs).items()}
-        return reference.ssd(**first, dy=_f64(cotangent[0, :, 0, some]))
+        return sampled_reference.ssd(**first, dy=_f64(cotangent[0, :, 0, some]))
 
-    # The recurrence in products: each token's x B^T into the state, the state times C out of it.
+    # The recurrence as products: each token's x B^T into the state, the state times C out of it.
     flops = 4 * batch * length * heads * _SSD_HEAD * state
     forward, both = _least_bytes(inputs, cotangent)
     return Case(
@@ -202,7 +220,7 @@ def _attention(
     *,
     documents: bool = False,
 ) -> Case:
-    """With documents there is but one, yet a kernel has to look."""
+    """Return a case of attention; `documents` adds segment ids, all of one document."""
     random = _Random(dtype)
     inputs = {
         "q": random(batch, length, heads, head_dim),
@@ -215,12 +233,14 @@ def _attention(
     rows = _some(length, _SAMPLED_ROWS)
 
     def pick(arrays: Arrays) -> Arrays:
-        """Some queries of the first sequence's first head, and its keys and values."""
+        """Return the first sequence's first head: sampled queries, all keys and values."""
         return {"q": arrays["q"][0, rows, 0], **{name: arrays[name][0, :, 0] for name in "kv"}}
 
     def sample() -> tuple[Any, Any]:
         first = {name: _f64(x) for name, x in pick(inputs).items()}
-        return reference.attention(**first, positions=rows, dout=_f64(cotangent[0, rows, 0]))
+        return sampled_reference.attention(
+            **first, positions=rows, dout=_f64(cotangent[0, rows, 0])
+        )
 
     pairs = batch * heads * length * (length + 1) // 2
     forward, both = _least_bytes(inputs, cotangent)
@@ -248,17 +268,17 @@ def _cross_entropy(size: str, tokens: int, width: int, vocabulary: int, dtype: s
         "hidden": random(tokens, width),
         "head": random(width, vocabulary, dtype="float32") / math.sqrt(width),
         "targets": jnp.arange(tokens) * 31 % vocabulary,
-        # A sum over the sampled tokens alone: all are computed whatever they weigh.
+        # Only the sampled tokens count in the sum; all are computed whatever their weight.
         "weights": jnp.zeros(tokens).at[some].set(1),
     }
     cotangent = jnp.ones(())
 
     def sample() -> tuple[Any, Any]:
-        # The products see the head in hidden's dtype.
+        # The operation casts the head to hidden's dtype.
         head = _f64(inputs["head"].astype(dtype))
         hidden = _f64(inputs["hidden"][some])
         targets, weights = (np.asarray(inputs[name])[some] for name in ("targets", "weights"))
-        return reference.cross_entropy(hidden, head, targets, weights)
+        return sampled_reference.cross_entropy(hidden, head, targets, weights)
 
     flops, exps = 2 * tokens * width * vocabulary, tokens * vocabulary
     forward, both = _least_bytes(inputs, cotangent)
@@ -289,13 +309,13 @@ def _causal_conv(size: str, batch: int, length: int, inner: int, taps: int, dtyp
     some = slice(_SAMPLED_CHANNELS)
 
     def pick(arrays: Arrays) -> Arrays:
-        """Some channels of the first sequence."""
+        """Return the sampled channels of the first sequence."""
         first = {"x": arrays["x"][0, :, some], "weight": arrays["weight"][:, some]}
         return first | {"bias": arrays["bias"][some]}
 
     def sample() -> tuple[Any, Any]:
         first = {name: _f64(x) for name, x in pick(inputs).items()}
-        return reference.causal_conv(**first, dy=_f64(cotangent[0, :, some]))
+        return sampled_reference.causal_conv(**first, dy=_f64(cotangent[0, :, some]))
 
     forward, both = _least_bytes(inputs, cotangent)
     return Case(
@@ -314,14 +334,11 @@ def _causal_conv(size: str, batch: int, length: int, inner: int, taps: int, dtyp
     )
 
 
-def _small(operation: str, dtype: str) -> Case | None:
-    """The shapes at which the project is held against its peers on a CPU."""
-    match operation:
-        case "selective_scan":
-            return _selective_scan("small", 2, 512, 512, 16, dtype)
-        case "ssd":
-            return _ssd("small", 2, 1024, 8, 64, dtype)
-    return None
+# The shapes at which the operations are compared with their peers on a CPU.
+_SMALL = {
+    "selective_scan": functools.partial(_selective_scan, "small", 2, 512, 512, 16),
+    "ssd": functools.partial(_ssd, "small", 2, 1024, 8, 64),
+}
 
 
 def _paper(
@@ -342,31 +359,44 @@ def _paper(
             return _cross_entropy(size, tokens, dims.width, config.vocab_size, dtype)
         case "causal_conv":
             return _causal_conv(size, batch, length, dims.inner, dims.conv, dtype)
-    raise ValueError(f"No operation {operation!r}; accepted are {', '.join(OPERATION_NAMES)}.")
+    raise ValueError(f"operation must be one of {', '.join(OPERATION_NAMES)}; got {operation!r}.")
 
 
 def cases(
-    operations: list[str], sizes: list[str], lengths: list[int], tokens: int, dtype: str
+    operations: Sequence[str], sizes: Sequence[str], lengths: Sequence[int], tokens: int, dtype: str
 ) -> Iterator[Case]:
-    """Cases of so many tokens each, made one at a time, as they fill the device.
+    """Yield cases of `tokens` tokens each, one at a time because each may fill the device.
 
     Args:
-      operations: of OPERATION_NAMES.
-      sizes: of SIZES; 'small' has a shape of its own.
+      operations: among OPERATION_NAMES.
+      sizes: among SIZES; 'small' has a fixed shape.
       lengths: of the sequences; the batch is tokens / length, at least 1.
-      tokens: of a batch.
-      dtype: of what the layers compute in it.
+      tokens: per batch.
+      dtype: of the arrays that the layers compute in it.
     """
+    for make in _makers(operations, sizes, lengths, tokens, dtype):
+        yield make()
+
+
+def count(operations: Sequence[str], sizes: Sequence[str], lengths: Sequence[int]) -> int:
+    """Return how many cases `cases` yields."""
+    return sum(1 for _ in _makers(operations, sizes, lengths, 1, "float32"))
+
+
+def _makers(
+    operations: Sequence[str], sizes: Sequence[str], lengths: Sequence[int], tokens: int, dtype: str
+) -> Iterator[Callable[[], Case]]:
+    """Yield a function that makes a case, for each case."""
     for operation in operations:
         for size in sizes:
             if size == "small":
-                if case := _small(operation, dtype):
-                    yield case
+                if operation in _SMALL:
+                    yield functools.partial(_SMALL[operation], dtype=dtype)
                 continue
             for length in lengths:
                 shape = max(1, tokens // length), length
-                yield _paper(operation, size, *shape, dtype)
-                if operation == "attention":  # other kernels or masks, so measured on their own
-                    yield _paper(operation, size, *shape, dtype, documents=True)
+                yield functools.partial(_paper, operation, size, *shape, dtype)
+                if operation == "attention":  # documents may need another kernel or mask
+                    yield functools.partial(_paper, operation, size, *shape, dtype, documents=True)
                 if operation == "cross_entropy":
-                    break  # it knows tokens, but no sequences
+                    break  # it depends on the number of tokens, not on sequences

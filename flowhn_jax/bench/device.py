@@ -1,7 +1,9 @@
-"""What this device can do at the most, measured: the floors that kernels are held against."""
+"""Peak rates of this device, measured: they set the floors that kernels are compared with."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,28 +11,28 @@ import jax.numpy as jnp
 from flowhn_jax.utils.timing import time_repeats
 
 _REPEATS = 5
-_EXPS_IN_A_ROW = (4, 32)  # a CPU is quickest at few, an accelerator needs many to be busy
+_EXPS_IN_A_ROW = (4, 32)  # a CPU is fastest with few; an accelerator needs many to be busy
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
     """Measured rates of one device."""
 
-    bytes_per_second: float  # of a copy, read and written
+    bytes_per_second: float  # of a copy: bytes read and bytes written
     matmul_flops_per_second: float  # in the benchmark's dtype
     exps_per_second: float  # float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """The least that an operation can do."""
+    """The minimal work of an operation."""
 
     bytes: int  # every input and output once
     matmul_flops: int
     exps: int
 
     def floor_seconds(self, rates: Rates) -> float:
-        """Time of the part that takes longest on a device of such rates."""
+        """Return the time of the slowest of the three on a device of these rates."""
         return max(
             self.bytes / rates.bytes_per_second,
             self.matmul_flops / rates.matmul_flops_per_second,
@@ -38,14 +40,18 @@ class Work:
         )
 
 
-def _best_seconds(function, *arguments) -> float:
+def _best_seconds(function: Callable[..., Any], *arguments: Any) -> float:
     run = jax.jit(function)
     return min(time_repeats(lambda: run(*arguments), _REPEATS))
 
 
 @cache
 def measure_rates(dtype: str) -> Rates:
-    """Rates of the default device: 1 GiB copied (64 MiB on a CPU), products of large matrices."""
+    """Return the rates of the default device, from arrays of 1 GiB (64 MiB on a CPU).
+
+    Args:
+      dtype: of the matrix products.
+    """
     is_cpu = jax.default_backend() == "cpu"
     size = (2**26 if is_cpu else 2**30) // 4
     x = jnp.ones(size)
@@ -55,7 +61,7 @@ def measure_rates(dtype: str) -> Rates:
     matrix = jnp.ones((side, side), dtype)
     product = _best_seconds(lambda a: a @ a, matrix)
 
-    def exps(count, x):
+    def exps(count: int, x: jax.Array) -> jax.Array:
         for _ in range(count):
             x = jnp.exp(-x)
         return x

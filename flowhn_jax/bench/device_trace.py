@@ -1,8 +1,8 @@
-"""Reading of a profiler's device trace: the executions of a program's instructions.
+"""Reads a profiler's device trace: the executions of a program's instructions.
 
-| device | what is read | nanoseconds of an execution |
+| device | what is read | what counts as an execution's time |
 |---|---|---|
-| TPU | line "XLA Ops" of each /device:TPU:N | its time, less that of instructions nested in it |
+| TPU | line "XLA Ops" of each /device:TPU:N | its time without that of instructions nested in it |
 | GPU | lines "Stream #..." of each /device:GPU:N | the time of its kernels and copies |
 | CPU | threads of /host:CPU | thread time: the busy time of all threads that compute it |
 """
@@ -10,9 +10,10 @@
 import bisect
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jax.profiler import ProfileData
+if TYPE_CHECKING:
+    from jaxlib._jax import ProfileData  # jax.profiler.ProfileData is no type to the checker
 
 
 class Event(NamedTuple):
@@ -25,7 +26,7 @@ class Event(NamedTuple):
 
     @property
     def end(self) -> float:
-        """When the event ends, in nanoseconds."""
+        """The end of the event, in nanoseconds."""
         return self.start + self.duration
 
 
@@ -41,14 +42,14 @@ class Execution(NamedTuple):
     """Device time of an instruction: one of its executions, or a part of it."""
 
     device: str
-    module: str | None  # None if the trace does not hold it
+    module: str | None  # None if the trace does not name it
     names: tuple[str, ...]  # of the instruction or its kernel, the most precise first
     nanoseconds: float
     launches: int = 1
 
 
-def read_trace(data: ProfileData) -> list[Line]:
-    """Return the lines of a trace's device planes, and of its host's threads."""
+def read_trace(data: "ProfileData") -> list[Line]:
+    """Return the lines of a trace's device planes and of the host's threads."""
     return [
         Line(
             plane.name,
@@ -77,11 +78,11 @@ _Interval = tuple[float, float]  # start and end, in nanoseconds
 def _nest(spans: Sequence[_Interval]) -> tuple[list[list[_Interval]], list[int | None]]:
     """Return the parts of each span outside the spans nested in it, and the index of its parent.
 
-    Where two spans overlap, the common time is that of the later one.
+    If two spans overlap, the common time counts for the later one.
     """
     own: list[list[_Interval]] = [[] for _ in spans]
     parents: list[int | None] = [None] * len(spans)
-    done = [start for start, _ in spans]  # up to where a span's time is split
+    done = [start for start, _ in spans]  # where the part of a span that is not yet split begins
     stack: list[int] = []
     for i in sorted(range(len(spans)), key=lambda i: (spans[i][0], -spans[i][1])):
         start, end = spans[i]
@@ -116,7 +117,8 @@ def _tpu_executions(lines: Iterable[Line]) -> Iterator[Execution]:
         own, parents = _nest(spans)
         names: list[str | None] = [re.sub(r"\(\d+\)$", "", run.name) for run in runs]
         for i, event in enumerate(events, len(runs)):
-            names.append(None if parents[i] is None else names[parents[i]])
+            parent = parents[i]
+            names.append(None if parent is None else names[parent])
             # An event's name is the instruction's text: '%fusion.1 = f32[8]{0} fusion(...)'.
             name = event.name.partition(" = ")[0].removeprefix("%")
             yield Execution(line.plane, names[i], (name,), _length(own[i]))
@@ -134,19 +136,19 @@ def _gpu_executions(lines: Iterable[Line]) -> Iterator[Execution]:
             yield Execution(line.plane, event.stats.get("hlo_module"), names, _length(intervals))
 
 
-# Time of its own in these is spent on waiting for other threads or on scheduling.
+# The time of these events is spent waiting for other threads, or scheduling.
 _WAIT = re.compile(r"ThunkExecutor::|.*::Await")
 _TASK = "ThreadpoolListener::"
-# To which a thread's time belongs: an instruction's event, a task by its number, or nothing.
+# What a thread's time is attributed to: an instruction's event, a task's number, or nothing.
 _Owner = Event | int | None
 
 
 def _cpu_executions(lines: Iterable[Line]) -> Iterator[Execution]:
     """Yield the executions of instructions on a CPU, and of the tasks that they schedule.
 
-    An instruction's event covers the thread that starts it, and a task is a region of some thread.
-    A task that outlasts its instruction is a worker of a shared pool: from then on its time belongs
-    to the instruction with tasks that started last and still runs.
+    An instruction's event covers the thread that starts it; a task is a region of any thread. A
+    task that outlasts its instruction is a worker of a shared pool: from then on its time counts
+    for the running instruction with tasks that started last.
     """
     lines = [line for line in lines if line.plane.startswith("/host:CPU")]
     times: list[tuple[_Owner, list[_Interval]]] = []
@@ -156,9 +158,10 @@ def _cpu_executions(lines: Iterable[Line]) -> Iterator[Execution]:
         own, parents = _nest(spans)
         times += zip(owners, own, strict=True)
         for i, task in records:
-            schedulers[task] = None if parents[i] is None else owners[parents[i]]
+            parent = parents[i]
+            schedulers[task] = None if parent is None else owners[parent]
 
-    # The marker 'end: NAME' has the number of the instruction's event.
+    # The marker 'end: NAME' carries the number of the instruction's event.
     ends = {
         event.stats.get("_c"): event.end
         for line in lines
@@ -204,8 +207,8 @@ def _cpu_execution(event: Event, nanoseconds: float, launches: int = 0) -> Execu
 def _cpu_spans(line: Line) -> tuple[list[_Owner], list[_Interval], list[tuple[int, int]]]:
     """Return owners and intervals of a thread's spans, and the index and task of each record.
 
-    A task runs from StartRegion to StopRegion. Its Record lies where the task is scheduled: in an
-    instruction's event, or in the region of an earlier task.
+    A task runs from StartRegion to StopRegion. Its Record lies where the task is scheduled: inside
+    an instruction's event, or inside the region of an earlier task.
     """
     owners: list[_Owner] = []
     spans: list[_Interval] = []
@@ -217,7 +220,7 @@ def _cpu_spans(line: Line) -> tuple[list[_Owner], list[_Interval], list[tuple[in
             regions.append((event.start, event.stats.get("_c")))
             continue
         if event.name == _TASK + "StopRegion":
-            if not regions:  # it began before the trace
+            if not regions:  # the task began before the trace
                 continue
             start, owner = regions.pop()
         elif event.name == _TASK + "Record":
@@ -232,9 +235,9 @@ def _cpu_spans(line: Line) -> tuple[list[_Owner], list[_Interval], list[tuple[in
 
 
 def _instruction_of(owner: _Owner, schedulers: dict[int, _Owner]) -> Event | None:
-    """Return the event of the instruction that scheduled a task, itself or by an earlier task."""
+    """Return the event of the instruction that scheduled a task, directly or through others."""
     while isinstance(owner, int):
         scheduler = schedulers.get(owner)
-        # Numbers grow with time: a cycle can only be a malformed trace.
+        # Task numbers grow with time, so a cycle means that the trace is malformed.
         owner = None if isinstance(scheduler, int) and scheduler >= owner else scheduler
     return owner

@@ -1,7 +1,7 @@
 """The operations of `kernels` as plain formulas, computed in float64 on the CPU.
 
-Independent of the kernels: loops over tokens, whole matrices of scores, all logits. For small
-shapes; `reference` samples large ones.
+They share no code with the kernels: loops over tokens, whole matrices of scores, all logits. They
+are for small shapes; `sampled_reference` samples large ones.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ def in_float64(function, arguments, cotangents):
     """Return a function's outputs in float64, and its gradients for the cotangents.
 
     Args:
-      function: of arguments by name.
+      function: takes the arguments by name.
       arguments: arrays by name; floats become float64, others have no gradient.
       cotangents: of the outputs.
 
@@ -35,7 +35,7 @@ def _with_gradients(function, arguments, cotangents):
 
 
 def _cpu():
-    """Return the CPU; the default device where JAX shows no CPU."""
+    """Return the CPU device, or None, the default device, if JAX has no CPU backend."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -48,7 +48,7 @@ def _as_float64(x):
 
 
 def selective_scan(u, dt, A, B, C, D, z=None, dt_bias=None, segment_ids=None, initial_state=None):
-    """Return (y, final state)."""
+    """Return (y [B, L, E], final state [B, E, S]) of a selective scan."""
     batch, length, _ = u.shape
     delta = jnp.log1p(jnp.exp(dt if dt_bias is None else dt + dt_bias))
     ids = jnp.zeros((batch, length), int) if segment_ids is None else segment_ids
@@ -68,7 +68,7 @@ def selective_scan(u, dt, A, B, C, D, z=None, dt_bias=None, segment_ids=None, in
 
 
 def causal_conv(x, weight, bias=None, segment_ids=None, initial_state=None):
-    """Return (y, final state)."""
+    """Return (y [B, L, E], final state [B, W - 1, E]): the last inputs."""
     batch, length, width = x.shape
     taps = weight.shape[0]
     before = jnp.zeros((batch, taps - 1, width)) if initial_state is None else initial_state
@@ -97,7 +97,7 @@ def attention(q, k, v, segment_ids=None, *, window=None, prefix=0):
 
 
 def cross_entropy(hidden, head, targets, weights, z_loss=0.0):
-    """Weighted losses of the tokens; those of weight zero may have any target."""
+    """Return the weighted losses [N] of the tokens; a token of weight zero may have any target."""
     logits = hidden @ head
     picked = logits[np.arange(len(targets)), jnp.clip(targets, 0, head.shape[1] - 1)]
     lse = jnp.log(jnp.exp(logits).sum(-1))
@@ -105,7 +105,7 @@ def cross_entropy(hidden, head, targets, weights, z_loss=0.0):
 
 
 def ssd(x, dt, A, B, C, D, dt_bias=None, segment_ids=None, initial_state=None):
-    """Return (y, final state)."""
+    """Return (y [B, L, H, P], final state [B, H, P, S])."""
     batch, length, heads, size = x.shape
     delta = jnp.log1p(jnp.exp(dt if dt_bias is None else dt + dt_bias))
     B, C = (jnp.repeat(v, heads // v.shape[2], axis=2) for v in (B, C))

@@ -1,4 +1,4 @@
-"""The largest batch, of powers of two, that a memory holds: by compiling, never by running."""
+"""The largest batch, a power of two, that fits in memory: by compiling, never by running."""
 
 import dataclasses
 import math
@@ -10,13 +10,13 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True)
 class Attempt(Generic[Result]):
-    """What compiling for one batch size showed.
+    """The outcome of compiling for one batch size.
 
     Attributes:
-      result: what the caller wants of the largest batch that fits.
-      fits: whether the memory holds it.
+      result: what the caller wants to know of the largest batch that fits.
+      fits: whether it fits in memory.
       fixed: bytes that do not depend on the batch.
-      temporaries: bytes that grow with it; 0 where the compiler only said that it does not fit.
+      temporaries: bytes that grow with it; 0 if the compiler reports only that it does not fit.
     """
 
     result: Result
@@ -30,15 +30,15 @@ def largest_batch(
 ) -> Attempt[Result]:
     """Return the attempt at the largest power of two that fits, in few attempts.
 
-    Larger ones are tried as long as one fits, smaller ones until one does. A size is passed over
-    where the temporaries of the last attempt, taken as proportional to the batch, say that the next
-    one fits, too; none is tried that would need half as much again as there is.
+    Larger sizes are tried as long as one fits, smaller ones until one does. The temporaries of the
+    last attempt, assumed proportional to the batch, predict which sizes fit: a size is skipped if
+    its double fits by that estimate, and is not tried if it would need 1.5 times the memory.
 
     Args:
       attempt: compiles for a batch size.
-      start: the first one to try, rounded down to a power of two.
-      memory: bytes that there are.
-      most: the largest one to try, rounded down likewise; None: no bound.
+      start: the first size to try, rounded down to a power of two.
+      memory: bytes available.
+      most: the largest size to try, rounded down likewise; None for no bound.
 
     Raises:
       ValueError: not even a batch of 1 fits.
@@ -56,7 +56,7 @@ def largest_batch(
                 break
             factor = 2 ** max(1, int(math.log2(room / max(1, found.temporaries))))
             each = each * factor if too_many is None else min(each * factor, too_many // 2)
-        elif found.temporaries and room <= 0:  # nor does any other
+        elif found.temporaries and room <= 0:  # no batch fits
             break
         else:
             too_many = each
@@ -70,5 +70,5 @@ def largest_batch(
 
 
 def _power_of_two(number: float) -> int:
-    """Return the largest power of two that is not above a number of at least 1."""
+    """Return the largest power of two that is at most `number`, which is at least 1."""
     return 2 ** int(math.log2(number))

@@ -1,13 +1,14 @@
-"""Peers to measure beside our kernels: what others publish, where it is installed.
+"""Peers to measure next to our kernels: published implementations that are installed.
 
-A peer takes a case's arrays and gives two functions to time, forward and forward with backward,
-that return when the device is done. It is to compute the same outputs from the same inputs.
+A peer takes a case's arrays and provides two functions to time, forward and forward with backward,
+that return when the device is done. It computes the same outputs from the same inputs.
 """
 
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -16,23 +17,24 @@ import numpy as np
 
 from flowhn_jax.bench import pytorch
 from flowhn_jax.bench.cases import Case
+from flowhn_jax.bench.throughput import memory_sizes
 
 Run = Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """A peer's way to do a case."""
+    """A peer's implementation of a case."""
 
     name: str
     forward: Run  # returns the output
     both: Run  # forward and backward
     to_numpy: Callable[[Any], np.ndarray] = np.asarray  # of the output
-    temporary_bytes: Callable[[], int] | None = None  # of `both`, where it is known
+    temporary_bytes: Callable[[], int] | None = None  # of `both`, if known
 
 
 def _associative_scan(case: Case) -> Peer:
-    """The scan as one `jax.lax.associative_scan` over all positions, differentiated by JAX."""
+    """Return one `jax.lax.associative_scan` over all positions, differentiated by JAX."""
 
     def run(u, dt, A, B, C, D, z, dt_bias):
         delta = jax.nn.softplus(dt + dt_bias)
@@ -55,7 +57,7 @@ def _associative_scan(case: Case) -> Peer:
         "jax.lax.associative_scan",
         lambda: forward(case.inputs),
         lambda: both(case.inputs, case.cotangent),
-        temporary_bytes=lambda: both.memory_analysis().temp_size_in_bytes,
+        temporary_bytes=lambda: memory_sizes(both).temp_size_in_bytes,
     )
 
 
@@ -66,17 +68,21 @@ def _torch_peer(
     prepare: Callable[[Any], Any] = lambda x: x,
     restore: Callable[[Any], Any] = lambda x: x,
 ) -> Peer:
-    """A PyTorch function of the case's inputs by name, on the GPU where PyTorch has one.
+    """Return a peer that calls a PyTorch function, on the GPU if PyTorch has one.
 
-    `prepare` lays each input and the cotangent out as the function wants them, `restore` lays the
-    output out again; neither is timed.
+    Args:
+      name: of the peer.
+      case: the case to compute.
+      run: the function, of the case's inputs by name.
+      prepare: brings each input and the cotangent into the layout of `run`; not timed.
+      restore: brings the output back into the case's layout; not timed.
     """
     import torch
 
     device = pytorch.device()
 
     def tensor(x: Any) -> Any:
-        # NumPy's bfloat16 is not one that PyTorch takes.
+        # PyTorch does not accept NumPy's bfloat16.
         wide = np.array(x, np.float32) if x.dtype == jnp.bfloat16 else np.array(x)
         return prepare(torch.from_numpy(wide).to(device, getattr(torch, x.dtype.name)))
 
@@ -98,7 +104,7 @@ def _torch_peer(
 
 
 def _mambapy(case: Case) -> Peer:
-    """The parallel scan of mambapy in PyTorch, as its MambaBlock calls it."""
+    """Return mambapy's parallel scan in PyTorch, called as its MambaBlock calls it."""
     import torch
     from mambapy.pscan import pscan
 
@@ -113,15 +119,16 @@ def _mambapy(case: Case) -> Peer:
 
 
 def _mamba_ssm(case: Case) -> Peer:
-    """The CUDA kernel of the Mamba authors."""
+    """Return the CUDA kernel of the Mamba authors."""
     import torch
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    selective_scan_fn = import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
 
     def run(u, dt, A, B, C, D, z, dt_bias):
         return selective_scan_fn(u, dt, A, B, C, D, z, dt_bias, delta_softplus=True)
 
     def channels_first(x):
-        """As the kernel wants u, dt, B, C and z, all of u's dtype."""
+        """Return u, dt, B, C and z as the kernel requires them, all in u's dtype."""
         dtype = getattr(torch, case.inputs["u"].dtype.name)
         return x.to(dtype).transpose(1, 2).contiguous() if x.ndim == 3 else x
 
@@ -129,7 +136,7 @@ def _mamba_ssm(case: Case) -> Peer:
 
 
 def _torch_attention(case: Case) -> Peer:
-    """PyTorch's own choice of attention kernel."""
+    """Return the attention kernel that PyTorch chooses."""
     import torch
 
     def run(q, k, v, segment_ids=None):
@@ -146,14 +153,13 @@ def _torch_attention(case: Case) -> Peer:
 
 
 def _flash_attention(case: Case) -> Peer:
-    """FlashAttention-2's CUDA kernel."""
-    from flash_attn import flash_attn_func
-
+    """Return FlashAttention-2's CUDA kernel."""
+    flash_attn_func = import_module("flash_attn").flash_attn_func
     return _torch_peer("flash-attn", case, partial(flash_attn_func, causal=True))
 
 
 def _transformers_mamba2(chunk: int, case: Case) -> Peer:
-    """The chunked scan of Hugging Face transformers' Mamba-2 in PyTorch, without CUDA kernels."""
+    """Return the chunked scan of transformers' Mamba-2, PyTorch without CUDA kernels."""
     from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 
     def run(x, dt, A, B, C, D):
@@ -163,8 +169,9 @@ def _transformers_mamba2(chunk: int, case: Case) -> Peer:
 
 
 def _mamba_ssm_ssd(case: Case) -> Peer:
-    """The Triton kernels of the Mamba-2 authors, in chunks of 256 as their Mamba2 layer."""
-    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    """Return the Triton kernels of the Mamba-2 authors, in chunks of 256 as in their layer."""
+    module = import_module("mamba_ssm.ops.triton.ssd_combined")
+    mamba_chunk_scan_combined = module.mamba_chunk_scan_combined
 
     def run(x, dt, A, B, C, D):
         return mamba_chunk_scan_combined(x, dt, A, B, C, 256, D=D, dt_softplus=True)
@@ -173,13 +180,14 @@ def _mamba_ssm_ssd(case: Case) -> Peer:
 
 
 def _simple_gla(case: Case) -> Peer:
-    """Flash-linear-attention's Triton kernels for linear attention with one decay per head.
+    """Return flash-linear-attention's Triton kernels for linear attention with decay per head.
 
     With state h [S, P] they compute h_t = exp(g_t) h_{t-1} + k_t v_t^T and y_t = h_t^T q_t, which
-    is SSD where q = C, k = B, v = delta x and g = delta A. They take a q and a k for each head.
+    is SSD with q = C, k = B, v = delta x and g = delta A. They take one q and one k per head.
     """
     import torch
-    from fla.ops.simple_gla import chunk_simple_gla
+
+    chunk_simple_gla = import_module("fla.ops.simple_gla").chunk_simple_gla
 
     def run(x, dt, A, B, C, D):
         delta = torch.nn.functional.softplus(dt)
@@ -192,7 +200,7 @@ def _simple_gla(case: Case) -> Peer:
 
 
 def _suits_flash_attention(case: Case) -> bool:
-    """Whether flash-attn computes a case: in 16 bits, without segment ids."""
+    """Return whether flash-attn can compute a case: 16 bits, no segment ids."""
     return case.inputs["q"].dtype == jnp.bfloat16 and "segment_ids" not in case.inputs
 
 
@@ -202,7 +210,7 @@ class _Candidate:
 
     package: str
     make: Callable[[Case], Peer]
-    needs_gpu: bool = False  # one that PyTorch can use
+    needs_gpu: bool = False  # that PyTorch can use
     suits: Callable[[Case], bool] = lambda case: True
 
 
@@ -226,10 +234,10 @@ _CANDIDATES = {  # by operation
 
 
 def peers(case: Case) -> Iterator[Callable[[], Peer]]:
-    """Yield what makes each of a case's peers that can run here; making or running it may fail.
+    """Yield a function that makes a peer, for each peer of a case that can run on this machine.
 
-    Left out are packages that are not installed, those that need a GPU where PyTorch has none, and
-    those that do not compute the case.
+    Making and running a peer may fail. Packages that are not installed, that need a GPU which
+    PyTorch does not have, or that cannot compute the case are left out.
     """
     for candidate in _CANDIDATES.get(case.operation, ()):
         if not _is_installed(candidate.package) or not candidate.suits(case):

@@ -1,4 +1,4 @@
-"""What the benchmarks of PyTorch code share: its device, its precision, and a training step."""
+"""What the benchmarks of PyTorch code share: device, precision and a training step."""
 
 import functools
 from collections.abc import Callable
@@ -16,14 +16,14 @@ _MATRICES = ("proj.weight", "lm_head.weight", "tokens.weight", "embeddings.weigh
 
 @functools.cache
 def device() -> str:
-    """Return 'cuda' where PyTorch has a GPU, else 'cpu'."""
+    """Return 'cuda' if PyTorch has a GPU, else 'cpu'."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def wait() -> None:
-    """Wait until the GPU, where there is one, has run all that was queued."""
+    """Wait until the GPU, if there is one, has finished all queued work."""
     import torch
 
     if device() == "cuda":

@@ -14,7 +14,7 @@ _PACKAGES = ("flowhn_jax/", "kernels/")
 _LIBRARIES = re.compile(
     rf"/(site|dist)-packages/|^{re.escape(sysconfig.get_path('stdlib'))}/|^[^/]*<"
 )
-# These run other computations, whose instructions have costs of their own.
+# These run other computations, whose instructions have their own costs.
 _CALLING = ("call", "while", "conditional", "async-start")
 _PRODUCTS = ("dot", "convolution")
 _MOVES = re.compile(r"copy|bitcast|tuple|get-tuple-element|optimization-barrier|.*-(start|done)$")
@@ -23,12 +23,12 @@ _FIELD = re.compile(r'(\w+)=(?:"((?:[^"\\]|\\.)*)"|(\d+))')
 _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 # An op_name that ends in one of these names no primitive: XLA added the instruction.
 _SCOPES = ("body", "cond", "closed_call", "eval_jaxpr", "checkpoint")
-# All projections call these: the caller's line tells which one it is.
+# All projections call these: the caller's line identifies the projection.
 _SHARED = ("flowhn_jax/layers/linear.py",)
 
 
 class Origin(NamedTuple):
-    """Where an instruction comes from."""
+    """The source line and the operation that an instruction comes from."""
 
     source: str  # 'flowhn_jax/layers/mamba1.py:88'; empty if unknown
     operation: str  # 'forward/dot_general'; empty if unknown
@@ -40,7 +40,7 @@ class ProgramText:
     def __init__(self, text: str):
         head = re.match(r"HloModule ([^\s,]+)", text)
         if head is None:
-            raise ValueError(f"text must be a program's as_text(); got {text[:40]!r}.")
+            raise ValueError(f"text must be a compiled program's as_text(); got {text[:40]!r}.")
         self.module = head[1]
         self._program = hlo.Program(text)
         self._computation = {
@@ -56,7 +56,7 @@ class ProgramText:
         self._frames = tables["StackFrames"]
 
     def find(self, module: str | None, names: Sequence[str]) -> str | None:
-        """Return the name of the instruction; None if the program has none of these names."""
+        """Return the name of the instruction; None if the program has no such instruction."""
         if module not in (None, self.module):
             return None
         found = [name for name in names if name in self._computation]
@@ -68,9 +68,9 @@ class ProgramText:
     def origin(self, name: str | None) -> Origin:
         """Return the source line and operation of an instruction; empty ones for None.
 
-        Those of a fusion are of its largest matrix product. Without one they are by its own
-        metadata, else by its root's, else by most of its instructions. What XLA adds without
-        metadata, mostly copies, has the line of its user, else of its operand.
+        A fusion takes those of its largest matrix product; without one, those of its own metadata,
+        else of its root's, else of most of its instructions. What XLA adds without metadata, mostly
+        copies, takes the line of its user, else of its operand.
         """
         if name is None:
             return Origin("", "")
@@ -120,7 +120,7 @@ class ProgramText:
         return self._program.computations[self._computation[name]][name]
 
     def _fused(self, instruction: hlo.Instruction) -> Iterator[hlo.Instruction]:
-        """Yield the instructions that are executed as one; the root is the last of all."""
+        """Yield the instructions that are executed as one; the root comes last."""
         if instruction.opcode in ("while", "conditional"):
             return
         computation = self._computation[instruction.name]
@@ -138,7 +138,7 @@ class ProgramText:
         return Origin(_source(self._frames_of(fields)), operation)
 
     def _frames_of(self, fields: dict[str, str]) -> Iterator[tuple[str, int]]:
-        """Yield file and line of each frame of the stack, the innermost first."""
+        """Yield file and line of each stack frame, the innermost first."""
         if "source_file" in fields:
             yield fields["source_file"], int(fields.get("source_line", 0))
         frame = int(fields.get("stack_frame_id", 0))
@@ -149,14 +149,14 @@ class ProgramText:
 
 
 def _kernel_name(name: str) -> str:
-    """Return an instruction's name as XLA writes it in a kernel's name."""
+    """Return an instruction's name as XLA spells it in a kernel's name."""
     return re.sub(r"\W", "_", name)
 
 
 def _operation(op_name: str, opcode: str) -> str:
     """Return the pass and the primitive of an op_name, e.g. 'backward/dot_general'.
 
-    The op_name of several merged instructions is theirs, separated by semicolons; the first counts.
+    Merged instructions have all their op_names, separated by semicolons; the first counts.
     """
     op_name = op_name.partition(";")[0].rstrip(":")
     primitive = op_name.rpartition("/")[2]
@@ -172,7 +172,7 @@ def _operation(op_name: str, opcode: str) -> str:
 
 
 def _source(frames: Iterable[tuple[str, int]]) -> str:
-    """Return the innermost frame of this project; else that outside of libraries; else ''."""
+    """Return the innermost frame of this project, else the innermost outside libraries, else ''."""
     shared = outside = ""
     for file, line in frames:
         path = pathlib.Path(file)
@@ -188,10 +188,10 @@ def _source(frames: Iterable[tuple[str, int]]) -> str:
 
 
 def _read_tables(text: str) -> dict[str, dict[int, Any]]:
-    """Return the tables of files and frames at the head of a program's text, by their numbers.
+    """Return the tables of files and frames at the head of a program's text, keyed by number.
 
-    A frame's parent is printed as its number plus one by some versions of XLA: the root frames,
-    whose parent is 0, tell which.
+    Some versions of XLA print a frame's parent as its number plus one. The root frames, whose
+    parent is 0, show which.
     """
     tables: dict[str, dict[int, Any]] = {title: {} for title in _TABLES}
     table: dict[int, Any] | None = None

@@ -1,12 +1,12 @@
 """Profile of a compiled program: the time of each of its instructions, and their source lines.
 
-`profile` runs the program under JAX's profiler and joins the trace, read by `device_trace`, to the
-program's text, read by `source_lines`.
+`profile` runs the program under JAX's profiler and joins the trace, read by `device_trace`, with
+the program's text, read by `source_lines`.
 
-On one device the costs of a step sum to its busy time. On a GPU kernels of several streams overlap,
-so the sum may exceed the step's time. On a CPU it is in thread-seconds, at most the step's time
-times XLA's threads; where these outnumber the cores, a thread's waits for a core count too.
-Asynchronous transfers of a TPU count only where the core waits for them.
+On one device the costs of a step add up to its busy time. On a GPU the kernels of several streams
+overlap, so the sum may exceed the step's time. On a CPU the sum is in thread-seconds, at most the
+step's time multiplied by XLA's threads; if these outnumber the cores, waiting for a core counts
+too. Asynchronous transfers of a TPU count only while the core waits for them.
 """
 
 import collections
@@ -27,10 +27,10 @@ from flowhn_jax.bench.source_lines import ProgramText
 class Cost:
     """Device time of an instruction, or of a group of them, in one step."""
 
-    name: str  # of the HLO instruction; of the kernel where the program has no such instruction
+    name: str  # of the HLO instruction, or of the kernel if the program has no such instruction
     seconds: float  # per step, mean over the local devices
-    share: float  # of the sum over all costs
-    count: int  # executions per step and device; on a GPU launches of its kernels
+    share: float  # of the sum of all costs
+    count: int  # executions per step and device; on a GPU its kernels' launches
     source: str  # 'flowhn_jax/layers/mamba1.py:88'; empty if unknown
     operation: str  # 'forward/dot_general'; empty if unknown
 
@@ -38,23 +38,23 @@ class Cost:
 def profile(run: Callable[[], Any], text: str, steps: int = 3) -> list[Cost]:
     """Return the costs of one step of a compiled program, the largest first.
 
-    A program from JAX's persistent cache has the source lines of when it was compiled.
+    A program from JAX's persistent cache has the source lines that it was compiled from.
 
     Args:
       run: executes the program once and returns arrays that depend on it. It is called once before
-        the trace and `steps` times in it.
+        the trace and `steps` times during it.
       text: the program's `jax.stages.Compiled.as_text()`.
       steps: the number of calls that the costs are averaged over.
 
     Raises:
-      ValueError: `steps` is less than 1, or `text` is no program's.
-      RuntimeError: the trace holds no device events of the program.
+      ValueError: `steps` is less than 1, or `text` is not a program's.
+      RuntimeError: the trace has no device events of the program.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}.")
     jax.block_until_ready(run())
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # calls of Python functions are most of a CPU's trace
+    options.python_tracer_level = 0  # Python calls would make up most of a CPU's trace
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
             for _ in range(steps):
@@ -70,8 +70,8 @@ def profile(run: Callable[[], Any], text: str, steps: int = 3) -> list[Cost]:
 def largest(costs: Iterable[Cost], count: int = 10) -> list[Cost]:
     """Return the `count` largest costs by source line and operation, the largest first.
 
-    The instructions of one line and operation, e.g. one per layer, are summed; the name of the sum
-    is that of the largest and the number of the others: 'fusion.12 and 5 more'.
+    The instructions of one line and operation, e.g. one per layer, are summed. The sum is named
+    after the largest of them, such as 'fusion.12 and 5 more'.
     """
     groups: dict[tuple[str, ...], list[Cost]] = collections.defaultdict(list)
     for cost in _sorted(costs):
@@ -111,11 +111,11 @@ def costs_of(lines: Sequence[Line], text: str, steps: int) -> list[Cost]:
         counts[name] += execution.launches
         instructions[name] = instruction
     if all(instruction is None for instruction in instructions.values()):
-        others = {execution.module for execution in executions} - {None, program.module}
-        found = f"only those of {', '.join(sorted(others))}" if others else "none"
+        modules = {execution.module for execution in executions if execution.module}
+        others = ", ".join(sorted(modules - {program.module}))
         raise RuntimeError(
-            f"`run` must execute the program of `text`, {program.module}, on a device: the trace "
-            f"must hold its device events; found {found}."
+            f"`run` must execute the program of `text`, {program.module}, on a device; the trace "
+            f"has {f'only events of {others}' if others else 'no device events'}."
         )
     per_step = steps * len({execution.device for execution in executions})
     total = sum(nanoseconds.values()) or 1.0

@@ -1,4 +1,4 @@
-"""Speed of a model on this machine: train step, prefill and, where there is one, decode step."""
+"""Speed of a model on this machine: train step and, for models with caches, prefill and decode."""
 
 import dataclasses
 import functools
@@ -24,25 +24,34 @@ from flowhn_jax.utils.timing import compile_timed, time_repeats
 from kernels import backends
 
 Result = dict[str, Any]
-_POSITIONS = 32  # that a decode step is timed at
+_POSITIONS = 32  # at which a decode step is timed
 
-Seconds = dict[str, list[float]]  # of each repeat, by what was timed
+Seconds = dict[str, list[float]]  # of each repeat, by the name of what is timed
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What is timed of a config on a mesh, compiled once; no arrays."""
+    """The compiled train step of a config on a mesh; holds no arrays.
+
+    Attributes:
+      config: of the model and its batch.
+      mesh: that the step is compiled for.
+      train_step: (state, batch) -> (new state, metrics); the state is donated.
+      compile_seconds: of tracing and compiling.
+      memory_bytes: per device: arguments, results and temporaries according to XLA.
+      kernels: backends that the step uses.
+    """
 
     config: Config
     mesh: Mesh
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    compile_seconds: float  # of tracing and compiling the train step
-    memory_bytes: int  # a device, of the train step: arguments, results and temporaries by XLA
-    kernels: str  # that the train step runs on
+    train_step: jax.stages.Compiled
+    compile_seconds: float
+    memory_bytes: int
+    kernels: str
 
 
 def compile_programs(config: Config, mesh: Mesh) -> Programs:
-    """Compile the train step; may run in several threads at the same time."""
+    """Compile the train step; safe to call from several threads at the same time."""
     with backends.use(config.kernels.backend):
         start = time.perf_counter()
         with backends.record() as chosen:
@@ -60,16 +69,41 @@ def compile_programs(config: Config, mesh: Mesh) -> Programs:
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> int:
-    """Return the bytes of a device that a program needs: arguments, results and temporaries."""
-    sizes = compiled.memory_analysis()
+    """Return the bytes per device that a program needs: arguments, results and temporaries."""
+    sizes = memory_sizes(compiled)
     results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return sizes.argument_size_in_bytes + results + sizes.temp_size_in_bytes
+
+
+def memory_sizes(compiled: jax.stages.Compiled) -> Any:
+    """Return XLA's sizes of a program's memory, jaxlib's CompiledMemoryStats."""
+    sizes = compiled.memory_analysis()
+    if sizes is None:
+        raise RuntimeError("this backend of XLA does not report the memory of its programs")
+    return sizes
+
+
+class TrainRun:
+    """Train steps of compiled programs on one random batch; a call runs the next step."""
+
+    def __init__(self, programs: Programs):
+        """Make the arrays; they are freed with this object."""
+        config, mesh = programs.config, programs.mesh
+        self._train_step = programs.train_step
+        with jax.set_mesh(mesh):
+            self._batch = random_batch(config, mesh)
+            self.state = random_state(config, mesh)
+
+    def __call__(self) -> Metrics:
+        """Run a step and return its metrics."""
+        self.state, metrics = self._train_step(self.state, self._batch)
+        return metrics
 
 
 def time_programs(programs: Programs, repeats: int) -> Seconds:
     """Return the seconds of train steps, prefills and decode steps on random tokens.
 
-    The arrays are made for this call and dropped after it.
+    The arrays exist only during this call.
     """
     seconds, params = time_training(programs, repeats)
     return {"train": seconds} | time_inference(programs.config, programs.mesh, params, repeats)
@@ -77,25 +111,16 @@ def time_programs(programs: Programs, repeats: int) -> Seconds:
 
 def time_training(programs: Programs, repeats: int) -> tuple[list[float], Params]:
     """Return the seconds of each of `repeats` train steps, and the parameters after them."""
-    config, mesh = programs.config, programs.mesh
-    with jax.set_mesh(mesh), backends.use(config.kernels.backend):
-        batch = random_batch(config, mesh)
-        state = random_state(config, mesh)
-
-        def train() -> Metrics:
-            nonlocal state
-            state, metrics = programs.train_step(state, batch)
-            return metrics
-
-        return time_repeats(train, repeats), state.params
+    run = TrainRun(programs)
+    return time_repeats(run, repeats), run.state.params
 
 
 def time_inference(config: Config, mesh: Mesh, params: Params, repeats: int) -> Seconds:
     """Return the seconds of prefills and decode steps of the batch and of one sequence.
 
-    A prefill reads a context of each sequence into caches and gives the logits of one token more:
-    for one sequence that is the time to the first token. A decode step gives the logits of one
-    token for each sequence, all at the same position. Empty for a model without caches.
+    A prefill fills the caches with a context of each sequence and returns the logits of the next
+    token: for one sequence that is the time to the first token. A decode step returns the logits of
+    one token per sequence, all at the same position. Empty for a model without caches.
     """
     model = config.model
     if not models.can_decode(model):
@@ -114,28 +139,29 @@ def time_inference(config: Config, mesh: Mesh, params: Params, repeats: int) -> 
 
 
 def sequences(config: Config) -> dict[str, int]:
-    """Sequences of a prefill and a decode step, by the ending of their names."""
+    """Return the number of sequences of prefills and decode steps, by the suffix of their names."""
     return {"": config.train.batch_size, "_one": 1}
 
 
 def _time_decode(
     model: ModelConfig, params: Params, tokens: jax.Array, repeats: int
 ) -> list[float]:
-    """Seconds of a step, each the mean over positions in all parts of the context.
+    """Return the seconds of a step, each the mean over positions from all parts of the context.
 
-    In a split a position says which branch runs, and so what a step takes.
+    In a split model the position determines which branch runs, and so the time of a step.
     """
     batch, length = tokens.shape
     edges = np.linspace(0, length, _POSITIONS + 1).astype(int)
     positions = np.random.default_rng(0).integers(edges[:-1], np.maximum(edges[1:], edges[:-1] + 1))
-    at = [np.full(batch, position, np.int32) for position in positions]  # a step uses up its cache
+    # One array per position, because a step donates its cache.
+    at = [np.full(batch, position, np.int32) for position in positions]
     last = tokens[:, 0]
     cache = models.init_cache(model, params, batch, length)
 
     def decode() -> jax.Array:
         nonlocal cache
-        for place in at:
-            logits, cache = models.step(model, params, last, cache._replace(tokens=place))
+        for position in at:
+            logits, cache = models.step(model, params, last, cache._replace(tokens=position))
         return logits
 
     return [seconds / len(at) for seconds in time_repeats(decode, repeats)]
@@ -144,8 +170,8 @@ def _time_decode(
 def random_state(config: Config, mesh: Mesh) -> TrainState:
     """Return a state of normal parameters of standard deviation 0.02, for timing.
 
-    The models' own initialization is one program per model, which takes as long to compile as a
-    train step; these are programs per shape.
+    The models' own initialization is one program per model that takes as long to compile as a train
+    step; here it is one small program per shape.
     """
     state = abstract_state(config, mesh)
     params = jax.tree.map(lambda x: _normal(x.shape, x.dtype, x.sharding), state.params)
@@ -168,7 +194,7 @@ def _normal_maker(
 
 
 def random_batch(config: Config, mesh: Mesh) -> Batch:
-    """Windows of random tokens, one document each."""
+    """Return a batch [B, T + 1] of windows of random tokens, each a single document."""
     train, model = config.train, config.model
     shape = (train.batch_size, model.context + 1)
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, shape, np.int32)
@@ -177,14 +203,14 @@ def random_batch(config: Config, mesh: Mesh) -> Batch:
 
 
 def tokens_of(name: str, config: Config) -> int:
-    """Tokens of one timed call: of a batch of contexts, or one a sequence where it decodes."""
+    """Return the tokens of one timed call: whole contexts, or one per sequence in a decode step."""
     kind, _, end = name.partition("_")
     count = sequences(config)[f"_{end}" if end else ""]
     return count * (1 if kind == "decode" else config.model.context)
 
 
 def work_rate(name: str, seconds: float, config: Config, mesh: Mesh) -> Result:
-    """TFLOP/s a device, and their share of the peak, of a timed train step or prefill."""
+    """Return TFLOP/s per device of a timed train step or prefill, and its share of the peak."""
     count = flops.train_flops if name == "train" else flops.prefill_flops
     length = config.model.context
     per_device, dense_per_device = (
@@ -204,7 +230,7 @@ def work_rate(name: str, seconds: float, config: Config, mesh: Mesh) -> Result:
 
 
 def _bandwidth(name: str, seconds: float, config: Config, mesh: Mesh) -> Result:
-    """GB/s a device that a decode step must move, and their share of the memory's peak."""
+    """Return GB/s per device that a decode step must move, and its share of the memory's peak."""
     moved = flops.decode_bytes(config.model, tokens_of(name, config), config.model.context)
     per_device = moved / seconds / mesh.size
     peak = flops.peak_bandwidth(mesh.devices.flat[0])
@@ -215,7 +241,7 @@ def _bandwidth(name: str, seconds: float, config: Config, mesh: Mesh) -> Result:
 
 
 def summary(name: str, seconds: list[float], config: Config, mesh: Mesh) -> Result:
-    """Return tokens/s and seconds of a timed program: the median, and the spread of the repeats."""
+    """Return tokens/s and seconds of a timed program: the median and the spread of the repeats."""
     median = statistics.median(seconds)
     rate = _bandwidth if name.startswith("decode") else work_rate
     return {
@@ -228,7 +254,7 @@ def summary(name: str, seconds: list[float], config: Config, mesh: Mesh) -> Resu
 
 
 def measure(config: Config, mesh: Mesh, *, repeats: int = 10) -> Result:
-    """Times `repeats` calls of each program; see `time_programs`."""
+    """Compile and time a config's programs, and return all figures; see `time_programs`."""
     model = config.model
     programs = compile_programs(config, mesh)
     seconds = time_programs(programs, repeats)

@@ -27,11 +27,11 @@ def main() -> None:
     """Prints what the step needs; the status is 1 where it does not fit."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs, here or there
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # nor is CUDA installed
-    from flowhn_jax.aot import report, topology
+    from flowhn_jax.aot import step_report, topology
 
     config = cli.parse_config(_CONFIG)
     machine = topology.describe(_TOPOLOGY.value, _SLICES.value)
-    make = report.largest_batch if _LARGEST.value else report.report
+    make = step_report.largest_batch if _LARGEST.value else step_report.report
     found = make(config, machine, mfu=_MFU.value, plan_only=_PLAN.value)
     print(json.dumps(found.to_dict()) if _JSON.value else found)
     if not found.fits:

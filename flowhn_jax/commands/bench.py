@@ -12,7 +12,15 @@ from absl import flags
 from flowhn_jax import config as config_lib
 from flowhn_jax import recipes
 from flowhn_jax.aot import topology
-from flowhn_jax.bench import branches, cases, checkpoint, decode, kernels, models, parallel
+from flowhn_jax.bench import (
+    branch_parallel,
+    branch_times,
+    cases,
+    checkpoint_cost,
+    decode,
+    kernel_times,
+    peer_models,
+)
 from flowhn_jax.bench.suite import command as suite
 from flowhn_jax.bench.suite import rehearsal, side_by_side
 from flowhn_jax.commands import flags as cli
@@ -74,7 +82,7 @@ def _kernels() -> None:
     if _PEERS.value:  # leave them their share of a GPU's memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     is_cpu = jax.default_backend() == "cpu"
-    kernels.bench_kernels(
+    kernel_times.bench_kernels(
         _OPERATIONS.value or cases.OPERATION_NAMES,
         _SIZES.value or (("small", "135m") if is_cpu else cases.SIZES),
         _LENGTHS.value or ((1024,) if is_cpu else (1024, 2048, 8192, 32768)),
@@ -110,13 +118,13 @@ def _suite(*folders: str) -> None:
 
 
 def _models() -> None:
-    models.bench_models(repeats=_REPEATS.value, out=_OUT.value or "bench_models.json")
+    peer_models.bench_models(repeats=_REPEATS.value, out=_OUT.value or "bench_models.json")
 
 
 def _checkpoint() -> None:
     given = _CONFIG.value is not None
     config = cli.parse_config(_CONFIG) if given else config_lib.parse(recipes.load("flowhn_tiny"))
-    checkpoint.bench_checkpoint(
+    checkpoint_cost.bench_checkpoint(
         config, repeats=_REPEATS.value, out=_OUT.value or "bench_checkpoint.json"
     )
 
@@ -131,8 +139,8 @@ def _of_config(name: str, bench: Callable[..., Any]) -> None:
 def run() -> None:
     """Parse the flags and run the command."""
     commands = {
-        "branches": branches.bench_branches,
-        "parallel": parallel.bench_parallel,
+        "branches": branch_times.bench_branches,
+        "parallel": branch_parallel.bench_parallel,
         "decode": decode.bench_decode,
     }
     cli.run(

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs to compile for where there is none: by XLA's CUDA plugin and by Triton."""
+"""Compilation for absent NVIDIA GPUs, by XLA's CUDA plugin and by Triton."""
 
 import math
 import pathlib
@@ -20,14 +20,14 @@ _TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "int32": "*i32"}
 
 
 class Resources(NamedTuple):
-    """What one thread of a compiled kernel needs."""
+    """Resources of one thread of a compiled kernel."""
 
     registers: int
     spilled: int  # bytes stored to local memory
 
 
 def h100_mesh(**axes: int) -> Mesh:
-    """A mesh of H100s, its axes by name and size; skips the test where the plugin is missing."""
+    """Return a mesh of H100s with axes by name and size; skip the test without the plugin."""
     pytest.importorskip("jax_cuda13_plugin", reason="compiles by the CUDA plugin")
     devices = describe(f"gpu:h100x{math.prod(axes.values())}").devices
     devices = np.array(devices).reshape(*axes.values())
@@ -35,12 +35,12 @@ def h100_mesh(**axes: int) -> Mesh:
 
 
 def needs_cudnn() -> None:
-    """Skips the test where cuDNN, which plans attention, is not installed."""
+    """Skip the test if cuDNN, which plans attention, is not installed."""
     pytest.importorskip("nvidia.cudnn", reason="compiles by cuDNN")
 
 
 def recorded(launches: list):
-    """What runs kernels only in name: it appends each launch and returns zeros.
+    """Return a stand-in that appends each launch to `launches` and returns zeros.
 
     For `jax.eval_shape`.
     """
@@ -53,7 +53,7 @@ def recorded(launches: list):
 
 
 def compile_kernel(kernel, launch, capability: int) -> Resources:
-    """Compile a Triton kernel for a launch, one warp a program, as jax-triton does."""
+    """Compile a Triton kernel for a launch, one warp per program, as jax-triton does."""
     triton = pytest.importorskip("triton", reason="compiles by Triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -73,7 +73,7 @@ def compile_kernel(kernel, launch, capability: int) -> Resources:
     target, options = GPUTarget("cuda", capability, 32), {"num_warps": 1, "num_stages": 1}
     assembler = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
-        triton.knobs.cache.dir = folder  # jax-triton, where it is imported, has set none
+        triton.knobs.cache.dir = folder  # importing jax-triton unsets it
         ptx = triton.compile(source, target=target, options=options).asm["ptx"]
         path = pathlib.Path(folder) / "kernel.ptx"
         path.write_text(ptx)

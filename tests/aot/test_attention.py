@@ -1,4 +1,4 @@
-"""Attention's maintained kernels, compiled for TPUs and for an H100."""
+"""Attention by splash and cuDNN, compiled for TPUs and for an H100."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ every_generation = pytest.mark.parametrize("topology", tpu_target.GENERATIONS.va
 
 
 def compile_step(mesh, batch, length, heads, groups, size, *, documents, window=None):
-    """Forward and backward in bfloat16, batch over `data`; returns it and the backend taken."""
+    """Compile forward and backward in bfloat16, batch over `data`; return the backend as well."""
 
     def array(*shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -64,7 +64,7 @@ def test_splash_at_more_shapes(topology, length, size, documents):
 @pytest.mark.parametrize(("length", "window"), [(2048, None), (577, None), (1025, 300)])
 @pytest.mark.parametrize("size", PAPER_HEADS)
 def test_cudnn(length, window, size, documents):
-    """The scores are never whole: at 2048 tokens, in float32, they would take 4 GiB."""
+    """The scores are never materialized: at 2048 tokens they would take 4 GiB in float32."""
     cuda_target.needs_cudnn()
     mesh = cuda_target.h100_mesh(data=1)
     compiled, chosen = compile_step(

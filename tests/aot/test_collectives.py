@@ -1,4 +1,4 @@
-"""What a program sends, counted from its text."""
+"""Collectives of a program, counted from its text."""
 
 from functools import partial
 
@@ -55,7 +55,7 @@ def test_counts_and_bytes(kind):
     assert found[kind].seconds > 0
 
 
-def test_permutations_in_opposite_directions_take_their_time_once():
+def test_permutations_in_opposite_directions_overlap():
     machine = torus("v5e", *MESH)
     one = traffic(compiled(partial(permute, step=1)), machine.devices, machine)
     both = compiled(lambda x: permute(x, 1) * permute(x, -1))
@@ -107,11 +107,11 @@ def test_parts_of_one_collective_in_several_fusions_count_once():
         ("mesh['x'=4] {'x':(2)2}, dimensions", [[0, 1], [2, 3]]),
     ],
 )
-def test_groups_in_all_the_ways_that_xla_writes_them(text, groups):
+def test_groups_in_all_forms_that_xla_writes(text, groups):
     found = replica_groups(f"channel_id=1, replica_groups={text}", 4)
     assert sorted(map(sorted, found)) == groups
 
 
-def test_groups_that_cannot_be_read():
-    with pytest.raises(ValueError, match="cannot be read: 'other"):
+def test_groups_of_an_unknown_form_are_rejected():
+    with pytest.raises(ValueError, match="has an unknown form: 'other"):
         replica_groups("replica_groups=other", 4)

@@ -1,4 +1,4 @@
-"""What is read out of a compiled program's text."""
+"""Parsing of a compiled program's text."""
 
 import jax
 import jax.numpy as jnp
@@ -54,16 +54,16 @@ def test_a_program_of_a_tpu():
     assert 'op_name="jit(f)/jvp()/neg"' in fused.attributes
 
 
-def test_places_of_tuples_in_short():
-    """As later versions of XLA write them."""
+def test_abbreviated_elements_of_tuples():
+    """Later versions of XLA write them so."""
     short = TEXT.replace("%i = s32[]{:T(128)} get-tuple-element(%p.2), index=0\n", "")
     short = short.replace("add(%i, ", "add(%p.2#0, ")
     short = short.replace("%j = s32[]{:T(128)} get-tuple-element(%p.3), index=0\n", "")
     short = short.replace("compare(%j, ", "compare(%p.3#0, ")
     program = Program(short)
     assert dict(program.runs()) == dict(Program(TEXT).runs())
-    place = program.computations["body"]["p.2#0"]
-    assert place == ("p.2#0", "s32[]{:T(128)}", "get-tuple-element", ("p.2",), "index=0")
+    element = program.computations["body"]["p.2#0"]
+    assert element == ("p.2#0", "s32[]{:T(128)}", "get-tuple-element", ("p.2",), "index=0")
 
 
 def test_loops_within_loops_as_xla_counts_them():
@@ -77,9 +77,9 @@ def test_loops_within_loops_as_xla_counts_them():
     assert {3 * 5, 5, 1} <= set(program.runs().values())
 
 
-def test_a_loop_without_a_counter_is_refused():
+def test_a_loop_without_a_counter_is_rejected():
     program = Program(TEXT.replace("constant(8)", "parameter(1)"))
-    with pytest.raises(ValueError, match="has no counter that can be read"):
+    with pytest.raises(ValueError, match="has no counter with a constant limit"):
         program.runs()
 
 

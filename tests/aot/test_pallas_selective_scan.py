@@ -19,7 +19,7 @@ every_generation = pytest.mark.parametrize("topology", tpu_target.GENERATIONS.va
 
 
 def arguments(batch, length, width, states, dtype, *, stateful):
-    """Shapes of the arguments and of the cotangents of (y, final state)."""
+    """Return shapes of the arguments and of the cotangents of (y, final state)."""
 
     def tokens(size):
         return jax.ShapeDtypeStruct((batch, length, size), dtype)
@@ -47,15 +47,15 @@ def with_gradients(args, cotangents, scan=scan):
 
 
 def training_step(args, dy):
-    """Outputs and gradients where the final state is of no interest."""
+    """Return outputs and gradients without the final state."""
     return with_gradients(args, dy, lambda args: scan(args)[0])
 
 
 @every_generation
 def test_memory_and_traffic_of_training(topology):
-    """Eight sequences of 2048 tokens: at most 40 MiB beyond arguments and results, and 0.8 GB.
+    """Eight sequences of 2048 tokens need at most 40 MiB of temporaries and 0.8 GB of traffic.
 
-    u, dt, z and dy in, y and the gradients of u, dt and z out, make 0.55 GB.
+    Reading u, dt, z and dy and writing y and the gradients of u, dt and z takes 0.55 GB.
     """
     args, (dy, _) = arguments(8, 2048, 1536, 16, jnp.bfloat16, stateful=False)
     args, dy = tpu_target.on_one_device(topology, (args, dy))
@@ -73,7 +73,7 @@ def test_stateful_odd_length():
 
 
 def test_sharded_over_batch_and_width():
-    """`jax.shard_map` checks over which axes each result varies: its default."""
+    """`jax.shard_map` checks over which axes each result varies, by default."""
     mesh = tpu_target.mesh("v5e:2x2", data=2, model=2)
     specs = {name: P("data", None, "model") for name in ("u", "dt", "z")}
     specs |= {name: P("model") for name in ("A", "D", "dt_bias")}
@@ -90,7 +90,7 @@ def test_sharded_over_batch_and_width():
 
     compiled = jax.jit(run).lower(args, cotangents).compile().as_text()
     assert compiled.count('custom_call_target="tpu_custom_call"') == 2
-    assert "all-reduce" in compiled  # the gradients of what several devices share
+    assert "all-reduce" in compiled  # of the gradients of replicated arguments
 
 
 PAPER = list(itertools.product([1024, 2048, 8192, 32768], [1536, 2048, 4096], [16]))

@@ -1,4 +1,4 @@
-"""The real train step with its kernels, compiled for a TPU and for an H100."""
+"""The whole train step with its kernels, compiled for a TPU and for an H100."""
 
 import math
 
@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 def compile_and_record(mesh, config):
-    """The compiled step, and the backends in it by operation."""
+    """Return the compiled step and its backends by operation."""
     with backends.record() as chosen:
         return lower_train_step(config, mesh).compile(), chosen
 
@@ -58,7 +58,7 @@ KERNELS = {
 )
 @pytest.mark.parametrize("target", ["v5e", "h100"])
 def test_a_small_step_over_four_devices(target, axes):
-    """Kernels that XLA cannot cut over devices, under jit alone."""
+    """Kernels that XLA cannot partition over devices work under plain jit."""
     model = {"dtype": "auto", "context": 128, "width": 128, "mlp_width": 256, "blocks": 1}
     model["vocab_size"] = 512
     if target == "v5e":
@@ -73,7 +73,7 @@ def test_a_small_step_over_four_devices(target, axes):
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "gib"), [("v5e", 2.0), ("h100", 2.0)])
 def test_the_papers_135m_on_one_device(target, gib):
-    """8 x 1024 tokens: the memory beside state and batch is bounded."""
+    """8 x 1024 tokens: temporary memory is bounded."""
     compiled, chosen = compile_and_record(mesh_of(target), paper_135m(8))
     assert chosen == KERNELS[target]
     memory = compiled.memory_analysis().temp_size_in_bytes

@@ -17,7 +17,7 @@ SHARDED = {"u", "dt", "B", "C", "z", "segment_ids", "initial_state"}
 
 
 def arguments(batch, length, width, states, dtype):
-    """Shapes of all arguments, the optional ones included."""
+    """Return the shapes of all arguments, including the optional ones."""
     tokens = jax.ShapeDtypeStruct((batch, length, width), dtype)
     inputs = jax.ShapeDtypeStruct((batch, length, states), dtype)
     channels = jax.ShapeDtypeStruct((width,), jnp.float32)
@@ -54,13 +54,13 @@ def with_gradients(run, args, tile=backend.DEFAULT):
         ),
     ],
 )
-def test_registers_suffice(length, width, states, dtype, capability):
+def test_registers_do_not_spill(length, width, states, dtype, capability):
     assert_nothing_spills(length, width, states, dtype, capability, backend.DEFAULT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tile", backend.candidates(1))
-def test_registers_suffice_for_all_tiles(tile):
+def test_no_tile_spills_registers(tile):
     assert_nothing_spills(2048, 1536, 16, jnp.bfloat16, 90, tile)
 
 
@@ -82,7 +82,7 @@ def assert_nothing_spills(length, width, states, dtype, capability, tile):
 
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_forward_and_backward_for_an_h100(devices):
-    """Inside `jax.shard_map`, too, which checks what varies between devices."""
+    """Over two devices inside `jax.shard_map`, which checks what varies between them."""
     pytest.importorskip("jax_triton", reason="compiles by jax-triton")
     mesh = cuda_target.h100_mesh(data=devices)
     batch, length, width, states = 8, 2048, 1536, 16
@@ -103,5 +103,5 @@ def test_forward_and_backward_for_an_h100(devices):
     memory = step.lower(args).compile().memory_analysis()
     tokens = batch * length * width // devices
     print("temporary memory in MiB", memory.temp_size_in_bytes / 2**20)
-    # The states before the chunks and the sums of the programs: states / 4 bytes of each.
+    # The states before the chunks and the programs' sums: states / 4 bytes of each.
     assert memory.temp_size_in_bytes < 1.1 * tokens * 2 * states / 4

@@ -1,4 +1,4 @@
-"""TPUs to compile for where there is none: libtpu holds the whole compiler."""
+"""Compilation for absent TPUs by libtpu, which contains the whole compiler."""
 
 import re
 
@@ -20,19 +20,19 @@ _MOVES_NOTHING = ("parameter", "get-tuple-element", "tuple", "bitcast", "constan
 
 
 def devices(topology: str) -> list:
-    """The devices of a topology as 'v5e:2x2'; skips the test where libtpu is not installed."""
+    """Return the devices of a topology such as 'v5e:2x2'; skip the test without libtpu."""
     pytest.importorskip("libtpu", reason="compiles by libtpu")
     return list(describe(topology).devices)
 
 
 def on_one_device(topology: str, tree):
-    """The shapes and dtypes of a tree, placed on the topology's first device."""
+    """Return the shapes and dtypes of a tree, placed on the topology's first device."""
     sharding = SingleDeviceSharding(devices(topology)[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def on_mesh(mesh: Mesh, tree, specs: P):
-    """The shapes and dtypes of a tree, laid over a mesh; `specs` is a tree like it."""
+    """Return the shapes and dtypes of a tree, sharded over a mesh by a tree of specs."""
 
     def place(x, spec):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
@@ -41,13 +41,13 @@ def on_mesh(mesh: Mesh, tree, specs: P):
 
 
 def mesh(topology: str, **axes: int) -> Mesh:
-    """A mesh over all devices of a topology, its axes by name and size."""
+    """Return a mesh over all devices of a topology with axes by name and size."""
     array = np.array(devices(topology)).reshape(*axes.values())
     return Mesh(array, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
 def kernel_traffic(jaxpr) -> int:
-    """Bytes that the Pallas kernels of a jaxpr say they move."""
+    """Return the bytes that a jaxpr's Pallas kernels move, by their cost estimates."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
@@ -61,9 +61,9 @@ def kernel_traffic(jaxpr) -> int:
 
 
 def traffic_around_kernels(hlo: str) -> int:
-    """Bytes of main memory that XLA's own operations read and write, in a program with no loop.
+    """Return the bytes that XLA's operations read and write in main memory; no loops.
 
-    Asynchronous moves are not counted: they bring to VMEM, ahead of time, what a kernel reads.
+    Asynchronous moves are not counted: they prefetch to VMEM what a kernel reads.
 
     Args:
       hlo: text of the compiled program, where an array in VMEM is marked S(1).
@@ -84,7 +84,7 @@ def traffic_around_kernels(hlo: str) -> int:
 
 
 def _main_memory(arrays: str) -> int:
-    """Bytes of the arrays, as 'bf16[8,16]{1,0:T(8,128)}', that are not in VMEM or SMEM."""
+    """Return the bytes of arrays such as 'bf16[8,16]{1,0:T(8,128)}' outside VMEM and SMEM."""
     return sum(
         _BYTES[dtype] * int(np.prod([int(n) for n in shape.split(",") if n]))
         for dtype, shape, layout in _ARRAY.findall(arrays)

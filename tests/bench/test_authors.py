@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from flowhn_jax import models
-from flowhn_jax.bench import authors
+from flowhn_jax.bench import authors, authors_model
 from flowhn_jax.bench.throughput import random_batch
 from flowhn_jax.interop import reference
 from flowhn_jax.parallel.mesh import make_mesh
@@ -24,7 +24,7 @@ def read(name, mode):
 
 
 def assert_parity(arrays, module):
-    """Logits to 3e-5, loss to 1e-5, gradients to 5e-5 of each tensor's maximum."""
+    """Check logits to 3e-5, loss to 1e-5 and gradients to 5e-5 of each tensor's maximum."""
     tokens = torch.tensor(arrays["input_ids"]).long()
     logits = module(tokens)
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
@@ -45,7 +45,7 @@ def test_parity_with_the_authors_code(name, mode):
 
 
 def naive_selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
-    """mamba_ssm's selective_scan_fn, and what its CUDA kernel checks of the dtypes."""
+    """Compute mamba_ssm's selective_scan_fn with the dtype checks of its CUDA kernel."""
     assert {x.dtype for x in (u, delta, B, C, z)} == {u.dtype}
     assert {x.dtype for x in (A, D, delta_bias)} == {torch.float32}
     assert delta_softplus
@@ -60,7 +60,7 @@ def naive_selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, del
 
 
 def naive_causal_conv(x, weight, bias=None, activation=None):
-    """causal_conv1d's causal_conv1d_fn."""
+    """Compute causal_conv1d's causal_conv1d_fn."""
     assert activation == "silu"
     taps, length = weight.shape[1], x.shape[-1]
     x = torch.nn.functional.pad(x, (taps - 1, 0))
@@ -70,7 +70,7 @@ def naive_causal_conv(x, weight, bias=None, activation=None):
 
 @pytest.fixture
 def cuda_kernels(monkeypatch):
-    """Naive functions in place of those of the CUDA packages; the names of those that were run."""
+    """Replace the CUDA packages by naive functions; return the names of those that are called."""
     called = []
 
     def kernel(module, name, tensor):
@@ -79,7 +79,7 @@ def cuda_kernels(monkeypatch):
             name
         ]
 
-    monkeypatch.setattr(authors, "_cuda_kernel", kernel)
+    monkeypatch.setattr(authors_model, "_cuda_kernel", kernel)
     return called
 
 
@@ -88,7 +88,7 @@ def test_parity_with_the_arguments_of_the_cuda_kernels(cuda_kernels):
     assert cuda_kernels == 3 * ["causal_conv1d_fn", "selective_scan_fn"]
 
 
-def test_the_cuda_kernels_get_one_dtype_under_autocast(cuda_kernels):
+def test_the_cuda_kernels_receive_one_dtype_under_autocast(cuda_kernels):
     """Jamba's norms give B and C in float32, the projections u, dt and z in bfloat16."""
     model = small_config("ae_split").model
     _, both = authors.block_runs(model, "B", 2, 8, "bfloat16")
@@ -109,8 +109,8 @@ def test_runs_of_a_block(mode):
     forward, both = authors.block_runs(model, mode, 2, 9, "float32")
     y, gradients = forward(), both()
     assert y.shape == gradients[0].shape == (2, 9, model.width)
-    of_the_model_alone = 3  # embedding, last norm and head
-    assert len(gradients) == 1 + len(reference.parameter_names(1)) - of_the_model_alone
+    outside_the_block = 3  # embedding, final norm and head
+    assert len(gradients) == 1 + len(reference.parameter_names(1)) - outside_the_block
     assert all(gradient.abs().max() > 0 for gradient in gradients)
     wide = authors.block_runs(model, mode, 2, 9, "bfloat16")[0]()
     error = (wide - y).abs().max() / y.abs().max()
@@ -137,7 +137,7 @@ def test_training_without_clipping_and_in_bfloat16():
     assert step() > step()
 
 
-def test_what_the_authors_code_lacks_is_refused():
+def test_models_that_the_authors_code_lacks_are_rejected():
     model = small_config("ae_split").model
     with pytest.raises(ValueError, match="mode must be one of A, B, C, D; got 'E'"):
         authors.build(model, "E")
@@ -151,7 +151,7 @@ def test_what_the_authors_code_lacks_is_refused():
         authors.build(small_baseline("llama"), "A")
 
 
-def test_kernels_of_a_machine_without_a_gpu():
+def test_kernels_are_described_without_a_gpu():
     if not torch.cuda.is_available():
         expected = "scan: a loop over tokens, convolution: torch conv1d"
-        assert authors.describe_kernels() == expected
+        assert authors_model.describe_kernels() == expected

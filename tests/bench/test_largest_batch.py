@@ -10,7 +10,7 @@ MEMORY = 10**6
 
 
 class Compiler:
-    """Memory that is linear in the batch; the sizes that were tried."""
+    """A compiler whose programs need memory linear in the batch; it records the sizes tried."""
 
     def __init__(self, memory, fixed, each, gives_sizes=True):
         self.memory, self.fixed, self.each = memory, fixed, each
@@ -26,7 +26,7 @@ class Compiler:
         return Attempt(batch, self.fits(batch), self.fixed, self.each * batch)
 
     def largest(self, most):
-        """The answer by trying all powers of two, None where nothing fits."""
+        """Return the answer by trying all powers of two; None if nothing fits."""
         sizes = [2**i for i in range(most.bit_length()) if 2**i <= most]
         return max((size for size in sizes if self.fits(size)), default=None)
 
@@ -64,7 +64,7 @@ def test_without_a_bound(compiler, start):
 
 
 @given(compilers(), st.integers(1, 4096), st.integers(1, 10**5))
-def test_a_bound_that_is_no_power_of_two(compiler, start, most):
+def test_a_bound_that_is_not_a_power_of_two(compiler, start, most):
     assume(start <= most)
     check(compiler, start, most, attempts=6)
 
@@ -76,32 +76,32 @@ def test_a_start_above_the_bound(compiler, start, most):
 
 
 @given(compilers(gives_sizes=False), st.integers(1, 4096), st.integers(0, 12))
-def test_a_compiler_that_gives_no_sizes_of_what_does_not_fit(compiler, start, doublings):
-    """Then each smaller one has to be tried, but none twice."""
+def test_a_compiler_without_sizes_for_programs_that_do_not_fit(compiler, start, doublings):
+    """Each smaller size has to be tried, but none twice."""
     most = 2 ** (start.bit_length() - 1 + doublings)
     check(compiler, start, most, attempts=start.bit_length() + 2)
 
 
 @pytest.mark.parametrize("fixed", [MEMORY, MEMORY + 1])
-def test_what_does_not_fit_at_any_size_is_not_tried_at_all_of_them(fixed):
+def test_a_model_that_never_fits_is_not_tried_at_every_size(fixed):
     compiler = Compiler(MEMORY, fixed, 10)
     check(compiler, 2**20, 2**20, attempts=2)
 
 
-def test_the_first_attempt_is_the_only_one_at_the_bound():
+def test_a_start_at_the_bound_needs_one_attempt():
     compiler = Compiler(MEMORY, 1000, 10)
     check(compiler, 64, 64, attempts=1)
     assert compiler.tried == [64]
 
 
-def test_no_size_is_tried_that_needs_far_more_than_there_is():
-    """Twice the batch would need 1.8 times the room."""
+def test_no_size_far_above_the_memory_is_tried():
+    """Twice the batch would need 1.8 times the memory."""
     compiler = Compiler(MEMORY, 0, MEMORY * 9 // 80)
     check(compiler, 8, 1024, attempts=1)
 
 
 def test_a_size_that_nearly_fits_by_the_estimate_is_tried():
-    """Temporaries that grow less than linearly: 16 sequences fit, though the estimate is above."""
+    """Temporaries grow less than linearly: 16 sequences fit, though the estimate is above."""
     fits = {8: 600_000, 16: 990_000, 32: 1_700_000}
 
     def attempt(batch):

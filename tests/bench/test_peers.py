@@ -1,4 +1,4 @@
-"""Peers that need a GPU, with their packages replaced by naive PyTorch functions."""
+"""Peers that need a GPU, with naive PyTorch functions in place of their packages."""
 
 import dataclasses
 import sys
@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 @pytest.fixture
 def install(monkeypatch):
-    """Return what puts a module with one function in the place of a package's."""
+    """Return a function that replaces a package's module by one with a single function."""
 
     def put(module, function):
         stub = types.ModuleType(module)
@@ -28,7 +28,7 @@ def install(monkeypatch):
 
 
 def run(peer):
-    """Return the output as NumPy's; the backward pass has run as well."""
+    """Run forward and backward; return the output as a NumPy array."""
     peer.both()
     return peer.to_numpy(peer.forward())
 
@@ -38,7 +38,7 @@ def names(case):
 
 
 def recurrence(decay, inputs, readout):
-    """h_t = decay_t h_{t-1} + inputs_t, y_t = h_t readout_t, over axis 1."""
+    """Return y_t = h_t readout_t with h_t = decay_t h_{t-1} + inputs_t, over axis 1."""
     state, outputs = 0, []
     for t in range(decay.shape[1]):
         state = decay[:, t] * state + inputs[:, t]
@@ -62,7 +62,7 @@ def test_mamba_ssm_selective_scan(install):
 
 
 def ssd_case(groups, dtype="float32"):
-    """Four heads in groups."""
+    """Return a case of four heads in groups."""
     case = cases._ssd("small", 2, 70, 4, 8, dtype)
     shared = {name: case.inputs[name] for name in ("B", "C")}
     shared = {
@@ -90,7 +90,7 @@ def test_mamba_ssm_ssd(install, groups):
 
 @pytest.mark.parametrize(("groups", "dtype"), [(1, "float32"), (2, "float32"), (2, "bfloat16")])
 def test_simple_gla(install, groups, dtype):
-    """Against the recurrence that flash-linear-attention documents, in float32."""
+    """Compare with the recurrence that flash-linear-attention documents, in float32."""
 
     def chunk_simple_gla(q, k, v, g, scale):
         assert q.shape == k.shape == (*v.shape[:3], 8)
@@ -141,7 +141,7 @@ def test_peers_that_need_a_gpu_are_left_out_without_one(everything_installed):
     assert names(ssd_case(1))[2:] == ["_mamba_ssm_ssd", "_simple_gla"]
 
 
-def test_flash_attention_is_left_out_where_it_does_not_compute_the_case(everything_installed):
+def test_flash_attention_is_left_out_of_cases_that_it_does_not_support(everything_installed):
     everything_installed.setattr(peers, "_has_torch_gpu", lambda: True)
     wide = cases._attention("small", 1, 8, 2, 1, 8, "float32")
     documents = cases._attention("small", 1, 8, 2, 1, 8, "bfloat16", documents=True)

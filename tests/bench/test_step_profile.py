@@ -36,7 +36,7 @@ def source_of(mark):
 
 
 def profile_compiled(function, *shapes):
-    """The costs on the default device, and the mean seconds of the steps in the trace."""
+    """Return the costs on the default device, and the mean seconds of the traced steps."""
     arguments = [jnp.full(shape, 1e-3) for shape in shapes]
     compiled = jax.jit(function).lower(*arguments).compile()
     seconds = []
@@ -66,9 +66,9 @@ def nothing(x):
 
 @pytest.fixture(scope="module")
 def process():
-    """A process without the compilers of tests/aot: some versions of libtpu break the profiler."""
+    """Yield a call into a process without libtpu, some versions of which break the profiler."""
     context = multiprocessing.get_context("spawn")
-    # One device: with eight XLA has eight threads, which wait for this machine's cores.
+    # One device: with eight, XLA has eight threads, which compete for the cores.
     start = dict(initializer=os.unsetenv, initargs=("XLA_FLAGS",))
     with concurrent.futures.ProcessPoolExecutor(1, context, **start) as pool:
         yield lambda *call: pool.submit(*call).result()
@@ -97,9 +97,9 @@ def test_a_loop_counts_its_body_once(process):
 
 
 def test_programs_that_do_not_run_are_errors(process):
-    with pytest.raises(RuntimeError, match=r"program of `text`, jit_sin, .*found none"):
+    with pytest.raises(RuntimeError, match=r"program of `text`, jit_sin, .*has no device events"):
         process(profile_other, nothing)
-    with pytest.raises(RuntimeError, match="found only those of jit_cos"):
+    with pytest.raises(RuntimeError, match="has only events of jit_cos"):
         process(profile_other, cosine)
     with pytest.raises(ValueError, match="at least 1; got 0"):
         profile(lambda: None, PROGRAM, steps=0)
@@ -178,10 +178,10 @@ COPY = dict(source="kernels/scan.py:9", operation="copy")
 
 
 def trace(planes):
-    """Lines of a trace, by way of its file's format.
+    """Return the lines of a trace, after a round trip through its file format.
 
     Args:
-      planes: of each plane and line the events: name, start and end in ns, stats.
+      planes: events (name, start and end in ns, stats) by plane and line.
     """
     text = ""
     for plane, lines in planes.items():
@@ -212,7 +212,7 @@ def cost(name, nanoseconds, total, count, **origin):
 
 
 def test_tpu():
-    """Loops contain their bodies, names are texts, and another program has no source lines."""
+    """Loops contain their bodies, names are full texts, and another program has no source lines."""
 
     def core(slower):
         ops = [
@@ -245,7 +245,7 @@ def test_tpu():
 
 
 def test_gpu():
-    """Streams alone count; a CUDA graph's kernels are found by their names."""
+    """Only streams count; a CUDA graph's kernels are found by their names."""
 
     def of(op, **stats):
         return {"hlo_op": op, "hlo_module": "jit_step", "correlation_id": 5, **stats}
@@ -294,7 +294,7 @@ def cpu_region(start, end, task):
 
 
 def test_cpu():
-    """Tasks on other threads belong to the instruction that scheduled them; waits to none."""
+    """Tasks on other threads count for the instruction that scheduled them; waits do not count."""
     main = [
         ("ThunkExecutor::Execute", 0, 1000, {}),
         cpu_op("while.1", 0, 900, 70),
@@ -321,7 +321,7 @@ def test_cpu():
 
 
 def test_cpu_workers_that_outlast_their_instruction():
-    """They work for the one that runs then."""
+    """From then on their time counts for the instruction that is running."""
     main = [
         cpu_op("fusion.2", 0, 50, 70),
         cpu_record(10, 1),
@@ -354,7 +354,7 @@ def test_parents_of_frames_as_printed_without_an_offset():
     )
 
 
-def test_groups_are_by_line_and_operation():
+def test_costs_are_grouped_by_line_and_operation():
     costs = [
         Cost("fusion.1", 3.0, 0.3, 2, **MLP),
         Cost("fusion.7", 4.0, 0.4, 1, **MLP),

@@ -9,10 +9,14 @@ import sys
 import types
 from typing import Any
 
-from flowhn_jax.aot import report
-from flowhn_jax.aot.memory import Memory, shard_bytes
-from flowhn_jax.aot.program import Plan
-from flowhn_jax.bench import branches, checkpoint, decode, kernels, parallel
+from flowhn_jax.aot import step_report as report
+from flowhn_jax.aot.step_memory import Memory, shard_bytes
+from flowhn_jax.aot.tpu_plan import Plan
+from flowhn_jax.bench import branch_parallel as parallel
+from flowhn_jax.bench import branch_times as branches
+from flowhn_jax.bench import checkpoint_cost as checkpoint
+from flowhn_jax.bench import decode
+from flowhn_jax.bench import kernel_times as kernels
 from flowhn_jax.bench.device import Rates
 from flowhn_jax.bench.suite import document
 from flowhn_jax.bench.suite.supervisor import Supervisor
@@ -70,7 +74,7 @@ def for_bench() -> None:
     decode.models = _with(
         decode.models, init=lambda *_: None, for_inference=lambda model, params: params
     )
-    decode._seconds_a_step = lambda *_: 1.0
+    decode._seconds_per_step = lambda *_: 1.0
     decode._with_cache = decode._recomputing = lambda *_: (1.0, [1])
     kernels.measure_rates = lambda dtype: Rates(1e9, 1e12, 1e9)
     kernels.cases_lib = _with(kernels.cases_lib, cases=lambda *_: ())

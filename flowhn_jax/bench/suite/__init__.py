@@ -2,15 +2,15 @@
 
 Each part is a module with two functions:
 
-  plan() -> list[str]                      keys of the rows that the part has on this device,
-                                           the most valuable first
-  measure(missing, earlier) -> Iterator    rows of the missing keys as they are measured
+  plan() -> list[str]                      keys of the part's rows on this device, the most
+                                           valuable first
+  measure(missing, earlier) -> Iterator    yields the rows of the missing keys as they are measured
 
-A row is a dict with its `key`. One that is yielded again replaces the earlier one; `partial` marks
-a row that a later run measures again, `failed` holds the message of what could not be measured.
-`earlier` maps the names of the parts to their rows so far.
+A row is a dict with its `key`; a later row of the same key replaces it. `partial` marks a row that
+a later run measures again, and `failed` holds the message of what could not be measured. `earlier`
+maps the names of the parts to their rows so far.
 
-The supervisor (`supervisor`) gives the parts their time and keeps their rows; a worker process
-(`worker`), which alone touches the device, runs them. A kernel that hangs or crashes takes the
-worker down, not the results.
+The supervisor (`supervisor`) allots the time to the parts and keeps their rows; worker processes
+(`worker`), which alone touch the device, run them. A kernel that hangs or crashes ends its worker,
+not the results.
 """

@@ -1,6 +1,6 @@
-"""What suite.json holds, as the page, the figures and the comparison read it.
+"""The types of suite.json's values, as the page, the figures and the comparison read them.
 
-It may have been edited or damaged, so all that they read is checked first.
+The file may have been edited or damaged, so every value that they read is checked first.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _MAX_NUMBER = 1e60  # no measurement is larger, and products of a few do not ove
 
 
 class _Kind(NamedTuple):
-    """A kind of value, and how it is described."""
+    """A kind of value and its description in messages."""
 
     description: str
     accepts: Callable[[Any], bool]
@@ -61,7 +61,7 @@ _MEASUREMENT = {
 }
 _OF_AUTHORS = {"strategy": _LABEL, "size": _LABEL, "authors_kernels": _LABEL}
 
-# What describes the machine of a document. Here and below a name with '?' may be missing.
+# The description of the machine. Here and below a name with '?' is optional.
 _MACHINE = {
     **dict.fromkeys(("device?", "platform?", "python?"), _LABEL),
     "devices?": _NUMBER,
@@ -69,7 +69,7 @@ _MACHINE = {
 }
 
 _OF_ALL = {"key": _LABEL, "failed?": _TEXT, "unserved?": _TEXT, "partial?": _BOOL}
-# Of the rows of each part: what those have that have a certain name.
+# The fields of each part's rows: for rows that have the outer name, the names that they need.
 _WITH: dict[str, dict[str, dict[str, Any]]] = {
     "machine": {
         "device": {
@@ -150,7 +150,7 @@ _CONTENT = {
 
 
 def check_content(content: Any, version: int) -> None:
-    """Raise ValueError where a value of a suite.json is missing or of another kind."""
+    """Raise ValueError if a value of a suite.json is missing or of the wrong kind."""
     _check(content, _CONTENT, "the whole")
     if content["format"] != version:
         raise ValueError(f"format must be {version}; got {short_repr(content['format'])}")
@@ -160,7 +160,7 @@ def check_content(content: Any, version: int) -> None:
 
 
 def _check_row(part: str, row: Any) -> None:
-    """Raise ValueError where a row of a part does not hold what it must."""
+    """Raise ValueError if a field of a part's row is missing or of the wrong kind."""
     _check(row, _OF_ALL, f"a row of {part}")
     where = f"row {row['key']!r} of {part}"
     for name, fields in _WITH.get(part, {}).items():
@@ -169,10 +169,10 @@ def _check_row(part: str, row: Any) -> None:
 
 
 def _check(value: Any, kind: Any, where: str) -> None:
-    """Raise ValueError where a value is not of a kind.
+    """Raise ValueError if a value is not of a kind.
 
-    `kind` is a `_Kind` or an `_OrNull`, [kind] for a list, {str: kind} for a group of any names, or
-    a dict of the kinds of certain names, among others.
+    `kind` is a `_Kind`, an `_OrNull`, [kind] for a list, {str: kind} for a group with any names, or
+    a dict of kinds by name for a group that has these names and possibly others.
     """
     if isinstance(kind, _OrNull):
         if value is not None:

@@ -1,4 +1,4 @@
-"""suite.json: what a suite has measured, on the disk after every row, whole at any moment."""
+"""suite.json: the results of a suite, saved after every row and complete at any moment."""
 
 import hashlib
 import os
@@ -15,22 +15,22 @@ from flowhn_jax.utils.text import short_path, short_repr
 
 FILE = "suite.json"
 _FORMAT = 1
-# One name for all files of the folder, so that a kill leaves at most one of them.
+# The same temporary name for all files of the folder, so that a kill leaves at most one of them.
 _UNFINISHED = ".unfinished"
 
 
 class Document:
-    """The rows of a suite by part, in the order in which they came.
+    """The rows of a suite by part, in the order in which they were measured.
 
     Attributes:
-      content: what suite.json holds: `format`, `code` (a hash of the sources), `machine` (what
-        identifies the device and its software), `seconds` (spent in all runs) and `parts`: of each
-        its `planned` keys, its `rows`, the `postponed` keys, which a hang or a deadline cut, and
-        why it `failed` as a whole.
+      content: of suite.json: `format`, `code` (a hash of the sources), `machine` (what identifies
+        the device and its software), `seconds` (of all runs together) and `parts`. A part has its
+        `planned` keys, its `rows`, the `postponed` keys, which a hang or a deadline interrupted,
+        and the reason if it `failed` as a whole.
     """
 
     def __init__(self, folder: pathlib.Path, content: dict[str, Any] | None = None):
-        """`content` is that of an earlier run; None: nothing is measured yet."""
+        """Continue from the `content` of an earlier run; None if nothing is measured yet."""
         self._folder = folder
         self.content = content or {
             "format": _FORMAT,
@@ -42,10 +42,10 @@ class Document:
 
     @classmethod
     def open(cls, folder: pathlib.Path) -> "Document":
-        """Return the folder's document, a new one where there is none.
+        """Return the folder's document, a new one if it has none.
 
         Raises:
-          ValueError: the folder's suite.json is not one, or was measured with other code.
+          ValueError: the folder's suite.json is damaged, or was measured with other code.
         """
         (folder / _UNFINISHED).unlink(missing_ok=True)
         if not (folder / FILE).exists():
@@ -53,11 +53,11 @@ class Document:
         content = read(folder)
         if content["code"] != code_hash():
             raise ValueError(
-                f"{short_path(folder)} holds results of other code (its hash is "
-                f"{short_repr(content['code'])}, now "
-                f"it is {code_hash()}), and results of two codes are not mixed; give another --out."
+                f"--out must be a folder of this version's results, or a new one; the code of "
+                f"{short_path(folder)} has the hash {short_repr(content['code'])}, this code "
+                f"{code_hash()}. Give another --out."
             )
-        for part in content["parts"].values():  # what failed is tried again, after the rest
+        for part in content["parts"].values():  # failed rows are tried again, after the others
             part["failed"] = None
             for row in part["rows"]:
                 if "failed" in row:
@@ -66,7 +66,7 @@ class Document:
         return cls(folder, content)
 
     def check_machine(self, machine: Row) -> None:
-        """Record the machine, or raise ValueError where the rows are of another one."""
+        """Record the machine; raise ValueError if the rows are of another one."""
         known = self.content["machine"]
         if known is None:
             self.content["machine"] = machine
@@ -74,26 +74,27 @@ class Document:
         for key, value in machine.items():
             if known.get(key) != value:
                 raise ValueError(
-                    f"{short_path(self._folder)} holds results of another machine ({key} was "
-                    f"{short_repr(known.get(key))}, now it is {short_repr(value)}); give another --out."
+                    f"--out must be a folder of this machine's results, or a new one; in "
+                    f"{short_path(self._folder)} {key} is {short_repr(known.get(key))}, here it is "
+                    f"{short_repr(value)}. Give another --out."
                 )
 
     def part(self, name: str) -> dict[str, Any]:
-        """Return what there is of a part, to be changed in place."""
+        """Return the content of a part, which may be changed in place."""
         empty: dict[str, Any] = {"planned": None, "rows": [], "postponed": [], "failed": None}
         return self.content["parts"].setdefault(name, empty | {"seconds": 0.0})
 
     def add(self, name: str, row: Row) -> None:
-        """Add a row to a part, in place of an earlier one of its key."""
+        """Add a row to a part; it replaces an earlier row of the same key."""
         rows = self.part(name)["rows"]
-        places = [i for i, each in enumerate(rows) if each["key"] == row["key"]]
-        if places:
-            rows[places[0]] = row
+        same = [i for i, each in enumerate(rows) if each["key"] == row["key"]]
+        if same:
+            rows[same[0]] = row
         else:
             rows.append(row)
 
     def missing(self, name: str) -> list[str] | None:
-        """Return the keys that are to be measured, postponed ones last; None: not planned yet."""
+        """Return the keys still to measure, postponed ones last; None if nothing is planned yet."""
         part = self.part(name)
         if part["planned"] is None:
             return None
@@ -114,13 +115,14 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     """Return the content of a folder's suite.json.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is not one that this version writes.
+      FileNotFoundError: the folder has none.
+      ValueError: it is damaged, or of another version.
     """
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{short_path(folder)} has no {FILE}; give the --out of a `bench suite` that has run."
+            f"--compare takes folders with a {FILE}; {short_path(folder)} has none. Give the --out "
+            "of a `bench suite` that has run."
         )
     name = short_path(path)
     content = json_text.loads(path.read_bytes(), name)
@@ -134,10 +136,10 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def write(path: pathlib.Path, data: bytes) -> None:
-    """Write a file of the suite's folder: whole or not at all."""
+    """Write a file of the suite's folder atomically."""
     if path.is_dir():
         raise ValueError(
-            f"{short_path(path)} must be a file of the suite; it is a folder. Remove it, or give "
+            f"{short_path(path)} must be a file of the suite; found a folder. Remove it, or give "
             "another --out."
         )
     unfinished = path.with_name(_UNFINISHED)
@@ -147,7 +149,7 @@ def write(path: pathlib.Path, data: bytes) -> None:
 
 
 def code_hash(root: pathlib.Path = ROOT) -> str:
-    """Return 12 hex digits of the sources of the package and of the kernels."""
+    """Return a hash, 12 hex digits, of the package's sources, the kernels' and the recipes'."""
     digest = hashlib.sha256()
     for path in _sources(root, ("flowhn_jax", "kernels", "configs")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")

@@ -1,4 +1,4 @@
-"""The suite's figures: at most four PNG files, each of one part."""
+"""The suite's figures: at most four PNG files, one per part."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ _FLOWHN, _OTHER, _SECOND = "#2a78d6", "#b5bcc6", "#eb6834"
 
 
 def draw(rows: Mapping[str, Sequence[Row]]) -> dict[str, bytes]:
-    """Return the PNG files by name, of the parts that have something to draw.
+    """Return the PNG files by name, for the parts that have something to draw.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -37,7 +37,7 @@ def png(figure: Any) -> bytes:
 
 
 def draw_ratios(rows: Sequence[Row], title: str) -> bytes:
-    """Return the PNG of a comparison's ratios, but those of errors."""
+    """Return the PNG of a comparison's ratios, without those of errors."""
     shown = [row for row in rows if row["ratio"] and row["part"] != "accuracy"][::-1]
     figure, axes = load_pyplot().subplots(
         figsize=(9, 1.2 + 0.24 * len(shown)), layout="constrained"
@@ -48,7 +48,7 @@ def draw_ratios(rows: Sequence[Row], title: str) -> bytes:
     _bars(axes, labels, values, colours, form="{:.2f}")
     axes.axvline(1, color="#555555", linewidth=1)
     axes.set_xscale("log")
-    axes.set_title(title, loc="left", parse_math=False)  # folders may have any names
+    axes.set_title(title, loc="left", parse_math=False)  # a folder's name may have a $
     axes.set_xlabel("ratio, above 1 where the second result is better")
     return png(figure)
 
@@ -59,14 +59,8 @@ def _training(rows: Sequence[Row]) -> Any:
         return None
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     heights = [sum(row["size"] == size for row in rows) for size in sizes]
-    figure, grid = load_pyplot().subplots(
-        len(sizes),
-        figsize=(7, 1 + 0.28 * sum(heights) + 0.6 * len(sizes)),
-        height_ratios=heights,
-        layout="constrained",
-        squeeze=False,
-    )
-    for size, axes in zip(sizes, grid[:, 0], strict=True):
+    figure, stack = _stacked(heights, width=7, margin=1)
+    for size, axes in zip(sizes, stack, strict=True):
         of_size = [row for row in rows if row["size"] == size][::-1]
         _bars(
             axes,
@@ -102,7 +96,7 @@ def _kernels(rows: Sequence[Row]) -> Any:
 
 
 def _is_peer(measurement: Row) -> bool:
-    """Return whether a measurement is of another project's code: ours know their temporaries."""
+    """Return whether a measurement is of another project's code, by the name of its backend."""
     return " " in measurement["backend"] or "." in measurement["backend"]
 
 
@@ -111,14 +105,8 @@ def _costs(rows: Sequence[Row]) -> Any:
     if not rows:
         return None
     heights = [len(row["costs"]) for row in rows]
-    figure, grid = load_pyplot().subplots(
-        len(rows),
-        figsize=(9, 0.8 + 0.28 * sum(heights) + 0.6 * len(rows)),
-        height_ratios=heights,
-        layout="constrained",
-        squeeze=False,
-    )
-    for row, axes in zip(rows, grid[:, 0], strict=True):
+    figure, stack = _stacked(heights, width=9, margin=0.8)
+    for row, axes in zip(rows, stack, strict=True):
         costs = row["costs"][::-1]
         labels = [f"{cost['operation']}  {cost['source']}" for cost in costs]
         shares = [100 * cost["share"] for cost in costs]
@@ -134,7 +122,7 @@ def _learning(rows: Sequence[Row]) -> Any:
         return None
     figure, axes = load_pyplot().subplots(figsize=(6, 4), layout="constrained")
     for row, colour in zip(rows, (_FLOWHN, _SECOND), strict=False):
-        losses = np.array(row["losses"], float)  # None, of what is not finite, becomes NaN
+        losses = np.array(row["losses"], float)  # None, which stands for NaN, becomes NaN again
         axes.plot(np.arange(1, len(losses) + 1), losses, color=colour, alpha=0.25, linewidth=1)
         smooth = smoothed(losses)
         axes.plot(
@@ -143,12 +131,24 @@ def _learning(rows: Sequence[Row]) -> Any:
             color=colour,
             label=row["key"],
         )
-    axes.set_title("Learning, mean of 20 steps and single steps", loc="left")
+    axes.set_title("Loss in training: mean of 20 steps (line) and single steps (pale)", loc="left")
     axes.set_xlabel("step")
     axes.set_ylabel("nats per token")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
+
+
+def _stacked(bars: Sequence[int], width: float, margin: float) -> tuple[Any, Any]:
+    """Return a figure and its axes, one below another, each high enough for its bars."""
+    figure, grid = load_pyplot().subplots(
+        len(bars),
+        figsize=(width, margin + 0.28 * sum(bars) + 0.6 * len(bars)),
+        height_ratios=bars,
+        layout="constrained",
+        squeeze=False,
+    )
+    return figure, grid[:, 0]
 
 
 def _bars(

@@ -1,4 +1,4 @@
-"""Part `inference`: prefill and decode speed of every model, of the recipe's batch and of one."""
+"""Part `inference`: prefill and decode speed of every model, for the recipe's batch and for one."""
 
 import functools
 import statistics
@@ -13,7 +13,7 @@ _REPEATS = 5
 
 
 def plan() -> list[str]:
-    """Return SIZE/MODEL of the first size."""
+    """Return SIZE/MODEL for each model of the first size."""
     return [f"{sizes()[0]}/{model}" for model in MODELS]
 
 

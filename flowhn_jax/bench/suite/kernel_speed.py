@@ -1,4 +1,4 @@
-"""Part `kernel_speed`: each operation's time against its floor and peers, and the authors' code."""
+"""Part `kernel_speed`: operations against their floors and peers, models against the authors'."""
 
 import functools
 import statistics
@@ -11,23 +11,31 @@ from flax import nnx
 from flowhn_jax import models
 from flowhn_jax.bench import authors
 from flowhn_jax.bench.attempt import Row, attempt
+from flowhn_jax.bench.authors_model import describe_kernels
 from flowhn_jax.bench.cases import OPERATION_NAMES, cases
 from flowhn_jax.bench.device import Rates, measure_rates
-from flowhn_jax.bench.kernels import measurements
-from flowhn_jax.bench.suite.workload import Earlier, dtypes, recipe, sizes, trained_at
-from flowhn_jax.bench.throughput import compile_programs, random_batch, random_state
+from flowhn_jax.bench.kernel_times import measurements
+from flowhn_jax.bench.suite.workload import (
+    Earlier,
+    compile_pool,
+    dtypes,
+    recipe,
+    sizes,
+    trained_at,
+)
+from flowhn_jax.bench.throughput import Programs, TrainRun, compile_programs
 from flowhn_jax.config import Config, ModelConfig
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.utils.timing import time_repeats
 
 _AUTHORS = "authors"
-# The authors' modes of the strategies whose work is the same (interop.reference.MODES).
+# The authors' modes (interop.reference.MODES) of the strategies that do the same work.
 _MODES = {"ae_split": "B", "no_split": "A"}
 _ROUNDS = 3
 
 
 def plan() -> list[str]:
-    """Return OPERATION/SIZE/LENGTH of kernels, and authors/SIZE/STRATEGY of the authors' code."""
+    """Return OPERATION/SIZE/LENGTH for the kernels and authors/SIZE/STRATEGY for models."""
     is_cpu = jax.default_backend() == "cpu"
     first, *others = [("135m", 256)] if is_cpu else [("135m", 1024), ("1b", 1024), ("135m", 8192)]
     strategies = list(_MODES)[:1] if is_cpu else _MODES
@@ -40,7 +48,7 @@ def _of(size: str, length: int) -> list[str]:
 
 
 def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
-    """Yield a row for each case with `measurements`, one for each backend and peer."""
+    """Yield a row for each key; those of kernels have `measurements`, one per backend and peer."""
     for key in missing:
         first, *rest = key.split("/")
         if first == _AUTHORS:
@@ -51,7 +59,7 @@ def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
 
 @functools.cache
 def _rates(dtype: str) -> Rates:
-    """Return the rates that bound all kernels; measuring them takes seconds."""
+    """Return the device's rates, which set the floors; measured once because it takes seconds."""
     return measure_rates(dtype)
 
 
@@ -76,25 +84,31 @@ def _against_authors(size: str, strategy: str, earlier: Earlier) -> Row:
     if jax.default_backend() == "cpu":
         config = trained_at(config, f"{size}/{strategy}", earlier)
     dtype, model, batch = dtypes()[0], config.model, config.train.batch_size
-    theirs = authors.block_runs(model, _MODES[strategy], batch, model.context, dtype)[1]
-    ours = block_run(model, batch, model.context)
+    mode, length = _MODES[strategy], model.context
+    with compile_pool() as pool:  # XLA compiles while PyTorch is imported
+        block = pool.submit(block_run, model, batch, length)
+        programs = pool.submit(_compile, config)
+        their_block = authors.block_runs(model, mode, batch, length, dtype)[1]
+        their_step = authors.train_step(config, mode)
     row: Row = {
         "strategy": strategy,
         "size": size,
         "batch_size": batch,
-        "context": model.context,
+        "context": length,
         "dtype": dtype,
-        "authors_kernels": authors.describe_kernels(),
+        "authors_kernels": describe_kernels(),
     }
-    row["block"] = alternating((ours, theirs))
-    row["train step"] = alternating(
-        (_train_step(config), authors.train_step(config, _MODES[strategy]))
-    )
+    row["block"] = alternating((block.result(), their_block))
+    row["train step"] = alternating((TrainRun(programs.result()), their_step))
     return row
 
 
+def _compile(config: Config) -> Programs:
+    return compile_programs(config, make_mesh(config.mesh, config.train.batch_size))
+
+
 def alternating(pair: tuple[Callable[[], Any], Callable[[], Any]]) -> Row:
-    """Return the medians of two functions, timed alternating, and the median of their ratios."""
+    """Return the medians of two functions, timed alternately, and the median of their ratios."""
     seconds: tuple[list[float], list[float]] = [], []
     for _ in range(_ROUNDS):
         for run, each in zip(pair, seconds, strict=True):
@@ -105,39 +119,24 @@ def alternating(pair: tuple[Callable[[], Any], Callable[[], Any]]) -> Row:
 
 
 def block_run(model: ModelConfig, batch: int, length: int) -> Callable[[], Any]:
-    """Return forward and backward of block 0 on random inputs [batch, length, D]."""
+    """Return forward and backward of block 0 on random inputs [batch, length, D], compiled."""
     block, plan = models.build(model).blocks[0], model.plan(length).blocks[0]
     graph, params = nnx.split(block)
     shape, dtype = (batch, length, model.width), models.compute_dtype(model)
     x, dy = (jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(0)))
 
-    @jax.jit
     def with_gradients(params: Any, x: jax.Array, dy: jax.Array) -> Any:
         def run(params: Any, x: jax.Array) -> jax.Array:
             return nnx.merge(graph, params)(x, plan)
 
         return jax.vjp(run, params, x)[1](dy)
 
-    return lambda: with_gradients(params, x, dy)
-
-
-def _train_step(config: Config) -> Callable[[], Any]:
-    """Return our update of a whole model on one batch of random tokens."""
-    mesh = make_mesh(config.mesh, config.train.batch_size)
-    programs = compile_programs(config, mesh)
-    with jax.set_mesh(mesh):
-        batch, state = random_batch(config, mesh), random_state(config, mesh)
-
-    def step() -> Any:
-        nonlocal state
-        state, metrics = programs.train_step(state, batch)
-        return metrics
-
-    return step
+    compiled = jax.jit(with_gradients).lower(params, x, dy).compile()
+    return lambda: compiled(params, x, dy)
 
 
 def ratios(rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:
-    """Yield what was timed against the authors' code, and its times, of the part's rows."""
+    """Yield a label and the times of each comparison with the authors' code among the rows."""
     for row in rows:
         for name in ("block", "train step"):
             if name in row:

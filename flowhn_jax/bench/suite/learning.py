@@ -1,8 +1,9 @@
-"""Part `learning`: 200 steps on text in bfloat16 and in float32, from equal parameters."""
+"""Part `learning`: 200 steps on text in bfloat16 and in float32, from the same parameters."""
 
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
 
 
 def config_of(dtype: str) -> Config:
-    """Return the recipe: FlowHN's default strategy at the first size, on the embedded corpus."""
+    """Return FlowHN's default strategy at the first size, on the embedded corpus."""
     config = recipe(sizes()[0], "fac_split")
     model = dataclasses.replace(config.model, dtype=dtype)
     train = dataclasses.replace(config.train, steps=STEPS)
@@ -65,20 +66,21 @@ def _learn(dtype: str) -> Iterator[Row]:
 
 
 def data_folder() -> pathlib.Path:
-    """Return the folder of the prepared text, next to the compilation cache, for later suites."""
-    cache = jax.config.jax_compilation_cache_dir
+    """Return the folder of the prepared text: next to the compilation cache, for later suites."""
+    options: Any = jax.config
+    cache = options.jax_compilation_cache_dir
     return pathlib.Path(cache).parent / "suite_data" if cache else pathlib.Path("suite_data")
 
 
 def smoothed(losses: np.ndarray) -> np.ndarray:
-    """Return the means of 20 consecutive losses [n] -> [n - 19]; of fewer there are none."""
+    """Return the means [n - 19] of 20 consecutive losses each; empty for fewer than 20."""
     if len(losses) < _STEPS_PER_ROW:
         return np.zeros(0)
     return np.convolve(losses, np.ones(_STEPS_PER_ROW) / _STEPS_PER_ROW, "valid")
 
 
 def largest_difference(rows: Sequence[Row]) -> float | None:
-    """Return the largest difference of two rows' smoothed losses; None without both."""
+    """Return the largest difference between two rows' smoothed losses; None without two rows."""
     curves = [smoothed(np.array(row["losses"], float)) for row in rows if "losses" in row]
     steps = min(map(len, curves), default=0)
     if len(curves) < 2 or not steps:

@@ -1,4 +1,4 @@
-"""Part `machine`: the device, its software, and what it can do at the most."""
+"""Part `machine`: the device, its software and its peak rates."""
 
 import importlib.metadata
 import os
@@ -49,7 +49,7 @@ def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
 
 
 def describe() -> Row:
-    """Return what identifies the machine: results of two machines are never mixed."""
+    """Return what identifies the machine; results of two machines are never mixed."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
@@ -99,7 +99,7 @@ def _version(package: str) -> str | None:
 
 
 def _nvidia_smi() -> str | None:
-    """Return the name, driver, memory, power limit and clock of the GPUs; None without the tool."""
+    """Return name, driver, memory, power limit and clock of the GPUs; None without nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", f"--query-gpu={_NVIDIA_SMI}", "--format=csv,noheader"]

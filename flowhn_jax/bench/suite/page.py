@@ -1,4 +1,4 @@
-"""suite.md: the results as tables, what is wrong first, what is missing next."""
+"""suite.md: the results as tables; wrong numbers come first, then what is missing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,9 +19,9 @@ def render(document: Document, parts: Sequence[Part], figures: Sequence[str]) ->
     """Return the page.
 
     Args:
-      document: what was measured.
-      parts: of the suite, in its order.
-      figures: names of the files to show at the end.
+      document: the results.
+      parts: of the suite, in their order.
+      figures: names of the image files to show at the end.
     """
     rows = document.rows()
     machine = document.content["machine"] or {}
@@ -52,7 +52,7 @@ def wrong_rows(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
 
 
 def missing_lines(document: Document, parts: Sequence[Part]) -> list[str]:
-    """Return a line for each part that is not complete: what of it is missing."""
+    """Return a line for each incomplete part: which of its rows are missing."""
     lines = []
     for part in parts:
         keys = document.missing(part.name)
@@ -112,13 +112,22 @@ def _accuracy(rows: Sequence[Row]) -> str:
         for row in rows
         if "right" in row
     ]
-    headings = ["operation", "backend", "dtype", "error", "gradients", "worst", "tolerance", ""]
+    headings = [
+        "operation",
+        "backend",
+        "dtype",
+        "error",
+        "gradient error",
+        "worst gradient",
+        "tolerance",
+        "",
+    ]
     return markdown(headings, table)
 
 
 def _compilation(rows: Sequence[Row]) -> str:
     total = sum(row.get("compile_seconds", 0.0) for row in rows)
-    return f"{len(rows)} programs, {total:.0f} s of all threads together."
+    return f"{len(rows)} programs, {total:.0f} s in total over all threads."
 
 
 def _training(rows: Sequence[Row]) -> str:
@@ -178,21 +187,21 @@ def _kernel_speed(rows: Sequence[Row]) -> str:
         for each in row.get("measurements", ())
     ]
     headings = ["operation", "shape", "backend or peer", "forward ms", "x floor",
-                "with backward ms", "x floor", "temp MiB", "error", "gradients", ""]  # fmt: skip
+                "fwd+bwd ms", "x floor", "temp MiB", "error", "grad error", ""]  # fmt: skip
     sections = [markdown(headings, table)] if table else []
     authors = [
         [
             what,
             f"{1e3 * row['seconds']:,.2f}",
             f"{1e3 * row['authors_seconds']:,.2f}",
-            f"{row['ratio']:,.2f} times",
+            f"{row['ratio']:,.2f}",
         ]
         for what, row in ratios(rows)
     ]
     if authors:
         kernels = next(row["authors_kernels"] for row in rows if "authors_kernels" in row)
-        headings = ["against the authors' code", "ours, ms", "theirs, ms", "as fast as theirs"]
-        sections += [markdown(headings, authors), f"The authors' code ran {kernels}."]
+        headings = ["compared with the authors' code", "ours, ms", "theirs, ms", "speedup"]
+        sections += [markdown(headings, authors), f"Kernels of the authors' code: {kernels}."]
     return "\n\n".join(sections)
 
 
@@ -212,7 +221,7 @@ def _step_costs(rows: Sequence[Row]) -> str:
             ]
             for cost in row["costs"]
         ]
-        headings = ["operation", "source", "%", "ms per step", "times", "instruction"]
+        headings = ["operation", "source", "%", "ms per step", "count", "instruction"]
         title = f"{row['key']}, batch {row['batch_size']}, {1e3 * row['seconds']:,.2f} ms per step:"
         sections.append(f"{title}\n\n{markdown(headings, table)}")
     return "\n\n".join(sections)
@@ -232,8 +241,8 @@ def _inference(rows: Sequence[Row]) -> str:
         for row in rows
         if "prefill_tokens_per_second" in row
     ]
-    headings = ["model", "batch", "prefill tokens/s", "decode tokens/s", "first token ms, one",
-                "decode tokens/s, one", "memory bandwidth %"]  # fmt: skip
+    headings = ["model", "batch", "prefill tokens/s", "decode tokens/s", "first token ms, batch 1",
+                "decode tokens/s, batch 1", "memory bandwidth %"]  # fmt: skip
     return markdown(headings, table)
 
 
@@ -241,8 +250,8 @@ def _tiles(rows: Sequence[Row]) -> str:
     table = []
     for row in rows:
         for tile, seconds in sorted(row.get("seconds", {}).items(), key=lambda item: item[1]):
-            quickest = seconds == min(row["seconds"].values())
-            marks = ["chosen"] * quickest + ["default"] * (tile == row["default"])
+            fastest = seconds == min(row["seconds"].values())
+            marks = ["chosen"] * fastest + ["default"] * (tile == row["default"])
             table.append([row["key"], row["shape"], tile, f"{1e3 * seconds:.3f}", ", ".join(marks)])
     return markdown(
         ["scan", "[B, L, E]", "tokens x channels", "forward and backward ms", ""], table
@@ -261,7 +270,7 @@ def _learning(rows: Sequence[Row]) -> str:
     text = markdown(["step", *(f"loss in {key}" for key, _ in curves)], table)
     difference = largest_difference(rows)
     if difference is not None:
-        text += f"\n\nLosses are means of 20 steps; the curves differ by {difference:.4f} at most."
+        text += f"\n\nLosses are means of 20 steps; the curves differ by at most {difference:.4f}."
     return text
 
 

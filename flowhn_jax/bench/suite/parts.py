@@ -11,12 +11,12 @@ class Part:
     Attributes:
       name: its key in suite.json.
       title: its heading in suite.md.
-      module: where its `plan` and `measure` are.
-      share: of the minutes, against those of the parts that are still to come; what a part leaves
-        over goes to them.
-      least: seconds below which it is not worth starting: its time goes to the others.
-      is_timed: whether it measures time: then a CPU's programs allocate as train.py's do.
-      environment: variables of its worker process, which JAX reads before it starts.
+      module: the module with its `plan` and `measure`.
+      share: of the remaining time, relative to the shares of the parts still to come, which also
+        get the time that it does not use.
+      least: seconds below which starting it is not worthwhile; its time goes to the other parts.
+      is_timed: whether it measures time; if so, a CPU's programs allocate memory as in train.py.
+      environment: variables of its worker process, which JAX reads when it starts.
     """
 
     name: str
@@ -28,8 +28,8 @@ class Part:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-# What a worker holds of a GPU's memory: nearly all of it for the largest batches; only what it
-# uses where PyTorch is measured on the same GPU.
+# A worker's share of a GPU's memory: nearly all of it for the largest batches, but only what it
+# uses when PyTorch is measured on the same GPU.
 _MAX_MEMORY = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
 _SHARED_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
@@ -42,15 +42,17 @@ def _part(
     *,
     is_timed: bool = True,
     environment: Mapping[str, str] = _MAX_MEMORY,
+    module: str | None = None,
 ) -> Part:
-    return Part(name, title, f"{__package__}.{name}", share, least, is_timed, environment)
+    module = f"{__package__}.{module or name}"
+    return Part(name, title, module, share, least, is_timed, environment)
 
 
 PARTS = (
     _part("machine", "The machine", 3, 20),
     _part("accuracy", "Kernels against float64", 32, 15, is_timed=False),
-    _part("compilation", "Train steps compiled ahead", 106, 15, is_timed=False),
-    _part("training", "Training speed", 60, 30),
+    _part("compilation", "Train steps compiled in advance", 106, 15, is_timed=False),
+    _part("training", "Training speed", 60, 30, module="training_speed"),
     _part(
         "kernel_speed",
         "Kernels against floors and peers",
@@ -60,6 +62,6 @@ PARTS = (
     ),
     _part("step_costs", "Where a train step's time goes", 13, 20),
     _part("inference", "Prefill and decoding", 11, 20),
-    _part("tiles", "Tiles of the Triton scan", 4, 5),
+    _part("tiles", "Tile sizes of the Triton scan", 4, 5),
     _part("learning", "200 steps in bfloat16 and in float32", 13, 30),
 )

@@ -10,11 +10,12 @@ from flowhn_jax.bench.suite.document import read, write
 from flowhn_jax.bench.suite.figures import draw_ratios
 from flowhn_jax.bench.suite.kernel_speed import ratios
 from flowhn_jax.report.table import markdown, to_json
+from flowhn_jax.utils.text import short_path
 
 PAGE, FIGURE, DATA = "comparison.md", "comparison.png", "comparison.json"
 
 
-class Figure(NamedTuple):
+class Measurement(NamedTuple):
     """A number that both results may have."""
 
     part: str
@@ -25,17 +26,18 @@ class Figure(NamedTuple):
 
 
 def compare(a: str, b: str, out: str) -> list[dict[str, Any]]:
-    """Print and write how B does against A; return a row for each number that both have.
+    """Print and write a comparison of B with A; return a row for each number that both have.
 
-    `ratio` is above 1 where B is better: more per second, fewer seconds, a smaller error. The
-    folder `out` receives comparison.md, .json and .png.
+    `ratio` is above 1 if B is better: more per second, fewer seconds, a smaller error. The files
+    comparison.md, .json and .png are written to the folder `out`.
 
     Raises:
-      FileNotFoundError, ValueError: a folder has no results, or they have nothing in common.
+      FileNotFoundError: a folder has no results.
+      ValueError: a suite.json is damaged, or the results have no measurement in common.
     """
     documents = [read(pathlib.Path(name)) for name in (a, b)]
     of_a, of_b = (
-        {(f.part, f.name): f for f in figures(document["parts"])} for document in documents
+        {(f.part, f.name): f for f in measurements(document["parts"])} for document in documents
     )
     rows = [
         {
@@ -50,61 +52,66 @@ def compare(a: str, b: str, out: str) -> list[dict[str, Any]]:
         if key in of_b
     ]
     if not rows:
-        raise ValueError(f"{a!r} and {b!r} have no measurement in common; measure both alike.")
+        raise ValueError(
+            f"--compare needs results with a measurement in common; {short_path(a)} and "
+            f"{short_path(b)} have none. Run `bench suite` for longer in both folders."
+        )
     text = _page(a, b, documents, rows)
     print(text)
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / PAGE, text.encode())
     write(folder / DATA, (to_json({"a": a, "b": b, "rows": rows}, indent=1) + "\n").encode())
-    write(folder / FIGURE, draw_ratios(rows, f"{b} against {a}"))
+    write(folder / FIGURE, draw_ratios(rows, f"{b} compared with {a}"))
     print(f"wrote {folder}/{PAGE}, {DATA}, {FIGURE}")
     return rows
 
 
-def _ratio(a: Figure, b: Figure) -> float | None:
+def _ratio(a: Measurement, b: Measurement) -> float | None:
     above, below = (b.value, a.value) if a.more_is_better else (a.value, b.value)
     if not below or (math.isinf(above) and math.isinf(below)):
         return None
     return above / below
 
 
-def figures(parts: Mapping[str, Any]) -> Iterator[Figure]:
-    """Yield the numbers of a result that can be set against those of another one."""
+def measurements(parts: Mapping[str, Any]) -> Iterator[Measurement]:
+    """Yield the numbers of a result that can be compared with those of another one."""
     rows: dict[str, Sequence[Row]] = {name: part["rows"] for name, part in parts.items()}
     for row in rows.get("machine", ()):
         for name in ("bytes_per_second", "matmul_flops_per_second", "exps_per_second"):
             if name in row:
                 what = f"{name.replace('_', ' ')}, {row['dtype']}"
-                yield Figure("machine", what, "G/s", row[name] / 1e9, True)
+                yield Measurement("machine", what, "G/s", row[name] / 1e9, True)
     for row in rows.get("accuracy", ()):
         if "right" in row:
-            # None stands for what is not finite, and for gradients of what has none.
+            # None stands for a number that is not finite, and for gradients that do not exist.
             gradients = row["gradient_error"] if row["worst_gradient"] else 0.0
             errors = [math.inf if error is None else error for error in (row["error"], gradients)]
-            yield Figure("accuracy", row["key"], "error", max(errors), False)
+            yield Measurement("accuracy", row["key"], "error", max(errors), False)
     for row in rows.get("training", ()):
         if "tokens_per_second" in row:
-            yield Figure("training", row["key"], "tokens/s", row["tokens_per_second"], True)
+            yield Measurement("training", row["key"], "tokens/s", row["tokens_per_second"], True)
     for row in rows.get("kernel_speed", ()):
         for each in row.get("measurements", ()):
             if each.get("both_ms") is not None:
                 what = f"{each['operation']} {each['shape']} {each['backend']}"
-                yield Figure("kernels, forward and backward", what, "ms", each["both_ms"], False)
+                yield Measurement(
+                    "kernels, forward and backward", what, "ms", each["both_ms"], False
+                )
     for what, row in ratios(rows.get("kernel_speed", ())):
-        yield Figure("against the authors' code", what, "times", row["ratio"], True)
+        yield Measurement("against the authors' code", what, "times", row["ratio"], True)
     for row in rows.get("inference", ()):
         for name in ("prefill", "decode"):
             if value := row.get(f"{name}_tokens_per_second"):
-                yield Figure("inference", f"{name} {row['key']}", "tokens/s", value, True)
+                yield Measurement("inference", f"{name} {row['key']}", "tokens/s", value, True)
     for row in rows.get("learning", ()):
         if row.get("losses") and row["losses"][-1] is not None:
             what = f"loss at step {len(row['losses'])}, {row['key']}"
-            yield Figure("learning", what, "nats per token", row["losses"][-1], False)
+            yield Measurement("learning", what, "nats per token", row["losses"][-1], False)
 
 
 def _page(a: str, b: str, documents: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> str:
-    lines = [f"# {b} against {a}", ""]
+    lines = [f"# {b} compared with {a}", ""]
     machines = [document["machine"] or {} for document in documents]
     about = [
         [key, str(machines[0].get(key)), str(machines[1].get(key))]

@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
 from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.step_profile import largest, profile
 from flowhn_jax.bench.suite.workload import Earlier, recipe, sizes, trained_at
-from flowhn_jax.bench.throughput import compile_programs, random_batch, random_state
+from flowhn_jax.bench.throughput import TrainRun, compile_programs
 from flowhn_jax.config import Config
 from flowhn_jax.parallel.mesh import make_mesh
 
@@ -24,9 +23,9 @@ def plan() -> list[str]:
 
 
 def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
-    """Yield the rows; the batches are those that `training` measured."""
+    """Yield the rows, at the batch sizes of part `training`."""
     name = "jax_compilation_cache_include_metadata_in_key"
-    # Else a program that has only moved in its file comes out of the cache with its old lines.
+    # Otherwise a program whose source only moved would come out of the cache with its old lines.
     jax.config.update(name, True)
     try:
         for key in missing:
@@ -40,16 +39,7 @@ def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
 def _profile(config: Config) -> Row:
     mesh = make_mesh(config.mesh, config.train.batch_size)
     programs = compile_programs(config, mesh)
-    with jax.set_mesh(mesh):
-        batch = random_batch(config, mesh)
-        state = random_state(config, mesh)
-
-        def step() -> Any:
-            nonlocal state
-            state, metrics = programs.train_step(state, batch)
-            return metrics
-
-        costs = profile(step, programs.train_step.as_text())
+    costs = profile(TrainRun(programs), programs.train_step.as_text() or "")
     return {
         "costs": [dataclasses.asdict(cost) for cost in largest(costs, _COUNT)],
         "seconds": sum(cost.seconds for cost in costs),

@@ -1,11 +1,11 @@
-"""Gives each part its time, keeps its rows, and survives whatever happens to the worker."""
+"""Allots time to the parts, keeps their rows, and survives whatever happens to a worker."""
 
 import multiprocessing
 import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -16,22 +16,24 @@ from flowhn_jax.bench.suite.worker import Request, serve
 
 LOG = "suite.log"
 
+_GPU_MEMORY = "XLA_PYTHON_CLIENT_"  # variables that do nothing on a CPU
+
 _POLL_SECONDS = 0.2
 _SECONDS_BETWEEN_SAVES = 1.0
-_MAX_LOG_BYTES = 2**23  # then it begins again: a library may repeat one warning without end
-_LEAST_TURN = 3.0  # seconds that are worth starting a part for
+_MAX_LOG_BYTES = 2**23  # a longer log is truncated: a library may repeat a warning endlessly
+_MIN_SECONDS = 3.0  # below which no part is started
 
 _Message = tuple[Any, ...]
 
 
 class Stop(Exception):
-    """A signal asks the suite to stop, or its minutes are over."""
+    """The suite must stop: a signal has arrived, or its time is over."""
 
 
 class _Kind(NamedTuple):
-    """What tells workers apart: settings that a process has for all of its life."""
+    """The settings of a worker that cannot change after its process has started."""
 
-    environment: dict[str, str]
+    environment: tuple[tuple[str, str], ...]
     keeps_memory: bool
 
 
@@ -43,7 +45,7 @@ class _Worker:
         self.kind = kind
         self.connection: Connection
         self.connection, theirs = context.Pipe()
-        environment, keeps_memory = kind
+        environment, keeps_memory = dict(kind.environment), kind.keeps_memory
         arguments = theirs, environment, str(log), str(cache), describes, keeps_memory
         self.process = context.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
@@ -69,21 +71,25 @@ class Supervisor:
         describes: str,
         log: Callable[[str], None],
         on_part: Callable[[], None],
+        on_time: Callable[[float], None] = lambda seconds: None,
     ):
-        """The arguments:
+        """Prepare a run; the time starts now.
 
         Args:
-          parts: in the order of their value.
-          document: of the folder; receives the rows.
+          parts: the most valuable first.
+          document: of the folder; the rows are added to it.
           folder: for suite.log; the compilation cache is in its parent.
-          seconds: to run at the most.
+          seconds: maximum time of the run.
           describes: module whose `describe()` identifies the machine.
           log: prints a line of progress.
-          on_part: called after each part, when its rows are on the disk.
+          on_part: called after each part, when its rows are saved.
+          on_time: called several times per second with the seconds since the start.
         """
         self._parts, self._document, self._folder = parts, document, folder
-        self._describes, self._log, self._on_part = describes, log, on_part
+        self._describes, self._log = describes, log
+        self._on_part, self._on_time = on_part, on_time
         self._worker: _Worker | None = None
+        self._waiting: dict[_Kind, _Worker] = {}  # on a CPU, for later parts
         self._start = time.monotonic()
         self._end = self._start + seconds
         self._spent_before: float = document.content["seconds"]
@@ -91,29 +97,31 @@ class Supervisor:
         self.stopped_by: str | None = None  # the signal's name
 
     def run(self) -> None:
-        """Run the parts until nothing is missing, the time is over or a signal comes.
+        """Run the parts until nothing is missing, the time is over or a signal arrives.
 
-        Parts run in their order, each for its share of the time; what was cut is continued after
-        the last one. A signal is answered within a second.
+        Parts run in their order, each for its share of the time; interrupted ones are continued
+        after the last one. A signal is answered within a second.
 
         Raises:
-          ValueError: the folder holds the results of another machine.
-          RuntimeError: the worker cannot start, or cannot use the device.
+          ValueError: the folder has the results of another machine.
+          RuntimeError: a worker cannot start, or cannot use the device.
         """
         previous = {
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
         try:
-            while turns := self._turns():
-                for i, part in enumerate(turns):
-                    self._run_part(part, self._allotted(turns[i:]))
+            while parts := self._startable():
+                for i, part in enumerate(parts):
+                    self._run_part(part, self._allotted(parts[i:]))
         except Stop:
             pass
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
             self._end_worker()
+            for worker in self._waiting.values():
+                worker.kill()
             self._save()
 
     def _on_signal(self, number: int, _: Any) -> None:
@@ -122,10 +130,10 @@ class Supervisor:
     def _left(self) -> float:
         return self._end - time.monotonic()
 
-    def _turns(self) -> list[Part]:
-        """Return the unfinished parts that are worth starting in the time that is left."""
+    def _startable(self) -> list[Part]:
+        """Return the unfinished parts that are worth starting in the remaining time."""
         parts = [part for part in self._parts if self._is_unfinished(part)]
-        if self._left() < _LEAST_TURN:
+        if self._left() < _MIN_SECONDS:
             return []
         while len(parts) > 1:
             total = sum(part.share for part in parts)
@@ -139,13 +147,13 @@ class Supervisor:
         failed = self._document.part(part.name)["failed"]
         return failed is None and self._document.missing(part.name) != []
 
-    def _allotted(self, turns: Sequence[Part]) -> float:
-        """Return the seconds of the first of the parts that are to come."""
-        share = turns[0].share / sum(part.share for part in turns)
-        return max(share * self._left(), turns[0].least)
+    def _allotted(self, parts: Sequence[Part]) -> float:
+        """Return the seconds of the first of the remaining parts."""
+        share = parts[0].share / sum(part.share for part in parts)
+        return max(share * self._left(), parts[0].least)
 
     def _run_part(self, part: Part, seconds: float) -> None:
-        """Run a part for its time; after a death of the worker, key by key, to find the cause."""
+        """Run a part for its time; after its worker died, key by key, to find the cause."""
         start, end = time.monotonic(), time.monotonic() + seconds
         record = self._document.part(part.name)
         self._log(f"\n{part.title} ({seconds:.0f} s)")
@@ -156,7 +164,7 @@ class Supervisor:
                         self._add(part, {"key": keys[0], "failed": death})
         except TimeoutError:
             record["postponed"] += (self._document.missing(part.name) or [])[:1]
-            self._log("  its time is over")
+            self._log("  time limit reached; continued after the other parts")
             self._end_worker()
         finally:
             record["seconds"] += time.monotonic() - start
@@ -164,11 +172,11 @@ class Supervisor:
             self._on_part()
 
     def _request(self, part: Part, keys: list[str] | None, end: float) -> str | None:
-        """Run keys of a part; return how the worker died, None where it did not.
+        """Run keys of a part; return how the worker died, None if it did not.
 
         Raises:
           TimeoutError: the part's time is over.
-          Stop: the suite's time is over, or a signal has come.
+          Stop: the suite's time is over, or a signal has arrived.
         """
         worker = self._worker_for(part, end)
         try:
@@ -183,7 +191,7 @@ class Supervisor:
         return None
 
     def _follow(self, worker: _Worker, part: Part, keys: list[str] | None, end: float) -> None:
-        """Take what the worker sends until it has done what it was asked for."""
+        """Process the worker's messages until it has completed the request."""
         record = self._document.part(part.name)
         while True:
             kind, *values = self._receive(worker, end)
@@ -195,39 +203,59 @@ class Supervisor:
                 record["failed"] = values[0]
                 self._log(f"  failed: {values[0]}")
                 return
-            else:  # 'done'; a part that forgets a key must not be asked for it again
+            else:  # 'done'; a key without a row is not requested again
                 missing = self._document.missing(part.name) or []
                 for key in missing if keys is None else set(keys) & set(missing):
                     self._add(part, {"key": key, "failed": "the part gave no result"})
                 return
 
     def _worker_for(self, part: Part, end: float) -> _Worker:
-        """Return a worker of the kind that the part wants, the one there is where it is of it."""
-        while not self._is_usable(part):
-            self._end_worker()
-            self._start_worker(self._kind(part), end)
-        return self._worker
+        """Return a live worker with the settings of the part: the current, a waiting or a new one.
 
-    def _is_usable(self, part: Part) -> bool:
+        The settings depend on the platform, which is known once the first worker has started.
+        """
+        while (
+            (worker := self._worker) is None
+            or worker.kind != self._kind(part)
+            or not worker.process.is_alive()
+        ):
+            self._put_aside()
+            kind = self._kind(part)
+            self._worker = self._waiting.pop(kind, None)
+            if self._worker is None:
+                self._start_worker(kind, end)
+        return worker
+
+    def _put_aside(self) -> None:
+        """Let the current worker wait if it is on a CPU, which idle workers do not occupy."""
         worker = self._worker
-        return worker is not None and worker.process.is_alive() and worker.kind == self._kind(part)
+        if worker is not None and self._is_on_cpu() and worker.process.is_alive():
+            self._waiting[worker.kind] = worker
+            self._worker = None
+        self._end_worker()
+
+    def _is_on_cpu(self) -> bool:
+        return (self._document.content["machine"] or {}).get("platform") == "cpu"
 
     def _kind(self, part: Part) -> _Kind:
-        platform = (self._document.content["machine"] or {}).get("platform")
-        return _Kind(dict(part.environment), platform == "cpu" and part.is_timed)
+        if not self._is_on_cpu():
+            return _Kind(tuple(part.environment.items()), keeps_memory=False)
+        return _Kind(_without_gpu_memory(part.environment.items()), keeps_memory=part.is_timed)
 
     def _start_worker(self, kind: _Kind, end: float) -> None:
-        """Start a worker, and learn what machine this is."""
+        """Start a worker and record the machine that it reports."""
         log, cache = self._folder / LOG, self._folder.absolute().parent / "compilation_cache"
-        self._worker = _Worker(kind, log, cache, self._describes)
+        self._worker = worker = _Worker(kind, log, cache, self._describes)
         try:
-            _, machine = self._receive(self._worker, end)
+            _, machine = self._receive(worker, end)
         except (EOFError, ConnectionError):
             raise RuntimeError(
                 f"The worker cannot use the device: {self._death()}; its messages are in "
                 f"{str(log)!r}."
             ) from None
         self._document.check_machine(machine)
+        if self._is_on_cpu():
+            worker.kind = kind._replace(environment=_without_gpu_memory(kind.environment))
 
     def _receive(self, worker: _Worker, end: float) -> _Message:
         while True:
@@ -238,7 +266,8 @@ class Supervisor:
             if worker.connection.poll(_POLL_SECONDS):
                 return worker.connection.recv()
             self._save_soon()
-            # Its end of the connection may outlive it, in a process that it started.
+            self._on_time(time.monotonic() - self._start)
+            # A process that the worker started may keep its end of the connection open.
             if not worker.process.is_alive() and not worker.connection.poll():
                 raise EOFError
 
@@ -252,7 +281,7 @@ class Supervisor:
         self._save_soon()
 
     def _death(self) -> str:
-        """Return how the worker died, and forget it."""
+        """Return how the current worker died, and remove it."""
         assert self._worker is not None
         self._worker.process.join()
         code = self._worker.process.exitcode or 0
@@ -266,7 +295,7 @@ class Supervisor:
             self._worker = None
 
     def _save_soon(self) -> None:
-        """Save what is new, but not more than once a second."""
+        """Save new rows, but not more than once a second."""
         if self._is_unsaved and time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
             self._save()
 
@@ -278,3 +307,8 @@ class Supervisor:
         log = self._folder / LOG
         if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
             os.truncate(log, 0)
+
+
+def _without_gpu_memory(environment: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Return the variables that matter on a CPU, where parts can then share a worker."""
+    return tuple(item for item in environment if not item[0].startswith(_GPU_MEMORY))

@@ -2,7 +2,7 @@
 
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,19 @@ _SHAPES = {"135m": (16, 1024), "1b": (8, 1024), "135m, long": (2, 8192)}  # sequ
 
 
 def plan() -> list[str]:
-    """Return the names of the shapes; none where there is no NVIDIA GPU with Triton."""
+    """Return the names of the shapes; none without an NVIDIA GPU and Triton."""
     found = all(importlib.util.find_spec(name) for name in ("triton", "jax_triton"))
     return list(_SHAPES) if jax.default_backend() == "gpu" and found else []
 
 
 def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
-    """Yield the rows: seconds of each tile that runs, and the quickest."""
+    """Yield the rows: seconds of each tile that runs."""
     for key in missing:
         yield attempt({"key": key}, functools.partial(_measure, key))
 
 
 def arguments(key: str) -> tuple[jax.ShapeDtypeStruct | None, ...]:
-    """Return the shapes of the scan of a shape's name, as a Mamba-1 mixer calls it in training."""
+    """Return the scan's arguments at a named shape, as a Mamba-1 mixer passes them in training."""
     batch, length = _SHAPES[key]
     dims = recipe(key.partition(",")[0], "fac_split").model.dims
     tokens = jax.ShapeDtypeStruct((batch, length, dims.inner), jnp.bfloat16)
@@ -41,16 +41,23 @@ def arguments(key: str) -> tuple[jax.ShapeDtypeStruct | None, ...]:
 
 def _measure(key: str) -> Row:
     shapes = arguments(key)
+    given = [x for x in shapes if x is not None]
+    batch, length, width = given[0].shape
     seconds = time_tiles(
         key,
-        triton.candidates(shapes[0].shape[0] * shapes[0].shape[2]),
-        lambda tile: functools.partial(triton.forward_and_backward, tile, shapes),
-        [x for x in shapes if x is not None],
+        triton.candidates(batch * width),
+        lambda tile: functools.partial(triton.forward_and_backward, triton.Tile(*tile), shapes),
+        given,
     )
     if not seconds:
         raise RuntimeError("no tile runs; suite.log has the messages")
     return {
-        "shape": str(list(shapes[0].shape)),
-        "seconds": {f"{tile.tokens} x {tile.channels}": each for tile, each in seconds.items()},
-        "default": f"{triton.DEFAULT.tokens} x {triton.DEFAULT.channels}",
+        "shape": str([batch, length, width]),
+        "seconds": {_name(tile): each for tile, each in seconds.items()},
+        "default": _name(triton.DEFAULT),
     }
+
+
+def _name(tile: Sequence[int]) -> str:
+    """Return a tile as 'tokens x channels'."""
+    return " x ".join(map(str, tile))

@@ -1,7 +1,7 @@
 """The process that touches the device: it runs parts on request and sends their rows.
 
-What it sends, as tuples: ("machine", row) once; then for each request ("plan", keys), ("row", row)
-for each row, and ("done",) or ("failed", message).
+It sends tuples: ("machine", row) once; then for each request ("plan", keys), ("row", row) for each
+row, and finally ("done",) or ("failed", message).
 """
 
 import contextlib
@@ -26,7 +26,7 @@ class Request(NamedTuple):
 
     Attributes:
       module: of the part.
-      missing: keys to measure; None: all that it plans.
+      missing: keys to measure; None for all that the part plans.
       earlier: rows of all parts so far.
     """
 
@@ -47,15 +47,15 @@ def serve(
 
     Args:
       connection: requests in, messages out.
-      environment: variables to set before the device is touched.
+      environment: variables to set before JAX starts.
       log: path of the file that standard output and error are appended to.
       cache: folder of the persistent compilation cache.
       describes: module whose `describe()` identifies the machine.
-      keeps_memory: whether to allocate as train.py does on a CPU, which has to be settled before
-        JAX finds the device, and slows compiling in several threads.
+      keeps_memory: whether to allocate as train.py does on a CPU. It must be set before JAX starts,
+        and slows down compiling in several threads.
     """
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor, which decides
     os.environ.update(environment)
     _append_output_to(log)
     if keeps_memory:
@@ -97,7 +97,7 @@ def _append_output_to(log: str) -> None:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this process when the supervisor is killed, where it can."""
+    """Ask the operating system to kill this process when the supervisor dies; Linux only."""
     if sys.platform == "linux":
         prctl: Any = getattr(ctypes.CDLL(None), "prctl", None)
         if prctl is not None:

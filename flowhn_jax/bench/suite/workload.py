@@ -1,4 +1,4 @@
-"""What the suite runs on a device: sizes, models, dtypes and compiling threads."""
+"""What the suite runs on a device: sizes, models, dtypes and compilation threads."""
 
 import dataclasses
 import os
@@ -27,22 +27,22 @@ def recipe(size: str, model: str) -> Config:
 
 
 def trained_at(config: Config, key: str, earlier: Earlier) -> Config:
-    """Return a recipe with the batch size of its row in part `training`, where there is one."""
+    """Return a recipe with the batch size of its row in part `training`, if there is one."""
     rows = (row for row in earlier.get("training", ()) if row["key"] == key)
     batch = next(rows, {}).get("batch_size", config.train.batch_size)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch))
 
 
 def dtypes() -> tuple[str, ...]:
-    """Return the compute dtypes that are measured, the models' own first."""
+    """Return the compute dtypes to measure, the models' own first."""
     return ("float32",) if target_platform() == "cpu" else ("bfloat16", "float32")
 
 
 def compile_threads() -> int:
-    """Return how many programs to compile at the same time: one per core, up to 6."""
+    """Return the number of programs to compile at the same time: one per core, up to 6."""
     return min(_MAX_THREADS, len(os.sched_getaffinity(0)))
 
 
 def compile_pool() -> ThreadPoolExecutor:
-    """Return the pool in which programs are compiled ahead of the measuring."""
+    """Return the thread pool in which programs are compiled before they are measured."""
     return ThreadPoolExecutor(compile_threads(), thread_name_prefix="compile")

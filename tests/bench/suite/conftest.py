@@ -6,9 +6,9 @@ from tests.bench.suite import fake_parts
 
 @pytest.fixture
 def log_of_parts(tmp_path, monkeypatch):
-    """The file in which fake parts record what they measure.
+    """Return the file in which fake parts record what they measure.
 
-    The hash of the code is constant: its files may change while the tests run.
+    The hash of the code is constant, because files may change while the tests run.
     """
     monkeypatch.setattr(document, "code_hash", lambda: fake_parts.CODE)
     path = tmp_path / "measured.txt"

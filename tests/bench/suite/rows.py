@@ -1,4 +1,4 @@
-"""A row of every part, complete and in every state in which a suite may stop."""
+"""Rows of every part: complete, and in every state in which a suite may stop."""
 
 from typing import Any
 
@@ -21,13 +21,15 @@ def accuracy(key: str, right: bool, **changes: Any) -> Row:
     } | changes
 
 
-def described(key: str) -> Row:
-    """A training row before anything was timed."""
+def labels(key: str) -> Row:
+    """Return the labels of a row with the key SIZE/MODEL."""
     size, _, model = key.partition("/")
-    return {
-        "key": key,
-        "size": size,
-        "model": model,
+    return {"key": key, "size": size, "model": model}
+
+
+def described(key: str) -> Row:
+    """Return a training row before anything is timed."""
+    return labels(key) | {
         "parameters": 132_396_448,
         "batch_size": 32,
         "batch_limit": "memory",
@@ -114,11 +116,7 @@ def costs(key: str, count: int = 3) -> Row:
 
 
 def inference(key: str, prefill: float = 9e5, decode: float = 4e3) -> Row:
-    size, _, model = key.partition("/")
-    return {
-        "key": key,
-        "size": size,
-        "model": model,
+    return labels(key) | {
         "batch_size": 8,
         "context": 1024,
         "prefill_tokens_per_second": prefill,

@@ -1,4 +1,4 @@
-"""Part `accuracy`: right kernels are right, and wrong ones of every kind are wrong."""
+"""Part `accuracy`: correct kernels pass, and wrong ones of every kind are found."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ def test_every_operation_is_planned_in_both_dtypes():
     assert operations >= {*OPERATIONS, "cross_entropy", "causal_conv"}
 
 
-def test_right_kernels_are_right():
+def test_correct_kernels_pass():
     planned = keys("causal_conv/", "attention_step/")
     assert len(planned) == 6
     found = list(accuracy.measure(planned, {}))
@@ -47,7 +47,7 @@ def test_right_kernels_are_right():
 
 @pytest.fixture
 def measure_wrong(monkeypatch):
-    """Return what measures 'causal_conv/plain' in float32 with a change of its results."""
+    """Return a function that measures a check in float32 after changing its results."""
 
     def measure(change, check="causal_conv/plain"):
         right = accuracy.CHECKS[check]
@@ -91,7 +91,7 @@ def test_a_final_state_that_is_wrong(measure_wrong):
 
 
 def test_gradients_that_are_wrong_where_values_are_right(measure_wrong):
-    """Of a value, where the gradient is stopped for a third of the channels."""
+    """The gradient of a value is stopped for a third of the channels."""
 
     def stop(outputs):
         y, state = outputs
@@ -116,7 +116,7 @@ def test_gradients_that_are_nan(measure_wrong):
     assert row["gradient_error"] != row["gradient_error"]
 
 
-def test_a_backend_that_does_not_take_the_arguments_is_no_failure(monkeypatch):
+def test_a_backend_that_does_not_support_the_arguments_is_not_a_failure(monkeypatch):
     def refuse(**arrays):
         raise CannotServeError("causal_conv: backend 'xla' cannot serve: no state")
 
@@ -127,7 +127,7 @@ def test_a_backend_that_does_not_take_the_arguments_is_no_failure(monkeypatch):
     assert not {"failed", "right", "partial"} & row.keys()
 
 
-def test_a_kernel_that_does_not_compile_is_one_row(monkeypatch):
+def test_a_kernel_that_does_not_compile_costs_one_row(monkeypatch):
     def refuse(**arrays):
         raise ValueError("no such shape")
 

@@ -1,4 +1,4 @@
-"""`python -m flowhn_jax.bench suite`, as a user calls it."""
+"""`python -m flowhn_jax.bench suite` from the command line."""
 
 import json
 import time
@@ -10,9 +10,9 @@ from tests.command_line import call
 MESSAGES = {
     "--compare A": "--compare takes two folders, as in --compare A B; got 1.",
     "X Y": "--compare",
-    "--compare A B": "'A' has no suite.json; give the --out of a `bench suite` that has run.",
+    "--compare A B": "'A' has none. Give the --out of a `bench suite` that has run.",
     "--minutes=0": "--minutes=0: 0.0 is not a number in the range",
-    "--topology=h100": "There is no topology 'h100'; accepted are v4:2x2x1",
+    "--topology=h100": "--topology must be one of v4:2x2x1",
 }
 
 
@@ -38,9 +38,9 @@ def missing(part):
 
 @pytest.mark.slow
 def test_four_minutes_on_a_cpu(tmp_path):
-    """Complete at once on an idle machine; on a busy one the same command continues, twice.
+    """The first run completes on an idle machine; on a busy one two more runs continue it.
 
-    Each time with half a minute more for the imports and the figures.
+    Each run has half a minute more for imports and figures.
     """
     out = tmp_path / "out"
     for _ in range(3):

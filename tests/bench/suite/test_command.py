@@ -1,4 +1,4 @@
-"""The suite as a process of its own, stopped and killed; fake parts with the names of real ones."""
+"""The suite in a separate process, stopped and killed; fake parts with the names of real ones."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ def wait_for(condition, seconds=30.0):
 
 
 def is_running(pid):
-    """Whether a process is there; one that waits only to be reaped is not."""
+    """Return whether a process is alive; a zombie is not."""
     try:
         status = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -71,7 +71,7 @@ def complete_keys(content, name):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_command_with_complete_files(tmp_path, log_of_parts, number):
-    """As Ctrl-C, SIGINT reaches the worker as well."""
+    """SIGINT reaches the worker too, as Ctrl-C does."""
     folder = tmp_path / "out"
     process = start(folder, "tiles=steady", "inference=slow")
     wait_for(lambda: fake_parts.begun("slow", "k3"))
@@ -93,14 +93,14 @@ def test_a_signal_ends_the_command_with_complete_files(tmp_path, log_of_parts, n
     assert page.startswith("# FlowHN on ? x fake\n")
     assert "\n## Missing\n" in page
     assert re.search(r"- Part inference: k\d", page)
-    missing = re.search(rf"{number.name}. Missing:\n  Part inference: (k\d+)", out)
+    missing = re.search(rf"Stopped by {number.name}. Missing:\n  Part inference: (k\d+)", out)
     assert missing[1] not in done
-    assert "The same command continues" in out
+    assert "Run the same command again to continue." in out
     assert "\n  k0: slow measured k0\n" in out
 
 
-def test_kills_at_any_moment_leave_what_continues(tmp_path, log_of_parts):
-    """Twice at some moment of the start, four times in the second after a row was begun."""
+def test_a_suite_killed_at_any_moment_can_be_continued(tmp_path, log_of_parts):
+    """Kill twice during the start, and four times within a second after a row has begun."""
     seed = random.SystemRandom().randrange(10**6)
     print("seed", seed)
     folder, delays = tmp_path / "out", random.Random(seed)
@@ -140,7 +140,7 @@ def test_kills_at_any_moment_leave_what_continues(tmp_path, log_of_parts):
 
 @pytest.fixture
 def killed_in_a_hang(tmp_path, log_of_parts):
-    """A suite that was killed while its third key hung for 1.5 seconds."""
+    """Yield a suite that was killed after its third key hung for 1.5 seconds."""
     process = start(tmp_path / "out", "tiles=hangs")
     wait_for(lambda: fake_parts.begun("hangs", "b"))
     time.sleep(1.5)
@@ -159,18 +159,18 @@ def test_a_kill_ends_a_worker_that_hangs(killed_in_a_hang):
 
 
 def test_a_kill_loses_no_row_that_was_shown_a_second_ago(killed_in_a_hang, tmp_path):
-    """suite.json is rewritten after each row, though the next one may never come."""
+    """suite.json is saved after each row, even if the next one never comes."""
     assert "  a: hangs measured a" in killed_in_a_hang.communicate(timeout=30)[0]
     assert complete_keys(read(tmp_path / "out"), "tiles") == {"x", "a"}
 
 
-def test_a_second_suite_in_a_folder_is_refused(tmp_path, log_of_parts):
+def test_a_second_suite_in_a_folder_is_rejected(tmp_path, log_of_parts):
     folder = tmp_path / "out"
     process = start(folder, "tiles=hangs")
     try:
         wait_for(lambda: fake_parts.begun("hangs", "b"))
         before = (folder / "suite.json").read_bytes()
-        with pytest.raises(ValueError, match="is in use by another suite; wait for it, or give"):
+        with pytest.raises(ValueError, match=r"is in use by another suite. Wait for it, or give"):
             run(folder, ("tiles", "steady"))
         assert (folder / "suite.json").read_bytes() == before
         assert fake_parts.begun("steady", "a") == 0
@@ -196,9 +196,7 @@ def test_the_lock_is_free_after_a_suite(tmp_path, log_of_parts, capsys):
 def test_wrong_numbers_are_printed_and_returned(tmp_path, log_of_parts, capsys):
     assert not run(tmp_path / "out", ("accuracy", "wrong"))
     text = capsys.readouterr().out
-    assert (
-        "WRONG: scan/plain/xla/float32: error 0.5, of gradients 2.0 (u), tolerance 0.0001" in text
-    )
+    assert "WRONG: scan/plain/xla/float32: error 0.5, gradients 2.0 (u), tolerance 0.0001" in text
     assert "\033" not in text
     page = (tmp_path / "out" / "suite.md").read_text()
     assert "Wrong numbers" in page.splitlines()[4]

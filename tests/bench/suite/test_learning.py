@@ -1,4 +1,4 @@
-"""Part `learning`, with a model that learns in seconds."""
+"""Part `learning`, with a model that learns within seconds."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def test_losses_in_both_dtypes(small_model):
     assert 0 < largest_difference([rows[1], rows[3]]) < 0.2
 
 
-def test_a_dtype_that_fails_is_one_row(small_model):
+def test_a_dtype_that_fails_costs_one_row(small_model):
     compile_programs = learning.compile_programs
 
     def refuse(config, mesh):

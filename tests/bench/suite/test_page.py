@@ -14,7 +14,7 @@ TITLES = {part.name: part.title for part in PARTS}
 
 
 def document_of(folder, rows_of_parts):
-    """A document of rows that has been on the disk, where NaN becomes null."""
+    """Return a document that was saved and opened again, so that NaN became null."""
     document = Document(folder)
     document.content["machine"] = {"device": "NVIDIA H100", "devices": 1}
     document.content["seconds"] = 90.0
@@ -30,7 +30,7 @@ def page_of(folder, rows_of_parts, drawn=()):
 
 
 def cells(text, *columns):
-    """The cells of the first line of a table that holds all of the columns."""
+    """Return the cells of the first table row that contains all of `columns`."""
     for line in text.splitlines():
         found = [cell.strip() for cell in line.strip("|").split("|")]
         if set(columns) <= set(found):
@@ -62,12 +62,12 @@ def test_numbers_of_the_tables(tmp_path):
     assert cells(text, "train step of ae_split at 135m")[1:] == [
         "100.00",
         "3,000.00",
-        "30.00 times",
+        "30.00",
     ]
-    assert "The authors' code ran scan: a loop over tokens" in text
+    assert "Kernels of the authors' code: scan: a loop over tokens" in text
     assert cells(text, "32 x 32")[3:] == ["2.000", "chosen"]
     assert cells(text, "16 x 32")[3:] == ["3.000", "default"]
-    assert "the curves differ by 0.1250 at most" in text
+    assert "the curves differ by at most 0.1250" in text
     assert cells(text, "200", "2.3350") == ["200", "2.3350", "2.2100"]
     assert "OutOfMemoryError: 12 GiB" in cells(text, "peer")
     assert cells(text, "forward/dot_general", "fusion.2")[1:3] == [
@@ -87,14 +87,14 @@ def test_wrong_numbers_come_first(tmp_path):
     assert "selective_scan" not in first
 
 
-def test_no_heading_of_wrong_numbers_where_all_are_right(tmp_path):
+def test_no_heading_of_wrong_numbers_if_all_are_right(tmp_path):
     right = rows.accuracy("attention/plain/cudnn/float32", True)
     text = page_of(tmp_path, {"accuracy": [right]})
     assert "rong" not in text
     assert "WRONG" not in text
 
 
-def test_what_a_backend_does_not_take_is_neither_wrong_nor_missing(tmp_path):
+def test_unsupported_arguments_are_neither_wrong_nor_missing(tmp_path):
     key = "attention/window, prefix/cudnn/float32"
     unserved = {"key": key, "check": "attention/window, prefix", "backend": "cudnn"}
     unserved |= {"dtype": "float32", "unserved": "no prefix", "summary": "not served"}
@@ -151,7 +151,7 @@ def test_rows_that_are_not_complete(tmp_path, name):
 
 @pytest.mark.parametrize("name", TITLES)
 def test_a_crash_is_a_line_of_the_page(tmp_path, name):
-    """The rows that the supervisor itself writes have a key and a message, no more."""
+    """Rows that the supervisor itself writes have only a key and a message."""
     crash = {"key": "135m/no_split", "failed": "the worker process died (SIGKILL)"}
     text = page_of(tmp_path, {name: [crash]})
     assert "- 135m/no_split failed: the worker process died (SIGKILL)" in text
@@ -198,7 +198,7 @@ def test_no_figures_without_rows(tmp_path):
 
 
 def test_figures_of_rows_that_are_not_complete(tmp_path):
-    """There is nothing to draw of models that were not timed and of kernels that all failed."""
+    """Models that were not timed and kernels that all failed have nothing to draw."""
     drawn = draw(tmp_path, rows.unfinished())
     assert list(drawn) == ["learning.png"]
 
@@ -227,5 +227,5 @@ def test_a_figure_of_learning_that_diverges(tmp_path):
     assert draw(tmp_path, {"learning": [diverged, rows.learning("float32")]})
 
 
-def test_costs_of_a_step_without_any_are_no_figure(tmp_path):
+def test_a_step_without_costs_has_no_figure(tmp_path):
     assert draw(tmp_path, {"step_costs": [rows.costs("135m/fac_split", 0)]}) == {}

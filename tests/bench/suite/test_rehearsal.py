@@ -1,4 +1,4 @@
-"""Programs of the suite, compiled for absent devices."""
+"""Programs of the suite, compiled for absent hardware."""
 
 import jax
 import pytest
@@ -15,7 +15,7 @@ BACKENDS = {"gpu:h100x1": "triton", "v5e:1x1": "pallas_tpu"}
 
 @pytest.fixture(params=BACKENDS)
 def target(request, monkeypatch):
-    """A topology, as the worker's environment names it; skipped without its compiler."""
+    """Yield a topology set in the worker's environment; skip the test without its compiler."""
     if request.param.startswith("gpu"):
         cuda_target.h100_mesh(data=1)
         cuda_target.needs_cudnn()
@@ -47,7 +47,7 @@ def test_every_kind_of_program_is_planned(target):
     assert {scan[4] for scan in scans} == {"float32", "bfloat16"}
 
 
-def test_the_machine_is_the_one_that_is_compiled_for(target):
+def test_the_machine_is_the_target(target):
     described = rehearsal.describe()
     assert described["device"] == target
     assert described["devices"] == 1
@@ -67,7 +67,7 @@ def test_a_check_is_compiled(target, tmp_path):
     assert f"| {key} |" in page.render(document, [rehearsal.part(target)], ())
 
 
-def test_what_does_not_compile_is_one_row(target, monkeypatch):
+def test_a_program_that_does_not_compile_costs_one_row(target, monkeypatch):
     def refuse(key, place):
         raise ValueError("no such kernel\nin this version")
 

@@ -32,7 +32,7 @@ def write(folder, rows_of_parts, device="NVIDIA H100"):
 
 
 def better(value, name=""):
-    """All numbers that are measured, better by two."""
+    """Return the rows with all measured numbers better by a factor of two."""
     if isinstance(value, dict):
         return {key: better(each, key) for key, each in value.items()}
     if isinstance(value, list):
@@ -46,12 +46,12 @@ def better(value, name=""):
 
 @pytest.fixture
 def pair(tmp_path):
-    """Folders of a result and of one that is twice as good."""
+    """Return the folders of a result and of one that is twice as good."""
     a = write(tmp_path / "a", rows.every_part())
     return a, write(tmp_path / "b", better(rows.every_part()), "NVIDIA H200")
 
 
-def test_ratios_are_above_1_where_the_second_is_better(pair, tmp_path):
+def test_ratios_are_above_1_if_the_second_is_better(pair, tmp_path):
     """More tokens per second, fewer milliseconds, smaller errors and losses."""
     found = compare(*pair, str(tmp_path / "out"))
     assert {row["part"] for row in found} == {
@@ -88,7 +88,7 @@ def test_files_are_written(pair, tmp_path, capsys):
     assert "A ratio above 1 means that B is better." in text
 
 
-def test_rows_that_one_of_them_lacks_are_left_out(tmp_path):
+def test_rows_of_only_one_result_are_left_out(tmp_path):
     a = write(tmp_path / "a", rows.every_part() | {"machine": []})
     training = [rows.training("135m/no_split", 2e5), rows.described("135m/fac_split")]
     b = write(tmp_path / "b", rows.unfinished() | {"training": training})
@@ -98,14 +98,14 @@ def test_rows_that_one_of_them_lacks_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("name", ["accuracy", "learning"])
 def test_one_kind_of_numbers_in_common(tmp_path, name):
-    """A figure of no ratios at all must be drawn too: those of errors are not in it."""
+    """A figure without any ratios must be drawn too: it leaves out those of errors."""
     folders = [write(tmp_path / side, {name: rows.every_part()[name]}) for side in ("a", "b")]
     assert compare(*folders, str(tmp_path / "out"))
     assert (tmp_path / "out" / FIGURE).read_bytes().startswith(b"\x89PNG")
 
 
-def test_gradients_that_are_not_finite_are_no_small_error(tmp_path):
-    """They are null in suite.json, as is the gradient of a step that has none."""
+def test_gradients_that_are_not_finite_are_not_a_small_error(tmp_path):
+    """They are null in suite.json, like the gradient of a decode step, which has none."""
     key = "attention/plain/cudnn/float32"
     rows_of_a = [rows.accuracy(key, True), rows.accuracy("ssd/plain/xla/float32", True)]
     rows_of_b = [rows.accuracy(key, False, error=1e-9, gradient_error=math.nan), rows_of_a[1]]
@@ -130,7 +130,7 @@ def test_losses_that_are_not_finite(tmp_path):
 def test_nothing_in_common(tmp_path):
     a = write(tmp_path / "a", {"training": [rows.training("135m/no_split", 1e5)]})
     b = write(tmp_path / "b", {"training": [rows.training("1b/no_split", 1e5)]})
-    with pytest.raises(ValueError, match="have no measurement in common"):
+    with pytest.raises(ValueError, match="needs results with a measurement in common"):
         compare(a, b, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -138,12 +138,12 @@ def test_nothing_in_common(tmp_path):
 def test_a_folder_without_results(pair, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match=rf"{folder.name}' has no suite.json; give"):
+        with pytest.raises(FileNotFoundError, match=rf"{folder.name}' has none. Give the --out"):
             compare(pair[0], str(folder), str(tmp_path / "out"))
 
 
-def damaged_is_refused(pair, tmp_path, text):
-    """In either place, with one line that names the file."""
+def damaged_is_rejected(pair, tmp_path, text):
+    """Check that the file is rejected on either side, with one line that names it."""
     (tmp_path / "b" / FILE).write_text(text)
     for folders in (pair, pair[::-1]):
         with pytest.raises(ValueError, match=r"suite\.json") as caught:
@@ -154,31 +154,31 @@ def damaged_is_refused(pair, tmp_path, text):
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_refused(pair, tmp_path, share):
+def test_a_truncated_file_is_rejected(pair, tmp_path, share):
     text = (tmp_path / "b" / FILE).read_text()
-    damaged_is_refused(pair, tmp_path, text[: int(share * len(text))])
+    damaged_is_rejected(pair, tmp_path, text[: int(share * len(text))])
 
 
 WRONG = [None, [], [1], 3, "text"]
 
 
 @pytest.mark.parametrize("name", ["format", "code", "machine", "seconds", "parts"])
-def test_a_value_of_a_wrong_type_is_refused(pair, tmp_path, name):
+def test_a_value_of_a_wrong_type_is_rejected(pair, tmp_path, name):
     content = json.loads((tmp_path / "b" / FILE).read_text())
     for value in WRONG:
         is_valid = (name == "seconds" and value == 3) or (name == "code" and value == "text")
         is_valid |= name == "machine" and value is None  # none was reached yet
         if is_valid:
             continue
-        message = damaged_is_refused(pair, tmp_path, json.dumps(content | {name: value}))
+        message = damaged_is_rejected(pair, tmp_path, json.dumps(content | {name: value}))
         assert ("format must be" in message) == (name == "format" and value == 3)
     del content[name]
-    damaged_is_refused(pair, tmp_path, json.dumps(content))
+    damaged_is_rejected(pair, tmp_path, json.dumps(content))
 
 
 @pytest.mark.parametrize("name", ["planned", "rows", "postponed", "seconds"])
-def test_a_part_of_a_wrong_type_is_refused(tmp_path, name):
-    """By a suite that would continue there."""
+def test_a_part_of_a_wrong_type_is_rejected(tmp_path, name):
+    """A suite that would continue in the folder rejects it."""
     write(tmp_path / "a", rows.every_part())
     content = json.loads((tmp_path / "a" / FILE).read_text())
     allowed = {
@@ -198,7 +198,7 @@ def test_a_part_of_a_wrong_type_is_refused(tmp_path, name):
 
 
 def changed(rows_of_parts, part, place, value):
-    """A copy with another value at a place of a part's first row, or without what is there."""
+    """Return a copy with another value, or none, at a path in a part's first row."""
     rows_of_parts = copy.deepcopy(rows_of_parts)
     *inner, last = place
     owner = rows_of_parts[part][0]
@@ -233,8 +233,8 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_row_is_refused(tmp_path, name):
-    """By a comparison, and by a suite that would continue there: either would fail on it later."""
+def test_a_damaged_row_is_rejected(tmp_path, name):
+    """A comparison and a suite that would continue reject it; either would fail on it later."""
     part, place, value, message = DAMAGED[name]
     folder = tmp_path / "a"
     write(folder, rows.every_part())
@@ -261,7 +261,7 @@ def test_a_link_in_place_of_an_unfinished_file_is_not_followed(pair, tmp_path):
 
 def test_a_folder_in_place_of_a_file_is_named(pair, tmp_path):
     (tmp_path / "out" / PAGE).mkdir(parents=True)
-    with pytest.raises(ValueError, match=rf"out/{PAGE}' must be a file of the suite; it is a fol"):
+    with pytest.raises(ValueError, match=rf"out/{PAGE}' must be a file of the suite; found a fol"):
         compare(*pair, str(tmp_path / "out"))
 
 

@@ -1,4 +1,4 @@
-"""Compile times of programs that come out of the persistent cache."""
+"""Compile times of programs from the persistent cache."""
 
 import concurrent.futures
 import time
@@ -17,14 +17,14 @@ OPTIONS = (
 )
 
 
-# JAX keeps whole seconds with a program, so a large program takes several.
+# JAX stores whole seconds with a program, so the large program must take several.
 LARGE, SMALL = 300, 2
 WHOLE_SECOND = 1.2
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """The folder of a persistent cache that was empty, which keeps every program."""
+    """Yield the folder of a persistent cache, initially empty, that stores every program."""
     folder = tmp_path_factory.mktemp("cache")
     before = {name: getattr(jax.config, name) for name in OPTIONS}
     for name, value in zip(OPTIONS, (str(folder), 0.0, -1), strict=True):
@@ -37,7 +37,7 @@ def cache(tmp_path_factory):
 
 
 def lower(steps):
-    """Lower a chain of sorts, each of another shape: the longer the chain, the longer it takes."""
+    """Lower a chain of sorts of different shapes; a longer chain takes longer to compile."""
 
     def chain(x):
         for i in range(steps):
@@ -50,7 +50,7 @@ def lower(steps):
 
 @pytest.fixture(scope="module")
 def first(cache):
-    """Seconds of compiling the large program, which is in the cache now."""
+    """Return the seconds of compiling the large program, which is in the cache afterwards."""
     assert not any(cache.iterdir())
     _, seconds = compile_timed(lower(LARGE))
     assert seconds > 1.5 * WHOLE_SECOND
@@ -58,7 +58,7 @@ def first(cache):
     return seconds
 
 
-def test_a_program_out_of_the_cache_has_the_seconds_of_its_compiling(first):
+def test_a_program_from_the_cache_has_its_original_compile_time(first):
     lowered, start = lower(LARGE), time.perf_counter()
     compiled, second = compile_timed(lowered)
     elapsed = time.perf_counter() - start
@@ -67,8 +67,8 @@ def test_a_program_out_of_the_cache_has_the_seconds_of_its_compiling(first):
     assert compiled(jnp.ones(2000)).shape == (2000 - LARGE + 1,)
 
 
-def test_a_program_that_is_not_in_the_cache_has_the_seconds_that_pass(first):
-    """Though the thread has had a program out of the cache before."""
+def test_a_program_that_is_not_in_the_cache_has_the_elapsed_time(first):
+    """Even if the thread has loaded a program from the cache before."""
     compile_timed(lower(LARGE))
     lowered, start = lower(SMALL), time.perf_counter()
     _, seconds = compile_timed(lowered)
@@ -76,8 +76,8 @@ def test_a_program_that_is_not_in_the_cache_has_the_seconds_that_pass(first):
     assert 0.5 * elapsed < seconds <= elapsed
 
 
-def test_threads_count_their_own_programs(first):
-    """A large and a small program out of the cache at the same time."""
+def test_each_thread_counts_only_its_programs(first):
+    """A large and a small program are loaded from the cache at the same time."""
     compile_timed(lower(SMALL))
     lowered = [lower(LARGE), lower(SMALL)]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:

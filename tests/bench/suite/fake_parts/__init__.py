@@ -1,4 +1,4 @@
-"""Parts of a suite that misbehave on purpose. They append what they measure to a file."""
+"""Parts of a suite that misbehave on purpose, and append their measurements to a file."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Takes the worker down before it has said what it measures."""
+"""Takes the worker down before it has reported its plan."""
 
 from tests.bench.suite import fake_parts
 

@@ -1,4 +1,4 @@
-"""Rows without a pause for eight seconds."""
+"""Yields rows without a pause for eight seconds."""
 
 import time
 

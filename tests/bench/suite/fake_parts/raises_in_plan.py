@@ -1,4 +1,4 @@
-"""Cannot even say what it measures."""
+"""Raises instead of reporting its plan."""
 
 
 def plan():

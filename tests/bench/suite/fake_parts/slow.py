@@ -1,4 +1,4 @@
-"""Many keys, a quarter of a second each, with a partial row first."""
+"""Measures many keys, a quarter of a second each, with a partial row first."""
 
 import time
 

@@ -1,8 +1,8 @@
-"""A train step for TPUs as XLA plans it, without its machine code.
+"""XLA's plan of a train step for TPUs: the program and its memory, without machine code.
 
-The program, its schedule and its memory stand early; the code that is made of them takes most of
-the time. XLA has no switch to end there, but it can write down what it has: a process of its own
-compiles, and is ended when both are written.
+XLA schedules the program and its memory early; generating machine code takes most of the time. It
+has no option to stop before that, but it can dump intermediate results: a separate process
+compiles, and is killed as soon as both dumps are complete.
 """
 
 import multiprocessing
@@ -19,8 +19,8 @@ from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training.step import lower_train_step
 from kernels import backends
 
-# Allowed for the machine code: that of the largest models here takes 0.24 to 0.43 GiB.
-CODE = GIB // 2
+# Allowance for machine code, which takes 0.24 to 0.43 GiB for the largest recipes.
+CODE_BYTES = GIB // 2
 
 _PROGRAM = "*after_optimizations_after_buffer_assignment.txt"
 _MEMORY = "*after_optimizations-memory-usage-report.txt"
@@ -28,17 +28,17 @@ _ERROR = "error"
 
 
 class Plan(NamedTuple):
-    """What XLA has written."""
+    """A scheduled program and its memory, as dumped by XLA."""
 
-    text: str  # of the program, scheduled
-    main_memory: int  # bytes of its arguments, results and temporaries
+    text: str  # of the scheduled program
+    main_memory: int  # bytes of arguments, results and temporaries
 
 
 def plan(config: Config, topology: str, slices: int) -> Plan:
-    """The plan of a config's train step for a topology of TPUs.
+    """Return the plan of a config's train step for a topology of TPUs.
 
     Raises:
-      RuntimeError: XLA cannot compile it; its words, as that it does not fit.
+      RuntimeError: XLA cannot compile the step, e.g. because it does not fit; its message.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -56,7 +56,7 @@ def plan(config: Config, topology: str, slices: int) -> Plan:
         if found is not None:
             return found
         error = folder / _ERROR
-        raise RuntimeError(error.read_text() if error.exists() else "XLA has written no plan.")
+        raise RuntimeError(error.read_text() if error.exists() else "XLA ended without a plan.")
 
 
 def _compile(config: Config, topology: str, slices: int, folder: str) -> None:
@@ -70,12 +70,12 @@ def _compile(config: Config, topology: str, slices: int, folder: str) -> None:
 
 
 def _read(folder: pathlib.Path) -> Plan | None:
-    """What is written; None where it is not yet all there."""
+    """Return the plan in a folder of dumps; None if it is not complete yet."""
     programs, reports = sorted(folder.glob(_PROGRAM)), sorted(folder.glob(_MEMORY))
     if not programs or not reports:
         return None
     text = programs[-1].read_text()
     total = re.search(r"\(color=0\)\s+Total bytes: (\d+)", reports[-1].read_text())
     if total is None or "\nENTRY " not in text or not text.rstrip(" \n").endswith("\n}"):
-        return None  # the outermost computation is the last one
+        return None  # the entry computation comes last
     return Plan(text, int(total[1]))

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from flowhn_jax import flops, models
-from flowhn_jax.aot.report import largest_batch, report
+from flowhn_jax.aot.step_report import largest_batch, report
 from flowhn_jax.aot.topology import describe
 from flowhn_jax.config import MeshConfig
 from tests.aot import tpu_target
@@ -49,13 +49,13 @@ def test_a_step_that_fits(axes, name, slices):
     assert found.step_flops == expected
     peak = flops.peak_flops(machine.devices[0])
     assert found.compute_seconds == expected / len(machine.devices) / peak / 0.5
-    # Each device at least receives the parameters of others, in bfloat16.
+    # Each device receives at least the other devices' parameters, in bfloat16.
     received = sum(each.received for each in found.traffic.values())
     assert received > 2 * (params - 512 * 128) / found.mesh["tensor"] * (1 - 1 / shards) / 2
     assert ("send" in found.traffic) == (slices == 2)
     assert 0 < found.communication_share < 1
     assert json.loads(json.dumps(found.to_dict()))["memory"]["parameters"] > 0
-    assert "it fits" in str(found)
+    assert "the step fits" in str(found)
     assert f"{found.chips} chips" in str(found)
 
 
@@ -65,7 +65,7 @@ def test_a_step_that_does_not_fit():
     assert not found.fits
     assert found.memory is None
     assert found.needed > found.topology.chip.memory
-    assert "it does not fit" in str(found)
+    assert "the step does not fit" in str(found)
     assert found.to_dict()["memory"] is None
 
 
@@ -102,7 +102,7 @@ def test_a_mesh_that_does_not_fit_the_machine():
 
 def test_programs_for_gpus_are_compiled_whole():
     pytest.importorskip("jax_cuda13_plugin")
-    with pytest.raises(ValueError, match="is for TPUs"):
+    with pytest.raises(ValueError, match="needs a --topology of TPUs"):
         report(config_for_tpus(fsdp=-1), describe("gpu:h100x8"), plan_only=True)
 
 

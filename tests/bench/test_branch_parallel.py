@@ -4,13 +4,13 @@ import json
 import jax
 import pytest
 
-from flowhn_jax.bench.parallel import bench_parallel
+from flowhn_jax.bench.branch_parallel import bench_parallel
 from flowhn_jax.split import measured
 from flowhn_jax.split.measured import BranchTimes
 from tests.small import small_baseline, small_config
 
 
-def test_both_ways_give_the_same(monkeypatch, tmp_path):
+def test_one_and_two_devices_compute_the_same(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("FLOWHN_CACHE_DIR", str(tmp_path))
     config = small_config()
     measured.save("cpu", config.model.dims, BranchTimes((0.0, 1.0, 0.0), (0.0, 3.0)))
@@ -22,14 +22,17 @@ def test_both_ways_give_the_same(monkeypatch, tmp_path):
         ratio = row["one_device_seconds"] / row["two_devices_seconds"]
         assert row["ratio"] == pytest.approx(ratio)
     assert json.loads((tmp_path / "out.json").read_text())["rows"] == rows
+    assert "| balance | attention's tokens |" in capsys.readouterr().out
 
 
-def test_what_it_cannot_measure(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match="a strategy that splits tokens; found 'no_split'"):
+def test_models_and_machines_that_cannot_be_measured_are_rejected(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"must be one that splits tokens.*; got 'no_split'"):
         bench_parallel(small_config("no_split"), repeats=1, out=str(tmp_path / "out.json"))
     baseline = dataclasses.replace(small_config(), model=small_baseline("llama"))
-    with pytest.raises(ValueError, match=r"a model of two branches, .*'flowhn'; got 'llama'"):
+    with pytest.raises(
+        ValueError, match=r"model.kind must be 'flowhn' for bench pa.*; got 'llama'"
+    ):
         bench_parallel(baseline, repeats=1, out=str(tmp_path / "out.json"))
     monkeypatch.setattr(jax, "devices", lambda: [None])
-    with pytest.raises(ValueError, match="needs two devices, but there is one"):
+    with pytest.raises(ValueError, match="needs two devices; found 1"):
         bench_parallel(small_config(), repeats=1, out=str(tmp_path / "out.json"))

@@ -1,23 +1,25 @@
-"""`bench kernels`: time, memory and error of each operation's backends, beside their floors."""
+"""`bench kernels`: time, memory and error of each operation's backends, next to their floors."""
 
-import json
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
+import jaxlib.version
 
 from flowhn_jax.bench import cases as cases_lib
 from flowhn_jax.bench import peers as peers_lib
 from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.cases import Case
 from flowhn_jax.bench.device import Rates, measure_rates
+from flowhn_jax.bench.output import check_out, save_results
 from flowhn_jax.bench.peers import Peer, Run
+from flowhn_jax.bench.throughput import memory_sizes
+from flowhn_jax.report.table import markdown
+from flowhn_jax.utils.progress import log, progress
 from flowhn_jax.utils.timing import time_repeats
 from kernels.backends import XLA, target_platform
 from kernels.operations import OPERATIONS
@@ -35,7 +37,6 @@ _COLUMNS = (  # key, heading, format
     ("forward_error", "error", "{:.1e}"),
     ("both_error", "grad error", "{:.1e}"),
 )
-_WIDTHS = (14, 6, 30, 34, 11, 8, 11, 8, 9, 8, 10)
 
 
 def bench_kernels(
@@ -50,19 +51,25 @@ def bench_kernels(
     with_peers: bool,
     out: str,
 ) -> list[Row]:
-    """Measures, prints a table row by row and writes all rows, with the device's rates, to `out`.
+    """Measure the operations, print a line per measurement and a table of all, and return the rows.
+
+    All rows so far are written to `out` after each one, with the device's rates.
 
     Args:
-      operations: of cases.OPERATION_NAMES.
-      sizes: of cases.SIZES.
+      operations: among cases.OPERATION_NAMES.
+      sizes: among cases.SIZES.
       lengths: of the sequences.
-      backends: names of those to measure; none: all that the platform has.
-      tokens: of a batch.
+      backends: names of those to measure; if empty, all that the platform has.
+      tokens: per batch.
       dtype: 'float32' or 'bfloat16'.
-      repeats: timed calls of each function, of which the median counts.
-      with_peers: measure installed peers of an operation in the same run.
+      repeats: timed calls of each function; the median counts.
+      with_peers: whether to measure the installed peers of an operation too.
       out: path of the JSON file.
+
+    Raises:
+      ValueError: `out` cannot be written.
     """
+    check_out(out)
     rates = measure_rates(dtype)
     device = jax.devices()[0]
     print(
@@ -70,14 +77,12 @@ def bench_kernels(
         f"products {rates.matmul_flops_per_second / 1e12:,.2f} TFLOP/s, "
         f"{rates.exps_per_second / 1e9:,.1f} G exp/s"
     )
-    print("x floor: time over that of the slowest of least bytes, products and exponentials\n")
-    print(_line([heading for _, heading, _ in _COLUMNS]))
     rows: list[Row] = []
-    document = {
+    results = {
         "device": device.device_kind,
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": jaxlib.version.__version__,
         "dtype": dtype,
         "repeats": repeats,
         "bytes_per_second": rates.bytes_per_second,
@@ -85,29 +90,31 @@ def bench_kernels(
         "exps_per_second": rates.exps_per_second,
         "rows": rows,
     }
-    _write(out, document)  # fails here, if it does, and not when all is measured
-    for case in cases_lib.cases(operations, sizes, lengths, tokens, dtype):
+    save_results(out, results)
+    total = cases_lib.count(operations, sizes, lengths)
+    cases = cases_lib.cases(operations, sizes, lengths, tokens, dtype)
+    for case in progress(cases, "timing kernels", "cases", total=total):
         for measure in measurements(case, backends, rates, repeats, with_peers):
             rows.append(measure())
-            _write(out, document)
-            print(_line([_cell(rows[-1], key, form) for key, _, form in _COLUMNS]), flush=True)
-            if reason := rows[-1].get("failed"):
-                print(f"  failed: {reason}")
-    print(f"\nwrote {out}")
+            save_results(out, results)
+            log(_line(rows[-1]))
+    table = [
+        [_cell(row, key, form) for key, _, form in _COLUMNS] for row in rows if "failed" not in row
+    ]
+    print(f"\n{markdown([heading for _, heading, _ in _COLUMNS], table)}")
+    print(
+        "x floor: time over the minimal time for the operation's bytes, products and exponentials"
+    )
+    print(f"wrote {out}")
     return rows
 
 
-def _write(out: str, document: dict[str, Any]) -> None:
-    with open(out, "w") as file:
-        json.dump(document, file, indent=1)
-
-
-def _line(cells: Sequence[str]) -> str:
-    parts = (
-        cell.ljust(width) if i < 4 else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(cells, _WIDTHS, strict=True))
-    )
-    return " ".join(parts)
+def _line(row: Row) -> str:
+    """Return a measurement as a line of text."""
+    name = f"{row['operation']} {row['size']} {row['shape']} {row['backend']}"
+    if "failed" in row:
+        return f"{name}: failed: {row['failed']}"
+    return f"{name}: forward {row['forward_ms']:.3f} ms, with backward {row['both_ms']:.3f} ms"
 
 
 def _cell(row: Row, key: str, form: str) -> str:
@@ -118,14 +125,14 @@ def _cell(row: Row, key: str, form: str) -> str:
 def measurements(
     case: Case, backends: Sequence[str], rates: Rates, repeats: int, with_peers: bool
 ) -> Iterator[Callable[[], Row]]:
-    """Yield what measures each row of a case: our backends, then peers.
+    """Yield a function that measures a row, for each of our backends of a case, then for peers.
 
     Args:
       case: the operation and its arrays.
-      backends: names of those to measure; none: all that the platform has.
+      backends: names of those to measure; if empty, all that the platform has.
       rates: of the device, for the floors.
       repeats: timed calls of each function.
-      with_peers: whether to yield the peers that can run here.
+      with_peers: whether to include the peers that can run on this machine.
     """
     for name in backends_of(case.operation):
         if backends and name not in backends:
@@ -137,7 +144,7 @@ def measurements(
 
 
 def backends_of(operation: str) -> list[str]:
-    """Return the names of an operation's backends for the platform that is compiled for."""
+    """Return the names of an operation's backends on the platform that programs target."""
     if operation not in OPERATIONS:
         return [XLA]
     found = OPERATIONS[operation].backends.items()
@@ -165,7 +172,7 @@ def _ours(case: Case, backend: str, rates: Rates, repeats: int) -> Row:
         runs = (lambda: forward(case.inputs)), (lambda: both(case.inputs, case.cotangent))
         return {
             **_times(case, runs, rates, repeats),
-            "temporary_mib": both.memory_analysis().temp_size_in_bytes / 2**20,
+            "temporary_mib": memory_sizes(both).temp_size_in_bytes / 2**20,
             "forward_error": case.output_error(forward(case.inputs)),
             "both_error": case.gradient_error(both(case.inputs, case.sampled_cotangent)[1]),
         }

@@ -1,8 +1,8 @@
 """The operations in float64 with NumPy, on a sample of channels, query rows or tokens.
 
-At the benchmark's sizes a whole float64 computation would take longer than the benchmark. Each
-function takes float64 arrays and returns outputs and, for the cotangents given, the gradients of
-all arguments, by name; those that other samples would add to are what the given ones add.
+At the benchmark's sizes the whole computation in float64 would take longer than the benchmark. Each
+function takes float64 arrays and returns the outputs and, for the given cotangents, the gradients
+of all arguments by name. A gradient that sums over the whole array holds the sample's part only.
 """
 
 import numpy as np
@@ -20,9 +20,10 @@ def _sigmoid(x: ndarray) -> ndarray:
 def scan(
     u: ndarray, delta: ndarray, A: ndarray, B: ndarray, C: ndarray, dy: ndarray
 ) -> tuple[ndarray, Gradients]:
-    """h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t, y_t = C_t . h_t, for some channels.
+    """Return y [L, E] of a selective scan over the sampled channels, and gradients.
 
-    u, delta, dy [L, E], A [E, S], B, C [L, S] -> y [L, E], and gradients.
+    h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t, y_t = C_t . h_t, with u, delta, dy [L, E],
+    A [E, S], B, C [L, S].
     """
     length = len(u)
     h = np.zeros((length + 1, *A.shape))  # h[t + 1] is the state after token t
@@ -44,7 +45,7 @@ def scan(
 
 
 def selective_scan(u, dt, A, B, C, D, z, dt_bias, dy) -> tuple[ndarray, Gradients]:
-    """y [L, E] and gradients; arguments without the batch dimension."""
+    """Return y [L, E] of the gated scan, and gradients; arguments have no batch dimension."""
     before = dt + dt_bias
     delta = np.logaddexp(0, before)
     gate = _sigmoid(z)
@@ -59,9 +60,10 @@ def selective_scan(u, dt, A, B, C, D, z, dt_bias, dy) -> tuple[ndarray, Gradient
 
 
 def ssd(x, dt, A, B, C, D, dy) -> tuple[ndarray, Gradients]:
-    """y [L, P] of some channels of one head, and gradients: a scan with one decay and one skip.
+    """Return y [L, P] of sampled channels of one head, and gradients.
 
-    x, dy [L, P], dt [L], A and D scalars, B, C [L, S].
+    It is a scan in which all channels share one decay and one skip: x, dy [L, P], dt [L], A and D
+    scalars, B, C [L, S].
     """
     delta = np.logaddexp(0, dt)[:, None] * np.ones_like(x)
     y, grads = scan(x, delta, np.full((x.shape[1], B.shape[1]), A), B, C, dy)
@@ -77,7 +79,7 @@ def ssd(x, dt, A, B, C, D, dy) -> tuple[ndarray, Gradients]:
 def attention(
     q: ndarray, k: ndarray, v: ndarray, positions: ndarray, dout: ndarray
 ) -> tuple[ndarray, Gradients]:
-    """Outputs [n, K] of the queries q [n, K] at `positions` on k and v [T, K], and gradients."""
+    """Return outputs [n, K] of queries q [n, K] at `positions` over k, v [T, K], and gradients."""
     scale = q.shape[-1] ** -0.5
     scores = np.where(np.arange(len(k)) <= positions[:, None], q @ k.T * scale, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -90,7 +92,7 @@ def attention(
 def cross_entropy(
     hidden: ndarray, head: ndarray, targets: ndarray, weights: ndarray
 ) -> tuple[ndarray, Gradients]:
-    """The weighted sum of the losses of some tokens, and gradients."""
+    """Return the weighted sum of the losses of the sampled tokens, and gradients."""
     logits = hidden @ head
     logits -= logits.max(-1, keepdims=True)
     softmax = np.exp(logits)
@@ -105,10 +107,10 @@ def cross_entropy(
 
 
 def causal_conv(x, weight, bias, dy) -> tuple[ndarray, Gradients]:
-    """y [L, E] of x [L, E] with taps weight [W, E], and gradients."""
+    """Return y [L, E] of x [L, E] with taps `weight` [W, E], and gradients."""
     taps, length = len(weight), len(x)
     y, dx, dweight = np.zeros_like(x) + bias, np.zeros_like(x), np.zeros_like(weight)
-    for k in range(min(taps, length)):  # the input k positions before
+    for k in range(min(taps, length)):  # the input of k positions earlier
         y[k:] += weight[taps - 1 - k] * x[: length - k]
         dx[: length - k] += weight[taps - 1 - k] * dy[k:]
         dweight[taps - 1 - k] = (dy[k:] * x[: length - k]).sum(0)

@@ -1,11 +1,11 @@
-"""A device's memory by kind."""
+"""Memory of a step per device, by kind."""
 
 import dataclasses
 
 import pytest
 
 from flowhn_jax.aot.hlo import Program
-from flowhn_jax.aot.memory import activations, memory
+from flowhn_jax.aot.step_memory import activations, memory
 from flowhn_jax.checkpoints.state import abstract_state
 from flowhn_jax.config import MeshConfig
 from flowhn_jax.parallel.mesh import make_mesh
@@ -30,14 +30,14 @@ ENTRY %main (p: f32[10]) -> f32[10] {
 """
 
 
-def test_forward_results_where_most_memory_is():
-    """At d: a, c and d's part in main memory, of which a and c are the forward pass's."""
+def test_forward_results_at_the_peak():
+    """The peak is at d: a, c and d's part in main memory; a and c are of the forward pass."""
     assert activations(Program(TEXT)) == 4 * (10 + 5)
 
 
 @pytest.fixture(scope="module")
 def steps():
-    """Memory of a step over eight devices, and XLA's sizes, by what is kept of the activations."""
+    """Return the memory of a step over eight devices and XLA's sizes, by `remat`."""
     model = {"context": 64, "width": 32, "mlp_width": 64, "vocab_size": 64}
     config = small_config(model=model, train={"batch_size": 64})
     found = {}
@@ -53,18 +53,20 @@ def steps():
     return found
 
 
-def test_kinds_add_up_to_what_xla_says(steps):
-    held, sizes = steps["none"]
-    assert held.optimizer == pytest.approx(2 * held.parameters, abs=16)
-    assert held.batch == 2 * 8 * 65 * 4  # tokens and documents
-    state = held.parameters + held.optimizer + held.batch
+def test_kinds_add_up_to_xlas_sizes(steps):
+    by_kind, sizes = steps["none"]
+    assert by_kind.optimizer == pytest.approx(2 * by_kind.parameters, abs=16)
+    assert by_kind.batch == 2 * 8 * 65 * 4  # tokens and documents
+    state = by_kind.parameters + by_kind.optimizer + by_kind.batch
     assert state == pytest.approx(sizes.argument_size_in_bytes, rel=0.02)
-    assert held.activations + held.temporaries == pytest.approx(sizes.temp_size_in_bytes, rel=0.02)
-    assert held.total == sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + 5
+    assert by_kind.activations + by_kind.temporaries == pytest.approx(
+        sizes.temp_size_in_bytes, rel=0.02
+    )
+    assert by_kind.total == sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + 5
 
 
-def test_rematerialisation_leaves_fewer_activations(steps):
-    kept, none = (steps[remat][0].activations for remat in ("none", "full"))
-    blocks_inputs = 3 * 8 * 64 * 32 * 4
-    assert kept > 3 * none
-    assert none > blocks_inputs / 2
+def test_rematerialization_stores_fewer_activations(steps):
+    without, full = (steps[remat][0].activations for remat in ("none", "full"))
+    block_inputs = 3 * 8 * 64 * 32 * 4
+    assert without > 3 * full
+    assert full > block_inputs / 2

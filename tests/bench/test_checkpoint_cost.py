@@ -2,18 +2,18 @@ import json
 
 import pytest
 
-from flowhn_jax.bench import checkpoint
+from flowhn_jax.bench import checkpoint_cost
 from tests.small import small_config
 
 
-def test_both_kinds_of_segments_are_timed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint, "_STEPS", 3)
+def test_segments_with_and_without_a_save_are_timed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint_cost, "_STEPS", 3)
     config = small_config("fac_split", mesh={"data": 1})
-    row = checkpoint.bench_checkpoint(config, repeats=2, out=str(tmp_path / "out.json"))
+    row = checkpoint_cost.bench_checkpoint(config, repeats=2, out=str(tmp_path / "out.json"))
     assert json.loads((tmp_path / "out.json").read_text()) == row
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
     assert row["steps"] == 3
     assert 0 < row["seconds_in_save"] < row["seconds_with"]
     assert row["ratio_min"] <= row["ratio"] <= row["ratio_max"]
     assert row["ratio"] == pytest.approx((row["ratio_min"] + row["ratio_max"]) / 2)
-    assert f"ratio {row['ratio']:.4f}" in capsys.readouterr().out
+    assert f"{row['ratio']:.4f} |" in capsys.readouterr().out

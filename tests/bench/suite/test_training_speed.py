@@ -1,4 +1,4 @@
-"""Part `training`: the largest batch, and models that are timed alternating."""
+"""Part `training`: the largest batch, and models timed round-robin."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pytest
 
 from flowhn_jax import config as config_lib
 from flowhn_jax import flops, models
-from flowhn_jax.bench.suite import compilation, figures, page, training
+from flowhn_jax.bench.suite import compilation, figures, page, training_speed
 from flowhn_jax.bench.suite.document import Document
 from flowhn_jax.bench.suite.parts import PARTS
 from tests.small import small_baseline, small_config
@@ -16,33 +16,33 @@ PLENTY = 2**36
 
 
 def config_of(devices=1, **model):
-    """A small Llama, which is quick to compile."""
+    """Return a small Llama, which compiles fast."""
     config = small_config("no_split", mesh={"data": devices})
     return dataclasses.replace(config, model=small_baseline("llama", blocks=1, **model))
 
 
 def rate_for(config, sequences):
-    """FLOP/s at which a step of n sequences per device takes 0.09 of the 0.1 seconds allowed."""
+    """Return the FLOP/s at which n sequences per device take 0.09 of the 0.1 seconds allowed."""
     return sequences * flops.train_flops(config.model, config.model.context) / 0.09
 
 
 @pytest.fixture(scope="module")
 def by_time():
-    """The largest batch where memory is plenty: 8 sequences."""
+    """Return the largest batch with ample memory: 8 sequences."""
     config = config_of()
-    return training.compile_largest(config, PLENTY, rate_for(config, 8))
+    return training_speed.compile_largest(config, PLENTY, rate_for(config, 8))
 
 
-def test_the_batch_is_bounded_by_the_time_of_a_step(by_time):
+def test_the_batch_is_limited_by_the_time_of_a_step(by_time):
     assert by_time.limit == "step time"
     assert by_time.config.train.batch_size == 8
     assert by_time.programs.config == by_time.config
     assert by_time.attempts == 1
 
 
-def test_the_batch_is_bounded_by_memory(by_time):
+def test_the_batch_is_limited_by_memory(by_time):
     memory = by_time.programs.memory_bytes - 1
-    found = training.compile_largest(config_of(), memory, rate_for(config_of(), 8))
+    found = training_speed.compile_largest(config_of(), memory, rate_for(config_of(), 8))
     assert found.limit == "memory"
     assert found.config.train.batch_size in (1, 2, 4)
     assert found.programs.memory_bytes <= memory
@@ -50,7 +50,7 @@ def test_the_batch_is_bounded_by_memory(by_time):
 
 
 class FakePrograms:
-    """Programs of 1000 bytes for each sequence of a device, and those of the parameters."""
+    """Programs of 1000 bytes per sequence and device, plus the parameters and optimizer."""
 
     def __init__(self, config, mesh):
         self.config, self.mesh, self.train_step = config, mesh, self
@@ -64,14 +64,14 @@ class FakePrograms:
 
 @pytest.fixture
 def compiles(monkeypatch):
-    """The programs that were compiled, by a compiler that is quick."""
+    """Replace the compiler by a fast one; return the programs that it compiles."""
     compiled = []
 
     def compile_programs(config, mesh):
         compiled.append(FakePrograms(config, mesh))
         return compiled[-1]
 
-    monkeypatch.setattr(training, "compile_programs", compile_programs)
+    monkeypatch.setattr(training_speed, "compile_programs", compile_programs)
     return compiled
 
 
@@ -85,12 +85,12 @@ def test_batches_of_different_memories(compiles, room, batch):
     memory, rate = fixed_bytes(config) + room, rate_for(config, 256)
     if batch is None:
         message = "Not even 1 sequence fits into 0.00 GiB"
-        with pytest.raises(training.TooLargeError, match=message) as caught:
-            training.compile_largest(config, memory, rate)
+        with pytest.raises(training_speed.TooLargeError, match=message) as caught:
+            training_speed.compile_largest(config, memory, rate)
         assert caught.value.needed >= memory
         assert "\n" not in str(caught.value)
     else:
-        found = training.compile_largest(config, memory, rate)
+        found = training_speed.compile_largest(config, memory, rate)
         assert found.config.train.batch_size == batch
         assert found.limit == "memory"
         assert found.attempts == len(compiles) <= 3
@@ -98,32 +98,34 @@ def test_batches_of_different_memories(compiles, room, batch):
 
 def test_every_device_of_a_mesh_has_its_sequences(compiles):
     config = config_of(devices=4)
-    found = training.compile_largest(config, fixed_bytes(config) + 2000, rate_for(config, 8))
+    found = training_speed.compile_largest(config, fixed_bytes(config) + 2000, rate_for(config, 8))
     assert found.config.train.batch_size == 8
     assert found.programs.mesh.size == 4
-    found = training.compile_largest(config, PLENTY, rate_for(config, 8))
+    found = training_speed.compile_largest(config, PLENTY, rate_for(config, 8))
     assert found.config.train.batch_size == 32
     one = dataclasses.replace(config, mesh=config_lib.MeshConfig())
-    found = training.compile_largest(one, PLENTY, rate_for(config, 8), jax.devices()[:1])
+    found = training_speed.compile_largest(one, PLENTY, rate_for(config, 8), jax.devices()[:1])
     assert found.config.train.batch_size == 8
     assert found.programs.mesh.size == 1
 
 
 def test_a_slow_device_still_has_one_sequence(compiles):
-    found = training.compile_largest(config_of(), PLENTY, 1.0)
+    found = training_speed.compile_largest(config_of(), PLENTY, 1.0)
     assert found.config.train.batch_size == 1
 
 
 def test_parameters_that_do_not_fit_are_not_compiled(compiles):
     config = config_of()
-    with pytest.raises(training.TooLargeError, match="gradients and optimizer need") as caught:
-        training.compile_largest(config, fixed_bytes(config) - 1, 1e12)
+    with pytest.raises(
+        training_speed.TooLargeError, match="gradients and optimizer need"
+    ) as caught:
+        training_speed.compile_largest(config, fixed_bytes(config) - 1, 1e12)
     assert caught.value.needed == fixed_bytes(config)
     assert compiles == []
 
 
 def test_a_compiler_that_runs_out_of_memory(monkeypatch):
-    """As that of a TPU, which gives no sizes of what does not fit."""
+    """A TPU's compiler gives no sizes for programs that do not fit."""
     tried = []
 
     def refuse(config, mesh):
@@ -132,9 +134,9 @@ def test_a_compiler_that_runs_out_of_memory(monkeypatch):
             raise RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
         return FakePrograms(config, mesh)
 
-    monkeypatch.setattr(training, "compile_programs", refuse)
+    monkeypatch.setattr(training_speed, "compile_programs", refuse)
     config = config_of()
-    found = training.compile_largest(config, PLENTY, rate_for(config, 8))
+    found = training_speed.compile_largest(config, PLENTY, rate_for(config, 8))
     assert tried == [8, 4, 2]
     assert found.limit == "memory"
     assert found.config.train.batch_size == 2
@@ -144,25 +146,25 @@ def test_other_errors_of_the_compiler_are_raised(monkeypatch):
     def refuse(config, mesh):
         raise RuntimeError("INTERNAL: no lowering")
 
-    monkeypatch.setattr(training, "compile_programs", refuse)
+    monkeypatch.setattr(training_speed, "compile_programs", refuse)
     with pytest.raises(RuntimeError, match="no lowering"):
-        training.compile_largest(config_of(), PLENTY, 1e12)
+        training_speed.compile_largest(config_of(), PLENTY, 1e12)
 
 
 def test_the_rate_of_products_is_that_of_the_machines_row(monkeypatch):
-    monkeypatch.setattr(training, "measure_rates", None)
+    monkeypatch.setattr(training_speed, "measure_rates", None)
     row = {"key": "rates/float32", "matmul_flops_per_second": 5e9}
-    assert training.product_rate({"machine": [{"key": "device"}, row]}) == 5e9
+    assert training_speed.product_rate({"machine": [{"key": "device"}, row]}) == 5e9
 
 
 MODELS = ("no_split", "llama", "mamba1")
-WIDTHS = dict(zip(MODELS, (24, 28, 32), strict=True))  # of the MLPs of the Llamas in their place
+WIDTHS = dict(zip(MODELS, (24, 28, 32), strict=True))  # MLP widths of the Llamas that replace them
 
 
 @pytest.fixture
 def small_models(monkeypatch):
-    """Three small Llamas in place of the recipes; returns the models that are timed, in order."""
-    timed, time_training = [], training.time_training
+    """Replace the recipes by three small Llamas; return the models timed, in order."""
+    timed, time_training = [], training_speed.time_training
 
     def recipe(size, model):
         assert size == "tiny"
@@ -172,12 +174,12 @@ def small_models(monkeypatch):
         timed.append(name_of(programs))
         return time_training(programs, repeats)
 
-    for module in (training, compilation):
+    for module in (training_speed, compilation):
         monkeypatch.setattr(module, "recipe", recipe)
-    monkeypatch.setattr(training, "sizes", lambda: ("tiny",))
-    monkeypatch.setattr(training, "MODELS", MODELS)
-    monkeypatch.setattr(training, "time_training", record)
-    monkeypatch.setattr(training, "product_rate", lambda earlier: rate_for(config_of(), 1))
+    monkeypatch.setattr(training_speed, "sizes", lambda: ("tiny",))
+    monkeypatch.setattr(training_speed, "MODELS", MODELS)
+    monkeypatch.setattr(training_speed, "time_training", record)
+    monkeypatch.setattr(training_speed, "product_rate", lambda earlier: rate_for(config_of(), 1))
     return timed
 
 
@@ -193,8 +195,8 @@ def by_key(rows):
 
 
 def test_models_alternate(small_models, tmp_path):
-    assert training.plan() == [f"tiny/{model}" for model in MODELS]
-    found = by_key(training.measure(training.plan(), {}))
+    assert training_speed.plan() == [f"tiny/{model}" for model in MODELS]
+    found = by_key(training_speed.measure(training_speed.plan(), {}))
     rounds = len(found["tiny/llama"]) - 1
     assert rounds >= 2
     assert small_models[:rounds] == rounds * ["no_split"]
@@ -212,7 +214,7 @@ def test_models_alternate(small_models, tmp_path):
         assert last["steps"] == 2 * rounds
         assert last["memory_bytes"] > 4 * last["parameters"]
         assert f"tiny/{last['model']}" == key
-    # The page and the figure take these rows as they are.
+    # The page and the figure accept these rows unchanged.
     document = Document(tmp_path)
     document.part("training")["rows"] = [rows[-1] for rows in found.values()]
     text = page.render(document, PARTS, ())
@@ -221,16 +223,16 @@ def test_models_alternate(small_models, tmp_path):
     assert list(figures.draw(document.rows())) == ["training.png"]
 
 
-def test_a_model_that_does_not_compile_is_one_row(small_models, monkeypatch):
-    compile_programs = training.compile_programs
+def test_a_model_that_does_not_compile_costs_one_row(small_models, monkeypatch):
+    compile_programs = training_speed.compile_programs
 
     def refuse(config, mesh):
         if config.model.mlp_width == WIDTHS["no_split"]:
             raise RuntimeError("INTERNAL: no lowering\nat great length")
         return compile_programs(config, mesh)
 
-    monkeypatch.setattr(training, "compile_programs", refuse)
-    found = by_key(training.measure(["tiny/no_split", "tiny/llama"], {}))
+    monkeypatch.setattr(training_speed, "compile_programs", refuse)
+    found = by_key(training_speed.measure(["tiny/no_split", "tiny/llama"], {}))
     (row,) = found["tiny/no_split"]
     assert row["failed"] == "RuntimeError: INTERNAL: no lowering"
     assert not row.get("partial")
@@ -239,9 +241,9 @@ def test_a_model_that_does_not_compile_is_one_row(small_models, monkeypatch):
     assert set(small_models) == {"llama"}
 
 
-def test_a_model_that_does_not_run_is_one_complete_row(small_models, monkeypatch):
-    """What failed must not look as if it were still to come, nor be timed again."""
-    time_training = training.time_training
+def test_a_model_that_does_not_run_has_one_complete_row(small_models, monkeypatch):
+    """Its failed row is neither partial nor timed again."""
+    time_training = training_speed.time_training
 
     def refuse(programs, repeats):
         if name_of(programs) == "mamba1":
@@ -249,16 +251,16 @@ def test_a_model_that_does_not_run_is_one_complete_row(small_models, monkeypatch
             raise MemoryError("out of memory")
         return time_training(programs, repeats)
 
-    monkeypatch.setattr(training, "time_training", refuse)
-    found = by_key(training.measure(["tiny/mamba1", "tiny/llama"], {}))
+    monkeypatch.setattr(training_speed, "time_training", refuse)
+    found = by_key(training_speed.measure(["tiny/mamba1", "tiny/llama"], {}))
     assert small_models.count("mamba1") == 1
     assert found["tiny/mamba1"][-1]["failed"] == "MemoryError: out of memory"
     assert found["tiny/llama"][-1]["tokens_per_second"] > 0
     assert not found["tiny/mamba1"][-1].get("partial")
 
 
-def test_programs_compiled_ahead_are_those_of_training(small_models):
-    assert compilation.plan() == training.plan()
+def test_programs_compiled_in_advance_are_those_of_training(small_models):
+    assert compilation.plan() == training_speed.plan()
     (row,) = compilation.measure(["tiny/llama"], {})
     assert row["key"] == "tiny/llama"
     assert row["compile_seconds"] > 0

@@ -1,4 +1,4 @@
-"""A train step compiled for a topology: does it fit, what does it send, what does that cost."""
+"""Report on a train step compiled for a topology: memory, collectives and their time."""
 
 import dataclasses
 import math
@@ -11,33 +11,36 @@ import jax
 from flowhn_jax import flops, models
 from flowhn_jax.aot.collectives import Traffic, traffic
 from flowhn_jax.aot.hlo import Program
-from flowhn_jax.aot.memory import Memory, memory
-from flowhn_jax.aot.program import CODE, plan
+from flowhn_jax.aot.step_memory import Memory, memory
 from flowhn_jax.aot.topology import GIB, Topology
+from flowhn_jax.aot.tpu_plan import CODE_BYTES, plan
 from flowhn_jax.bench.largest_batch import Attempt
 from flowhn_jax.bench.largest_batch import largest_batch as search
+from flowhn_jax.bench.throughput import memory_sizes, program_bytes
 from flowhn_jax.checkpoints.state import abstract_state
 from flowhn_jax.config import Config
 from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.parallel.mesh import check_sequence, make_mesh
+from flowhn_jax.report.table import markdown
 from flowhn_jax.training.step import abstract_batch, lower_train_step
 from kernels import backends
 from kernels.partition import AXES
 
-# How libtpu says that a program does not fit; the larger figure is what it needs.
+# libtpu's messages about a program that does not fit, with the bytes that it needs.
 _OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available|Used ([\d.]+)([KMGT]) of")
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What is known of a step on a topology. Per chip and per step, in bytes and seconds.
+    """A train step on a topology. Bytes and seconds are per chip and per step.
 
     Attributes:
-      memory: None where the compiler found that the step does not fit.
-      needed: bytes that it needs or, where it was not compiled, its temporaries alone.
-      traffic: by kind of collective; empty where it was not compiled.
-      compute_seconds: of the step's model FLOPs at the assumed MFU.
-      is_plan: whether no machine code was made.
+      sequences: per step, over all chips.
+      memory: None if the compiler finds that the step does not fit.
+      needed: bytes that the step needs; if it was not compiled, those of its temporaries alone.
+      traffic: by kind of collective; empty if the step was not compiled.
+      compute_seconds: time of the step's model FLOPs at the assumed MFU.
+      is_plan: whether no machine code was generated.
     """
 
     topology: Topology
@@ -45,7 +48,7 @@ class Report:
     strategy: str
     parameters: int
     context: int
-    sequences: int  # a step's, of all chips
+    sequences: int
     kernels: str
     compile_seconds: float
     memory: Memory | None
@@ -58,26 +61,26 @@ class Report:
 
     @property
     def chips(self) -> int:
-        """Devices of the mesh."""
+        """Number of devices of the mesh."""
         return math.prod(self.mesh.values())
 
     @property
     def fits(self) -> bool:
-        """Whether a chip's memory holds it."""
+        """Whether the step fits in a chip's memory."""
         return self.memory is not None and self.needed <= self.topology.chip.memory
 
     @property
     def communication_seconds(self) -> float:
-        """Of all collectives, one after the other."""
+        """Time of all collectives, one after the other."""
         return sum(each.seconds for each in self.traffic.values())
 
     @property
     def communication_share(self) -> float:
-        """Of a step in which nothing is sent while anything is computed."""
+        """Share of communication in a step that never overlaps it with computing."""
         return self.communication_seconds / (self.communication_seconds + self.compute_seconds)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the report for JSON."""
         by_kind = None if self.memory is None else dataclasses.asdict(self.memory)
         return {
             "topology": self.topology.name,
@@ -106,71 +109,82 @@ class Report:
         }
 
     def __str__(self) -> str:
-        """For people."""
-        chip, axes = self.topology.chip, [f"{name}={n}" for name, n in self.mesh.items() if n > 1]
+        """Return the report as text."""
+        axes = [f"{name}={n}" for name, n in self.mesh.items() if n > 1]
         slices = f" x {self.topology.slices} slices" if self.topology.slices > 1 else ""
         lines = [
             f"{self.parameters:,} parameters; {self.strategy}, context {self.context:,}",
-            f"{self.topology.name}{slices}: {self.chips} chips, mesh {', '.join(axes) or 'of one'};"
-            f" {self.sequences} sequences a step, {self.sequences / self.chips:g} a chip",
+            f"{self.topology.name}{slices}: {self.chips} chips, mesh "
+            f"{', '.join(axes) or 'of one device'}; {self.sequences} sequences per step, "
+            f"{self.sequences / self.chips:g} per chip",
             f"{'planned' if self.is_plan else 'compiled'} in {self.compile_seconds:.1f} s; "
             f"{self.kernels}",
             "",
-            f"{'memory of a chip':<24}{'GiB':>8}",
+            self._memory_table(),
+            f"the step {'fits' if self.fits else 'does not fit'}",
         ]
-        if self.memory is None:
-            lines.append(f"{'temporaries alone':<24}{self.needed / GIB:>8.2f}")
-        else:
-            parts = {**dataclasses.asdict(self.memory), "total": self.memory.total}
-            lines += [f"{name:<24}{held / GIB:>8.2f}" for name, held in parts.items()]
-        verdict = "fits" if self.fits else "does not fit"
-        lines.append(f"{'there are':<24}{chip.memory / GIB:>8.2f}  it {verdict}")
-        if self.memory is None:
-            return "\n".join(lines)
-        lines += ["", f"{'collectives of a step':<24}{'count':>8}{'MiB a chip':>12}{'ms':>9}"]
-        for kind, each in sorted(self.traffic.items()):
-            received, milliseconds = each.received / 2**20, 1e3 * each.seconds
-            lines.append(f"{kind:<24}{each.count:>8,}{received:>12,.1f}{milliseconds:>9.2f}")
-        lines += [
-            f"{'all':<24}{'':>20}{1e3 * self.communication_seconds:>9.2f}",
-            "",
-            f"{self.step_flops:.3g} FLOPs a step, {self.step_flops / self.chips:.3g} a chip: "
-            f"{1e3 * self.compute_seconds:.2f} ms at an MFU of {self.mfu:.2f}",
-            f"communication is {100 * self.communication_share:.1f} % of the step if none of it "
-            "is hidden behind computing",
-        ]
+        if self.memory is not None:
+            lines += [
+                "",
+                self._traffic_table(),
+                "",
+                f"{self.step_flops:.3g} FLOPs per step, {self.step_flops / self.chips:.3g} per "
+                f"chip: {1e3 * self.compute_seconds:.2f} ms at an MFU of {self.mfu:.2f}",
+                f"communication is {100 * self.communication_share:.1f} % of the step if none of "
+                "it overlaps with computing",
+            ]
         return "\n".join(lines)
+
+    def _memory_table(self) -> str:
+        if self.memory is None:
+            rows = {"temporaries alone": self.needed}
+        else:
+            rows = {**dataclasses.asdict(self.memory), "total": self.memory.total}
+        rows["available"] = self.topology.chip.memory
+        table = [[name, f"{count / GIB:.2f}"] for name, count in rows.items()]
+        return markdown(["memory per chip", "GiB"], table)
+
+    def _traffic_table(self) -> str:
+        table = [
+            [kind, f"{each.count:,}", f"{each.received / 2**20:,.1f}", f"{1e3 * each.seconds:.2f}"]
+            for kind, each in sorted(self.traffic.items())
+        ]
+        table.append(["all", "", "", f"{1e3 * self.communication_seconds:.2f}"])
+        return markdown(["collectives per step", "count", "MiB per chip", "ms"], table)
 
 
 def report(
     config: Config, topology: Topology, mfu: float = 0.5, *, plan_only: bool = False
 ) -> Report:
-    """Compiles the train step of a config for a topology.
+    """Compile the train step of a config for a topology and return the report.
 
     Args:
-      config: the run's; its mesh takes the topology's devices.
+      config: of the run; its mesh is laid over the topology's devices.
       topology: the machine.
-      mfu: share of the chips' peak assumed of a step without communication.
-      plan_only: whether to end where the program and its memory are planned, for TPUs.
+      mfu: assumed MFU of a step without communication.
+      plan_only: whether to stop when the program and its memory are planned; TPUs only.
 
     Raises:
-      ValueError: mesh, batch and devices do not fit each other, or GPUs are to be planned only.
+      ValueError: mesh, batch and devices do not match, or `plan_only` is set for GPUs.
     """
     if plan_only and topology.is_gpu:
-        raise ValueError("--plan_only is for TPUs; programs for GPUs are compiled whole.")
+        raise ValueError(
+            f"--plan_only needs a --topology of TPUs, e.g. v5e:4x4; got {topology.name}."
+        )
     model, devices = config.model, topology.devices
     mesh = make_mesh(config.mesh, eval_batch_size(config), devices)
     check_sequence(model, mesh)
     peak = flops.peak_flops(devices[0])
+    assert peak is not None  # the chips of all topologies are known
     step_flops = config.train.batch_size * flops.train_flops(model, model.context)
     start = time.perf_counter()
-    needed, held, sent = 0, None, {}
+    needed, by_kind, received = 0, None, {}
     with jax.set_mesh(mesh), backends.use(config.kernels.backend), backends.record() as chosen:
         lowered = lower_train_step(config, mesh)
         try:
             if plan_only:
                 text, data = plan(config, topology.name, topology.slices)
-                code = CODE
+                code = CODE_BYTES
             else:
                 text, data, code = _compile(lowered)
         except RuntimeError as error:
@@ -178,9 +192,9 @@ def report(
         else:
             program = Program(text)
             arguments = abstract_state(config, mesh), abstract_batch(config, mesh)
-            held = memory(program, *arguments, data, code)
-            needed = held.total
-            sent = traffic(program, list(mesh.devices.flat), topology)
+            by_kind = memory(program, *arguments, data, code)
+            needed = by_kind.total
+            received = traffic(program, list(mesh.devices.flat), topology)
     return Report(
         topology=topology,
         mesh=dict(mesh.shape),
@@ -190,9 +204,9 @@ def report(
         sequences=config.train.batch_size,
         kernels=backends.describe(chosen),
         compile_seconds=time.perf_counter() - start,
-        memory=held,
+        memory=by_kind,
         needed=needed,
-        traffic=sent,
+        traffic=received,
         step_flops=step_flops,
         mfu=mfu,
         compute_seconds=step_flops / mesh.size / peak / mfu,
@@ -201,17 +215,14 @@ def report(
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[str, int, int]:
-    """The program's text, bytes of its data, and of its code."""
+    """Return the program's text, the bytes of its data and those of its code."""
     compiled = lowered.compile()
-    sizes = compiled.memory_analysis()
-    arguments = sizes.argument_size_in_bytes
-    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    data = arguments + results + sizes.temp_size_in_bytes
-    return compiled.as_text(), data, sizes.generated_code_size_in_bytes
+    code = memory_sizes(compiled).generated_code_size_in_bytes
+    return compiled.as_text() or "", program_bytes(compiled), code
 
 
 def _needed(error: RuntimeError) -> int:
-    """Bytes that a program needs which does not fit; another error is raised again."""
+    """Return the bytes that a program needs which does not fit; raise any other error again."""
     found = _OUT_OF_MEMORY.search(str(error))
     if found is None:
         raise error
@@ -219,21 +230,23 @@ def _needed(error: RuntimeError) -> int:
     return int(float(figure) * 1024 ** (1 + "KMGT".index(unit)))
 
 
-def largest_batch(config: Config, topology: Topology, **options: Any) -> Report:
-    """Return the report of the most sequences per chip, of powers of two, that fit.
+def largest_batch(
+    config: Config, topology: Topology, mfu: float = 0.5, *, plan_only: bool = False
+) -> Report:
+    """Return the report of the largest power of two of sequences per chip that fits.
 
-    `options` are those of `report`; the search is `evaluation.largest_batch`'s, from the config's
-    batch on.
+    The other arguments are those of `report`. The search, `bench.largest_batch`, starts at the
+    config's batch.
 
     Raises:
-      ValueError: not even one sequence for each of the devices that share the batch fits.
+      ValueError: not even one sequence per device that shares the batch fits.
     """
     mesh = make_mesh(config.mesh, 0, topology.devices)  # for any batch
     parts = math.prod(mesh.shape[name] for name in AXES["B"]) * config.train.accumulate
 
     def attempt(each: int) -> Attempt[Report]:
         train = dataclasses.replace(config.train, batch_size=each * parts)
-        found = report(dataclasses.replace(config, train=train), topology, **options)
+        found = report(dataclasses.replace(config, train=train), topology, mfu, plan_only=plan_only)
         if found.memory is None:
             return Attempt(found, fits=False)
         temporaries = found.memory.activations + found.memory.temporaries
@@ -244,6 +257,7 @@ def largest_batch(config: Config, topology: Topology, **options: Any) -> Report:
         return search(attempt, start, topology.chip.memory).result
     except ValueError as error:
         raise ValueError(
-            f"No batch fits {topology.name}: a step of {parts} sequences, one for each device that "
-            f"shares the batch, needs more than {topology.chip.memory / GIB:.2f} GiB per chip."
+            f"No batch fits {topology.name}: a step of {parts} sequences, one per device that "
+            f"shares the batch, needs more than {topology.chip.memory / GIB:.2f} GiB per chip; use "
+            "a larger --topology, mesh.fsdp=-1 or train.remat=full."
         ) from error

@@ -1,7 +1,7 @@
 """Part `training`: tokens per second of every model, at the largest batch that fits.
 
 All models of a size and family are compiled first, in several threads; then they are timed
-round-robin, so that a machine that drifts does it to all of them alike.
+round-robin, so that a drift of the machine affects all of them equally.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
@@ -22,6 +22,7 @@ from flowhn_jax.bench.suite.workload import MODELS, Earlier, compile_pool, dtype
 from flowhn_jax.bench.throughput import (
     Programs,
     compile_programs,
+    memory_sizes,
     time_training,
     tokens_of,
     work_rate,
@@ -30,17 +31,20 @@ from flowhn_jax.config import BASELINES, Config
 from flowhn_jax.parallel.mesh import make_mesh
 from kernels.partition import AXES
 
-# A larger batch fills a device no better once a step takes this long at the rate of its products.
+if TYPE_CHECKING:
+    from jaxlib._jax import Device  # jax.Device is not a type to the checker
+
+# Once a step takes this long at the device's peak rate, a larger batch does not use it better.
 _MAX_STEP_SECONDS = {"cpu": 0.1, "gpu": 0.25, "tpu": 0.25}
 _ROUNDS = {"cpu": 2, "gpu": 3, "tpu": 3}
 _REPEATS = 2
-# Of the memory: what XLA's libraries and fragmentation take is not in the compiler's analysis.
+# Share of the memory: XLA's libraries and fragmentation are not in the compiler's analysis.
 _USABLE = 0.94
 _MIN_STATE_BYTES = 16  # per parameter: itself, its gradient and AdamW's two moments, float32
 
 
 class TooLargeError(ValueError):
-    """No batch fits; `needed` has the bytes of the parameters, gradients and optimizer alone."""
+    """No batch fits; `needed` is a lower bound of the bytes that one would need."""
 
     def __init__(self, message: str, needed: int):
         super().__init__(message)
@@ -48,21 +52,21 @@ class TooLargeError(ValueError):
 
 
 class Candidate(NamedTuple):
-    """A model's step, compiled at the largest batch."""
+    """A model's train step, compiled at the largest batch that fits."""
 
     config: Config
     programs: Programs
-    limit: str  # what bounds the batch: 'memory' or 'step time'
-    attempts: int  # programs that were compiled to find it
+    limit: str  # what limits the batch: 'memory' or 'step time'
+    attempts: int  # programs compiled to find it
 
 
 def plan() -> list[str]:
-    """Return SIZE/MODEL for each size and model: of a size FlowHN's strategies first."""
+    """Return SIZE/MODEL for each size and model; within a size FlowHN's strategies come first."""
     return [f"{size}/{model}" for size in sizes() for model in MODELS]
 
 
 def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
-    """Yield a row for each model after each round of its group, and at once where it fails."""
+    """Yield a row for each model after each round of its group, and at once if it fails."""
     rate = product_rate(earlier)
     for group in _groups(missing):
         yield from _measure_group(group, memory_limit(), rate)
@@ -71,7 +75,7 @@ def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
 def product_rate(earlier: Earlier) -> float:
     """Return the FLOP/s of the device's matrix products, as part `machine` measured them.
 
-    They bound the batches, so every process must take the same number.
+    It determines the batches, so every process must use the same number.
     """
     dtype = dtypes()[0]
     rows = (row for row in earlier.get("machine", ()) if row["key"] == f"rates/{dtype}")
@@ -80,7 +84,7 @@ def product_rate(earlier: Earlier) -> float:
 
 
 def _groups(keys: Sequence[str]) -> list[list[str]]:
-    """Return keys of one size and family together, in their order."""
+    """Return the keys grouped by size and family, in their order."""
     groups: dict[tuple[str, bool], list[str]] = {}
     for key in keys:
         size, _, model = key.partition("/")
@@ -98,7 +102,7 @@ def _measure_group(keys: list[str], memory: int, flops_per_second: float) -> Ite
         for key, future in futures.items():
             try:
                 compiled[key] = future.result()
-            except Exception as error:  # it fits no batch, or does not compile
+            except Exception as error:  # no batch fits, or the model does not compile
                 yield _labels(key) | {"failed": failure(error)}
             else:
                 yield _labels(key) | _described(compiled[key]) | {"partial": True}
@@ -125,7 +129,7 @@ def _labels(key: str) -> Row:
 
 
 def _timed(candidate: Candidate, seconds: list[float]) -> Row:
-    """Time a turn of a model; `seconds` gets its steps. Return the speed of all turns so far."""
+    """Time a round of a model, add its steps to `seconds`, and return the speed of all rounds."""
     config, programs = candidate.config, candidate.programs
     seconds += time_training(programs, _REPEATS)[0]
     median = statistics.median(seconds)
@@ -142,7 +146,7 @@ def _timed(candidate: Candidate, seconds: list[float]) -> Row:
 
 
 def _described(candidate: Candidate) -> Row:
-    """Return what is known of a model before it runs."""
+    """Return what is known about a model before it runs."""
     config, programs = candidate.config, candidate.programs
     return {
         "parameters": models.param_count(config.model),
@@ -161,15 +165,15 @@ def compile_largest(
     config: Config,
     memory: int,
     flops_per_second: float,
-    devices: Sequence[jax.Device] | None = None,
+    devices: "Sequence[Device] | None" = None,
 ) -> Candidate:
-    """Return a model's step at the largest power of two of sequences per device that fits.
+    """Return a model's train step at the largest power of two of sequences per device that fits.
 
     Args:
       config: the recipe; its batch size is replaced.
-      memory: bytes of a device that a program may use.
-      flops_per_second: of the device's matrix products, by which a step's time is bounded.
-      devices: of the mesh, absent ones as well; None: all that there are.
+      memory: bytes per device that a program may use.
+      flops_per_second: of the device's matrix products; it limits the time of a step.
+      devices: of the mesh, which may be absent hardware; None for all local devices.
 
     Raises:
       TooLargeError: not even one sequence fits.
@@ -180,8 +184,8 @@ def compile_largest(
     ways = math.prod(mesh.shape[name] for name in AXES["B"])
     if needed > memory:
         raise TooLargeError(
-            f"parameters, gradients and optimizer need {needed / 2**30:.1f} GiB, "
-            f"{memory / 2**30:.1f} GiB can be used",
+            f"parameters, gradients and optimizer need {needed / 2**30:.1f} GiB; "
+            f"{memory / 2**30:.1f} GiB are available",
             needed,
         )
     sequence_seconds = flops.train_flops(model, model.context) / flops_per_second
@@ -200,21 +204,21 @@ def compile_largest(
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return Attempt(None, fits=False)
-        sizes = programs.train_step.memory_analysis()
-        fixed = programs.memory_bytes - sizes.temp_size_in_bytes
+        temporaries = memory_sizes(programs.train_step).temp_size_in_bytes
         fits = programs.memory_bytes <= memory
-        return Attempt(programs, fits, fixed, sizes.temp_size_in_bytes)
+        return Attempt(programs, fits, programs.memory_bytes - temporaries, temporaries)
 
     try:
         programs = largest_batch(compile_at, most, memory, most).result
     except ValueError as error:
         raise TooLargeError(str(error), memory) from error
+    assert programs is not None  # an attempt that fits has programs
     each = programs.config.train.batch_size // ways
     return Candidate(programs.config, programs, "step time" if each == most else "memory", attempts)
 
 
 def memory_limit() -> int:
-    """Return the bytes of a device that a program may use; half of a host's memory for a CPU."""
+    """Return the bytes per device that a program may use; on a CPU half of the host's memory."""
     device = jax.devices()[0]
     statistics: Any = device.memory_stats() or {}
     if "bytes_limit" in statistics:
