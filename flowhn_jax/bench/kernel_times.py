@@ -13,7 +13,7 @@ import jaxlib.version
 from flowhn_jax.bench import cases as cases_lib
 from flowhn_jax.bench import peers as peers_lib
 from flowhn_jax.bench.attempt import Row, attempt
-from flowhn_jax.bench.cases import Case
+from flowhn_jax.bench.case import Case
 from flowhn_jax.bench.device import Rates, measure_rates
 from flowhn_jax.bench.output import check_out, save_results
 from flowhn_jax.bench.peers import Peer, Run

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowhn_jax.bench import pytorch
-from flowhn_jax.bench.cases import Case
+from flowhn_jax.bench.case import Case
 from flowhn_jax.bench.throughput import memory_sizes
 
 Run = Callable[[], Any]

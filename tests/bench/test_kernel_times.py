@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from flowhn_jax.bench import case as case_lib
 from flowhn_jax.bench import cases as cases_lib
 from flowhn_jax.bench import kernel_times, peers, sampled_reference
 from flowhn_jax.bench.device import Rates, Work
@@ -18,7 +19,7 @@ SIZES = {  # of each case below, in the order of its builder's arguments
 
 
 def small_case(operation, dtype="float32", **options):
-    builder = getattr(cases_lib, f"_{operation}")
+    builder = getattr(case_lib, f"{operation}_case")
     return builder("small", *SIZES[operation], dtype, **options)
 
 

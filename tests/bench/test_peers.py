@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowhn_jax.bench import cases, peers
+from flowhn_jax.bench import case as case_lib
+from flowhn_jax.bench import peers
 from kernels.ssd import ssd
 
 torch = pytest.importorskip("torch")
@@ -57,13 +58,13 @@ def test_mamba_ssm_selective_scan(install):
         return (y * torch.nn.functional.silu(z)).transpose(1, 2)
 
     install("mamba_ssm.ops.selective_scan_interface", selective_scan_fn)
-    case = cases._selective_scan("small", 2, 33, 20, 4, "float32")
+    case = case_lib.selective_scan_case("small", 2, 33, 20, 4, "float32")
     assert case.output_error(run(peers._mamba_ssm(case))) < 1e-5
 
 
 def ssd_case(groups, dtype="float32"):
     """Return a case of four heads in groups."""
-    case = cases._ssd("small", 2, 70, 4, 8, dtype)
+    case = case_lib.ssd_case("small", 2, 70, 4, 8, dtype)
     shared = {name: case.inputs[name] for name in ("B", "C")}
     shared = {
         name: jax.random.normal(jax.random.key(i), (*x.shape[:2], groups, x.shape[3]), dtype)
@@ -118,7 +119,7 @@ def test_flash_attention(install):
         return attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 
     install("flash_attn", flash_attn_func)
-    case = cases._attention("small", 2, 70, 4, 2, 8, "bfloat16")
+    case = case_lib.attention_case("small", 2, 70, 4, 2, 8, "bfloat16")
     assert case.output_error(run(peers._flash_attention(case))) < 0.02
 
 
@@ -130,8 +131,8 @@ def everything_installed(monkeypatch):
 
 def test_peers_that_need_a_gpu_are_left_out_without_one(everything_installed):
     everything_installed.setattr(peers, "_has_torch_gpu", lambda: False)
-    scan = cases._selective_scan("small", 1, 4, 4, 4, "float32")
-    attention = cases._attention("small", 1, 8, 2, 1, 8, "bfloat16")
+    scan = case_lib.selective_scan_case("small", 1, 4, 4, 4, "float32")
+    attention = case_lib.attention_case("small", 1, 8, 2, 1, 8, "bfloat16")
     assert names(scan) == ["_associative_scan", "_mambapy"]
     assert names(attention) == ["_torch_attention"]
     assert names(ssd_case(1)) == 2 * ["_transformers_mamba2"]
@@ -143,12 +144,12 @@ def test_peers_that_need_a_gpu_are_left_out_without_one(everything_installed):
 
 def test_flash_attention_is_left_out_of_cases_that_it_does_not_support(everything_installed):
     everything_installed.setattr(peers, "_has_torch_gpu", lambda: True)
-    wide = cases._attention("small", 1, 8, 2, 1, 8, "float32")
-    documents = cases._attention("small", 1, 8, 2, 1, 8, "bfloat16", documents=True)
+    wide = case_lib.attention_case("small", 1, 8, 2, 1, 8, "float32")
+    documents = case_lib.attention_case("small", 1, 8, 2, 1, 8, "bfloat16", documents=True)
     assert names(wide) == names(documents) == ["_torch_attention"]
 
 
 def test_peers_that_are_not_installed_are_left_out(monkeypatch):
     monkeypatch.setattr(peers, "_is_installed", lambda package: package == "jax")
-    case = cases._selective_scan("small", 1, 4, 4, 4, "float32")
+    case = case_lib.selective_scan_case("small", 1, 4, 4, 4, "float32")
     assert names(case) == ["_associative_scan"]

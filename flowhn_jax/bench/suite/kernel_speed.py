@@ -13,7 +13,7 @@ from flowhn_jax.bench import authors
 from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.authors_model import describe_kernels
 from flowhn_jax.bench.cases import OPERATION_NAMES, cases
-from flowhn_jax.bench.device import Rates, measure_rates
+from flowhn_jax.bench.device import measure_rates
 from flowhn_jax.bench.kernel_times import measurements
 from flowhn_jax.bench.suite.workload import (
     Earlier,
@@ -57,15 +57,9 @@ def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
             yield from _kernels(key, first, rest[0], int(rest[1]))
 
 
-@functools.cache
-def _rates(dtype: str) -> Rates:
-    """Return the device's rates, which set the floors; measured once because it takes seconds."""
-    return measure_rates(dtype)
-
-
 def _kernels(key: str, operation: str, size: str, length: int) -> Iterator[Row]:
     dtype = dtypes()[0]
-    rates = _rates(dtype)
+    rates = measure_rates(dtype)
     tokens, repeats = (length, 3) if jax.default_backend() == "cpu" else (32768, 5)
     rows: list[Row] = []
     for case in cases([operation], [size], [length], tokens, dtype):
