@@ -97,6 +97,29 @@ def test_settings_of_the_environment_take_another_process(run):
     assert len({entry.pid for entry in fake_parts.entries()}) == 2
 
 
+def test_workers_on_a_cpu_wait_for_later_parts(run):
+    """One for parts that measure time and one for the others, whatever the settings of a GPU."""
+    content, _ = run(
+        part("steady", name="timed"),
+        part("steady", name="untimed", is_timed=False),
+        part("steady", name="again", environment={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
+        part("dies", name="fatal", is_timed=False),
+        part("steady", name="last", is_timed=False),
+        machine="cpu_machine",
+    )
+    pids = {
+        name: {row["pid"] for row in each["rows"] if "pid" in row}
+        for name, each in content["parts"].items()
+    }
+    assert len(pids["timed"]) == len(pids["untimed"]) == len(pids["last"]) == 1
+    assert pids["timed"] == pids["again"]
+    assert not pids["timed"] & pids["untimed"]
+    assert pids["untimed"] < pids["fatal"]
+    assert not pids["last"] & pids["untimed"]
+    assert keys(content, "last") == ["a", "b", "c"]
+    assert not any(is_alive(entry.pid) for entry in fake_parts.entries())
+
+
 def test_a_part_that_raises_is_one_message_and_the_others_continue(run, folder):
     content, log = run(
         part("raises"), part("raises_in_plan"), part("no_such_module"), part("steady")

@@ -1,0 +1,2 @@
+def describe():
+    return {"device": "fake", "platform": "cpu"}
