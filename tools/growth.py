@@ -20,7 +20,7 @@ from flowhn_jax import config as config_lib
 from flowhn_jax import recipes
 from flowhn_jax.config import Config, DataConfig
 from flowhn_jax.report.table import print_result
-from flowhn_jax.training.loop import fit
+from flowhn_jax.training.trainer import fit
 from flowhn_jax.utils.memory import keep_freed_memory
 from tools.small_run import prepare_text
 

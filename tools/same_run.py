@@ -17,6 +17,7 @@ from flowhn_jax.checkpoints.state import abstract_state
 from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import train_batches
 from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.training.events import tags
 from flowhn_jax.training.metrics import Row, read_rows
 
 _OF_THE_CLOCK = ("second", "mfu", "time")
@@ -80,12 +81,7 @@ def _differing_rows(rows: list[Row], expected: list[Row]) -> dict[str, int]:
 
 def _tensorboard_differences(workdir: str, rows: list[Row]) -> int:
     found = collections.Counter(_scalars(workdir))
-    expected = {
-        (row["step"], name)
-        for row in rows
-        for name, value in row.items()
-        if name not in ("step", "time") and value is not None
-    }
+    expected = {(row["step"], tag) for row in rows for tag in tags(row)}
     return sum(found[scalar] != (scalar in expected) for scalar in expected | set(found))
 
 

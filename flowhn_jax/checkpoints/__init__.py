@@ -1,1 +1,1 @@
-"""What a run keeps: its state, checkpoints, config and lock."""
+"""The workdir of a run: its state, checkpoints, config and lock."""

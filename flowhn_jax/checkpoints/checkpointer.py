@@ -1,9 +1,9 @@
 """Checkpoints of a run: parameters, optimizer, step and the position in the data, with Orbax.
 
-A checkpoint is a folder `checkpoints/STEP` that appears when it is whole. Beside Orbax's arrays it
-holds the run's config, versions and progress (Orbax's metadata) and the hashes of its files
-(manifest.json), which are written last. One without them counts where Orbax's metadata say that it
-was committed and all its parts are there.
+A checkpoint is a folder `checkpoints/STEP`, which appears when it is complete. In addition to
+Orbax's arrays it holds the run's config, versions and progress (in Orbax's metadata) and the hashes
+of its files (manifest.json), which are written last. A checkpoint without hashes counts if Orbax's
+metadata say that it was committed and all its parts are there.
 """
 
 import contextlib
@@ -40,30 +40,35 @@ from flowhn_jax.config import Config
 from flowhn_jax.parallel.distributed import broadcast_from_first, first_before_others, is_first
 from flowhn_jax.utils.files import sync
 
-_BYTES_BESIDE = 2**20  # of a checkpoint, at least: what is not arrays
-_SECONDS_TO_END = 15.0  # of a save, in a process of several that ends with an error
+_EXTRA_BYTES = 2**20  # of a checkpoint, in addition to its arrays
+_SECONDS_TO_END = 15.0  # that a process of several waits for a save if it ends with an error
 _saves = itertools.count()
 
 
 class Checkpoints:
-    """The checkpoints of a training run; use as a context manager.
+    """The checkpoints of a training run; a context manager.
 
-    Damaged ones that are newer than the newest whole one are moved to `damaged/` in the workdir, so
-    that the run can write its own under their names.
+    Damaged checkpoints that are newer than the newest undamaged one are moved to `damaged/` in the
+    workdir, so that the run can write its own under their names.
     """
 
-    def __init__(self, workdir: str, config: Config, say: Callable[[str], None] = warn):
-        """`config` goes into each checkpoint; `say` prints what becomes of them.
+    def __init__(self, workdir: str, config: Config, log: Callable[[str], None] = warn):
+        """Open the checkpoints of the run in `workdir`.
+
+        Args:
+          workdir: folder of the run.
+          config: of the run; it is stored in each checkpoint.
+          log: prints a line for people.
 
         Raises:
-          ValueError: there are checkpoints, and all are damaged; or there were, and all are gone.
+          ValueError: all checkpoints are damaged, or there were some and all are gone.
         """
         self._workdir = workdir
         self.config = config
-        self._say = say
+        self._log = log
         self._save: Save | None = None
         self._is_saving = False
-        self._needed = 0  # bytes, of the last checkpoint that was asked for
+        self._needed = 0  # bytes of the checkpoint that `fits` was last asked for
         with first_before_others("checkpoints"):
             if is_first():
                 check_not_gone(workdir)
@@ -82,15 +87,17 @@ class Checkpoints:
             return
         is_alone = jax.process_count() == 1
         if self._is_saving:
+            assert self._save is not None
             self._save.wait(None if is_alone else _SECONDS_TO_END)
-        if is_alone:  # else the others may not come by
-            with contextlib.suppress(Exception):  # that of the save
+        if is_alone:  # otherwise closing would wait for processes that may have ended
+            with contextlib.suppress(Exception):  # the error of the save
                 self._checkpointer.close()
 
     def _open(self) -> ocp.training.Checkpointer:
-        # Random mantissas hardly compress, and shardings are given wherever a checkpoint is read:
-        # without both a save costs a fifth less.
+        # Random mantissas hardly compress, and every reader gives its own shardings: without
+        # compression and a sharding file a save costs a fifth less.
         def barrier(**arguments: Any) -> None:
+            assert self._save is not None
             self._save.barrier(**arguments)
 
         context = ocp.Context()
@@ -98,15 +105,16 @@ class Checkpoints:
         context.array.saving.use_compression = False
         context.array.saving.enable_write_sharding_file = False
         return ocp.training.Checkpointer(
-            directory(self._workdir),
+            str(directory(self._workdir)),
             context=context,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.PreserveAll(),  # see _prune
+            # Orbax's own policies do not match its protocols.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # pyright: ignore[reportArgumentType]
+            preservation_policy=ocp.training.preservation_policies.PreserveAll(),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
 
     def _prune(self) -> None:
-        """Delete all checkpoints but the newest, the best one, and those kept for good."""
+        """Delete all checkpoints but the newest, the best one and every `keep_every`-th step."""
         train, losses = self.config.train, dict(self._losses())
         steps = steps_of(self._workdir)
         kept = {*steps[: train.keep_checkpoints]}
@@ -117,30 +125,32 @@ class Checkpoints:
                 delete(self._workdir, step)
 
     def _losses(self) -> Iterator[tuple[int, float]]:
-        """Yield the steps whose validation loss is known, and it."""
+        """Yield the checkpoints' steps with a known validation loss, and the losses."""
         for checkpoint in self._checkpointer.checkpoints:
-            loss = (checkpoint.metrics or {}).get(VALIDATION_LOSS)
+            metrics: Any = checkpoint.metrics or {}
+            loss = metrics.get(VALIDATION_LOSS)
             if loss is not None and (directory(self._workdir) / str(checkpoint.step)).is_dir():
                 yield checkpoint.step, loss
 
     def _damaged(self) -> list[int]:
-        """The damaged ones before the newest that is not, and of those behind it as Orbax reads.
+        """Log and return the damaged checkpoints that Orbax would read.
 
-        Each is told.
+        These are all that are newer than the newest undamaged one, and older ones whose metadata is
+        damaged.
         """
         found = []
         steps = steps_of(self._workdir)
         for index, step in enumerate(steps):
-            # Of all it reads these, and of the one that the run goes on from everything.
+            # Orbax reads the metadata of all, and everything of the one that the run continues.
             parts = "" if len(found) == index else METADATA
             damage = manifest.damage(directory(self._workdir) / str(step), parts)
             if damage is not None:
-                self._say(f"the checkpoint of step {step} is damaged and skipped: {damage}")
+                self._log(f"the checkpoint of step {step} is damaged and skipped: {damage}")
                 found.append(step)
         if found and len(found) == len(steps):
             raise ValueError(
                 f"All checkpoints in {self._workdir!r} are damaged (of steps "
-                f"{', '.join(map(str, steps))}); give another --workdir to begin anew."
+                f"{', '.join(map(str, steps))}); to start from scratch give another --workdir."
             )
         return found
 
@@ -152,28 +162,28 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest checkpoint."""
+        """Step of the newest checkpoint; None if there is none."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
     def fits(self, state: TrainState) -> bool:
-        """Whether the disk has room for a checkpoint; a line tells how much is missing.
+        """Return whether the disk has room for a checkpoint; log how much is missing if not.
 
         All processes must call it, and get the same answer.
         """
         self.wait()
-        self._needed = _BYTES_BESIDE + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        self._needed = _EXTRA_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         fits = not broadcast_from_first(disk.missing(directory(self._workdir), self._needed))
         if not fits:
-            self._say(f"no checkpoint of step {int(state.step)}: {self.shortage()}")
+            self._log(f"no checkpoint of step {int(state.step)}: {self.shortage()}")
         return fits
 
     def shortage(self) -> str:
-        """Room that the last checkpoint asked for, and what there is, in words."""
+        """Return the space that the last checkpoint needed and what was missing, as text."""
         missing = disk.missing(directory(self._workdir), self._needed)
         return (
             f"it takes {disk.megabytes(self._needed)}, of which {disk.megabytes(missing)} are "
-            f"missing on the disk of {self._workdir!r}; the newest is {self._newest()}"
+            f"missing on the disk of {self._workdir!r}; the newest checkpoint is {self._newest()}"
         )
 
     def _newest(self) -> str:
@@ -186,43 +196,41 @@ class Checkpoints:
         progress: dict[str, Any],
         validation_loss: float | None = None,
     ) -> None:
-        """Begins to write a checkpoint; `wait`, or the next call, waits for its end.
+        """Begin to write a checkpoint; `wait`, or the next call, waits until it is complete.
 
         Args:
           state: of the run; it may be donated as soon as the function has returned.
-          data: the iterator of its batches, whose position is kept.
-          progress: what the run keeps beside, for JSON.
-          validation_loss: of the state, where it is known; the least one's checkpoint is kept.
+          data: the iterator of the run's batches, whose position is saved.
+          progress: what else the run saves; it must be representable in JSON.
+          validation_loss: of the state, if known; the checkpoint with the lowest one is kept.
         """
         self.wait()
         step = int(state.step)
-        if step == self.latest_step:  # the run was stopped before it did a step
+        if step == self.latest_step:  # the run was stopped before its first step
             return
         parts = {
             "params": state.params,
             "optimizer": {"step": state.step, "opt_state": state.opt_state},
             "data": data,
         }
-        metrics = None
+        metrics: Any = None
         if validation_loss is not None and math.isfinite(validation_loss):
             metrics = {VALIDATION_LOSS: validation_loss}
         self._save, self._is_saving = Save(next(_saves)), True
+        about: dict[str, Any] = {
+            "metrics": metrics,
+            "config": config_lib.to_dict(self.config),
+            "versions": versions(),
+            "progress": progress
+            | {"skipped": int(state.skipped), "skipped_in_row": int(state.skipped_in_row)},
+        }
         response = self._checkpointer.save_checkpointables_async(
-            step,
-            parts,
-            force=True,
-            metrics=metrics,
-            custom_metadata={
-                "metrics": metrics,
-                "config": config_lib.to_dict(self.config),
-                "versions": versions(),
-                "progress": progress
-                | {"skipped": int(state.skipped), "skipped_in_row": int(state.skipped_in_row)},
-            },
+            step, parts, force=True, metrics=metrics, custom_metadata=about
         )
 
         def work() -> None:
-            response.result()
+            if response is not None:
+                response.result()
             if is_first():
                 manifest.write(directory(self._workdir) / str(step))
                 sync(directory(self._workdir))
@@ -232,34 +240,35 @@ class Checkpoints:
         self._save.start(work)
 
     def error(self) -> BaseException | None:
-        """Return the error that `wait` is going to raise here, if there is one by now."""
-        return self._save.error() if self._is_saving else None
+        """Return the error that `wait` will raise in this process, if there is one so far."""
+        return self._save.error() if self._save is not None and self._is_saving else None
 
     def wait(self) -> None:
-        """Waits until what `save` began is on the disk; a full disk is told, and no error.
+        """Wait until the checkpoint that `save` began is on the disk; log a full disk.
 
-        All processes must call it; where one raises, all do.
+        All processes must call it; if one raises, all do.
         """
         if not self._is_saving:
             return
+        assert self._save is not None
         self._is_saving = False
         self._save.wait()
         error = self._save.failure()
         if error is None:
-            self._checkpointer.reload()  # what was pruned
+            self._checkpointer.reload()  # without the checkpoints that were deleted
             return
-        with contextlib.suppress(Exception):  # the same error again
+        with contextlib.suppress(Exception):  # the same error
             self._checkpointer.close()
-        self._checkpointer = self._open()  # which removes what was written of it
+        self._checkpointer = self._open()  # removes the incomplete checkpoint
         if not self._save.is_full():
             raise error
-        self._say(f"the disk was full before a checkpoint was written: {self.shortage()}")
+        self._log(f"the disk was full before a checkpoint was complete: {self.shortage()}")
 
     def restore(self, abstract: TrainState, data: Any) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint's state, laid out as `abstract`, and its progress.
+        """Return the newest checkpoint's state, sharded as `abstract`, and its progress.
 
-        It moves `data` to its position. A checkpoint without hashes that turns out to be damaged is
-        set aside, as in the beginning.
+        `data` continues from the checkpoint's position. A checkpoint without hashes that cannot be
+        read is moved to `damaged/`, and the next one is restored.
 
         Raises:
           ValueError: `data` is not what the checkpoint was trained on, parameters have other
@@ -267,15 +276,17 @@ class Checkpoints:
         """
         while True:
             step = self.latest_step
+            assert step is not None, "there is no checkpoint to restore"
             folder = directory(self._workdir) / str(step)
             try:
                 return self._load(step, abstract, data)
             except Exception as error:
-                checked = manifest.is_written(folder)
-                alone = self._checkpointer.checkpoints[0].step == step
-                if checked or alone or isinstance(error, OfAnotherRun) or jax.process_count() > 1:
+                has_hashes = manifest.is_written(folder)  # which were checked
+                is_last = self._checkpointer.checkpoints[0].step == step
+                is_alone = jax.process_count() == 1
+                if has_hashes or is_last or isinstance(error, OfAnotherRun) or not is_alone:
                     raise
-                self._say(f"the checkpoint of step {step} is damaged and skipped: {error}")
+                self._log(f"the checkpoint of step {step} is damaged and skipped: {error}")
             self._checkpointer.close()
             self._set_aside(step)
             self._checkpointer = self._open()
@@ -287,14 +298,15 @@ class Checkpoints:
         folder = directory(self._workdir) / str(step)
         if manifest.is_import(folder):
             raise OfAnotherRun(
-                f"The checkpoint of step {step} holds parameters alone, as an import does: "
-                "eval.py reads it, but no training can go on from it."
+                f"The checkpoint of step {step} in {self._workdir!r} holds parameters alone, as "
+                "that of an imported model does: eval.py reads it, but training cannot continue "
+                "from it. Give another --workdir."
             )
-        found = ocp.metadata(folder, "params")
+        found = ocp.metadata(str(folder), "params")
         check_shapes(step, found.metadata, abstract.params)
         try:
             load(step, {"data": data})
-        except KeyError as error:  # how Orbax wraps what a checkpointable raises
+        except KeyError as error:  # Orbax wraps the error of a checkpointable in it
             raise OfAnotherRun(str(error.__cause__)) if error.__cause__ else error from error
         optimizer = {"step": abstract.step, "opt_state": abstract.opt_state}
         parts = load(step, {"params": abstract.params, "optimizer": optimizer})
@@ -308,7 +320,7 @@ class Checkpoints:
         return TrainState(params=parts["params"], **parts["optimizer"], **counts), progress
 
     def drop_after_last_good(self) -> bool:
-        """Removes the newest checkpoints whose last step was skipped; whether any is left."""
+        """Delete the newest checkpoints whose last step was skipped; return whether one is left."""
         self.wait()
         for checkpoint in reversed(self._checkpointer.checkpoints):
             metadata = ocp.metadata(checkpoint.path, "params")
@@ -322,5 +334,5 @@ class Checkpoints:
 
 
 def _progress(metadata: Any) -> dict[str, Any]:
-    """Of a checkpoint's metadata; there was none in earlier versions."""
+    """Return the progress in a checkpoint's metadata; early versions wrote none."""
     return (metadata.custom_metadata or {}).get("progress", {})

@@ -1,4 +1,4 @@
-"""What is where in the checkpoints of a workdir, and whose they are."""
+"""The files of a workdir's checkpoints, and the check that they belong to the run."""
 
 import functools
 import importlib.metadata
@@ -13,8 +13,9 @@ from flowhn_jax.checkpoints.workdir import differences_of_shape
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.distributed import is_first
 from flowhn_jax.utils.files import whole_file
+from flowhn_jax.utils.version import __version__
 
-# Files of a checkpoint, by the beginnings of their names.
+# Beginnings of the names of a checkpoint's files.
 PARAMS, METADATA = "params/", ("_CHECKPOINT_METADATA", "metrics/")
 VALIDATION_LOSS = "validation_loss"
 
@@ -25,25 +26,25 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def warn(text: str) -> None:
-    """A line for people, of the first process."""
+    """Print a line to standard error, in the first process."""
     if is_first():
         print(text, file=sys.stderr, flush=True)
 
 
 def directory(workdir: str) -> pathlib.Path:
-    """The folder of all checkpoints."""
+    """Return the folder of all checkpoints."""
     return pathlib.Path(workdir).absolute() / "checkpoints"
 
 
 def steps_of(workdir: str) -> list[int]:
-    """Steps of the checkpoints, the newest first."""
+    """Return the steps of the checkpoints, the newest first."""
     folder = directory(workdir)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
 def delete(workdir: str, step: int) -> None:
-    """Delete a checkpoint; killed at any moment it leaves nothing that looks like one."""
+    """Delete a checkpoint; a kill at any moment leaves nothing that looks like one."""
     aside = directory(workdir) / f"{_DELETED}{step}"
     shutil.rmtree(aside, ignore_errors=True)
     (directory(workdir) / str(step)).rename(aside)
@@ -51,50 +52,52 @@ def delete(workdir: str, step: int) -> None:
 
 
 def finish_deletions(workdir: str) -> None:
-    """Remove what a kill left of checkpoints that were being deleted."""
+    """Finish the deletions that a kill interrupted."""
     for path in directory(workdir).glob(f"{_DELETED}*"):
         shutil.rmtree(path)
 
 
 def mark_checkpointed(workdir: str, step: int) -> None:
-    """Record that the run has a checkpoint, for the day on which its disk is missing."""
+    """Record that the run has a checkpoint, so that a missing disk is noticed."""
     with whole_file(pathlib.Path(workdir) / _MARK) as temporary:
         temporary.write_text(json.dumps({"step": step}) + "\n")
 
 
 def check_not_gone(workdir: str) -> None:
-    """Raise ValueError where a run had checkpoints, and there is none."""
+    """Raise ValueError if the run had checkpoints and has none now."""
     path = pathlib.Path(workdir) / _MARK
     if path.is_file() and not steps_of(workdir):
         raise ValueError(
-            f"{workdir!r} has had checkpoints, but {str(directory(workdir))!r} holds none: is its "
+            f"{workdir!r} had checkpoints, but {str(directory(workdir))!r} holds none now: is its "
             f"disk mounted? To start from scratch there, remove {_MARK} and metrics.jsonl, or give "
             "another --workdir."
         )
 
 
 def latest_step(workdir: str) -> int:
-    """Step of the newest checkpoint in `workdir`; 0 where there is none."""
+    """Return the step of the newest checkpoint in `workdir`; 0 if there is none."""
     return next(iter(steps_of(workdir)), 0)
 
 
 class OfAnotherRun(ValueError):
-    """The checkpoint is whole, but not this run's."""
+    """A checkpoint is undamaged, but belongs to another run."""
 
 
 def check_shapes(step: int, found: Any, params: Params) -> None:
-    """Raises OfAnotherRun where a checkpoint's parameters have other shapes than these."""
-    if found is None:  # as of Orbax where it cannot read them
-        raise ValueError(f"The checkpoint of step {step} does not tell its parameters' shapes.")
+    """Raise OfAnotherRun if a checkpoint's parameters have other shapes than `params`."""
+    if found is None:  # Orbax could not read them
+        raise ValueError(
+            f"The shapes of the parameters in the checkpoint of step {step} cannot be read."
+        )
     if changes := differences_of_shape(found, params):
         raise OfAnotherRun(
-            f"The checkpoint of step {step} is of another model; parameters that differ in shape, "
-            f"there and here: {changes}."
+            f"The checkpoint of step {step} is of another model than --config; parameters that "
+            f"differ in shape (checkpoint -> config): {changes}."
         )
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of Python and the packages that a run's numbers depend on."""
+    """Return the versions of this package, of Python and of what a run's numbers depend on."""
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **packages}
+    return {"flowhn-jax": __version__, "python": platform.python_version(), **packages}

@@ -1,16 +1,16 @@
-"""A full disk: how it is recognised, and how much is missing."""
+"""Recognises a full disk, and measures how much space is missing."""
 
 import errno
 import pathlib
 import shutil
 
 _ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What TensorStore, which gives no errno, says of these.
+# What TensorStore, which gives no errno, writes for these.
 _TEXTS = ("No space left on device", "Disk quota exceeded", "File too large", "RESOURCE_EXHAUSTED")
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised for, says that something did not fit."""
+    """Return whether an error, or one of its causes, says that the disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _ERRNOS:
             return True
@@ -21,10 +21,10 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def missing(folder: pathlib.Path, needed: int) -> int:
-    """Bytes that a file of `needed` bytes lacks in the file system of `folder`; 0: it fits."""
+    """Return how many of `needed` bytes do not fit on the file system of `folder`."""
     return max(0, needed - shutil.disk_usage(folder).free)
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes for people."""
+    """Return a number of bytes as text in megabytes."""
     return f"{count / 1e6:,.3f} MB"

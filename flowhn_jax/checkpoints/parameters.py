@@ -1,4 +1,6 @@
-"""Parameters from the checkpoints of a workdir, and into a new one."""
+"""Reads parameters from the checkpoints of a workdir, and writes them into a new one."""
+
+from typing import Any
 
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
@@ -27,38 +29,38 @@ LATEST, BEST = "latest", "best"
 
 
 def save_params(workdir: str, model: ModelConfig, params: Params) -> None:
-    """Writes parameters alone, of a model that was trained elsewhere, as step 0."""
-    about = {"config": {"model": config_lib.to_dict(model)}, "versions": versions()}
+    """Write the parameters of a model that was trained elsewhere as the checkpoint of step 0."""
+    about: dict[str, Any] = {"config": {"model": config_lib.to_dict(model)}, "versions": versions()}
     about["imported"] = True
-    with ocp.training.Checkpointer(directory(workdir)) as checkpointer:
+    with ocp.training.Checkpointer(str(directory(workdir))) as checkpointer:
         checkpointer.save_checkpointables(0, {"params": params}, force=True, custom_metadata=about)
     manifest.write(directory(workdir) / "0")
 
 
 def load_params(workdir: str, config: ModelConfig, mesh: Mesh, checkpoint: str = LATEST) -> Params:
-    """Parameters of a checkpoint in `workdir`, laid over the mesh.
+    """Return the parameters of a checkpoint in `workdir`, sharded over the mesh.
 
     Args:
       workdir: the folder of a run.
       config: its model.
-      mesh: for the parameters.
-      checkpoint: 'latest', the newest that is not damaged; 'best', that of the least validation
-        loss; or a step.
+      mesh: where to place the parameters.
+      checkpoint: 'latest', the newest that is not damaged; 'best', the one with the lowest
+        validation loss; or a step.
 
     Raises:
-      FileNotFoundError: there is none, or not that one.
+      FileNotFoundError: there is no checkpoint, or not the one asked for.
       ValueError: it is damaged, or of another model.
     """
     step = broadcast_from_first(_choose(workdir, checkpoint) if is_first() else 0)
     abstract = with_shardings(models.abstract_params(config), mesh)
     folder = directory(workdir) / str(step)
     try:
-        # Not by a Checkpointer, which reads of all steps, damaged ones too.
-        check_shapes(step, ocp.metadata(folder, "params").metadata, abstract)
-        return ocp.load_checkpointables(folder, {"params": abstract})["params"]
+        # Not with a Checkpointer, which would read all steps, damaged ones too.
+        check_shapes(step, ocp.metadata(str(folder), "params").metadata, abstract)
+        return ocp.load_checkpointables(str(folder), {"params": abstract})["params"]
     except OfAnotherRun:
         raise
-    except Exception as error:  # Orbax and TensorStore have many kinds
+    except Exception as error:  # Orbax and TensorStore raise many kinds
         raise ValueError(
             f"The checkpoint of step {step} in {workdir!r} cannot be read: {one_line(error)}"
         ) from error
@@ -68,7 +70,8 @@ def _choose(workdir: str, checkpoint: str) -> int:
     steps = steps_of(workdir)
     if not steps:
         raise FileNotFoundError(
-            f"{workdir!r} holds no whole checkpoint; train with --workdir first, or let it go on."
+            f"--workdir must hold a checkpoint; there is none in {workdir!r} yet. Train it first: "
+            f"python train.py --config=... --workdir={workdir}"
         )
     candidates = steps
     if checkpoint == BEST:
@@ -77,8 +80,9 @@ def _choose(workdir: str, checkpoint: str) -> int:
         candidates = [step for step in steps if str(step) == checkpoint]
         if not candidates:
             raise FileNotFoundError(
-                f"{workdir!r} holds no checkpoint {short_repr(checkpoint)}; accepted are {LATEST}, "
-                f"{BEST}, and the steps {', '.join(map(str, sorted(steps)))}."
+                f"--checkpoint must be {LATEST}, {BEST} or one of the steps "
+                f"{', '.join(map(str, sorted(steps)))} in {workdir!r}; got "
+                f"{short_repr(checkpoint)}."
             )
     for step in candidates:
         damage = manifest.damage(directory(workdir) / str(step), (PARAMS, *METADATA))
@@ -86,7 +90,7 @@ def _choose(workdir: str, checkpoint: str) -> int:
             return step
         warn(f"the checkpoint of step {step} is damaged: {damage}")
     raise ValueError(
-        f"No checkpoint of {workdir!r} is left to read: damaged are those of steps "
+        f"No checkpoint of {workdir!r} can be read; damaged are those of steps "
         f"{', '.join(map(str, candidates))}."
     )
 
@@ -96,9 +100,12 @@ def _best(workdir: str) -> int:
     for step in steps_of(workdir):
         folder = directory(workdir) / str(step)
         if manifest.damage(folder, METADATA) is None:
-            about = ocp.metadata(folder, "params").custom_metadata or {}
+            about: Any = ocp.metadata(str(folder), "params").custom_metadata or {}
             if about.get("metrics"):
                 losses[step] = about["metrics"][VALIDATION_LOSS]
     if not losses:
-        raise FileNotFoundError(f"{workdir!r} holds no checkpoint with a validation loss.")
-    return min(losses, key=losses.get)
+        raise FileNotFoundError(
+            f"--checkpoint={BEST} needs a checkpoint with a validation loss; {workdir!r} holds "
+            f"none. Give --checkpoint={LATEST} or a step."
+        )
+    return min(losses, key=losses.__getitem__)

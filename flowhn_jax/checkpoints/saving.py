@@ -1,6 +1,6 @@
-"""One save in the background: whole for all processes of a run, or failed for all of them.
+"""A save in the background, which succeeds or fails for all processes of a run together.
 
-Orbax alone waits for minutes where a process that cannot write its part does not come to a barrier.
+Orbax alone waits for minutes if a process cannot write its part and never reaches a barrier.
 """
 
 import asyncio
@@ -19,20 +19,20 @@ from orbax.checkpoint._src.futures import signaling_client
 from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.parallel.distributed import FailedElsewhere, Meeting
 
-_FULL, _OTHER = "full", "other"  # why a save failed, as the other processes hear of it
-_SECONDS = 1200.0  # Orbax's own limit
+_FULL, _OTHER = "full", "other"  # why a save failed, as the other processes learn it
+_TIMEOUT = 1200.0  # seconds, as Orbax's own limit
 
 
 class Save:
-    """What becomes of one save."""
+    """One save of a checkpoint."""
 
     def __init__(self, number: int):
-        """`number` counts the saves of the run."""
+        """Prepare a save; `number` counts the saves of the process."""
         self._meeting = Meeting(f"save/{number}")
         self._caller = threading.get_ident()
-        if number > 1:  # all have ended the one before the last
+        if number > 1:  # which has ended in all processes
             Meeting(f"save/{number - 2}").forget()
-        self._error: BaseException | None = None  # of this process's part
+        self._error: BaseException | None = None  # in this process
         self._thread: threading.Thread | None = None
         self._signals = signaling_client.get_signaling_client()
         if jax.process_count() > 1:
@@ -40,12 +40,12 @@ class Save:
             self._signals.blocking_key_value_get = self._meeting.wait_for_value
 
     def start(self, work: Callable[[], None]) -> None:
-        """Do this process's part in a thread."""
+        """Do this process's part of the save in a thread."""
 
         def finish() -> None:
             try:
                 work()
-                self._meeting.wait("end", _SECONDS)  # for the parts of the others
+                self._meeting.wait("end", _TIMEOUT)  # until the others have done theirs
             except BaseException as error:
                 self._error = error
                 self._fail(error)
@@ -54,14 +54,14 @@ class Save:
         self._thread.start()
 
     def _fail(self, error: BaseException) -> None:
-        # Orbax's threads end before they have run what they were given.
+        # Orbax's threads end with coroutines that they have not run.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         self._meeting.fail(_FULL if disk.is_full(error) else _OTHER)
 
     def barrier(self, *, key: str, timeout_ms: int) -> None:
-        """Wait for the other processes; raise where one has failed.
+        """Wait for the other processes; raise if one has failed.
 
-        Orbax's threads call it also while they raise an error: then there is nothing to wait for.
+        Orbax's threads also call it while they raise an error, and then it does not wait.
         """
         error = None if threading.get_ident() == self._caller else sys.exc_info()[1]
         if error is not None:
@@ -73,36 +73,37 @@ class Save:
         self._meeting.wait(key, timeout_secs)
 
     def error(self) -> BaseException | None:
-        """Return the error of this process by now, unless the save failed for a full disk."""
+        """Return this process's error so far, unless the save failed because the disk is full."""
         return None if self._error is None or self.is_full() else self._error
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait until it has ended in all processes, at most for so many seconds."""
+        """Wait until the save has ended in all processes, or for at most `seconds`."""
+        assert self._thread is not None
         self._thread.join(seconds)
         for name in ("wait_at_barrier", "blocking_key_value_get"):
             vars(self._signals).pop(name, None)
 
     def failure(self) -> BaseException | None:
-        """Return why it failed, FailedElsewhere where another process did; None: it is whole."""
+        """Return why the save failed, FailedElsewhere if in another process; None: it succeeded."""
         if self._error is None and self._meeting.failure() is None:
             return None
         return self._error or FailedElsewhere()
 
     def is_full(self) -> bool:
-        """Return whether it failed for a full disk; all processes get the same answer."""
+        """Return whether the save failed because a disk is full; all processes get one answer."""
         return self._meeting.failure() == _FULL
 
 
 def set_barrier(options: ocp.options.AsyncOptions, barrier: Callable[..., None]) -> None:
-    """Give Orbax's background threads their barrier, which only its inner options have."""
+    """Set the barrier of Orbax's background threads, which only its inner options have."""
     inner = options.v0()
     options.v0 = lambda: dataclasses.replace(inner, barrier_sync_fn=barrier)
 
 
 def _run_to_the_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine in an event loop of its own, and all that it has begun.
+    """Run a coroutine, and all tasks that it has begun, in a new event loop.
 
-    Orbax closes the loop when the first array cannot be written; TensorStore then prints a
+    Orbax would close the loop when the first array cannot be written, and TensorStore then prints a
     traceback for each of the others.
     """
     loop = asyncio.new_event_loop()
@@ -110,8 +111,8 @@ def _run_to_the_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
         asyncio.set_event_loop(loop)
         return loop.run_until_complete(coroutine)
     finally:
-        if begun := asyncio.all_tasks(loop):
-            loop.run_until_complete(asyncio.wait(begun))
+        if tasks := asyncio.all_tasks(loop):
+            loop.run_until_complete(asyncio.wait(tasks))
         asyncio.set_event_loop(None)
         loop.close()
 

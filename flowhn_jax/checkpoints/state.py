@@ -1,4 +1,4 @@
-"""The train state, a plain pytree, and the optimizer that moves it."""
+"""The train state, a plain pytree, and its optimizer."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,24 +12,23 @@ from jax.sharding import Mesh
 from flowhn_jax import models
 from flowhn_jax.config import Config, TrainConfig
 from flowhn_jax.models import Params
-from flowhn_jax.parallel.compilation import compile_unless
 from flowhn_jax.parallel.rules import with_shardings
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes."""
+    """Everything that a training step changes."""
 
-    step: jax.Array  # int32 scalar, steps done
+    step: jax.Array  # int32 scalar: steps done
     params: Params  # float32
-    opt_state: Any  # optax's, float32
-    skipped: jax.Array  # int32 scalar, those of the steps that changed nothing,
-    skipped_in_row: jax.Array  # int32 scalar, and how many of them are the last ones
+    opt_state: Any  # of optax, float32
+    skipped: jax.Array  # int32 scalar: steps that were skipped
+    skipped_in_row: jax.Array  # int32 scalar: how many of the last steps were skipped
 
 
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
-    """Linear warm-up from the first step on, then a cosine to the final rate behind the last."""
+    """Return a linear warm-up, then a cosine decay to the final rate after the last step."""
     warmup = round(config.warmup * config.steps)
     return optax.warmup_cosine_decay_schedule(
         init_value=config.learning_rate / max(warmup, 1),
@@ -41,12 +40,12 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
 
 
 def decay_mask(params: Params) -> Any:
-    """True for matrices: kernels and the embedding, not norms, biases, A, D or convolutions."""
+    """Return True for kernels and embeddings, False for norms, biases, A, D and convolutions."""
     return jax.tree_util.tree_map_with_path(lambda path, _: models.is_matrix(path), params)
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) with clipping of the global gradient norm."""
+    """Return AdamW (arXiv 1711.05101) with clipping of the global gradient norm."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     adamw = optax.adamw(
         learning_rate_schedule(config),
@@ -60,7 +59,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def make_init(config: Config, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
-    """The jitted maker of a fresh state from a key, each device making its own part."""
+    """Return the jitted function from a key to a new state, sharded over the mesh."""
     optimizer = make_optimizer(config.train)
 
     def init(key: jax.Array) -> TrainState:
@@ -71,24 +70,20 @@ def make_init(config: Config, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
     return jax.jit(init, out_shardings=state_shardings(config, mesh))
 
 
-def init_state(
-    config: Config, mesh: Mesh, stops: Callable[[], bool] = lambda: False
-) -> TrainState | None:
-    """A fresh state from the config's seed; the same for any mesh. None as of `compile_unless`."""
-    key = jax.random.key(config.train.seed)
-    compiled = compile_unless(stops, make_init(config, mesh).lower(key))
-    return None if compiled is None else compiled(key)
+def init_state(config: Config, mesh: Mesh) -> TrainState:
+    """Return a new state from the config's seed; its values do not depend on the mesh."""
+    return make_init(config, mesh)(jax.random.key(config.train.seed))
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, as jax.ShapeDtypeStruct."""
+    """Return the state as jax.ShapeDtypeStructs with shardings."""
     params = models.abstract_params(config.model)
     opt_state = jax.eval_shape(make_optimizer(config.train).init, params)
-    count = jax.ShapeDtypeStruct((), jnp.int32)
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(count, params, opt_state, count, count)
     return with_shardings(state, mesh)
 
 
 def state_shardings(config: Config, mesh: Mesh) -> TrainState:
-    """The shardings of the state, in its place."""
+    """Return the shardings of the state, as a TrainState of them."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))

@@ -1,28 +1,35 @@
-"""The folder of a run: which config it was begun with, and whether another one may go on in it."""
+"""The folder of a run: its config, whether another config may continue it, and its lock."""
 
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import socket
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from flowhn_jax import config as config_lib
 from flowhn_jax import models
+from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.config import Config
 from flowhn_jax.parallel.distributed import broadcast_from_first, is_first
 from flowhn_jax.split.plan import with_fixed_share
 from flowhn_jax.utils import json_text
 from flowhn_jax.utils.files import whole_file
+from flowhn_jax.utils.lock import try_lock
 
 _FILE = "config.json"
-_SHOWN = 8  # parameters that a message names
+_LOCK_FILE = "lock"
+_MAX_NAMES = 8  # parameters in a message
+_MAX_HOST = 255  # characters
 
 
 def read_config(workdir: str) -> Config:
-    """The config that `workdir` was begun with.
+    """Return the config of the run in `workdir`.
 
     Raises:
       FileNotFoundError: `workdir` holds no run.
@@ -34,20 +41,24 @@ def read_config(workdir: str) -> Config:
 def _read(workdir: str) -> dict[str, Any]:
     path = pathlib.Path(workdir) / _FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{workdir!r} holds no run: there is no {_FILE} in it.")
+        raise FileNotFoundError(
+            f"--workdir must be the folder of a run; there is no {_FILE} in {workdir!r}."
+        )
     try:
         return json_text.loads(path.read_bytes(), repr(str(path)))
     except ValueError:  # torn by a power cut
-        kept = _kept_config(path.parent)
+        kept = _config_of_checkpoint(path.parent)
         if kept is None:
             raise
     if is_first():
-        print(f"{str(path)!r} is damaged; its checkpoint's config is taken", file=sys.stderr)
+        print(
+            f"{str(path)!r} is damaged; using the config in the newest checkpoint", file=sys.stderr
+        )
     return kept
 
 
-def _kept_config(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """Return the config in the newest checkpoint that has one."""
+def _config_of_checkpoint(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Return the config in the newest checkpoint that has one, if any."""
     found = workdir.glob("checkpoints/*/_CHECKPOINT_METADATA")
     of_steps = [path for path in found if path.parent.name.isdecimal()]
     for path in sorted(of_steps, key=lambda path: -int(path.parent.name)):
@@ -59,10 +70,10 @@ def _kept_config(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def with_recorded_share(workdir: str | None, config: Config) -> Config:
-    """`config` with split.balance='time' as a share of the tokens to attention; a line tells it.
+    """Return `config` with split.balance='time' replaced by a share of the tokens, and print it.
 
-    It is the share of the trained run in `workdir`, so that the run goes on with its own model.
-    With no workdir, or another kind of balance in it, it is what was measured on this device.
+    The share is that of the run in `workdir`, so that the run continues with its own model. Without
+    a workdir, or if its balance is of another kind, it is the one measured on this device.
     """
     model = config.model
     if model.split.balance != "time":
@@ -74,7 +85,7 @@ def with_recorded_share(workdir: str | None, config: Config) -> Config:
             origin, split = f"as in {workdir}", dataclasses.replace(model.split, balance=balance)
     if split is None:
         split = with_fixed_share(model.split, model.dims, model.context)
-    # Each host has its own measurements, but one program runs on all.
+    # Hosts measure different shares, but all must run the same program.
     split = dataclasses.replace(split, balance=broadcast_from_first(split.balance))
     if is_first():
         print(f"split.balance 'time', {origin}: {split.balance:.4f} of the tokens to attention")
@@ -82,9 +93,9 @@ def with_recorded_share(workdir: str | None, config: Config) -> Config:
 
 
 def check_model(workdir: str, config: Config) -> None:
-    """Raises ValueError where `config` describes another model than the one in `workdir`.
+    """Raise ValueError if `config` describes another model than the one in `workdir`.
 
-    The dtype of matrix products may differ: parameters are float32 whatever it is.
+    The dtype of matrix products may differ, because parameters are float32 in any case.
     """
     old, new = (config_lib.to_dict(c.model) for c in (read_config(workdir), config))
     del old["dtype"], new["dtype"]
@@ -93,13 +104,13 @@ def check_model(workdir: str, config: Config) -> None:
         shapes = differences_of_shape(there, here)
         raise ValueError(
             f"{workdir!r} holds another model than --config: {'; '.join(changes)}"
-            + (f"; so these parameters differ in shape: {shapes}. " if shapes else ". ")
+            + (f"; therefore these parameters differ in shape: {shapes}. " if shapes else ". ")
             + "Give the config it was trained with, or another --workdir."
         )
 
 
 def differences_of_shape(old: Any, new: Any) -> str:
-    """Names of the arrays whose shapes differ between two trees, and these; '' where none do."""
+    """Return names and shapes of the arrays whose shapes differ between two trees, as text."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
@@ -114,25 +125,25 @@ def differences_of_shape(old: Any, new: Any) -> str:
         for name in sorted({*before, *after})
         if before.get(name) != after.get(name)
     ]
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(found[:_SHOWN]) + more
+    more = f" and {len(found) - _MAX_NAMES} more" if len(found) > _MAX_NAMES else ""
+    return ", ".join(found[:_MAX_NAMES]) + more
 
 
 def make(workdir: str) -> None:
-    """Makes the folder; raises ValueError where it is a file."""
+    """Create the folder of a run; raise ValueError if its name is taken by a file."""
     path = pathlib.Path(workdir)
     if path.exists() and not path.is_dir():
-        raise ValueError(f"--workdir is {workdir!r}, a file; accepted is a folder.")
+        raise ValueError(f"--workdir must be a folder; {workdir!r} is a file.")
     path.mkdir(parents=True, exist_ok=True)
 
 
 def check(workdir: str, config: Config) -> list[str]:
-    """Whether the run that has checkpoints in `workdir` may go on with `config`.
+    """Check that `config` may continue the run that has checkpoints in `workdir`.
 
-    That it goes on with the same data, wherever these are now, its batches check themselves.
+    The batches check that the data are the same when they are restored.
 
     Returns:
-      The changes of recipe against the run so far, as 'key: old -> new'.
+      The changes of the recipe since the run's last start, as 'key: old -> new'.
 
     Raises:
       ValueError: the workdir holds a run of another model.
@@ -143,9 +154,45 @@ def check(workdir: str, config: Config) -> list[str]:
 
 
 def write_config(workdir: str, config: Config) -> None:
-    """Makes `workdir` that of `config`; where it is already, nothing is written."""
+    """Write the config of the run in `workdir`, unless it has not changed."""
     path = pathlib.Path(workdir) / _FILE
     text = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
     if not path.is_file() or path.read_bytes() != text.encode():
         with whole_file(path) as temporary:
             temporary.write_text(text)
+
+
+@contextlib.contextmanager
+def locked(workdir: str) -> Iterator[None]:
+    """Hold the lock of the workdir, so that one process trains in it at a time.
+
+    The lock is on the folder, and the system releases it when the process dies. The file `lock`
+    only records who held it last, and may be removed.
+
+    Raises:
+      ValueError: another process holds it; the message names its host and process id.
+    """
+    path = pathlib.Path(workdir) / _LOCK_FILE
+    with try_lock(pathlib.Path(workdir)) as is_free:
+        if not is_free:
+            raise ValueError(
+                f"--workdir {workdir!r} is in use by {_lock_holder(path)}; wait for it, stop it, "
+                "or give another --workdir."
+            )
+        try:
+            with whole_file(path) as temporary:
+                holder = {"host": socket.gethostname(), "pid": os.getpid()}
+                temporary.write_text(json.dumps(holder))
+        except OSError as error:  # the lock is held without the file, too
+            if not disk.is_full(error):
+                raise
+        yield
+
+
+def _lock_holder(path: pathlib.Path) -> str:
+    """Return the process that the file names, in words."""
+    try:
+        holder = json.loads(path.read_bytes())
+        return f"process {int(holder['pid'])} on host {str(holder['host'])[:_MAX_HOST]}"
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return "another process"  # the file was removed, or is about to be written

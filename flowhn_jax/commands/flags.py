@@ -225,7 +225,7 @@ def run(
             sys.exit(message)
         except KeyboardInterrupt:
             sys.exit("interrupted")
-        if compilation.is_going_on():  # nobody waits for it any more
+        if compilation.is_compiling():  # nobody waits for it any more
             distributed.shutdown()
             sys.stdout.flush()
             os._exit(0)

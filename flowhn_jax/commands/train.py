@@ -25,7 +25,7 @@ def _run(stop: StopRequest) -> None:
     )
 
     def main() -> None:
-        from flowhn_jax.training.loop import fit
+        from flowhn_jax.training.trainer import fit
 
         join_processes()
         fit(cli.parse_config(config), workdir.value, stop=stop)

@@ -12,7 +12,7 @@ from flowhn_jax.compare.results import FILES, collect, write
 from flowhn_jax.compare.speed import FILE, measure, missing_measurements, read_measurements
 from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
-from flowhn_jax.training.loop import fit
+from flowhn_jax.training.trainer import fit
 from flowhn_jax.utils.files import check_own_file
 from flowhn_jax.utils.progress import progress
 from flowhn_jax.utils.text import short_path

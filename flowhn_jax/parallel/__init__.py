@@ -1,1 +1,1 @@
-"""Meshes of devices and how arrays lie on them."""
+"""Meshes of devices, shardings of arrays, and the processes of a run."""

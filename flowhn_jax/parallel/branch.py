@@ -1,4 +1,4 @@
-"""Branch parallelism: the two branches of a block at the same time, on two groups of devices."""
+"""Branch parallelism: the two branches of a block run at the same time on two device groups."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,13 +16,12 @@ _BATCH_AXES = (*AXES["B"], "tensor")
 
 
 class Part(NamedTuple):
-    """What one group of devices is to compute.
+    """The computation of one group of devices.
 
     Attributes:
-      function: from parameters and inputs to [B, T, D], T that of the inputs; sequences do not
-        depend on each other.
+      function: maps parameters and inputs to [B, T, D]. Sequences must not depend on each other.
       params: a tree of arrays.
-      inputs: a tree of arrays [B, T, ...], and None.
+      inputs: a tree of arrays [B, T, ...] and None.
     """
 
     function: Callable[[Any, Any], Array]
@@ -30,26 +29,28 @@ class Part(NamedTuple):
     inputs: Any
 
     def run(self) -> Array:
-        """The result, [B, T, D]."""
+        """Return the result [B, T, D]."""
         return self.function(self.params, self.inputs)
 
 
 def is_parallel() -> bool:
-    """Whether the mesh that is set has two groups of devices for the branches."""
+    """Return whether the current mesh has two groups of devices for the branches."""
     return jax.sharding.get_abstract_mesh().shape.get(AXIS, 1) == 2
 
 
 def side_by_side(first: Part, second: Part) -> tuple[Array, Array]:
-    """The results of both parts, each computed on its half of the axis `branch`.
+    """Return the results of both parts, each computed on its half of the mesh axis `branch`.
 
-    Each group of devices computes one part and sends the other group the result. Both are padded
-    to the longer one, so that the program is one for all devices. Sequences are cut over all other
-    axes as far as they go, and the parameters are whole on every device while they are used: a
-    group then computes without a word to others, which it could only have where both groups come
-    by the same point of the program. Gradients are summed over the groups, of which one adds zeros.
+    Each group of devices computes one part and sends the result to the other group. Both results
+    are padded to the longer one, so that all devices run the same program. Sequences are sharded
+    over all other axes that divide them, and parameters are replicated while they are used. A group
+    then computes without communication, because a collective would need both groups to reach the
+    same point of the program. Gradients are summed over the groups, of which one adds zeros.
 
     Args:
-      first, second: their results have unlike lengths T, but one dtype and one number of sequences.
+      first: the part of the first group.
+      second: the part of the second group. Its result may have another length T, but has the same
+        dtype and number of sequences.
 
     Returns:
       Both results, on all devices.
@@ -59,9 +60,9 @@ def side_by_side(first: Part, second: Part) -> tuple[Array, Array]:
     batch, longer = jax.tree.leaves(first.inputs)[0].shape[0], max(lengths)
     mesh = jax.sharding.get_abstract_mesh()
     names = tuple(name for name in _BATCH_AXES if name in mesh.axis_names)
-    axes = divided(names, batch, mesh.shape)  # along others devices repeat their neighbours' work
+    axes = divided(names, batch, mesh.shape)  # along other axes the work is replicated
 
-    def on_a_group(*arguments: tuple[Any, Any]) -> Array:
+    def compute(*arguments: tuple[Any, Any]) -> Array:
         def run(part: Part, argument: tuple[Any, Any]) -> Array:
             out = part.function(*argument)
             return jnp.pad(out, ((0, 0), (0, longer - out.shape[1]), (0, 0)))
@@ -70,9 +71,9 @@ def side_by_side(first: Part, second: Part) -> tuple[Array, Array]:
         return lax.all_gather(lax.cond(lax.axis_index(AXIS) == 0, *runs), AXIS)
 
     both = jax.shard_map(
-        on_a_group,
+        compute,
         in_specs=((P(), P(axes)),) * 2,
         out_specs=P(None, axes),
-        check_vma=False,  # kernels of libraries do not say over which axes their results vary
+        check_vma=False,  # library kernels do not declare over which axes their results vary
     )(*((part.params, part.inputs) for part in parts))
-    return tuple(out[:, :length] for out, length in zip(both, lengths, strict=True))
+    return both[0][:, : lengths[0]], both[1][:, : lengths[1]]

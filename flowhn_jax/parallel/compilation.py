@@ -9,21 +9,21 @@ import jax
 from flowhn_jax.parallel.distributed import any_process
 
 _THREAD = "compilation"
-_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_BETWEEN_POLLS = 0.2
 
 
 def compile_unless(
-    stops: Callable[[], bool], lowered: jax.stages.Lowered
+    should_stop: Callable[[], bool], lowered: jax.stages.Lowered
 ) -> jax.stages.Compiled | None:
-    """Compiles; all processes of a run must call it.
+    """Return the compiled program; all processes of a run must call it.
 
     Args:
-      stops: whether to stop; looked at all the while.
+      should_stop: whether this process is to stop, asked repeatedly while the program compiles.
       lowered: what to compile.
 
     Returns:
-      What was compiled; None where some process is to stop. Then the compilation still goes on
-      (`is_going_on`), and does so to its end.
+      The compiled program; None if some process is to stop first. Compilation then continues to its
+      end in the background; see `is_compiling`.
     """
     outcome: list[Any] = []
 
@@ -33,12 +33,12 @@ def compile_unless(
         except BaseException as error:
             outcome.append(error)
 
-    # A daemon, for which the end of the process does not wait.
+    # A daemon thread: the process can exit before it ends.
     thread = threading.Thread(target=work, name=_THREAD, daemon=True)
     thread.start()
     while True:
-        thread.join(_SECONDS_BETWEEN_LOOKS)
-        if any_process(stops()):
+        thread.join(_SECONDS_BETWEEN_POLLS)
+        if any_process(should_stop()):
             return None
         if not any_process(thread.is_alive()):
             break
@@ -47,6 +47,6 @@ def compile_unless(
     return outcome[0]
 
 
-def is_going_on() -> bool:
-    """Whether a compilation that was broken off still runs: the process must end without it."""
+def is_compiling() -> bool:
+    """Return whether an abandoned compilation still runs, which must not delay the exit."""
     return any(thread.name == _THREAD for thread in threading.enumerate())

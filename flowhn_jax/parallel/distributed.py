@@ -1,4 +1,4 @@
-"""Several processes of one run: who they are, and what the first one does before the others."""
+"""The processes of a run: how they join, agree and end together."""
 
 import atexit
 import collections
@@ -24,57 +24,63 @@ from flowhn_jax.utils.text import short_repr
 
 Value = TypeVar("Value")
 
-_SECONDS_TO_BE_DEAD = 30  # of no heartbeat; then the other processes end, too
+_HEARTBEAT_SECONDS = 30  # without one a process counts as dead, and the others end
 
 
 def initialize(
     coordinator_address: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Joins this process to the others of its run; before anything else of JAX.
+    """Join the other processes of the run; call it before JAX uses any device.
 
-    The others are those that the arguments name, else the tasks of a SLURM step of several, else
-    the hosts of a Cloud TPU, else none.
+    The processes are those that the arguments name, otherwise the tasks of a SLURM step, otherwise
+    the hosts of a Cloud TPU slice, otherwise this one alone.
 
     Args:
       coordinator_address: host:port of process 0, the same in all processes.
-      num_processes: how many there are.
-      process_id: which one this is, 0 to num_processes - 1.
+      num_processes: number of processes.
+      process_id: number of this process, 0 to num_processes - 1.
 
     Raises:
-      ValueError: some arguments are given and some are not, or they do not fit each other.
+      ValueError: only some arguments are given, or process_id is out of range.
     """
-    arguments = coordinator_address, num_processes, process_id
-    # Signals are noted by `training.preemption`, in Python.
+    # `training.health.preemption` handles signals, in Python.
     jax.config.update("jax_enable_preemption_service", False)
-    dead_after = {"heartbeat_timeout_seconds": _SECONDS_TO_BE_DEAD}
-    if all(argument is None for argument in arguments):
+    if coordinator_address is None and num_processes is None and process_id is None:
         if int(os.environ.get("SLURM_NTASKS", 1)) > 1 or on_cloud_tpu():
-            jax.distributed.initialize(**dead_after)
+            jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
             _end_with_the_others()
         return
-    if any(argument is None for argument in arguments):
+    if coordinator_address is None or num_processes is None or process_id is None:
         raise ValueError(
-            "--coordinator_address, --num_processes and --process_id go together; found "
+            "--coordinator_address, --num_processes and --process_id must be given together; got "
             f"{short_repr(coordinator_address)}, {num_processes} and {process_id}."
         )
     if not 0 <= process_id < num_processes:
-        raise ValueError(f"--process_id is {process_id}; accepted is 0 to {num_processes - 1}.")
-    jax.distributed.initialize(coordinator_address, num_processes, process_id, **dead_after)
+        raise ValueError(
+            f"--process_id must be 0 to {num_processes - 1}, below --num_processes; got "
+            f"{process_id}."
+        )
+    jax.distributed.initialize(
+        coordinator_address,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+    )
     _end_with_the_others()
 
 
-# In the coordinator's store: written by a process that ends with an error, and by each that has
-# seen it and leaves.
+# Keys in the coordinator's store: the first is written by a process that ends with an error, the
+# second by each process that has seen it and leaves.
 _FAILED, _LEFT = "flowhn/failed", "flowhn/left"
-_SECONDS_BETWEEN_LOOKS = 0.5
-_MILLISECONDS_OF_A_LOOK = 500
+_SECONDS_BETWEEN_POLLS = 0.5
+_POLL_MILLISECONDS = 500
 _SECONDS_FOR_THE_OTHERS, _SECONDS_TO_LEAVE = 10.0, 2.0
 
 
 def _state() -> Any:
-    """Return JAX's state of this run: `process_id`, `num_processes` and the coordinator's `client`.
+    """Return JAX's record of the run: `process_id`, `num_processes` and the coordinator's `client`.
 
-    JAX has no public name for it. Unlike `jax.process_index` it needs no device.
+    JAX has no public name for it. Unlike `jax.process_index` it does not initialise devices.
     """
     from jax._src import distributed
 
@@ -82,25 +88,25 @@ def _state() -> Any:
 
 
 def _end_with_the_others() -> None:
-    """Look in the background for another process's error, and end with status 1 when there is one.
+    """Poll in the background for another process's error, and exit with status 1 if there is one.
 
-    Without it the others would wait in a collective for the one that is gone, until the coordinator
-    misses its heartbeat and aborts them.
+    Otherwise this process would wait in a collective for the one that has gone, until the
+    coordinator misses its heartbeat and aborts the run.
     """
     state, is_over = _state(), threading.Event()
 
-    def look() -> None:
-        while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
+    def poll() -> None:
+        while not is_over.wait(_SECONDS_BETWEEN_POLLS):
             if _has_failed(state):
                 _leave(state)
 
     if state.num_processes > 1:
-        threading.Thread(target=look, name="errors of others", daemon=True).start()
-        atexit.register(is_over.set)  # before JAX's own end, which was registered earlier
+        threading.Thread(target=poll, name="errors of others", daemon=True).start()
+        atexit.register(is_over.set)  # runs before JAX's own handler, which was registered earlier
 
 
 class FailedElsewhere(OSError):
-    """Another process of the run has an error, whose message is the one to print."""
+    """Another process of the run has failed; its message is the one to print."""
 
     def __init__(self):
         super().__init__("another process of the run has failed; its output says why")
@@ -110,13 +116,13 @@ def _has_failed(state: Any) -> bool:
     """Return whether a process has recorded an error."""
     try:
         state.client.key_value_try_get(_FAILED)
-    except Exception:  # not there; or the coordinator is gone, which it reports itself
+    except Exception:  # there is none; or the coordinator is gone, which JAX reports
         return False
     return True
 
 
 def _leave(state: Any) -> NoReturn:
-    """End this process with status 1, that of the coordinator after the others."""
+    """Exit with status 1; process 0, which runs the coordinator, exits after the others."""
     sys.stdout.flush()
     with contextlib.suppress(Exception):
         state.client.key_value_set(f"{_LEFT}/{state.process_id}", "", allow_overwrite=True)
@@ -125,55 +131,55 @@ def _leave(state: Any) -> NoReturn:
             while time.monotonic() < deadline:
                 if len(state.client.key_value_dir_get(_LEFT)) == state.num_processes:
                     break
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
-            time.sleep(_SECONDS_TO_LEAVE)  # one that still runs when the store goes is aborted
+                time.sleep(_SECONDS_BETWEEN_POLLS)
+            time.sleep(_SECONDS_TO_LEAVE)  # a process that outlives the store is aborted
     os._exit(1)
 
 
 def end_all(message: str, error: BaseException) -> NoReturn:
     """Print an error and end all processes of the run with status 1, within seconds.
 
-    The message appears once, in the process that has the error first: what the others raise when it
-    is gone is of no interest. Call it in runs of several processes.
+    Only the process that fails first prints its message: the errors of the others follow from it.
+    Call it in runs of several processes.
     """
     state = _state()
     if isinstance(error, FailedElsewhere):
         deadline = time.monotonic() + _SECONDS_FOR_THE_OTHERS
         while not _has_failed(state) and time.monotonic() < deadline:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_SECONDS_BETWEEN_POLLS)
     if _is_first_to_fail(state):
         print(message, file=sys.stderr, flush=True)
     _leave(state)
 
 
 def _is_first_to_fail(state: Any) -> bool:
-    """Record that this process has an error; return whether no other one did so before."""
+    """Record that this process has an error; return whether it is the first to do so."""
     try:
         state.client.key_value_set(_FAILED, str(state.process_id))
-    except Exception as error:  # if the coordinator is gone, the others know
+    except Exception as error:  # otherwise the coordinator is gone, and the others know
         return "ALREADY_EXISTS" not in str(error)
     return True
 
 
 class Meeting:
-    """Barriers of work in background threads, which end where a process has given up."""
+    """Barriers between background threads of all processes, which end when a process gives up."""
 
     def __init__(self, name: str):
-        """`name` is the same in all processes, and of one piece of work alone."""
+        """Meet under a name that is the same in all processes and unique to a piece of work."""
         state = _state()
         self._client = state.client if is_one_of_several() else None
         self._processes = state.num_processes
         self._name = f"flowhn/{name}"
         self._lock = threading.Lock()
-        self._uses: collections.Counter[str] = collections.Counter()  # of barriers, by their keys
+        self._uses: collections.Counter[str] = collections.Counter()  # of each barrier, by key
         self._failure: str | None = None
 
     def wait(self, key: str, seconds: float) -> None:
-        """Wait until all processes have come to the barrier `key`, in whichever thread.
+        """Wait until all processes have reached the barrier `key`, in whichever thread.
 
         Raises:
           FailedElsewhere: one of them has given up.
-          TimeoutError: they have not come within so many seconds.
+          TimeoutError: they have not reached it within this many seconds.
         """
         if self._client is None:
             return
@@ -184,37 +190,38 @@ class Meeting:
             self._client.key_value_set(f"{barrier}/all", "")
         self.wait_for_value(f"{barrier}/all", seconds)
 
-    def wait_for_value(self, key: str, seconds: float) -> str:
-        """Return what some process writes under a key of the coordinator's; raise as `wait`."""
-        deadline = time.monotonic() + seconds
+    def wait_for_value(self, key: str, timeout_secs: float) -> str:
+        """Return what a process writes under a key of the coordinator's store; raise as `wait`."""
+        assert self._client is not None
+        deadline = time.monotonic() + timeout_secs
         while True:
             try:
-                return self._client.blocking_key_value_get(key, _MILLISECONDS_OF_A_LOOK)
+                return self._client.blocking_key_value_get(key, _POLL_MILLISECONDS)
             except jax.errors.JaxRuntimeError as error:  # it is not there yet
                 if self.failure() is not None:
                     raise FailedElsewhere from None
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"not all processes have come to {key!r}") from error
+                    raise TimeoutError(f"not all processes have reached {key!r}") from error
 
     def fail(self, reason: str) -> None:
-        """Give up; of several processes that do, the reason of the first one counts."""
+        """Give up; if several processes do, the reason of the first one counts."""
         if self._client is None:
             self._failure = self._failure or reason
             return
-        with contextlib.suppress(Exception):  # there is one already
+        with contextlib.suppress(Exception):  # another process was first
             self._client.key_value_set(f"{self._name}/failure", reason)
 
     def failure(self) -> str | None:
-        """Return the reason for which a process has given up."""
+        """Return the reason for which a process has given up; None: none has."""
         if self._failure is None and self._client is not None:
-            with contextlib.suppress(Exception):  # there is none
+            with contextlib.suppress(Exception):  # no process has
                 self._failure = self._client.key_value_try_get(f"{self._name}/failure")
         return self._failure
 
     def forget(self) -> None:
-        """Remove what the coordinator keeps of it, when no process needs it any more."""
+        """Remove its keys from the coordinator's store, when no process needs them any more."""
         if self._client is not None and _state().process_id == 0:
             with contextlib.suppress(Exception):
                 self._client.key_value_delete(self._name)
@@ -227,29 +234,29 @@ def is_one_of_several() -> bool:
 
 
 def shutdown() -> None:
-    """Leaves the run, as do the other processes; what an orderly end of the process does itself."""
+    """Leave the run together with the other processes, as a process that exits normally does."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()
 
 
 def on_cloud_tpu() -> bool:
-    """Whether this host has TPU chips and their library; one host alone may initialize, too."""
+    """Return whether this host has TPU chips and libtpu, and JAX may use them."""
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
-    asked = os.environ.get("JAX_PLATFORMS", "tpu")
-    return bool(chips) and "tpu" in asked and importlib.util.find_spec("libtpu") is not None
+    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
+    return bool(chips) and "tpu" in platforms and importlib.util.find_spec("libtpu") is not None
 
 
 def is_first() -> bool:
-    """Whether this process writes the logs and small files of the run."""
+    """Return whether this is the first process, which writes the run's logs and small files."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def first_before_others(name: str) -> Iterator[None]:
-    """What is inside is run by the first process, and only then by the others, which find it done.
+    """Run the context in the first process, then in the others, which find its work done.
 
     Args:
-      name: of the step, for the message where a process does not come by.
+      name: of the work, for the message if a process does not arrive.
     """
     if not is_first():
         multihost_utils.sync_global_devices(name)
@@ -259,28 +266,28 @@ def first_before_others(name: str) -> Iterator[None]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; all must call it, and wait for each other."""
+    """Return whether the flag is set in any process; all must call it, and wait for each other."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 class AnyProcessBefore:
-    """Whether a flag was set in any process at the call before; the same answer in all.
+    """Tells whether a flag was set in any process at the previous call; the same answer in all.
 
-    All processes must call it at the same places. It waits for what the devices were given before
-    the call before, not for what they were given since: the devices are never idle for it.
+    All processes must call it at the same places. It waits only for work that was dispatched before
+    the previous call, so that the devices are never idle for it.
     """
 
     def __init__(self, mesh: Mesh):
-        """`mesh` holds all devices."""
+        """Exchange flags over a mesh of all devices."""
         self._sharding = NamedSharding(mesh, P(mesh.axis_names))
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
         self._before: jax.Array | None = None
-        self.delay = min(jax.process_count() - 1, 1)  # calls until a flag is known to all
+        self.delay = min(jax.process_count() - 1, 1)  # calls until all know of a flag
 
     def __call__(self, flag: bool) -> bool:
-        """The flags of the call before; of this one in a run of one process."""
+        """Return whether any flag was set at the previous call; of one process, at this call."""
         if jax.process_count() == 1:
             return flag
         flags = jax.make_array_from_callback(
@@ -291,13 +298,16 @@ class AnyProcessBefore:
 
 
 def broadcast_from_first(value: Value) -> Value:
-    """Return the value that the first process has, bit for bit: any that JSON can hold.
+    """Return the first process's value, bit for bit; it must be representable in JSON.
 
-    All processes must call it. As text, since JAX without x64 would round a float64.
+    All processes must call it. The value is sent as text, because JAX without x64 would round a
+    float64.
     """
     if jax.process_count() == 1:
         return value
     text = json.dumps(value).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    data = np.frombuffer(text.ljust(size)[:size], np.uint8)  # of the others only its size counts
+    data = np.frombuffer(
+        text.ljust(size)[:size], np.uint8
+    )  # only the size counts in the other processes
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(data)))

@@ -1,4 +1,4 @@
-"""The device mesh of a run: axes data, fsdp, branch, sequence and tensor, and how batches lie."""
+"""The device mesh of a run, with axes data, fsdp, branch, sequence and tensor, and its batches."""
 
 import dataclasses
 import math
@@ -15,36 +15,37 @@ from kernels.partition import AXES
 
 
 def axis_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
-    """Devices along each axis, where -1 takes all that are left of `devices`.
+    """Return the number of devices along each axis; -1 takes all that the others leave.
 
     Raises:
-      ValueError: the axes need more devices, or -1 would not come to a whole number.
+      ValueError: the axes need more than `devices`, or -1 would not be a whole number.
     """
     sizes = dataclasses.asdict(config)
     asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if fixed > devices:
-        raise ValueError(f"The mesh {asked} needs {fixed} devices, but there are {devices}.")
+        raise ValueError(
+            f"mesh.* must not need more than the {devices} devices available; got {asked}, which "
+            f"needs {fixed}. Give smaller sizes; -1 takes all devices that the others leave."
+        )
     if -1 in sizes.values() and devices % fixed:
         raise ValueError(
-            f"The mesh {asked} leaves no whole number for -1: {devices} devices do not divide by "
-            f"{fixed}."
+            f"mesh.*: the product of the sizes other than -1 must divide the {devices} devices; "
+            f"got {asked}, whose product is {fixed}."
         )
     return {name: devices // fixed if size == -1 else size for name, size in sizes.items()}
 
 
-def make_mesh(
-    config: MeshConfig, batch_size: int, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
-    """A mesh over the devices, all axes left to XLA (Auto).
+def make_mesh(config: MeshConfig, batch_size: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """Return a mesh over the devices, with all axes left to XLA (AxisType.Auto).
 
-    Neighbours along `tensor` are neighbours on the chips' links. Where the devices are several
-    slices of TPUs, `data` alone goes over the network between them.
+    Neighbours along `tensor` are neighbours on the links between chips. If the devices are several
+    TPU slices, only `data` crosses the network between them.
 
     Args:
       config: sizes of the axes.
-      batch_size: sequences of a step's part, train.batch_size / train.accumulate.
-      devices: those to take from; None: all that JAX sees. A mesh of fewer takes the first ones.
+      batch_size: sequences per micro-batch, train.batch_size / train.accumulate.
+      devices: jax.Devices to choose from, the first ones for a smaller mesh; None: all of them.
 
     Raises:
       ValueError: the mesh does not fit the devices, or the batch does not divide over it.
@@ -54,26 +55,28 @@ def make_mesh(
     ways = math.prod(sizes[name] for name in AXES["B"])
     if batch_size % ways:
         raise ValueError(
-            f"train.batch_size / train.accumulate = {batch_size} sequences do not divide over "
-            f"mesh.data x mesh.fsdp = {sizes['data']} x {sizes['fsdp']} devices; accepted is a "
-            f"multiple of {ways}, or another mesh."
+            "train.batch_size / train.accumulate must be a multiple of mesh.data x mesh.fsdp = "
+            f"{sizes['data']} x {sizes['fsdp']}, as each device takes whole sequences; got "
+            f"{batch_size}. Give another --config.train.batch_size, or a smaller mesh, for example "
+            "--config.mesh.data=1."
         )
     used = math.prod(sizes.values())
     if used < len(devices) and jax.process_count() > 1:
         raise ValueError(
-            f"The mesh {sizes} takes {used} of {len(devices)} devices; with several processes it "
-            "must take all."
+            f"mesh.* must take all {len(devices)} devices in a run of several processes; got "
+            f"{sizes}, which takes {used}. Set one axis to -1, for example --config.mesh.data=-1."
         )
     devices = devices[:used]
-    is_tpu = devices[0].platform == "tpu"  # JAX calls the nodes of GPUs slices, too
+    is_tpu = devices[0].platform == "tpu"  # JAX calls nodes of GPUs slices, too
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if is_tpu else 1
-    # A torus's dimensions may be split: else few meshes would fit.
-    options = {"devices": devices, "allow_split_physical_axes": True}
+    # Without split dimensions of the torus few meshes would fit.
+    options: dict[str, Any] = {"devices": devices, "allow_split_physical_axes": True}
     if slices == 1:
         array = mesh_utils.create_device_mesh(tuple(sizes.values()), **options)
     elif sizes["data"] % slices:
         raise ValueError(
-            f"mesh.data = {sizes['data']} does not divide over the {slices} slices of TPUs."
+            f"mesh.data must be a multiple of the number of TPU slices, {slices}; got "
+            f"{sizes['data']}."
         )
     else:
         in_slice = [n // slices if name == "data" else n for name, n in sizes.items()]
@@ -83,9 +86,9 @@ def make_mesh(
 
 
 def check_sequence(model: ModelConfig, mesh: Mesh) -> None:
-    """Raise a ValueError where the model's positions or heads do not divide over the mesh.
+    """Raise ValueError if the model's positions or heads do not divide over `mesh.sequence`.
 
-    Else devices along `sequence` would do each other's work.
+    Otherwise devices along that axis would replicate each other's work.
     """
     parts = mesh.shape["sequence"]
     if parts == 1:
@@ -96,14 +99,14 @@ def check_sequence(model: ModelConfig, mesh: Mesh) -> None:
         meta = model.meta_tokens if model.kind == "hymba" else 0
         if (model.context + meta) % parts:
             raise ValueError(
-                f"mesh.sequence = {parts} does not divide the {model.context + meta} positions of "
-                f"{model.kind}; accepted is a divisor."
+                f"mesh.sequence must divide the {model.context + meta} positions of {model.kind}; "
+                f"got {parts}."
             )
     ways = parts * mesh.shape["tensor"]
     if model.kind not in ("mamba1", "mamba2") and model.heads % ways:
         raise ValueError(
-            f"mesh.sequence x mesh.tensor = {ways} does not divide model.heads = {model.heads}, "
-            "which attention cuts instead of positions; accepted is a divisor."
+            f"mesh.sequence x mesh.tensor must divide model.heads ({model.heads}), over which "
+            f"attention is sharded instead of positions; got {ways}."
         )
 
 
@@ -113,46 +116,45 @@ def _check_branches(model: ModelConfig, parts: int) -> None:
             tokens = selection.count(model.context)
             if tokens % parts:
                 raise ValueError(
-                    f"mesh.sequence = {parts} does not divide the {tokens} tokens of {branch} in a "
-                    f"context of {model.context}; accepted is a divisor, or another "
-                    "model.split.align or model.split.period."
+                    f"mesh.sequence must divide the {tokens} tokens of {branch} in a context of "
+                    f"{model.context}; got {parts}. Give a divisor, or another model.split.align "
+                    "or model.split.period."
                 )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Return the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first dimension, sequences, is cut over the axes that sequences are cut over."""
+    """Return the sharding of a batch [B, ...]: sequences over `data` and `fsdp`."""
     return NamedSharding(mesh, P(AXES["B"]))
 
 
 def data_shard(mesh: Mesh) -> tuple[int, int]:
-    """(i, n): of the n parts of a batch this process holds part i on its devices.
+    """Return (i, n): this process's devices hold part i of the n parts of a batch.
 
-    Processes that hold the same sequences, as their devices differ along other axes, share a part.
+    Processes whose devices differ along other axes only hold the same part.
 
     Raises:
-      ValueError: the sequences of two processes overlap in part.
+      ValueError: the sequences of two processes overlap partially.
     """
     ways = math.prod(mesh.shape[name] for name in AXES["B"])
     indices = batch_sharding(mesh).devices_indices_map((ways,))
-    held: dict[int, set[int]] = {}
+    rows_of: dict[int, set[int]] = {}
     for device, (rows,) in indices.items():
-        held.setdefault(device.process_index, set()).add(rows.start or 0)
-    parts = sorted({tuple(sorted(rows)) for rows in held.values()})
+        rows_of.setdefault(device.process_index, set()).add(rows.start or 0)
+    parts = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
     if sum(map(len, parts)) != ways:
         raise ValueError(
-            f"The mesh {dict(mesh.shape)} cuts sequences so that processes hold some of each "
-            "other's; accepted is one whose branch, sequence and tensor axes lie within a "
-            "process, or take whole ones."
+            "mesh.branch x mesh.sequence x mesh.tensor must lie within one process or span whole "
+            f"processes; with {dict(mesh.shape)} processes hold some of each other's sequences."
         )
-    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+    return parts.index(tuple(sorted(rows_of[jax.process_index()]))), len(parts)
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """A process's rows of a batch (NumPy, [B / processes, ...]) -> global arrays [B, ...]."""
+    """Return global arrays [B, ...] of this process's rows, NumPy arrays [B / n, ...]."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -1,4 +1,4 @@
-"""Which mesh axes the parameters, their gradients and their optimizer state are cut over."""
+"""Sharding rules: which mesh axes parameters, gradients and optimizer state are sharded over."""
 
 import re
 from typing import Any
@@ -12,10 +12,9 @@ from kernels.partition import AXES, divided
 _SHARD = AXES["shard"]
 _ALL = ("tensor", *_SHARD)
 
-# By the end of a parameter's path; the first that matches counts. Of a matrix product's two
-# dimensions the model's width goes over fsdp and sequence, and heads, channels, MLP units and
-# vocabulary go over tensor: the first product of a branch is cut by its outputs, the last one by
-# its inputs.
+# By the end of a parameter's path; the first match counts. Of a kernel's dimensions the model's width
+# is sharded over fsdp and sequence, and the other (heads, channels, MLP units or vocabulary) over
+# tensor: the first kernel of a branch by its outputs, the last one by its inputs.
 _RULES = tuple(
     (re.compile(rf"(^|/){pattern}$"), spec)
     for pattern, spec in (
@@ -25,8 +24,8 @@ _RULES = tuple(
         ("o_proj/kernel", P("tensor", _SHARD)),
         ("mlp/(gate|up)_proj/kernel", P(_SHARD, "tensor")),
         ("mlp/down_proj/kernel", P("tensor", _SHARD)),
-        # Mamba-1's is [D, 2, E], of u and z. Mamba-2's is [D, ...], of unlike parts, which no cut
-        # would leave with their heads.
+        # Mamba-1's is [D, 2, E], for u and z. Mamba-2's is [D, ...], of parts of different sizes
+        # that sharding would separate from their heads.
         ("in_proj/kernel", P(_SHARD, None, "tensor")),
         ("x_proj/kernel", P(_ALL, None)),
         ("dt_proj/kernel", P(None, _ALL)),
@@ -42,37 +41,39 @@ _RULES = tuple(
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The mesh axes of a parameter's dimensions; the last that do not divide one are left out.
+    """Return the mesh axes of a parameter's dimensions, without those that do not divide them.
 
     Args:
-      path: as 'blocks/0/ssm/mixer/in_proj/kernel'; it may have a longer path before it, as an
-        optimizer's state of the parameter has.
+      path: such as 'blocks/0/ssm/mixer/in_proj/kernel'. It may follow another path, as that of the
+        parameter's optimizer state does.
       shape: of the parameter.
-      mesh: with the axes fsdp, sequence and tensor.
+      mesh: has the axes fsdp, sequence and tensor.
 
     Raises:
       ValueError: no rule names the parameter.
     """
     spec = next((spec for pattern, spec in _RULES if pattern.search(path)), None)
     if spec is None:
-        raise ValueError(f"No sharding rule names the parameter {path!r}.")
+        raise ValueError(
+            f"No sharding rule matches the parameter {path!r}; add one to {__name__}._RULES."
+        )
 
-    def cut(size: int, axes: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def axes_of(size: int, axes: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
         names = (axes,) if isinstance(axes, str) else axes or ()
         return divided(names, size, mesh.shape) or None
 
-    return P(*map(cut, shape, spec))
+    return P(*map(axes_of, shape, spec))
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Shapes and dtypes of a tree of parameters, or of one that holds such trees, with shardings.
+    """Return a tree of parameters, or of such trees, as jax.ShapeDtypeStructs with shardings.
 
-    Scalars, such as an optimizer's count, are on every device.
+    Scalars, such as an optimizer's count, are replicated.
     """
 
-    def placed(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+    def with_sharding(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = parameter_spec(name, leaf.shape, mesh) if leaf.ndim else P()
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(placed, tree)
+    return jax.tree_util.tree_map_with_path(with_sharding, tree)

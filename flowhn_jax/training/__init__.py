@@ -1,1 +1,1 @@
-"""Training: state, step, loop, checkpoints and metrics."""
+"""Training: the trainer, its step, metrics, validation and health."""

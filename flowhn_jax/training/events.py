@@ -1,4 +1,4 @@
-"""A run's rows as TensorBoard shows them."""
+"""A run's rows of metrics as TensorBoard shows them."""
 
 import pathlib
 import re
@@ -7,27 +7,51 @@ from collections.abc import Iterable
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+
+# The generated modules define their classes when they are imported, which the stubs do not say.
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 _SUFFIX = ".flowhn"
-# What a run made, in earlier versions without the suffix; other event files are somebody else's.
+# The names of a run's own event files, which earlier versions wrote without the suffix. Other
+# event files in the folder stay.
 _OURS = re.compile(rf"events\.out\.tfevents\..*\.\d{{19}}({re.escape(_SUFFIX)})?")
+
+_VALIDATION = "validation_"
+_SPEED = ("tokens_per_second", "tflops_per_second", "mfu", "step_seconds")  # beginnings of keys
+
+
+def tags(row: dict[str, Any]) -> dict[str, float]:
+    """Return a row's scalars by their TensorBoard tags, which group the charts.
+
+    The groups are `train/`, `speed/` and `validation/`: `validation_loss` is `validation/loss`.
+    """
+    return {
+        _tag(name): value
+        for name, value in row.items()
+        if name not in ("step", "time") and value is not None
+    }
+
+
+def _tag(name: str) -> str:
+    if name.startswith(_VALIDATION):
+        return f"validation/{name.removeprefix(_VALIDATION)}"
+    return f"speed/{name}" if name.startswith(_SPEED) else f"train/{name}"
 
 
 class EventFile:
-    """The one event file of a run; it is drawn again whenever the run resumes.
+    """The event file of a run, written again from its rows whenever the run resumes.
 
-    So each step is there once, however often the run was killed. Calls write at once, and raise
-    OSError where the disk is full.
+    Each step is in it once, however often the run was killed. Every call writes at once, and raises
+    OSError if the disk is full.
     """
 
     def __init__(self, folder: pathlib.Path, rows: Iterable[dict[str, Any]]):
-        """Write the rows so far, and remove the files of this run's earlier starts."""
+        """Write the rows so far, and remove the event files of earlier starts."""
         folder.mkdir(exist_ok=True)
         earlier = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
         self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}{_SUFFIX}")
-        # Whoever still shows an earlier file forgets its steps.
+        # A TensorBoard that shows an earlier file drops its steps.
         restart = SessionLog(status=SessionLog.START)
         self._writer.write_event(Event(wall_time=time.time(), step=0, session_log=restart))
         for row in rows:
@@ -37,22 +61,18 @@ class EventFile:
             path.unlink()
 
     def add(self, row: dict[str, Any]) -> None:
-        """One more row."""
+        """Write one more row."""
         self._write(row)
         self._writer.flush()
 
     def _write(self, row: dict[str, Any]) -> None:
-        scalars = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in row.items()
-            if name not in ("step", "time") and value is not None
-        ]
-        # Rows of before there were times are of now.
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in tags(row).items()]
+        # Rows of early versions have no time.
         now = row.get("time", time.time())
         self._writer.write_event(
             Event(wall_time=now, step=row["step"], summary=Summary(value=scalars))
         )
 
     def close(self) -> None:
-        """Ends the file."""
+        """Close the file."""
         self._writer.close()

@@ -1,28 +1,25 @@
-"""What a run reports: metrics.jsonl, TensorBoard, and a progress bar or plain lines."""
+"""The rows of metrics of a run, in metrics.jsonl and in TensorBoard's event file."""
 
 import contextlib
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
-
-import tqdm
 
 from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.report.table import to_json
 from flowhn_jax.training.events import EventFile
 from flowhn_jax.utils.files import check_own_file, sync
+from flowhn_jax.utils.progress import log as print_line
 
 Row = dict[str, Any]
-OnStep = Callable[[], None]
 
 _FILE = "metrics.jsonl"
 
 
 def read_rows(workdir: str | os.PathLike) -> list[Row]:
-    """The rows of a workdir's metrics.jsonl; a last line cut off by a kill is left out.
+    """Return the rows of a workdir's metrics.jsonl, without a last line that a kill cut off.
 
     Raises:
       ValueError: a line before the last is not a row.
@@ -31,10 +28,10 @@ def read_rows(workdir: str | os.PathLike) -> list[Row]:
 
 
 def _rows_and_ends(path: pathlib.Path) -> Iterator[tuple[Row, int]]:
-    """Yield the rows of a file, and the bytes up to the end of each.
+    """Yield each row of a file, and the number of bytes up to its end.
 
-    What follows the last row is left out where it holds none: a line cut off by a kill, or the
-    zeros that a power cut leaves.
+    What follows the last row is ignored: a line that a kill cut off, or zeros that a power cut
+    left.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     rows = [_parse_row(line) for line in lines]
@@ -58,126 +55,85 @@ def _parse_row(line: bytes) -> Row | None:
 
 
 def _drop_rows_after(folder: pathlib.Path, step: int) -> int:
-    """Remove what a killed run logged beyond the checkpoint that the next one starts from.
+    """Remove the rows of later steps, which a killed run wrote after its last checkpoint.
 
     Returns:
-      The bytes among them that were no rows.
+      The number of bytes after the last row.
     """
     path = folder / _FILE
     if not path.is_file():
         return 0
     rows = list(_rows_and_ends(path))
-    no_rows = path.stat().st_size - (rows[-1][1] if rows else 0)
+    stray = path.stat().st_size - (rows[-1][1] if rows else 0)
     os.truncate(path, max((end for row, end in rows if row["step"] <= step), default=0))
     sync(path)
-    return no_rows
-
-
-def describe(row: Row) -> str:
-    """A row in words, for people."""
-    mfu = "n/a" if row["mfu"] is None else f"{100 * row['mfu']:.1f} %"
-    loss = "n/a" if row["loss"] is None else f"{row['loss']:.4f}"
-    text = f"loss {loss}  {row['tokens_per_second']:,.0f} tokens/s  MFU {mfu}"
-    if "validation_bits_per_byte" in row:
-        text += f"  validation {row['validation_bits_per_byte']:.4f} bits/byte"
-    return text
+    return stray
 
 
 class SilentWriter:
-    """A MetricsWriter that writes and says nothing: that of all processes but the first."""
-
-    def __init__(self, workdir: str, start: int, steps: int, on_step: OnStep | None = None):
-        """As MetricsWriter."""
+    """The writer of all processes but the first, which writes nothing."""
 
     def __enter__(self) -> "SilentWriter":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
     def drop_rows_after(self, step: int) -> None:
-        """The run goes on from `step`."""
-
-    def flush(self) -> bool:
-        """Whether all rows are written."""
-        return True
-
-    def advance(self) -> None:
-        """One step is done."""
-
-    def say(self, text: str) -> None:
-        """A line for people."""
+        """Do nothing; see MetricsWriter."""
 
     def write(self, row: Row) -> None:
-        """Logs one step's row."""
+        """Do nothing; see MetricsWriter."""
+
+    def flush(self) -> bool:
+        """Return True: there is nothing to write."""
+        return True
 
 
 class MetricsWriter:
-    """Writes a run's rows; use as a context manager, in one process only.
+    """Writes the rows of a run; a context manager, for the first process alone.
 
-    Rows that a full disk does not take wait, and are written with the next one; see `settled`.
+    Rows that do not fit on a full disk wait in memory, and are written with the next row.
     """
 
-    def __init__(self, workdir: str, start: int, steps: int, on_step: OnStep | None = None):
-        """Rows after step `start` that an earlier run left are dropped; `steps` are to be done.
+    def __init__(self, workdir: str, start: int, log: Callable[[str], None] = print_line):
+        """Continue the rows of `workdir` after step `start`, and drop later ones.
 
-        With `on_step`, which is called behind each step, nothing is printed.
+        Args:
+          workdir: folder of the run.
+          start: step of the checkpoint that the run continues from.
+          log: prints a line for people.
         """
         self._folder = pathlib.Path(workdir)
         check_own_file(self._folder / _FILE)
-        self._on_step = on_step
+        self._log = log
         self._waiting: list[Row] = []
         self._events: EventFile | None = None
-        self._bar = tqdm.tqdm(
-            total=steps,
-            initial=start,
-            unit="step",
-            disable=on_step is not None or not sys.stderr.isatty(),
-            dynamic_ncols=True,
-        )
         self.drop_rows_after(start)
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._bar.close()
+    def __exit__(self, *_: object) -> None:
         if self._events is not None:
             with contextlib.suppress(OSError):
                 self._events.close()
 
     def drop_rows_after(self, step: int) -> None:
-        """The run goes on from `step`: rows of later steps are of work that is lost."""
+        """Drop the rows of later steps, which are done again."""
         self._waiting.clear()
-        if no_rows := _drop_rows_after(self._folder, step):
-            self.say(f"{_FILE} ended with {no_rows:,} bytes that are no row; they are dropped")
-        self._draw(None)
-        self._bar.n = step
-
-    def advance(self) -> None:
-        """One step is done."""
-        self._bar.update()
-        if self._on_step is not None:
-            self._on_step()
-
-    def say(self, text: str) -> None:
-        """A line for people, above the progress bar where there is one."""
-        if self._on_step is None:
-            tqdm.tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+        if stray := _drop_rows_after(self._folder, step):
+            self._log(f"{_FILE} ended with {stray:,} bytes that are not a row; they were dropped")
+        self._write_events(None)
 
     def write(self, row: Row) -> None:
-        """Logs one step's row."""
+        """Write the row of a step."""
         self._waiting.append(row)
         if self.flush():
-            self._draw(row)
-        text = describe(row)
-        self._bar.set_postfix_str(text)
-        if self._bar.disable or "validation_bits_per_byte" in row:
-            self.say(f"step {row['step']:>6}/{self._bar.total}  {text}")
+            self._write_events(row)
 
     def flush(self) -> bool:
-        """Writes what waits; whether all rows are on the disk, without which no checkpoint is."""
+        """Write the rows that wait; return whether all are on the disk."""
         if not self._waiting:
             return True
         text = "".join(to_json(row) + "\n" for row in self._waiting)
@@ -186,16 +142,16 @@ class MetricsWriter:
         except OSError as error:
             if not disk.is_full(error):
                 raise
-            self.say(
-                f"the disk of {str(self._folder)!r} is full: {_FILE} lacks {len(text):,} bytes for "
-                f"{len(self._waiting)} rows, which wait"
+            self._log(
+                f"the disk of {str(self._folder)!r} is full: {len(self._waiting)} rows of {_FILE} "
+                f"({len(text):,} bytes) wait to be written; free some space"
             )
             return False
         self._waiting.clear()
         return True
 
-    def _draw(self, row: Row | None) -> None:
-        """TensorBoard's copy of the row; of all rows, where there is no file or it has a gap."""
+    def _write_events(self, row: Row | None) -> None:
+        """Add the row to TensorBoard's file; write all rows if there is no file or it has a gap."""
         try:
             if row is None or self._events is None:
                 self._events = EventFile(self._folder / "tensorboard", read_rows(self._folder))
@@ -208,14 +164,14 @@ class MetricsWriter:
 
 
 def _append(path: pathlib.Path, text: bytes) -> None:
-    """Appends all of the text, or on an OSError nothing."""
+    """Append all of the text, or nothing if there is an OSError."""
     with path.open("ab", buffering=0) as file:
         end = file.tell()
         try:
             while text:
                 text = text[file.write(text) :]
             os.fsync(file.fileno())
-            if not end:  # its name is new
+            if not end:  # the file is new, so its name must reach the disk too
                 sync(path.parent)
         except OSError:
             file.truncate(end)

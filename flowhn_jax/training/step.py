@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,11 @@ Metrics = dict[str, jax.Array]
 
 
 def _gradients(config: Config, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
-    """Mean loss over the batch's targets and its gradients, in `train.accumulate` parts.
+    """Return the mean loss over the batch's targets, and its gradients.
 
-    Each part's sum is divided by the whole batch's number of targets, so that the result is that
-    of one large batch however the padding is spread.
+    The batch is processed in `train.accumulate` parts. Each part's sum is divided by the number of
+    targets in the whole batch, so that the result does not depend on how padding is distributed
+    over the parts.
     """
     targets = jnp.maximum(target_weights(batch).sum(), 1)
 
@@ -41,7 +43,7 @@ def _gradients(config: Config, params: Params, batch: Batch) -> tuple[jax.Array,
     if parts == 1:
         return value_and_grad(params, batch)
 
-    def add(total, part):
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
 
     # Part i takes rows i, i + parts, ...: every device then holds rows of every part.
@@ -53,13 +55,13 @@ def _gradients(config: Config, params: Params, batch: Batch) -> tuple[jax.Array,
 def make_train_step(
     config: Config, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step; it donates the state it is given, and gives the next one laid out alike.
+    """Return the jitted training step: state and batch -> next state and metrics.
 
-    Where the loss or the norm of the gradients is not finite, parameters and optimizer stay as
-    they are: the step is counted as skipped.
+    The state is donated, and the next one has the same shardings. If the loss or the gradient norm
+    is not finite, parameters and optimizer state do not change, and the step counts as skipped.
 
     Metrics are scalars: loss (nats per target, z-loss included), grad_norm (before clipping) and
-    learning_rate in float32; skipped and skipped_in_row, the state's, in int32.
+    learning_rate in float32; skipped and skipped_in_row of the next state in int32.
     """
     optimizer = make_optimizer(config.train)
     schedule = learning_rate_schedule(config.train)
@@ -78,28 +80,28 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
-            # The optimizer, whose count the schedule follows, knows nothing of skipped steps.
+            # The schedule follows the optimizer's count, which leaves skipped steps out.
             "learning_rate": jnp.asarray(schedule(state.step - state.skipped), jnp.float32),
             "skipped": skipped,
             "skipped_in_row": in_row,
         }
         return TrainState(state.step + 1, params, opt_state, skipped, in_row), metrics
 
-    # With debug_nans JAX runs a step again, operation by operation, to find the one at fault.
+    # With debug_nans JAX repeats the step, operation by operation, to find the one at fault.
     donated = () if config.train.debug_nans else (0,)
     out_shardings = state_shardings(config, mesh), replicated(mesh)
     return jax.jit(train_step, donate_argnums=donated, out_shardings=out_shardings)
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> Batch:
-    """Shapes, dtypes and shardings of a step's batch, as jax.ShapeDtypeStruct."""
+    """Return a step's batch as jax.ShapeDtypeStructs with shardings."""
     shape = config.train.batch_size, config.model.context + 1
-    rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
+    rows: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
     return {"tokens": rows, "segment_ids": rows}
 
 
 def lower_train_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
-    """The step for a mesh whose devices need not be here, ready to be compiled."""
+    """Return the lowered step for a mesh, whose devices need not be available locally."""
     arguments = abstract_state(config, mesh), abstract_batch(config, mesh)
     with jax.set_mesh(mesh):
         return make_train_step(config, mesh).lower(*arguments)

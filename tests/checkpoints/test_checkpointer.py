@@ -17,8 +17,8 @@ from flowhn_jax.checkpoints.state import abstract_state
 from flowhn_jax.evaluation import evaluate as eval_run
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training import metrics as metrics_lib
-from flowhn_jax.training.loop import fit
-from tests.training.test_loop import (  # noqa: F401
+from flowhn_jax.training.trainer import fit
+from tests.training.test_trainer import (  # noqa: F401
     assert_is_the_uninterrupted_run,
     data,
     run_config,
@@ -30,22 +30,22 @@ THROUGHPUT = {"throughput": throughput.measure}
 
 @pytest.fixture
 def whole(uninterrupted, tmp_path):  # noqa: F811
-    """A copy of the uninterrupted run, with checkpoints of steps 6 and 8."""
+    """Return a copy of the uninterrupted run, with checkpoints of steps 6 and 8."""
     shutil.copytree(uninterrupted[0], tmp_path / "run")
     return tmp_path / "run"
 
 
 def restored_steps(workdir, config):
-    """What a run would go on from, and what it says."""
-    said = []
-    with Checkpoints(str(workdir), config, said.append) as checkpoints:
+    """Return the step that a run would continue from, and what it logs."""
+    lines = []
+    with Checkpoints(str(workdir), config, lines.append) as checkpoints:
         mesh = make_mesh(config.mesh, 8)
         state, _ = checkpoints.restore(abstract_state(config, mesh), AnyData())
-    return int(state.step), said
+    return int(state.step), lines
 
 
 class AnyData:
-    """Goes on wherever it is told."""
+    """Batches that continue from any position."""
 
     async def load(self, directory):
         async def read():
@@ -85,22 +85,22 @@ def harm(path, kind):
 def test_a_damaged_one_is_named_and_skipped(data, whole, uninterrupted, rng, kind):  # noqa: F811
     config = run_config(data)
     victims = [p for p in files_of(whole / "checkpoints" / "8") if p.stat().st_size]
-    if kind == "removed":  # without hashes it cannot be told from a whole one, and is one
+    if kind == "removed":  # without hashes it would count as undamaged
         victims = [path for path in victims if path.name != "manifest.json"]
     victim = victims[rng.integers(len(victims))]
     harm(victim, kind)
-    step, said = restored_steps(whole, config)
+    step, lines = restored_steps(whole, config)
     assert step == 6
-    assert "the checkpoint of step 8 is damaged and skipped" in said[0]
+    assert "the checkpoint of step 8 is damaged and skipped" in lines[0]
     name = str(victim.relative_to(whole / "checkpoints" / "8"))
-    assert name in said[0] or name == "manifest.json"
+    assert name in lines[0] or name == "manifest.json"
     assert (whole / "damaged" / "8").is_dir()
-    # The run does the lost steps again, bit for bit.
+    # The run repeats the lost steps, bit for bit.
     fit(config, str(whole))
     assert_is_the_uninterrupted_run(whole, config, uninterrupted)
 
 
-def test_one_without_hashes_is_whole_until_it_does_not_load(data, whole):  # noqa: F811
+def test_one_without_hashes_counts_until_it_cannot_be_read(data, whole):  # noqa: F811
     folder = whole / "checkpoints" / "8"
     (folder / "manifest.json").unlink()
     assert restored_steps(whole, run_config(data)) == (8, [])
@@ -111,12 +111,12 @@ def test_one_without_hashes_is_whole_until_it_does_not_load(data, whole):  # noq
     shutil.copytree(whole, whole.parent / "another")
     assert restored_steps(whole.parent / "another", run_config(data))[0] == 6
     (folder / "params" / "_METADATA").write_text("{")
-    step, said = restored_steps(whole, run_config(data))
+    step, lines = restored_steps(whole, run_config(data))
     assert step == 6
-    assert "the checkpoint of step 8 is damaged and skipped" in said[0]
+    assert "the checkpoint of step 8 is damaged and skipped" in lines[0]
 
 
-def test_where_all_are_damaged_nothing_is_begun_anew(data, whole):  # noqa: F811
+def test_if_all_are_damaged_no_run_starts_from_scratch(data, whole):  # noqa: F811
     for step in ("6", "8"):
         harm(whole / "checkpoints" / step / "params" / "_METADATA", "truncated")
     for _ in range(2):
@@ -138,16 +138,18 @@ def test_a_reader_skips_a_damaged_one_too_and_moves_nothing(data, whole, capsys)
     assert (whole / "checkpoints" / "8").is_dir()
 
 
-def test_another_model_is_named_by_its_shapes(data, whole):  # noqa: F811
+def test_another_model_is_reported_with_its_shapes(data, whole):  # noqa: F811
     config = run_config(data)
     wider = dataclasses.replace(config.model, mlp_width=2 * config.model.mlp_width)
     with pytest.raises(ValueError, match=r"differ in shape.*mlp.*24\) -> .*48"):
         load_params(str(whole), wider, make_mesh(config.mesh, 8))
-    with pytest.raises(ValueError, match=r"model.mlp_width: 24 -> 48; so these .*differ in shape"):
+    with pytest.raises(
+        ValueError, match=r"model.mlp_width: 24 -> 48; therefore these .*differ in shape"
+    ):
         fit(dataclasses.replace(config, model=wider), str(whole))
 
 
-def test_policies_keep_the_last_the_best_and_every_so_many(data, tmp_path):  # noqa: F811
+def test_the_newest_the_best_and_every_keep_every_are_kept(data, tmp_path):  # noqa: F811
     config = run_config(
         data,
         steps=20,
@@ -169,11 +171,13 @@ def test_policies_keep_the_last_the_best_and_every_so_many(data, tmp_path):  # n
         load_params(str(tmp_path), config.model, mesh, which) for which in ("best", str(best))
     )
     jax.tree.map(np.testing.assert_array_equal, of_best, of_step)
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint '7'; accepted are latest, best, "):
+    with pytest.raises(
+        FileNotFoundError, match=r"--checkpoint must be latest, best or one of .*; got '7'"
+    ):
         load_params(str(tmp_path), config.model, mesh, "7")
 
 
-def test_eval_reads_the_checkpoint_asked_for(data, whole, capsys):  # noqa: F811
+def test_eval_reads_the_requested_checkpoint(data, whole, capsys):  # noqa: F811
     found = []
     for checkpoint in ("6", None):
         eval_run.evaluate(run_config(data), str(whole), "perplexity", checkpoint)
@@ -189,7 +193,7 @@ def test_eval_reads_the_checkpoint_asked_for(data, whole, capsys):  # noqa: F811
         )
 
 
-def test_parameters_alone_cannot_be_gone_on_with(data, whole):  # noqa: F811
+def test_training_does_not_continue_from_parameters_alone(data, whole):  # noqa: F811
     config = run_config(data)
     params = load_params(str(whole), config.model, make_mesh(config.mesh, 8))
     shutil.rmtree(whole / "checkpoints")
@@ -198,7 +202,7 @@ def test_parameters_alone_cannot_be_gone_on_with(data, whole):  # noqa: F811
         fit(config, str(whole))
 
 
-def test_a_checkpoint_that_does_not_fit_is_told_and_the_run_goes_on(
+def test_a_checkpoint_that_does_not_fit_is_logged_and_the_run_continues(
     data,  # noqa: F811
     tmp_path,
     monkeypatch,
@@ -212,9 +216,9 @@ def test_a_checkpoint_that_does_not_fit_is_told_and_the_run_goes_on(
         OSError, match=r"ends at step 8 without a checkpoint: it takes .* newest is that of step 6"
     ):
         fit(config, str(tmp_path))
-    said = capsys.readouterr().err
-    assert "no checkpoint of step 3" in said
-    assert "0.123 MB are missing" in said
+    output = capsys.readouterr().err
+    assert "no checkpoint of step 3" in output
+    assert "0.123 MB are missing" in output
     monkeypatch.undo()
     assert restored_steps(tmp_path, config) == (6, [])
 
@@ -238,12 +242,12 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
     write = manifest.write
     monkeypatch.setattr(manifest, "write", full)
     fit(config, str(tmp_path))
-    assert "was full before a checkpoint was written" in capsys.readouterr().err
+    assert "was full before a checkpoint was complete" in capsys.readouterr().err
     assert_is_the_uninterrupted_run(tmp_path, config, uninterrupted)
 
 
 def make_incomplete(checkpoints, kind):
-    """Add a step 99 that was never committed, or whose metadata say nothing."""
+    """Add a step 99 that was never committed, or that is incomplete."""
     folder = checkpoints / "99"
     if kind == "empty":
         folder.mkdir()
@@ -266,7 +270,7 @@ def make_incomplete(checkpoints, kind):
     "kind",
     ["empty", "no metadata", "empty metadata", "not committed", "optimizer", "params", "data"],
 )
-def test_a_step_counts_only_where_it_was_committed_and_is_complete(data, whole, kind, capsys):  # noqa: F811
+def test_a_step_counts_only_if_it_was_committed_and_is_complete(data, whole, kind, capsys):  # noqa: F811
     make_incomplete(whole / "checkpoints", kind)
     config = run_config(data)
     mesh = make_mesh(config.mesh, 8)
@@ -274,9 +278,9 @@ def test_a_step_counts_only_where_it_was_committed_and_is_complete(data, whole, 
     assert "the checkpoint of step 99 is damaged: " in capsys.readouterr().err
     expected = load_params(str(whole), config.model, mesh, "8")
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    step, said = restored_steps(whole, config)
+    step, lines = restored_steps(whole, config)
     assert step == 8
-    assert "the checkpoint of step 99 is damaged and skipped: " in said[0]
+    assert "the checkpoint of step 99 is damaged and skipped: " in lines[0]
 
 
 def test_a_killed_deletion_leaves_nothing_that_looks_like_a_checkpoint(
@@ -284,7 +288,7 @@ def test_a_killed_deletion_leaves_nothing_that_looks_like_a_checkpoint(
     whole,
     monkeypatch,
 ):
-    """The kill comes when half of the files are removed."""
+    """The process is killed when half of the files are removed."""
     config = run_config(data)
 
     def killed(folder, **_):
@@ -304,14 +308,14 @@ def test_a_killed_deletion_leaves_nothing_that_looks_like_a_checkpoint(
     assert not (whole / "damaged").exists()
 
 
-def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(data, whole):  # noqa: F811
+def test_a_run_whose_checkpoints_are_gone_does_not_start_from_scratch(data, whole):  # noqa: F811
     config = run_config(data)
     rows = (whole / "metrics.jsonl").read_bytes()
     (whole / "checkpoints").rename(whole.parent / "unmounted")
     for folder_is_there in (False, True):
         if folder_is_there:
             (whole / "checkpoints").mkdir(exist_ok=True)
-        with pytest.raises(ValueError, match=r"has had checkpoints.* To start from scratch there"):
+        with pytest.raises(ValueError, match=r"had checkpoints.* To start from scratch there"):
             fit(config, str(whole))
         assert (whole / "metrics.jsonl").read_bytes() == rows
     (whole / "checkpoints").rmdir()
@@ -319,7 +323,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(data, whole):  # no
     assert restored_steps(whole, config) == (8, [])
 
 
-def test_what_hashes_stand_for_is_on_the_disk_before_them(tmp_path, monkeypatch):
+def test_files_are_on_the_disk_before_their_hashes(tmp_path, monkeypatch):
     """Every file and folder of a checkpoint, and then the hashes, their name last."""
     (tmp_path / "params").mkdir()
     for name in ("params/a", "_CHECKPOINT_METADATA"):
@@ -347,6 +351,6 @@ def test_a_torn_config_is_taken_from_the_checkpoint(data, whole, content, capsys
         run_config(data), train=dataclasses.replace(run_config(data).train, steps=10)
     )
     fit(config, str(whole))
-    assert "its checkpoint's config is taken" in capsys.readouterr().err
+    assert "using the config in the newest checkpoint" in capsys.readouterr().err
     written = json.loads((whole / "config.json").read_text())
     assert written["model"] == json.loads(expected)["model"]

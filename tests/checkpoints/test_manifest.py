@@ -17,7 +17,7 @@ METADATA = {
 
 
 def store(path):
-    """A key-value store of TensorStore's, as Orbax writes arrays: a large value, then a small."""
+    """Write a TensorStore key-value store as Orbax does: a large value, then a small one."""
     spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
     opened = tensorstore.KvStore.open(spec).result()
     for key, size in ((b"a", 999), (b"b", 200)):
@@ -37,11 +37,11 @@ def original(tmp_path_factory):
 
 @pytest.fixture
 def folder(original, tmp_path):
-    """A committed checkpoint without hashes."""
+    """Return a committed checkpoint without hashes."""
     return shutil.copytree(original, tmp_path / "8")
 
 
-def spoil(folder, group):
+def truncate(folder, group):
     """Cut off all files of a group of arrays."""
     for path in (folder / group).rglob("*"):
         if path.is_file():
@@ -69,7 +69,7 @@ def test_a_changed_or_missing_file_is_named(folder, parts):
     manifest.write(folder)
     (folder / "data" / "batches.json").write_text("[]")
     found = manifest.damage(folder, parts)
-    assert found == "data/batches.json is not what was written"
+    assert found == "data/batches.json has changed since it was written"
     (folder / "data" / "batches.json").unlink()
     assert manifest.damage(folder, parts) == "data/batches.json is missing"
     (folder / "data" / "batches.json").mkdir()
@@ -80,26 +80,26 @@ def test_a_changed_or_missing_file_is_named(folder, parts):
 @pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"sha256": ["a"]}', b'{"sha256": 3}'])
 def test_hashes_that_cannot_be_read(folder, content):
     (folder / "manifest.json").write_bytes(content)
-    assert manifest.damage(folder) == "manifest.json is not readable"
+    assert manifest.damage(folder) == "manifest.json cannot be read"
 
 
-def test_a_name_of_another_kind(folder):
-    assert manifest.damage(folder / "_CHECKPOINT_METADATA") == "it is no folder"
-    assert manifest.damage(folder / "nothing") == "it is no folder"
+def test_names_that_are_not_files_or_folders(folder):
+    assert manifest.damage(folder / "_CHECKPOINT_METADATA") == "it is not a folder"
+    assert manifest.damage(folder / "nothing") == "it is not a folder"
     os.mkfifo(folder / "data" / "pipe")
-    assert manifest.damage(folder) == "data/pipe is no file"
+    assert manifest.damage(folder) == "data/pipe is not a file"
     (folder / "data" / "pipe").unlink()
     (folder / "manifest.json").mkdir()
-    assert manifest.damage(folder) == "manifest.json is no file"
+    assert manifest.damage(folder) == "manifest.json is not a file"
 
 
-def test_without_hashes_the_arrays_asked_for_must_be_readable(folder):
+def test_without_hashes_the_requested_arrays_must_be_readable(folder):
     assert manifest.damage(folder) is None
-    spoil(folder, "optimizer")
+    truncate(folder, "optimizer")
     assert manifest.damage(folder).startswith("optimizer cannot be read: ")
     assert manifest.damage(folder, ("params/", "data/")) is None
     assert manifest.damage(folder, "optimizer/").startswith("optimizer cannot be read: ")
-    spoil(folder, "params")
+    truncate(folder, "params")
     assert manifest.damage(folder).startswith("params cannot be read: ")
     assert manifest.damage(folder, "data/") is None
 
@@ -124,12 +124,15 @@ def test_an_import_has_no_optimizer(folder):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"commit_timestamp_nsecs": None}, "does not say that it was completed"),
-        ({"item_handlers": {"optimizer": "o"}}, "does not say that it was completed"),
-        ({"item_handlers": None}, "is not readable"),
+        ({"commit_timestamp_nsecs": None}, "does not record that the checkpoint was completed"),
+        (
+            {"item_handlers": {"optimizer": "o"}},
+            "does not record that the checkpoint was completed",
+        ),
+        ({"item_handlers": None}, "cannot be read"),
     ],
 )
-def test_metadata_that_do_not_say_that_it_was_committed(folder, changed, reason):
+def test_metadata_without_a_commit(folder, changed, reason):
     (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(METADATA | changed))
     assert manifest.damage(folder) == f"_CHECKPOINT_METADATA {reason}"
 
@@ -137,7 +140,7 @@ def test_metadata_that_do_not_say_that_it_was_committed(folder, changed, reason)
 @pytest.mark.parametrize("content", [b"", b"\xff", b"{}", b"[]"])
 def test_metadata_that_cannot_be_read(folder, content):
     (folder / "_CHECKPOINT_METADATA").write_bytes(content)
-    assert manifest.damage(folder) == "_CHECKPOINT_METADATA is not readable"
+    assert manifest.damage(folder) == "_CHECKPOINT_METADATA cannot be read"
 
 
 def test_parts_that_are_missing_are_named(folder):
@@ -146,12 +149,11 @@ def test_parts_that_are_missing_are_named(folder):
     (folder / "params").rename(folder.parent / "params")
     assert manifest.damage(folder, "data/") == "params, data is missing"
     (folder / "_CHECKPOINT_METADATA").unlink()
-    expected = "_CHECKPOINT_METADATA is missing, so it was never completed"
+    expected = "_CHECKPOINT_METADATA is missing, so the checkpoint was never completed"
     assert manifest.damage(folder) == expected
 
 
-def test_with_hashes_no_metadata_are_asked_for(folder):
-    """They are hashed like any other file, and count by that alone."""
+def test_with_hashes_the_content_of_metadata_does_not_matter(folder):
     (folder / "_CHECKPOINT_METADATA").write_text(json.dumps({}))
     manifest.write(folder)
     assert manifest.damage(folder) is None

@@ -17,7 +17,7 @@ from flowhn_jax.checkpoints.parameters import load_params
 from flowhn_jax.config import KINDS
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training import metrics
-from flowhn_jax.training.loop import fit
+from flowhn_jax.training.trainer import fit
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "workdirs"
 

@@ -1,4 +1,4 @@
-"""A save that fails: nothing of it goes on, in one process; see test_one_fails.py for two."""
+"""A save that fails in one process; tests/training/test_one_fails.py has two."""
 
 import asyncio
 import errno

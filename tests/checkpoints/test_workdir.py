@@ -8,7 +8,7 @@ from tests.small import small_config
 
 @pytest.fixture
 def by_time(monkeypatch, tmp_path):
-    """A config with split.balance 'time' whose branches were measured: a quarter to attention."""
+    """Return a config with split.balance 'time', measured as a quarter to attention."""
     monkeypatch.setenv("FLOWHN_CACHE_DIR", str(tmp_path / "cache"))
     config = small_config("fa_split", split={"balance": "time", "align": 1})
     measured.save("cpu", config.model.dims, BranchTimes((0.0, 3.0, 0.0), (0.0, 1.0)))
@@ -29,7 +29,7 @@ def test_a_run_keeps_its_share_whatever_is_measured_later(by_time, tmp_path, cap
     assert workdir_lib.with_recorded_share(None, by_time).model.split.balance == 0.75
 
 
-def test_a_run_that_was_balanced_otherwise_is_another_model(by_time, tmp_path):
+def test_a_run_with_another_balance_is_another_model(by_time, tmp_path):
     run = str(tmp_path)
     workdir_lib.write_config(run, small_config("fa_split", split={"align": 1}))
     with pytest.raises(ValueError, match=r"model.split.balance: 'flops' -> 0.25"):

@@ -18,7 +18,7 @@ from flowhn_jax.evaluation import evaluate as evaluation
 from flowhn_jax.interop import huggingface
 from flowhn_jax.interop.transfer import export_run, import_run
 from flowhn_jax.parallel.mesh import make_mesh
-from flowhn_jax.training.loop import fit
+from flowhn_jax.training.trainer import fit
 from tests.small import small_config
 
 TASKS = pathlib.Path(__file__).parent.parent / "data" / "tasks"

@@ -19,7 +19,7 @@ from flowhn_jax.data.tokenizer import load_tokenizer
 from flowhn_jax.evaluation import evaluate as evaluation
 from flowhn_jax.evaluation import perplexity
 from flowhn_jax.parallel.mesh import make_mesh
-from flowhn_jax.training.loop import fit
+from flowhn_jax.training.trainer import fit
 from tests.small import small_baseline, small_config
 
 TEXT = pathlib.Path(__file__).read_bytes()[:1001] + "é€".encode()

@@ -22,10 +22,10 @@ def test_one_axis_takes_what_is_left():
         (
             dict(data=9),
             9,
-            r"data=9, fsdp=1, branch=1, sequence=1, tensor=1 needs 9 devices",
+            r"data=9, fsdp=1, branch=1, sequence=1, tensor=1, which needs 9",
         ),
-        (dict(tensor=3), 8, r"tensor=3 leaves no whole number for -1: 8 devices .* by 3"),
-        (dict(data=2, fsdp=2), 6, r"= 6 sequences do not divide .* = 2 x 2 .* multiple of 4"),
+        (dict(tensor=3), 8, r"must divide the 8 devices; got .*tensor=3, whose product is 3"),
+        (dict(data=2, fsdp=2), 6, r"a multiple of mesh.data x mesh.fsdp = 2 x 2.*got 6"),
     ],
 )
 def test_what_does_not_fit(mesh, batch, message):
@@ -49,7 +49,7 @@ def test_several_slices_have_data_between_them(monkeypatch):
             self.coords, self.core_on_chip = (i % 2, i % 8 // 2, 0), 0
 
     devices = [Device(i) for i in range(16)]
-    with pytest.raises(ValueError, match=r"mesh.data = 1 does not divide over the 2 slices"):
+    with pytest.raises(ValueError, match=r"mesh.data must be a multiple .* slices, 2; got 1"):
         make_mesh(MeshConfig(data=1, fsdp=16), 16, devices)
     seen = {}
     monkeypatch.setattr(
@@ -66,9 +66,9 @@ def test_several_slices_have_data_between_them(monkeypatch):
         (
             dict(sequence=4),
             {"context": 22},
-            r"sequence = 4 does not divide the 6 tokens of the SSM",
+            r"mesh.sequence must divide the 6 tokens of the SSM .* got 4",
         ),
-        (dict(sequence=2, tensor=4), {}, r"tensor = 8 does not divide model.heads = 4"),
+        (dict(sequence=2, tensor=4), {}, r"mesh.tensor must divide model.heads \(4\).* got 8"),
     ],
 )
 def test_positions_and_heads_that_do_not_divide(axes, model, message):

@@ -41,7 +41,7 @@ def test_baselines_are_cut(kind, size):
 
 def test_a_parameter_without_a_rule_is_an_error():
     mesh = make_mesh(MeshConfig(), 8)
-    with pytest.raises(ValueError, match="No sharding rule names the parameter 'blocks/0/new'"):
+    with pytest.raises(ValueError, match="No sharding rule matches the parameter 'blocks/0/new'"):
         parameter_spec("blocks/0/new", (2, 2), mesh)
     with pytest.raises(ValueError, match="No sharding rule"):
         with_shardings(

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from flowhn_jax.training.loop import fit
+from flowhn_jax.training.trainer import fit
 from tools.chaos import FAILURES, Soak
 from tools.disk import FileLimit
 from tools.harm import HARMS, Damages, Scene

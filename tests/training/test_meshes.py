@@ -1,4 +1,4 @@
-"""A run goes on wherever it is put."""
+"""A run continues on any mesh."""
 
 import dataclasses
 import signal
@@ -7,14 +7,14 @@ import jax
 import numpy as np
 
 from flowhn_jax.config import MeshConfig
-from flowhn_jax.training import loop
 from flowhn_jax.training import metrics as metrics_lib
-from flowhn_jax.training.loop import fit
-from tests.training.test_loop import (
+from flowhn_jax.training import trainer
+from flowhn_jax.training.trainer import fit
+from tests.training.test_trainer import (
     data,  # noqa: F401
     final_params,
     run_config,
-    signalling_writer,
+    signalling_console,
     uninterrupted,  # noqa: F401
 )
 
@@ -24,7 +24,7 @@ MESHES = [MeshConfig(data=1, fsdp=4, tensor=2), MeshConfig(data=2, branch=2)]
 def test_each_part_of_a_run_on_another_mesh(data, uninterrupted, tmp_path, monkeypatch):  # noqa: F811
     config = run_config(data)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "MetricsWriter", signalling_writer(signal.SIGTERM))
+        patch.setattr(trainer, "Console", signalling_console(signal.SIGTERM))
         for mesh in MESHES:
             fit(dataclasses.replace(config, mesh=mesh), str(tmp_path))
     fit(config, str(tmp_path))

@@ -14,8 +14,8 @@ def row(step, **values):
     return {"step": step, "loss": 1.5, "tokens_per_second": 10.0, "mfu": None, "time": 1.0} | values
 
 
-def short_repr(workdir):
-    """Steps in TensorBoard's files, as a reader that forgets at a restart sees them."""
+def steps_in_events(workdir):
+    """Return the steps in TensorBoard's files, as a reader that drops some at a restart does."""
     steps = []
     for path in sorted((workdir / "tensorboard").iterdir()):
         content = path.read_bytes()
@@ -27,34 +27,35 @@ def short_repr(workdir):
                 steps = [step for step in steps if step < event.step]
             if event.HasField("summary"):
                 steps.append(event.step)
-                assert {v.tag for v in event.summary.value} == {"loss", "tokens_per_second"}
+                tags = {value.tag for value in event.summary.value}
+                assert tags == {"train/loss", "speed/tokens_per_second"}
     return steps
 
 
 def test_rows_and_events_have_each_step_once_after_restarts(tmp_path):
     for start, stop in ((0, 6), (4, 9), (4, 7), (7, 12)):
-        with MetricsWriter(str(tmp_path), start, 12) as writer:
+        with MetricsWriter(str(tmp_path), start) as writer:
             for step in range(start + 1, stop + 1):
                 writer.write(row(step))
-                assert short_repr(tmp_path) == list(range(1, step + 1))
+                assert steps_in_events(tmp_path) == list(range(1, step + 1))
     assert [r["step"] for r in read_rows(tmp_path)] == list(range(1, 13))
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
-def test_a_line_cut_off_by_a_kill_is_removed(tmp_path):
-    with MetricsWriter(str(tmp_path), 0, 9) as writer:
+def test_a_truncated_last_line_is_removed(tmp_path):
+    with MetricsWriter(str(tmp_path), 0) as writer:
         writer.write(row(1))
     path = tmp_path / "metrics.jsonl"
     with path.open("a") as file:
         file.write('{"step": 2, "lo')
     assert [r["step"] for r in read_rows(tmp_path)] == [1]
-    with MetricsWriter(str(tmp_path), 1, 9) as writer:
+    with MetricsWriter(str(tmp_path), 1) as writer:
         writer.write(row(2))
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
 @pytest.mark.parametrize("line", [b"\xff\n", b"[1]\n", b'{"loss": 1}\n', b'{"step": "1"}\n', b"\n"])
-def test_a_damaged_line_is_named(tmp_path, line):
+def test_a_damaged_line_is_reported(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'{"step": 3}\n')
     with pytest.raises(ValueError, match=r"metrics.jsonl' is damaged: line 2 is not a row"):
         read_rows(tmp_path)
@@ -64,7 +65,7 @@ def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch, capsys):
     def full(path, text):
         raise OSError(28, "No space left on device")
 
-    with MetricsWriter(str(tmp_path), 0, 9) as writer:
+    with MetricsWriter(str(tmp_path), 0) as writer:
         writer.write(row(1))
         with monkeypatch.context() as patch:
             patch.setattr(metrics, "_append", full)
@@ -72,17 +73,17 @@ def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch, capsys):
             writer.write(row(3))
             assert not writer.flush()
         assert [r["step"] for r in read_rows(tmp_path)] == [1]
-        assert "metrics.jsonl lacks " in (said := capsys.readouterr().out)
-        assert "for 2 rows, which wait" in said
+        assert "of metrics.jsonl (" in (said := capsys.readouterr().out)
+        assert "is full: 2 rows of" in said
         writer.write(row(4))
         assert writer.flush()
     assert [r["step"] for r in read_rows(tmp_path)] == [1, 2, 3, 4]
-    with MetricsWriter(str(tmp_path), 4, 9):
-        assert short_repr(tmp_path) == [1, 2, 3, 4]
+    with MetricsWriter(str(tmp_path), 4):
+        assert steps_in_events(tmp_path) == [1, 2, 3, 4]
 
 
 def test_tensorboard_catches_up_after_a_full_disk(tmp_path, monkeypatch):
-    with MetricsWriter(str(tmp_path), 0, 9) as writer:
+    with MetricsWriter(str(tmp_path), 0) as writer:
         writer.write(row(1))
 
         def full(row):
@@ -91,7 +92,7 @@ def test_tensorboard_catches_up_after_a_full_disk(tmp_path, monkeypatch):
         monkeypatch.setattr(writer._events, "add", full)
         writer.write(row(2))
         writer.write(row(3))
-        assert short_repr(tmp_path) == [1, 2, 3]
+        assert steps_in_events(tmp_path) == [1, 2, 3]
 
 
 def test_another_error_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
@@ -100,13 +101,13 @@ def test_another_error_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(metrics, "_append", broken)
     with (
-        MetricsWriter(str(tmp_path), 0, 9) as writer,
+        MetricsWriter(str(tmp_path), 0) as writer,
         pytest.raises(OSError, match="Input/output error"),
     ):
         writer.write(row(1))
 
 
-def test_how_a_full_disk_is_recognised(tmp_path):
+def test_a_full_disk_is_recognised(tmp_path):
     wrapped = ValueError("outer")
     wrapped.__cause__ = OSError(28, "No space left on device")
     assert disk.is_full(wrapped)
@@ -118,14 +119,14 @@ def test_how_a_full_disk_is_recognised(tmp_path):
 
 
 def test_zeros_after_the_last_row_are_dropped_and_reported(tmp_path, capsys):
-    with MetricsWriter(str(tmp_path), 0, 9) as writer:
+    with MetricsWriter(str(tmp_path), 0) as writer:
         writer.write(row(1))
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes() + b"\0" * 512)
     assert [r["step"] for r in read_rows(tmp_path)] == [1]
-    with MetricsWriter(str(tmp_path), 1, 9) as writer:
+    with MetricsWriter(str(tmp_path), 1) as writer:
         writer.write(row(2))
-    assert "ended with 512 bytes that are no row" in capsys.readouterr().out
+    assert "ended with 512 bytes that are not a row" in capsys.readouterr().out
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
@@ -134,7 +135,7 @@ def test_a_link_in_place_of_the_rows_is_refused(tmp_path):
     target.write_text("mine")
     (tmp_path / "metrics.jsonl").symlink_to(target)
     with pytest.raises(ValueError, match=r"metrics.jsonl' must be a file .* it is a link"):
-        MetricsWriter(str(tmp_path), 0, 9)
+        MetricsWriter(str(tmp_path), 0)
     assert target.read_text() == "mine"
 
 
@@ -146,14 +147,14 @@ def test_event_files_of_others_are_left_alone(tmp_path):
     for path in (others, ours_of_an_earlier_version):
         path.write_bytes(b"")
     for _ in range(2):
-        with MetricsWriter(str(tmp_path), 0, 9) as writer:
+        with MetricsWriter(str(tmp_path), 0) as writer:
             writer.write(row(1))
     assert others.exists()
     assert not ours_of_an_earlier_version.exists()
     assert len(list(folder.iterdir())) == 2
 
 
-def test_rows_are_synced_before_a_checkpoint_may_stand_for_them(tmp_path, monkeypatch):
+def test_rows_are_synced_when_written(tmp_path, monkeypatch):
     synced = []
     fsync = os.fsync
 
@@ -163,7 +164,7 @@ def test_rows_are_synced_before_a_checkpoint_may_stand_for_them(tmp_path, monkey
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", recorded)
-    with MetricsWriter(str(tmp_path), 0, 9) as writer:
+    with MetricsWriter(str(tmp_path), 0) as writer:
         writer.write(row(1))
         assert synced == ["metrics.jsonl", tmp_path.name]
         writer.write(row(2))

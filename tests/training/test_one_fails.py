@@ -12,17 +12,19 @@ import pytest
 from flowhn_jax import config as config_lib
 from flowhn_jax.data.pipeline import train_batches
 from flowhn_jax.data.prepared import PreparedSet
-from tests.training.test_loop import data  # noqa: F401
 from tests.training.test_processes import free_address
+from tests.training.test_trainer import data  # noqa: F401
 from tools.same_run import differences
 
 # Runs `fit` for each workdir, as train.py does; process 0 has the error of `harm`.
 _MAIN = """
 import errno, json, sys
-from flowhn_jax import cli, config as config_lib
+from flowhn_jax import config as config_lib
+from flowhn_jax.checkpoints import manifest
+from flowhn_jax.commands import flags as cli
 from flowhn_jax.parallel import distributed
-from flowhn_jax.training import manifest, metrics
-from flowhn_jax.training.loop import fit
+from flowhn_jax.training import metrics
+from flowhn_jax.training.trainer import fit
 from orbax.checkpoint._src.path import atomicity
 
 text, address, process, harm, *workdirs = sys.argv[1:]
@@ -141,7 +143,7 @@ def assert_is_one_message(statuses, said, message):
 
 
 def assert_continues_as_undisturbed(folder, workdir):
-    """A run in a workdir of its own has the same arrays, rows and TensorBoard."""
+    """Check that the run ends with the arrays, rows and events of an undisturbed run."""
     expected = workdir.with_name("undisturbed")
     statuses, said = fit_in_two(keys(folder), workdir, expected)
     assert statuses == [0, 0], said
@@ -156,7 +158,7 @@ def test_a_damaged_shard_of_one_process(own_data, tmp_path):
     workdir = tmp_path / "run"
     statuses, said = fit_in_two(keys(own_data), workdir)
     following = assert_is_one_message(statuses, said, "of the train split in ")
-    assert "newest checkpoint is that of step 6, from where the same command c" in following
+    assert "newest checkpoint is that of step 6, from which the same command c" in following
     assert saved_steps(workdir) == [6]
     shard.write_bytes(whole)
     assert_continues_as_undisturbed(own_data, workdir)
@@ -204,6 +206,6 @@ def test_a_disk_that_is_full_for_one_or_both(data, tmp_path, limited):  # noqa: 
     config = keys(data, steps=2, eval_every=2)
     statuses, said = fit_in_two(config, tmp_path / "run", limited=limited, limit=4000)
     assert_is_one_message(statuses, said, "error: the run ends at step 2 without a checkpoint")
-    assert "".join(said).count("the disk was full before a checkpoint was written") == 1
+    assert "".join(said).count("the disk was full before a checkpoint was complete") == 1
     assert "Event loop is closed" not in "".join(said)
     assert len("".join(said).splitlines()) < 20, said

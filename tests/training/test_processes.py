@@ -15,25 +15,25 @@ import numpy as np
 import pytest
 
 from flowhn_jax import config as config_lib
-from flowhn_jax.checkpoints.lock import locked
+from flowhn_jax.checkpoints.workdir import locked
 from flowhn_jax.config import MeshConfig
 from flowhn_jax.evaluation import evaluate as eval_run
 from flowhn_jax.parallel import distributed
 from flowhn_jax.training import metrics as metrics_lib
-from flowhn_jax.training.loop import fit
-from tests.training.test_loop import data, final_params, run_config  # noqa: F401
+from flowhn_jax.training.trainer import fit
+from tests.training.test_trainer import data, final_params, run_config  # noqa: F401
 
 _MAIN = """
 import json, sys
 from flowhn_jax import config as config_lib
-from flowhn_jax.evaluation import run
+from flowhn_jax.evaluation import evaluate
 from flowhn_jax.parallel import distributed
-from flowhn_jax.training.loop import fit
+from flowhn_jax.training.trainer import fit
 text, workdir, address, process = sys.argv[1:]
 distributed.initialize(address, 2, int(process))
 config = config_lib.parse(json.loads(text))
 fit(config, workdir)
-run.evaluate(config, workdir, "perplexity")
+evaluate.evaluate(config, workdir, "perplexity")
 """
 
 
@@ -44,13 +44,13 @@ def free_address():
 
 
 def start(command, **pipes):
-    """A process that shows four devices."""
+    """Start a process that has four devices."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     return subprocess.Popen([sys.executable, *command], env=environment, text=True, **pipes)
 
 
 def fit_in_two_processes(config, workdir):
-    """The lines that each process printed."""
+    """Return the lines that each process printed."""
     address, text = free_address(), json.dumps(config_lib.to_dict(config))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     processes = [
@@ -148,7 +148,7 @@ def test_a_signal_to_one_stops_both_and_the_death_of_one_ends_the_other(data, tm
     workdir = tmp_path / "run"
 
     def run_until(row, process, number):
-        """Both processes' status and output, where one gets a signal behind so many rows."""
+        """Return statuses and outputs of both processes, one of which gets a signal after `row` rows."""
         address = free_address()
         outputs = [(tmp_path / f"output{index}").open("w+") for index in range(2)]
         processes = [
@@ -240,7 +240,7 @@ def test_an_error_of_one_process_ends_all_with_one_message(data, tmp_path, faili
     with contextlib.ExitStack() as stack:
         if failing == 0:
             stack.enter_context(locked(str(workdir)))
-            message = f"error: '{workdir}' is in use by process {os.getpid()}"
+            message = f"error: --workdir '{workdir}' is in use by process {os.getpid()}"
         else:
             commands[1].append(f"--config.data.path={tmp_path / 'nowhere'}")
             message = f"--out={tmp_path / 'nowhere'}"

@@ -19,7 +19,7 @@ from flowhn_jax.data.pipeline import train_batches, validation_batches
 from flowhn_jax.evaluation import by_position, generate, perplexity, scoring
 from flowhn_jax.evaluation import evaluate as run
 from flowhn_jax.parallel.mesh import check_sequence, make_mesh
-from flowhn_jax.training import loop
+from flowhn_jax.training import trainer
 
 _MAX_ROWS = 64  # of a batch that is read, whatever the config asks for
 
@@ -54,7 +54,7 @@ def for_train(meanwhile: Callable[[], None] | None = None) -> None:
         prepared.tokenizer.encode("A text.")
         workdir_lib.write_config(workdir, config)
 
-    loop.fit = fit
+    trainer.fit = fit
 
 
 def _read(batches: Any, text_bytes: int) -> perplexity.Quality:

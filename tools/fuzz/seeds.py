@@ -215,7 +215,7 @@ def _run(folder: pathlib.Path) -> None:
 
 
 def _trained(folder: pathlib.Path) -> None:
-    from flowhn_jax.training.loop import fit
+    from flowhn_jax.training.trainer import fit
 
     _set(folder)
     data = dataclasses.replace(_config().data, path=str(folder / "set/set"))

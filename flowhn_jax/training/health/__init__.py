@@ -1,1 +1,1 @@
-"""What watches over a run: bad steps, preemption and hangs."""
+"""Watches over a run: bad steps, requests to stop, and hangs."""

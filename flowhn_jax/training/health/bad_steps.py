@@ -1,4 +1,4 @@
-"""What a run leaves of steps whose numbers were not finite, for their cause to be found."""
+"""Keeps steps whose loss or gradients were not finite, so that their cause can be found."""
 
 import json
 import pathlib
@@ -22,20 +22,21 @@ def keep(
     batches: TrainBatches,
     skipped: TooManySkipped,
 ) -> str:
-    """Makes the workdir `debug/` of a run that is about to do the skipped steps.
+    """Write the workdir `debug/` of a run whose next steps are the skipped ones.
 
-    It holds a checkpoint, whose next batches are those of the steps, and bad_batches.json, the
-    indices of their training windows. All processes must call it.
+    It holds a checkpoint from before them, and bad_batches.json with the indices of their training
+    windows. All processes must call it.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       config: of the run.
-      state: behind the last of the skipped steps, which left parameters and optimizer alone.
-      batches: behind the same step; in the end they are there again.
+      state: after the last skipped step; these changed neither parameters nor optimizer.
+      batches: of the run, after the same step; their position is the same when the function
+        returns.
       skipped: the steps.
 
     Returns:
-      The folder.
+      The path of `debug/`.
     """
     folder = pathlib.Path(workdir) / "debug"
     position = batches.get_state()

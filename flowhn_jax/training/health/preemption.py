@@ -1,4 +1,4 @@
-"""What asks a run to stop: signals, and a Cloud TPU's notice of maintenance; agreed by all."""
+"""Requests to stop a run: signals, and the maintenance notices of Cloud TPU hosts."""
 
 import contextlib
 import os
@@ -10,23 +10,23 @@ from collections.abc import Iterator
 from typing import Any
 
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/"
-_NOTICES = {"maintenance-event": "NONE", "preempted": "FALSE"}  # and what they say in quiet times
-_SECONDS_BETWEEN_LOOKS = 5
+_NOTICES = {"maintenance-event": "NONE", "preempted": "FALSE"}  # and their values without a notice
+_SECONDS_BETWEEN_POLLS = 5
 
 
 class StopRequest:
-    """Notes SIGINT, SIGTERM or a notice, so that a run can stop between steps.
+    """Records SIGINT, SIGTERM or a notice, so that a run can stop between two steps.
 
-    Use as a context manager, in the main thread. The second signal ends the process at once.
+    A context manager, for the main thread. The second signal ends the process at once.
     """
 
     def __init__(self):
-        self.reason: str | None = None  # None: nothing asks this process to stop
+        self.reason: str | None = None  # None: no request
         self._previous: dict[int, Any] = {}
-        self._breaks_off = False
+        self._interrupts = False
 
     def listen(self) -> None:
-        """From now on signals are noted; again after anything else may have taken them."""
+        """Record signals from now on; call it again if a library may have replaced the handlers."""
         for number in (signal.SIGINT, signal.SIGTERM):
             previous = signal.signal(number, self._receive)
             self._previous.setdefault(number, previous)
@@ -40,59 +40,63 @@ class StopRequest:
             signal.signal(number, handler)
 
     def ignore(self) -> None:
-        """From now on signals mean nothing: the process is at its end, and its status is known.
+        """Ignore signals from now on: the process is about to exit, and its status is known.
 
-        Python itself would go back to dying of them.
+        While Python exits it would restore the default handlers, and die of a signal.
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 
-    def is_asked(self) -> bool:
-        """Whether something asks this process to stop."""
+    def is_requested(self) -> bool:
+        """Return whether this process was asked to stop."""
         return self.reason is not None
 
-    def note(self, reason: str) -> None:
-        """From now on something asks this process to stop."""
+    def request(self, reason: str) -> None:
+        """Record a request to stop."""
         self.reason = self.reason or reason
-        # Not by print, whose lock the interrupted code may hold.
+        # Not with print, whose lock the interrupted code may hold.
         text = f"\n{reason}: stopping with a checkpoint; another signal ends the run at once\n"
-        os.write(sys.__stderr__.fileno(), text.encode())
+        if sys.__stderr__ is not None:
+            os.write(sys.__stderr__.fileno(), text.encode())
 
     def _receive(self, number: int, _: Any) -> None:
         if self.reason is not None:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.note(signal.Signals(number).name)
-        if self._breaks_off:
+        self.request(signal.Signals(number).name)
+        if self._interrupts:
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
-    def breaking_off(self) -> Iterator[None]:
-        """A signal raises KeyboardInterrupt within: for work that is complete or absent."""
-        self._breaks_off = True
+    def interrupting(self) -> Iterator[None]:
+        """Raise KeyboardInterrupt on a signal within the context.
+
+        This is for work that may end anywhere, because its result is either complete or absent.
+        """
+        self._interrupts = True
         try:
             if self.reason is not None:
                 raise KeyboardInterrupt
             yield
         finally:
-            self._breaks_off = False
+            self._interrupts = False
 
     @contextlib.contextmanager
-    def heeding_notices(self, url: str = METADATA) -> Iterator[None]:
-        """Takes notices of the host's end from the metadata server as signals.
+    def watching_notices(self, url: str = METADATA) -> Iterator[None]:
+        """Treat notices of the host's metadata server as requests to stop.
 
         Cloud TPU announces maintenance and preemption there
         (cloud.google.com/compute/docs/metadata/getting-live-migration-notice).
         """
         ended = threading.Event()
 
-        def look() -> None:
-            while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+        def poll() -> None:
+            while not ended.wait(_SECONDS_BETWEEN_POLLS):
                 if (notice := _notice(url)) is not None:
-                    self.note(notice)
+                    self.request(notice)
                     return
 
-        thread = threading.Thread(target=look, name="maintenance notices", daemon=True)
+        thread = threading.Thread(target=poll, name="maintenance notices", daemon=True)
         thread.start()
         try:
             yield
@@ -101,13 +105,14 @@ class StopRequest:
 
 
 def _notice(url: str) -> str | None:
-    for name, quiet in _NOTICES.items():
+    """Return the notice that the metadata server has by now, if any."""
+    for name, default in _NOTICES.items():
         request = urllib.request.Request(url + name, headers={"Metadata-Flavor": "Google"})
         try:
-            with urllib.request.urlopen(request, timeout=_SECONDS_BETWEEN_LOOKS) as answer:
+            with urllib.request.urlopen(request, timeout=_SECONDS_BETWEEN_POLLS) as answer:
                 found = answer.read(1000).decode(errors="replace").strip()
-        except OSError:  # the next look may find the server again
+        except OSError:  # the server may answer the next time
             continue
-        if found != quiet:
+        if found != default:
             return f"the host's {name} is {found}"
     return None

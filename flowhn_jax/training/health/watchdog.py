@@ -1,4 +1,4 @@
-"""Says where a process is when a run stands still."""
+"""Reports where a process is when a run makes no progress."""
 
 import faulthandler
 import os
@@ -12,14 +12,14 @@ import jax
 
 
 class Watchdog:
-    """Prints the stacks of all threads when no step ended for long; a context manager.
+    """Prints the stacks of all threads if no step ends for a long time; a context manager.
 
-    Each process of a run has its own. It prints again each time as long has passed, and ends
-    nothing: what is slow may still come.
+    Each process of a run has its own. It prints again after each further period, and does not stop
+    the run, which may just be slow.
     """
 
     def __init__(self, minutes: float):
-        """`minutes` between ends of steps are too many."""
+        """Report when there is no progress for this many minutes."""
         self._limit = 60 * minutes
         self._last = time.monotonic()
         self._what = "starting"
@@ -35,7 +35,7 @@ class Watchdog:
         self._thread.join()
 
     def progress(self, what: str) -> None:
-        """Something has just ended, and `what` begins."""
+        """Record that something has ended, and that `what` begins."""
         self._last = time.monotonic()
         self._what = what
 
@@ -49,10 +49,11 @@ class Watchdog:
 
     def _report(self, minutes: float) -> None:
         print(
-            f"watchdog: nothing ended for {minutes:g} minutes since {self._what!r} began, in "
-            f"process {jax.process_index()} (pid {os.getpid()} on {socket.gethostname()}); "
-            "the stacks of its threads:",
+            f"watchdog: no progress for {minutes:g} minutes since {self._what!r} began, in process "
+            f"{jax.process_index()} (pid {os.getpid()} on {socket.gethostname()}); the stacks of "
+            "its threads:",
             file=sys.stderr,
             flush=True,
         )
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        if sys.__stderr__ is not None:
+            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)

@@ -15,8 +15,8 @@ from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training import metrics as metrics_lib
 from flowhn_jax.training import step as step_lib
 from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
-from flowhn_jax.training.loop import fit
-from tests.training.test_loop import (  # noqa: F401
+from flowhn_jax.training.trainer import fit
+from tests.training.test_trainer import (  # noqa: F401
     assert_is_the_uninterrupted_run,
     data,
     final_params,
@@ -26,7 +26,7 @@ from tests.training.test_loop import (  # noqa: F401
 
 @pytest.fixture
 def bad_data(data, monkeypatch):  # noqa: F811
-    """Makes the loss of the batches of these steps NaN, wherever in a run they come."""
+    """Make the loss of these steps' batches NaN, whenever a run reaches them."""
 
     def make(*steps):
         batches = train_batches(PreparedSet.open(data), batch_size=8, seed=0)
@@ -35,12 +35,12 @@ def bad_data(data, monkeypatch):  # noqa: F811
         bad = jnp.array([sums[step - 1] for step in steps])
         loss_sum = step_lib.loss_sum
 
-        def spoilt(config, params, batch, **options):
+        def with_bad_batches(config, params, batch, **options):
             found = loss_sum(config, params, batch, **options)
             is_bad = jnp.isin(batch["tokens"].sum(), bad)
             return found._replace(nll=jnp.where(is_bad, jnp.log(-1.0 * is_bad), 1.0) * found.nll)
 
-        monkeypatch.setattr(step_lib, "loss_sum", spoilt)
+        monkeypatch.setattr(step_lib, "loss_sum", with_bad_batches)
 
     return make
 
@@ -61,7 +61,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(data, bad_data, tmp_path, cap
     mesh = make_mesh(config.mesh, 8)
     before, after = (load_params(str(tmp_path), config.model, mesh, step) for step in ("1", "2"))
     jax.tree.map(np.testing.assert_array_equal, before, after)
-    # The rate is that of an optimizer that has done one step, in a run killed there as well.
+    # The learning rate is that of an optimizer after one step, also in a run that resumes.
     longer = run_config(data, steps=4, log_every=1, checkpoint_every=1)
     fit(longer, str(tmp_path))
     row = metrics_lib.read_rows(str(tmp_path))[2]
@@ -100,21 +100,21 @@ def test_windows_of_a_batch_are_its_windows(data):  # noqa: F811
     batches.close()
 
 
-def test_goes_back_and_past_the_bad_data(data, bad_data, tmp_path, capsys):  # noqa: F811
-    """From the checkpoint of step 3; that of step 6 was in the middle of the bad steps."""
+def test_rewinds_and_skips_the_bad_data(data, bad_data, tmp_path, capsys):  # noqa: F811
+    """The run rewinds to step 3, because the checkpoint of step 6 is between bad steps."""
     bad_data(5, 6, 7)
     config = run_config(data, max_skipped=3, rewinds=1, log_every=1)
     fit(config, str(tmp_path))
-    assert "going on from step 3 with the data behind them" in capsys.readouterr().out
+    assert "continuing from step 3 with the data after them" in capsys.readouterr().out
     assert steps_of(tmp_path) == list(range(1, 9))
     rows = metrics_lib.read_rows(str(tmp_path))
     assert all(row["loss"] is not None and row["skipped"] == 0 for row in rows)
-    # Killed after it, it goes on with the data that are due.
+    # A run that resumes here continues with the data after the skipped ones.
     state = pathlib.Path(tmp_path / "checkpoints" / "8" / "data" / "batches.json").read_text()
     assert json.loads(state)["step"] == 8 + 4
 
 
-def test_goes_back_only_so_often(data, bad_data, tmp_path):  # noqa: F811
+def test_rewinds_at_most_as_often_as_the_config_says(data, bad_data, tmp_path):  # noqa: F811
     bad_data(5, 6, 7, 8, 9, 10)
     config = run_config(data, max_skipped=3, rewinds=1)
     with pytest.raises(ValueError, match=r"--config.train.rewinds=2"):
@@ -122,29 +122,29 @@ def test_goes_back_only_so_often(data, bad_data, tmp_path):  # noqa: F811
 
 
 def observe(losses, max_skipped=3):
-    said, progress = [], Progress()
-    monitor = Monitor(progress, max_skipped, said.append)
+    lines, progress = [], Progress()
+    monitor = Monitor(progress, max_skipped, lines.append)
     for step, loss in enumerate(losses, 1):
         finite = bool(np.isfinite(loss))
         in_row = 0 if finite else in_row + 1  # noqa: F821
         monitor.observe(step, {"loss": loss, "grad_norm": loss, "skipped_in_row": in_row})
-    return said, progress
+    return lines, progress
 
 
-def test_a_spike_is_told_and_counted(rng):
+def test_a_spike_is_logged_and_counted(rng):
     losses = 4 - np.linspace(0, 1, 200) + 0.05 * rng.standard_normal(200)
     assert observe(losses)[1].spikes == 0
     losses[150] += 1.5
-    said, progress = observe(losses)
+    lines, progress = observe(losses)
     assert progress.spikes == 1
-    assert len(said) == 1
-    assert said[0].startswith(f"step 151: the loss of {losses[150]:.4f} is a spike;")
+    assert len(lines) == 1
+    assert lines[0].startswith(f"step 151: the loss of {losses[150]:.4f} is a spike;")
 
 
 def test_too_many_are_counted_in_a_row():
     skipped = [1.0, float("nan"), float("inf")]
-    said, _ = observe(skipped * 3)
-    assert said[0] == "step 2 was skipped: loss nan, gradient norm nan"
-    assert len(said) == 6
+    lines, _ = observe(skipped * 3)
+    assert lines[0] == "step 2 was skipped: loss nan, gradient norm nan"
+    assert len(lines) == 6
     with pytest.raises(TooManySkipped, match="last 3 steps up to 6"):
         observe([1.0, 1.0, 1.0, *[float("nan")] * 3])

@@ -10,9 +10,9 @@ NAN = float("nan")
 
 
 def monitor_of(losses=(), max_skipped=3):
-    """A monitor after these losses, its progress, and the list of what it says."""
-    said, progress = [], Progress(losses=list(losses))
-    return Monitor(progress, max_skipped, said.append), progress, said
+    """Return a monitor after these losses, its progress, and the lines that it logs."""
+    lines, progress = [], Progress(losses=list(losses))
+    return Monitor(progress, max_skipped, lines.append), progress, lines
 
 
 def row(loss, skipped_in_row=0):

@@ -10,11 +10,10 @@ import time
 import pytest
 
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
-from flowhn_jax.training import loop
-from flowhn_jax.training import run as run_lib
+from flowhn_jax.training import trainer, validation
 from flowhn_jax.training.health import preemption
 from flowhn_jax.training.health.preemption import StopRequest
-from tests.training.test_loop import (  # noqa: F401
+from tests.training.test_trainer import (  # noqa: F401
     assert_is_the_uninterrupted_run,
     data,
     run_config,
@@ -23,7 +22,7 @@ from tests.training.test_loop import (  # noqa: F401
 
 
 class Killed(BaseException):
-    """In place of a SIGKILL, which would take the tests along."""
+    """In place of a SIGKILL, which would end the tests."""
 
 
 def terminate():
@@ -35,7 +34,7 @@ def kill():
 
 
 def interrupting(function, call, interrupt=terminate):
-    """The function, before whose so-manieth call something happens."""
+    """Return the function, interrupted before one of its calls."""
     calls = []
 
     def interrupted(*args, **kwargs):
@@ -50,10 +49,10 @@ def interrupting(function, call, interrupt=terminate):
 @pytest.mark.parametrize(
     ("moment", "place", "call", "steps"),
     [
-        ("compiling", (run_lib, "compile_unless"), 1, [0]),
-        ("validating", (run_lib, "validate"), 1, [3, 4]),
+        ("compiling", (trainer, "compile_unless"), 2, [0]),
+        ("validating", (validation, "validate"), 1, [3, 4]),
         ("saving", (Checkpoints, "save"), 1, [3, 4]),
-        ("the last validation", (run_lib, "validate"), 2, [6, 8]),
+        ("the last validation", (validation, "validate"), 2, [6, 8]),
     ],
 )
 def test_a_signal_at_any_moment(
@@ -70,46 +69,45 @@ def test_a_signal_at_any_moment(
     config = run_config(data)
     with monkeypatch.context() as patch:
         patch.setattr(*place, interrupting(getattr(*place), call))
-        done = loop.fit(config, str(tmp_path))
+        done = trainer.fit(config, str(tmp_path))
     assert not done
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == steps
     assert f"stopped by SIGTERM at step {steps[-1]}" in capsys.readouterr().out
-    # Also where the row that was missing is written, and the run killed before its next checkpoint.
+    # The next start writes the missing row, and is killed before its next checkpoint.
     with monkeypatch.context() as patch:
-        patch.setattr(run_lib.Run, "_compile", interrupting(run_lib.Run._compile, 1, kill))
+        patch.setattr(trainer.Trainer, "_compile", interrupting(trainer.Trainer._compile, 1, kill))
         with contextlib.suppress(Killed):
-            loop.fit(config, str(tmp_path))
-    assert loop.fit(config, str(tmp_path))
+            trainer.fit(config, str(tmp_path))
+    assert trainer.fit(config, str(tmp_path))
     assert_is_the_uninterrupted_run(tmp_path, config, uninterrupted)
 
 
 def test_a_signal_while_the_data_are_prepared(data, tmp_path, monkeypatch, capsys):  # noqa: F811
-    """The preparation is broken off, and nothing is left half done."""
+    """Preparation ends at once, and leaves nothing incomplete."""
 
     def never_ending(config, workdir):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr(loop, "open_data", never_ending)
-    assert not loop.fit(run_config(data), str(tmp_path))
-    assert "stopped by SIGTERM before there was anything to keep" in capsys.readouterr().out
+    monkeypatch.setattr(trainer, "open_data", never_ending)
+    assert not trainer.fit(run_config(data), str(tmp_path))
+    assert "stopped by SIGTERM before there was anything to save" in capsys.readouterr().out
     assert not any((tmp_path / "checkpoints").iterdir())
 
 
-def test_train_py_ends_with_status_0_from_the_first_moments_on(tmp_path):
-    """Of a signal that comes during the imports."""
+def test_train_py_ends_with_status_0_after_a_signal_during_the_imports(tmp_path):
     command = [sys.executable, "train.py", "--config=configs/flowhn_tiny.py"]
     process = subprocess.Popen(
         [*command, f"--workdir={tmp_path}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    # Python itself has no handler yet; ours is there before anything slow.
+    # Our handler is installed before anything slow.
     deadline = time.monotonic() + 30
     while not catches(process.pid, signal.SIGTERM) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.terminate()
     out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
-    assert b"stopped by SIGTERM before there was anything to keep" in out
+    assert b"stopped by SIGTERM before there was anything to save" in out
 
 
 def catches(pid, number):
@@ -134,7 +132,7 @@ def test_the_second_signal_ends_the_process_at_once():
     assert "another signal ends the run at once" in ended.stderr
 
 
-def test_handlers_are_put_back():
+def test_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest():
         assert signal.getsignal(signal.SIGTERM) != before
@@ -157,12 +155,12 @@ def test_handlers_are_put_back():
     ],
 )
 def test_notices_of_the_host(monkeypatch, answers, reason):
-    """A server as Google's metadata server; where it has nothing to say, nothing is asked."""
-    asked = []
+    """A server answers as Google's metadata server; without a notice nothing is requested."""
+    paths = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            paths.append(self.path)
             known = self.path in answers and self.headers["Metadata-Flavor"] == "Google"
             self.send_response(200 if known else 404)
             self.end_headers()
@@ -175,10 +173,10 @@ def test_notices_of_the_host(monkeypatch, answers, reason):
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         stop = StopRequest()
-        with stop.heeding_notices(f"http://127.0.0.1:{server.server_port}/"):
+        with stop.watching_notices(f"http://127.0.0.1:{server.server_port}/"):
             deadline = time.monotonic() + 20
-            while len(asked) < 6 and not stop.is_asked() and time.monotonic() < deadline:
+            while len(paths) < 6 and not stop.is_requested() and time.monotonic() < deadline:
                 time.sleep(0.02)
         server.shutdown()
-    assert asked
+    assert paths
     assert stop.reason == reason

@@ -6,14 +6,14 @@ from flowhn_jax.training.health.watchdog import Watchdog
 
 
 def reports(text):
-    return re.findall(r"watchdog: nothing ended for ([\d.]+) minutes since '(.*)' began", text)
+    return re.findall(r"watchdog: no progress for ([\d.]+) minutes since '(.*)' began", text)
 
 
 def wait_in_here(seconds):
     time.sleep(seconds)
 
 
-def test_shows_where_a_run_stands_still(capfd):
+def test_shows_where_a_run_hangs(capfd):
     with Watchdog(0.01) as watchdog:
         watchdog.progress("the step after 7")
         wait_in_here(1.5)

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from flowhn_jax.checkpoints.lock import locked
-from flowhn_jax.training.loop import fit
-from tests.training.test_loop import data, run_config  # noqa: F401
+from flowhn_jax.checkpoints.workdir import locked
+from flowhn_jax.training.trainer import fit
+from tests.training.test_trainer import data, run_config  # noqa: F401
 
 _HOLDER = """
 import sys, time
-from flowhn_jax.checkpoints.lock import locked
+from flowhn_jax.checkpoints.workdir import locked
 with locked(sys.argv[1]):
     print("has it", flush=True)
     time.sleep(600)

@@ -20,8 +20,10 @@ from flowhn_jax.config import MeshConfig
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.training import console as console_lib
 from flowhn_jax.training import metrics as metrics_lib
-from flowhn_jax.training.loop import fit
+from flowhn_jax.training import trainer
+from flowhn_jax.training.trainer import fit
 from tests.small import small_config
 
 STEPS = 8
@@ -29,7 +31,7 @@ STEPS = 8
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """A few kilobytes of text as a prepared set."""
+    """Prepare a few kilobytes of text."""
     folder = tmp_path_factory.mktemp("data")
     text = pathlib.Path(__file__).parent.parent / "data" / "wikitext.txt"
     shutil.copy(text, folder / "text.txt")
@@ -61,14 +63,14 @@ def rows_without_times(workdir):
     ]
 
 
-def signalling_writer(number):
-    """A MetricsWriter that sends the signal to its own process when the second step is done."""
+def signalling_console(number):
+    """Return a Console that sends the signal to its own process after the second step."""
 
-    class Signalling(metrics_lib.MetricsWriter):
+    class Signalling(console_lib.Console):
         steps = 0
 
-        def advance(self):
-            super().advance()
+        def count_step(self):
+            super().count_step()
             self.steps += 1
             if self.steps == 2:
                 os.kill(os.getpid(), number)
@@ -91,7 +93,7 @@ def assert_is_the_uninterrupted_run(workdir, config, uninterrupted):
     assert rows_without_times(workdir) == rows_without_times(expected_workdir)
 
 
-def test_workdir_holds_what_is_promised(data, uninterrupted):
+def test_the_workdir_holds_what_is_documented(data, uninterrupted):
     workdir, _ = uninterrupted
     assert workdir_lib.read_config(str(workdir)) == run_config(data)
     rows = metrics_lib.read_rows(str(workdir))
@@ -111,11 +113,11 @@ def test_workdir_holds_what_is_promised(data, uninterrupted):
 
 
 def test_eight_devices_end_where_one_does(data, uninterrupted, tmp_path):
-    """Begun on eight devices, gone on with on one: the data are the same, and so is the model."""
+    """Started on eight devices and continued on one, a run has the same data and model."""
     config = run_config(data)
     eight = dataclasses.replace(config, mesh=MeshConfig(data=8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flowhn_jax.training.loop.MetricsWriter", signalling_writer(signal.SIGTERM))
+        patch.setattr(trainer, "Console", signalling_console(signal.SIGTERM))
         fit(eight, str(tmp_path))
     fit(config, str(tmp_path))
     rows, expected = (metrics_lib.read_rows(str(w)) for w in (tmp_path, uninterrupted[0]))
@@ -139,8 +141,8 @@ def test_loss_falls(data, tmp_path):
 def test_starting_again_after_the_end_changes_nothing(data, uninterrupted, capsys):
     workdir, _ = uninterrupted
     fit(run_config(data), str(workdir))
-    said = capsys.readouterr().out
-    assert "is at step 8, and train.steps is 8: nothing to train" in said
+    output = capsys.readouterr().out
+    assert "is at step 8, and train.steps is 8: nothing to train" in output
     assert_is_the_uninterrupted_run(workdir, run_config(data), uninterrupted)
 
 
@@ -150,9 +152,9 @@ def test_fewer_steps_than_are_done_change_nothing_in_the_workdir(
     shutil.copytree(uninterrupted[0], tmp_path / "run")
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     fit(run_config(data, steps=5), str(tmp_path / "run"))
-    said = capsys.readouterr().out
-    assert "is at step 8, and train.steps is 5: nothing to train" in said
-    assert "--config.train.steps=16" in said
+    output = capsys.readouterr().out
+    assert "is at step 8, and train.steps is 5: nothing to train" in output
+    assert "--config.train.steps=16" in output
     after = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     after.pop(tmp_path / "run" / "lock"), before.pop(tmp_path / "run" / "lock")
     assert after == before
@@ -163,22 +165,22 @@ def test_a_schedule_that_changes_on_a_resume_is_reported(data, uninterrupted, tm
     shutil.copytree(uninterrupted[0], tmp_path / "run")
     config = run_config(data, steps=16)
     fit(config, str(tmp_path / "run"))
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     old, new = (
         float(learning_rate_schedule(run_config(data, steps=steps).train)(8)) for steps in (8, 16)
     )
     assert new > 2 * old
-    assert f"the learning rate of step 9: {old:.3g} -> {new:.3g}" in said
+    assert f"the learning rate of step 9: {old:.3g} -> {new:.3g}" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(
+def test_a_signal_stops_with_a_checkpoint_and_the_run_resumes(
     data, uninterrupted, tmp_path, capsys, number, monkeypatch
 ):
     config = run_config(data)
 
     with monkeypatch.context() as patch:
-        patch.setattr("flowhn_jax.training.loop.MetricsWriter", signalling_writer(number))
+        patch.setattr(trainer, "Console", signalling_console(number))
         fit(config, str(tmp_path))
     assert f"stopped by {number.name} at step 2" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
@@ -187,19 +189,19 @@ def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(
     assert_is_the_uninterrupted_run(tmp_path, config, uninterrupted)
 
 
-def test_killed_anywhere_the_run_goes_on_bit_for_bit(data, uninterrupted, tmp_path):
-    """kill -9 behind a checkpoint: rows logged since are dropped, and the steps done again."""
+def test_killed_anywhere_the_run_resumes_bit_for_bit(data, uninterrupted, tmp_path):
+    """After kill -9 the rows since the last checkpoint are dropped, and their steps repeated."""
     config = run_config(data)
     script = (
         "import sys, json, os\n"
         "from flowhn_jax import config as config_lib\n"
-        "from flowhn_jax.training import loop, metrics\n"
+        "from flowhn_jax.training import metrics, trainer\n"
         "class Dying(metrics.MetricsWriter):\n"
         "    def write(self, row):\n"
         "        super().write(row)\n"
         "        if row['step'] == 4: os.kill(os.getpid(), 9)\n"
-        "loop.MetricsWriter = Dying\n"
-        "loop.fit(config_lib.parse(json.loads(sys.argv[1])), sys.argv[2])\n"
+        "trainer.MetricsWriter = Dying\n"
+        "trainer.fit(config_lib.parse(json.loads(sys.argv[1])), sys.argv[2])\n"
     )
     text = json.dumps(config_lib.to_dict(config))
     command = [sys.executable, "-c", script, text, str(tmp_path)]
@@ -211,7 +213,7 @@ def test_killed_anywhere_the_run_goes_on_bit_for_bit(data, uninterrupted, tmp_pa
 
 
 def test_data_damaged_under_a_running_job(data, tmp_path, monkeypatch):
-    """The run ends with what is wrong and keeps its work; with whole data it goes on."""
+    """The run ends with an error and keeps its work; with undamaged data it continues."""
     damaged = tmp_path / "set"
     shutil.copytree(data, damaged)
     config = run_config(str(damaged), steps=40, log_every=1, eval_every=40, checkpoint_every=100)
@@ -226,7 +228,7 @@ def test_data_damaged_under_a_running_job(data, tmp_path, monkeypatch):
                     file.write(bytes(len(whole)))
 
     with monkeypatch.context() as patch:
-        patch.setattr("flowhn_jax.training.loop.MetricsWriter", Damaging)
+        patch.setattr(trainer, "MetricsWriter", Damaging)
         with pytest.raises(ValueError, match=r"Window \d+ of the train split in .*set is damaged"):
             fit(config, str(tmp_path / "run"))
     (saved,) = (int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -252,7 +254,7 @@ def test_other_data_in_the_workdir_is_refused(data, uninterrupted):
         fit(other, str(workdir))
 
 
-def test_another_batch_size_is_refused_and_the_run_left_as_it_was(data, uninterrupted):
+def test_another_batch_size_is_refused_and_the_run_unchanged(data, uninterrupted):
     workdir, _ = uninterrupted
     other = run_config(data, steps=STEPS + 1, batch_size=4)
     with pytest.raises(ValueError, match="batch_size must stay the same .* have 8, .* has 4"):
@@ -261,7 +263,7 @@ def test_another_batch_size_is_refused_and_the_run_left_as_it_was(data, uninterr
     assert workdir_lib.read_config(str(workdir)) == run_config(data)
 
 
-def test_recipe_may_change_and_is_told(data, tmp_path, capsys):
+def test_a_changed_recipe_is_accepted_and_logged(data, tmp_path, capsys):
     config = run_config(data, steps=2, log_every=1)
     fit(config, str(tmp_path))
     longer = run_config(data, steps=3, log_every=1)
@@ -286,7 +288,7 @@ def test_data_of_another_context_or_vocabulary_is_refused(data, tmp_path):
 
 def test_workdir_that_is_a_file_is_refused(data, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="a file; accepted is a folder"):
+    with pytest.raises(ValueError, match=r"--workdir must be a folder; .*file' is a file"):
         fit(run_config(data), str(tmp_path / "file"))
 
 

@@ -1,0 +1,58 @@
+"""Lines that a run prints at its start, or where there is nothing to start."""
+
+import math
+
+import jax
+from jax.sharding import Mesh
+
+from flowhn_jax import models
+from flowhn_jax.checkpoints import workdir as workdir_lib
+from flowhn_jax.checkpoints.files import versions
+from flowhn_jax.checkpoints.state import learning_rate_schedule
+from flowhn_jax.config import Config
+from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.split.plan import partition_warning
+
+
+def describe_start(config: Config, prepared: PreparedSet, mesh: Mesh) -> list[str]:
+    """Return lines with the versions, the model, the devices and the data of a run."""
+    model, device = config.model, mesh.devices.flat[0]
+    train, validation = prepared.splits["train"], prepared.splits["validation"]
+    lines = [
+        ", ".join(f"{name} {versions()[name]}" for name in ("flowhn-jax", "jax", "python")),
+        f"{models.param_count(model):,} parameters",
+        f"{model.name}, context {model.context}, on {mesh.size} x {device.device_kind}",
+        f"data {prepared.folder}: {train.tokens:,} training tokens, "
+        f"{validation.tokens:,} validation tokens, tokenizer {prepared.tokenizer.spec}",
+    ]
+    if model.kind == "flowhn" and (warning := partition_warning(model.split, model.plan())):
+        lines.append(f"warning: {warning}")
+    return lines
+
+
+def schedule_changes(workdir: str, config: Config, step: int) -> list[str]:
+    """Return how a changed recipe changes the learning rate of the next step: a line or none."""
+    old, new = (
+        jax.numpy.asarray(learning_rate_schedule(train)(step)).item()
+        for train in (workdir_lib.read_config(workdir).train, config.train)
+    )
+    if math.isclose(old, new, rel_tol=1e-6):
+        return []
+    return [
+        f"the learning rate of step {step + 1:,}: {old:.3g} -> {new:.3g}; the schedule now ends at "
+        f"step {config.train.steps:,} with {config.train.final_learning_rate:g} of "
+        f"{config.train.learning_rate:g}"
+    ]
+
+
+def nothing_to_train(workdir: str, done: int, steps: int) -> str:
+    """Return the line of a run that is complete already."""
+    return (
+        f"{workdir} is at step {done:,}, and train.steps is {steps:,}: nothing to train. To train "
+        f"more steps, raise it, for example --config.train.steps={2 * done}."
+    )
+
+
+def stopped_before_start(reason: str | None) -> str:
+    """Return the line of a run that was asked to stop before its state existed."""
+    return f"stopped by {reason or 'another process'} before there was anything to save"

@@ -1,0 +1,393 @@
+"""Train a model, from its config to the last step: mesh, data, model, state, step, loop."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+from flowhn_jax.checkpoints import workdir as workdir_lib
+from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.state import TrainState, abstract_state, make_init
+from flowhn_jax.config import Config
+from flowhn_jax.data.open import open_data
+from flowhn_jax.data.pipeline import TrainBatches, train_batches
+from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.evaluation.perplexity import eval_batch_size
+from flowhn_jax.models import Params
+from flowhn_jax.models.loss import Batch
+from flowhn_jax.parallel.compilation import compile_unless
+from flowhn_jax.parallel.distributed import (
+    any_process,
+    broadcast_from_first,
+    first_before_others,
+    is_first,
+    on_cloud_tpu,
+)
+from flowhn_jax.parallel.mesh import check_sequence, data_shard, make_mesh, shard_batch
+from flowhn_jax.report.table import to_json
+from flowhn_jax.training import messages
+from flowhn_jax.training.agreement import StopAgreement
+from flowhn_jax.training.console import Console, OnStep
+from flowhn_jax.training.health import bad_steps
+from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
+from flowhn_jax.training.health.preemption import StopRequest
+from flowhn_jax.training.health.watchdog import Watchdog
+from flowhn_jax.training.metrics import MetricsWriter, Row, SilentWriter
+from flowhn_jax.training.speed import Speedometer
+from flowhn_jax.training.step import Metrics, abstract_batch, make_train_step
+from flowhn_jax.training.validation import Validator
+from kernels import backends
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+OnEnd = Callable[[Config, Params, PreparedSet], None]
+
+
+def fit(
+    config: Config,
+    workdir: str,
+    on_step: OnStep | None = None,
+    stop: StopRequest | None = None,
+    on_end: OnEnd | None = None,
+) -> bool:
+    """Train to step `config.train.steps`, from the newest checkpoint in the workdir if it has one.
+
+    The workdir receives config.json, metrics.jsonl, tensorboard/, checkpoints/ and, if the config
+    names no data, data/. On SIGINT, SIGTERM or a maintenance notice of a Cloud TPU the function
+    writes a checkpoint and returns.
+
+    Args:
+      config: the run.
+      workdir: its folder.
+      on_step: called after each step; with it nothing is printed.
+      stop: the requests to stop, if the caller has been listening for signals already.
+      on_end: called after the last step, with the config, the parameters and the data.
+
+    Returns:
+      Whether all steps are done.
+
+    Raises:
+      ValueError: the config, the data and the workdir do not fit together, another process trains
+        in the workdir, or too many steps in a row had no finite loss or gradients.
+      OSError: the disk was too full for the last checkpoint.
+    """
+    with contextlib.ExitStack() as stack:
+        if stop is None:
+            stop = stack.enter_context(StopRequest())
+        if on_cloud_tpu():
+            stack.enter_context(stop.watching_notices())
+        watchdog = stack.enter_context(Watchdog(config.train.hang_minutes))
+
+        # The mesh, on which everything below runs.
+        mesh = make_mesh(config.mesh, eval_batch_size(config))
+        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(backends.use(config.kernels.backend))
+        if config.train.debug_nans:
+            stack.enter_context(jax.debug_nans(True))
+        console = Console(is_first() and on_step is None, on_step if is_first() else None)
+        stack.enter_context(console)
+
+        # The workdir: locked, and of the same model if there is a run in it.
+        with first_before_others("workdir"):
+            workdir_lib.make(workdir)
+        if is_first():
+            stack.enter_context(workdir_lib.locked(workdir))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config))
+        resumes = checkpoints.latest_step is not None
+        config = workdir_lib.with_recorded_share(workdir if resumes else None, config)
+        checkpoints.config = config
+        check_sequence(config.model, mesh)
+        changes = workdir_lib.check(workdir, config) if resumes else []
+
+        # The data; a signal ends their preparation at once.
+        watchdog.progress("opening the data")
+        prepared = None
+        with (
+            first_before_others("data"),
+            contextlib.suppress(KeyboardInterrupt),
+            stop.interrupting(),
+        ):
+            prepared = open_data(config, workdir)
+        if any_process(prepared is None):
+            console.log(messages.stopped_before_start(stop.reason))
+            return False
+        assert prepared is not None
+        part, parts = data_shard(mesh)
+        batches = train_batches(
+            prepared,
+            batch_size=config.train.batch_size,
+            seed=config.data.seed,
+            process_index=part,
+            process_count=parts,
+        )
+        stack.callback(batches.close)
+
+        # The model and its state, new or from the newest checkpoint.
+        watchdog.progress("initialising")
+        with console.activity("restoring" if resumes else "initialising"):
+            if resumes:
+                state, kept = checkpoints.restore(abstract_state(config, mesh), batches)
+                progress = Progress(**kept)
+            else:
+                key = jax.random.key(config.train.seed)
+                init = compile_unless(stop.is_requested, make_init(config, mesh).lower(key))
+                if init is None:
+                    console.log(messages.stopped_before_start(stop.reason))
+                    return False
+                state, progress = init(key), Progress()
+        first = int(state.step)
+        if first >= config.train.steps and progress.row is None:
+            console.log(messages.nothing_to_train(workdir, first, config.train.steps))
+            return True
+        if resumes:
+            changes += messages.schedule_changes(workdir, config, first)
+        if is_first():
+            workdir_lib.write_config(workdir, config)
+        writer = stack.enter_context(
+            MetricsWriter(workdir, first, console.log) if is_first() else SilentWriter()
+        )
+        for line in messages.describe_start(config, prepared, mesh):
+            console.log(line)
+        if resumes:
+            console.log(f"resuming {workdir} at step {first}")
+        for change in changes:
+            console.log(f"changed since the last run: {change}")
+
+        # The step and the loop.
+        agreement = StopAgreement(mesh, stop, batches, checkpoints)
+        validator = Validator(config, mesh, prepared, console)
+        trainer = Trainer(
+            config, workdir, mesh, batches, checkpoints, validator, writer, console, watchdog,
+            stop, agreement,
+        )  # fmt: skip
+        is_done = trainer.train(state, progress)
+        if is_done and on_end is not None:
+            watchdog.progress("the summary")
+            on_end(config, trainer.state.params, prepared)
+        return is_done
+
+
+@dataclasses.dataclass
+class Trainer:
+    """The loop of a run, over the parts that `fit` has opened."""
+
+    config: Config
+    workdir: str
+    mesh: Mesh
+    batches: TrainBatches
+    checkpoints: Checkpoints
+    validator: Validator
+    writer: MetricsWriter | SilentWriter
+    console: Console
+    watchdog: Watchdog
+    stop: StopRequest
+    agreement: StopAgreement
+
+    def __post_init__(self):
+        self.speed = Speedometer(self.config)
+
+    def train(self, state: TrainState, progress: Progress) -> bool:
+        """Train to the last step; return False if a request to stop comes first.
+
+        Raises:
+          ValueError: too many steps in a row were skipped.
+          OSError: the disk was too full for the last checkpoint.
+          FailedElsewhere: another process has an error.
+        """
+        self._start_from(state, progress)
+        steps = self.config.train.steps
+        if progress.row is not None:
+            # The checkpoint was written before its validation; an earlier start may have added it.
+            self.writer.drop_rows_after(self.step - 1)
+            if not self._validate(progress.row):
+                return self._end()
+        if self.step >= steps:  # only that validation was missing
+            return self._end()
+        self._should_stop()
+        if self._should_stop() and self.agreement.has_error():  # in the first batches
+            return self._end()
+        train_step = self._compile()
+        if train_step is None:
+            self._save()
+            return self._end()
+        self.console.start_steps(self.step, steps)
+        continues = True
+        while continues and self.step < steps:
+            try:
+                continues = self._train_one_step(train_step)
+            except TooManySkipped as skipped:
+                self._rewind(skipped)
+            except Exception as error:  # the other processes may be at another place
+                error.add_note(self._newest_checkpoint())
+                raise
+        return self._end()
+
+    def _start_from(self, state: TrainState, progress: Progress) -> None:
+        """Continue the run from a state, its own or that of a checkpoint."""
+        self.state = state
+        self.step = int(state.step)
+        self.progress = progress
+        self.monitor = Monitor(progress, self.config.train.max_skipped, self._log)
+        self.speed.restart()
+
+    def _compile(self) -> TrainStep | None:
+        """Return the compiled train step; None if a request to stop comes first."""
+        self.watchdog.progress("compiling")
+        function = make_train_step(self.config, self.mesh)
+        if self.config.train.debug_nans:
+            return function  # only jit itself finds the operation at fault
+        start = time.perf_counter()
+        with self.console.activity("compiling"):
+            with backends.record() as chosen:
+                lowered = function.lower(self.state, abstract_batch(self.config, self.mesh))
+            compiled = compile_unless(self.stop.is_requested, lowered)
+        if compiled is not None:
+            seconds = time.perf_counter() - start
+            found = backends.describe(chosen)
+            self.console.log(f"compiled the train step in {seconds:.1f} s; {found}")
+        self.speed.restart()
+        return compiled
+
+    def _train_one_step(self, train_step: TrainStep) -> bool:
+        """Do one step and what is due after it; return False if the run is to stop here."""
+        train = self.config.train
+        step = self.step + 1
+        batch = shard_batch(next(self.batches), self.mesh)
+        self.state, metrics = train_step(self.state, batch)
+        self.step = step
+        self.monitor.add(step, metrics)
+        self.speed.count_step()
+        with self.agreement.postponing_errors():
+            self.console.count_step()
+
+        is_last = step == train.steps
+        validates = step % train.eval_every == 0 or is_last
+        logs = step % train.log_every == 0 or validates
+        stops = self._should_stop()
+        saves = step % train.checkpoint_every == 0 or is_last or stops
+        # The newest step is read one step later, so that the devices are never idle.
+        values = self.monitor.read(everything=logs or saves)
+        if values:
+            self.watchdog.progress(f"step {step + 1}")
+        validation_loss = None
+        if logs:
+            row = {"step": step, **values, "spikes": self.progress.spikes}
+            row |= self.speed.read(step, self.mesh)
+            if not validates:
+                self._write(row)
+            elif stops or not self._validate(row):
+                stops = saves = True
+                self.progress.row = row  # the next start validates
+            else:
+                validation_loss = row["validation_loss"]
+            self.speed.restart()
+        if saves:
+            self._save(validation_loss)
+            self.speed.restart()
+        return not stops
+
+    def _should_stop(self) -> bool:
+        return self.agreement.should_stop(max(0, self.config.train.steps - self.step))
+
+    def _log(self, text: str) -> None:
+        with self.agreement.postponing_errors():
+            self.console.log(text)
+
+    def _write(self, row: Row) -> None:
+        with self.agreement.postponing_errors():
+            self.writer.write(row)
+            self.console.show(row)
+
+    def _validate(self, row: Row) -> bool:
+        """Add the state's quality to the row and write it; return False if the run is to stop."""
+        steps_left = max(0, self.config.train.steps - self.step)
+
+        def should_stop(batches) -> bool:
+            self.watchdog.progress("validating")
+            return self.agreement.should_stop(steps_left, batches)
+
+        quality = self.validator.score(self.state.params, should_stop)
+        if quality is None:
+            return False
+        row["validation_loss"] = quality.nll
+        row["validation_bits_per_byte"] = quality.bits_per_byte
+        self.progress.row = None
+        self._write(row)
+        return True
+
+    def _save(self, validation_loss: float | None = None) -> None:
+        """Begin to write a checkpoint if the disk has room for it."""
+        self.watchdog.progress("saving")
+        with self.agreement.postponing_errors():  # of the save before, in all processes
+            self.checkpoints.wait()
+        if not self.checkpoints.fits(self.state):
+            return
+        # A checkpoint stands for all rows up to its step: they are on the disk before it is.
+        has_rows = False
+        with self.agreement.postponing_errors():
+            has_rows = self.writer.flush()
+        if broadcast_from_first(has_rows):
+            progress = json.loads(to_json(dataclasses.asdict(self.progress)))
+            self.checkpoints.save(self.state, self.batches, progress, validation_loss)
+
+    def _rewind(self, skipped: TooManySkipped) -> None:
+        """Return to the last good checkpoint, and continue with the data after the bad batches.
+
+        Raises:
+          ValueError: the run has gone back `train.rewinds` times, or there is no such checkpoint.
+        """
+        train, rewinds = self.config.train, self.progress.rewinds
+        with self.agreement.postponing_errors():
+            self.checkpoints.wait()
+        folder = bad_steps.keep(self.workdir, self.config, self.state, self.batches, skipped)
+        found = f"{skipped}; their batches and a checkpoint from before them are in {folder}"
+        if rewinds >= train.rewinds:
+            raise ValueError(
+                f"{found}. Train there with --config.train.debug_nans=True to see the operation "
+                f"at fault, or skip these batches with --config.train.rewinds={rewinds + 1}."
+            )
+        if not self.checkpoints.drop_after_last_good():
+            raise ValueError(f"{found}. There is no checkpoint from before them to return to.")
+        position = self.batches.get_state()
+        state, kept = self.checkpoints.restore(abstract_state(self.config, self.mesh), self.batches)
+        self.batches.set_state(position)
+        self._start_from(state, dataclasses.replace(Progress(**kept), rewinds=rewinds + 1))
+        self.writer.drop_rows_after(self.step)
+        self.console.move_to(self.step)
+        self.console.log(f"{found}; continuing from step {self.step} with the data after them")
+
+    def _end(self) -> bool:
+        """Wait for the last checkpoint; return whether all steps are done.
+
+        Raises:
+          Exception: the error of this process for which the run stopped.
+          FailedElsewhere: the run stopped for an error of another process.
+          OSError: the last checkpoint did not fit on the disk.
+        """
+        with self.agreement.postponing_errors():
+            self.checkpoints.wait()
+        self.agreement.raise_error(self._newest_checkpoint())
+        if self.checkpoints.latest_step != self.step:
+            raise OSError(
+                f"the run ends at step {self.step} without a checkpoint: "
+                f"{self.checkpoints.shortage()}, from which the same command continues."
+            )
+        done = self.step == self.config.train.steps and self.progress.row is None
+        if not done:
+            reason = self.stop.reason or "another process"
+            self.console.log(
+                f"stopped by {reason} at step {self.step}; the same command continues from here"
+            )
+        return done
+
+    def _newest_checkpoint(self) -> str:
+        newest = self.checkpoints.latest_step
+        if newest is None:
+            return f"the run ends at step {self.step}; there is no checkpoint of it"
+        return (
+            f"the run ends at step {self.step}; its newest checkpoint is that of step {newest}, "
+            "from which the same command continues"
+        )
