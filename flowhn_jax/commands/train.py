@@ -1,16 +1,29 @@
 """Train a model: python train.py --config=configs/flowhn_tiny.py --workdir=runs/tiny."""
 
+import sys
+from collections.abc import Sequence
+from functools import partial
+
 from flowhn_jax.training.health.preemption import StopRequest
 
 
 def run() -> None:
     """Parse the flags and train."""
+    _print_first_line(sys.argv[1:])
     stop = StopRequest()
     stop.listen()  # before the imports, which take seconds
     try:
         _run(stop)
     finally:
         stop.ignore()
+
+
+def _print_first_line(arguments: Sequence[str]) -> None:
+    """Print that the command has started, before imports that take seconds."""
+    is_help = any(argument.lstrip("-").startswith("help") for argument in arguments)
+    is_of_several = any(argument.lstrip("-").startswith("process_id") for argument in arguments)
+    if not is_help and not is_of_several:
+        print("flowhn: loading JAX ...", flush=True)
 
 
 def _run(stop: StopRequest) -> None:
@@ -25,9 +38,11 @@ def _run(stop: StopRequest) -> None:
     )
 
     def main() -> None:
+        from flowhn_jax.training.summary import print_summary
         from flowhn_jax.training.trainer import fit
 
         join_processes()
-        fit(cli.parse_config(config), workdir.value, stop=stop)
+        summary = partial(print_summary, workdir=workdir.value, argv=sys.argv, stop=stop)
+        fit(cli.parse_config(config), workdir.value, stop=stop, on_end=summary)
 
     cli.run(main)

@@ -97,6 +97,37 @@ def plot_speeds(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> Non
     _save(figure, path)
 
 
+def plot_losses(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> None:
+    """Draw the training and validation loss of a run over its steps to `path`.
+
+    Args:
+      rows: metrics of the run: step, loss (None in a skipped step) and, in some, validation_loss.
+      title: above the picture.
+      path: its suffix names the file format.
+
+    Raises:
+      ValueError: matplotlib cannot write this file format.
+      ImportError: matplotlib is not installed.
+    """
+    pyplot = load_pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for key, label, style in (
+        ("loss", "training", dict(color=_FLOWHN, linewidth=1.2)),
+        ("validation_loss", "validation", dict(color=_LINE, linestyle="none", marker="o")),
+    ):
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, markersize=4, **style)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats per token")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def plot_by_position(curves: Mapping[str, Any], path: str) -> None:
     """Draws the mean loss over the number of tokens before, in bins that grow, to `path`.
 

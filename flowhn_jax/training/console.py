@@ -32,8 +32,7 @@ class Console:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._steps is not None:
-            self._steps.close()
+        self.end_steps()
 
     def log(self, text: str) -> None:
         """Print a line, above the progress bars if there are any."""
@@ -53,6 +52,12 @@ class Console:
         self._total = total
         shown = self._enabled and sys.stderr.isatty()
         self._steps = Progress(total, "training", "steps", initial=done, leave=True, enabled=shown)
+
+    def end_steps(self) -> None:
+        """Leave the progress bar of the steps as the last line, if there is one."""
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
 
     def count_step(self) -> None:
         """Count a step as done."""

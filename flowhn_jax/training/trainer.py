@@ -367,6 +367,7 @@ class Trainer:
           FailedElsewhere: the run stopped for an error of another process.
           OSError: the last checkpoint did not fit on the disk.
         """
+        self.console.end_steps()
         with self.agreement.postponing_errors():
             self.checkpoints.wait()
         self.agreement.raise_error(self._newest_checkpoint())

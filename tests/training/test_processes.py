@@ -148,7 +148,7 @@ def test_a_signal_to_one_stops_both_and_the_death_of_one_ends_the_other(data, tm
     workdir = tmp_path / "run"
 
     def run_until(row, process, number):
-        """Return statuses and outputs of both processes, one of which gets a signal after `row` rows."""
+        """Return statuses and outputs of both processes; one gets a signal after `row` rows."""
         address = free_address()
         outputs = [(tmp_path / f"output{index}").open("w+") for index in range(2)]
         processes = [
