@@ -183,11 +183,13 @@ class Checkpoints:
         missing = disk.missing(directory(self._workdir), self._needed)
         return (
             f"it takes {disk.megabytes(self._needed)}, of which {disk.megabytes(missing)} are "
-            f"missing on the disk of {self._workdir!r}; the newest checkpoint is {self._newest()}"
+            f"missing on the disk of {self._workdir!r}; {self._newest()}"
         )
 
     def _newest(self) -> str:
-        return "none yet" if self.latest_step is None else f"that of step {self.latest_step}"
+        if self.latest_step is None:
+            return "there is no checkpoint yet"
+        return f"the newest checkpoint is that of step {self.latest_step}"
 
     def save(
         self,

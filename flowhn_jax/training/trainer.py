@@ -138,6 +138,7 @@ def fit(
                     console.log(messages.stopped_before_start(stop.reason))
                     return False
                 state, progress = init(key), Progress()
+                del init  # and the device memory of its program
         first = int(state.step)
         if first >= config.train.steps and progress.row is None:
             console.log(messages.nothing_to_train(workdir, first, config.train.steps))
@@ -374,7 +375,7 @@ class Trainer:
         if self.checkpoints.latest_step != self.step:
             raise OSError(
                 f"the run ends at step {self.step} without a checkpoint: "
-                f"{self.checkpoints.shortage()}, from which the same command continues."
+                f"{self.checkpoints.shortage()}; the same command continues from there."
             )
         done = self.step == self.config.train.steps and self.progress.row is None
         if not done:

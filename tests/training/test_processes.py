@@ -111,8 +111,8 @@ def test_two_processes_are_one(data, tmp_path, axes, capsys):  # noqa: F811
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a:1", 2, None), "go together; found 'a:1', 2 and None"),
-        (("a:1", 2, 2), "--process_id is 2; accepted is 0 to 1"),
+        (("a:1", 2, None), "must be given together; got 'a:1', 2 and None"),
+        (("a:1", 2, 2), "--process_id must be 0 to 1, below --num_processes; got 2"),
     ],
 )
 def test_flags_that_do_not_fit(arguments, message):
@@ -230,7 +230,7 @@ def run_two(tmp_path, commands):
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_of_one_process_ends_all_with_one_message(data, tmp_path, failing):  # noqa: F811
-    """Process 0 finds the workdir in use; process 1 finds no data where it is told to look."""
+    """Process 0 finds the workdir in use; process 1 finds no data in the given folder."""
     config = dataclasses.replace(run_config(data), mesh=MeshConfig(data=8))
     text = json.dumps(config_lib.to_dict(config))
     (tmp_path / "recipe.py").write_text(_RECIPE.format(text=text))
