@@ -12,9 +12,9 @@ from kernels.partition import AXES, divided
 _SHARD = AXES["shard"]
 _ALL = ("tensor", *_SHARD)
 
-# By the end of a parameter's path; the first match counts. Of a kernel's dimensions the model's width
-# is sharded over fsdp and sequence, and the other (heads, channels, MLP units or vocabulary) over
-# tensor: the first kernel of a branch by its outputs, the last one by its inputs.
+# By the end of a parameter's path; the first match counts. Of a kernel's two dimensions the model's
+# width is sharded over fsdp and sequence, and the other (heads, channels, MLP units or vocabulary)
+# over tensor: the first kernel of a branch by its outputs, the last one by its inputs.
 _RULES = tuple(
     (re.compile(rf"(^|/){pattern}$"), spec)
     for pattern, spec in (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from jax.sharding import Mesh
 
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
-from flowhn_jax.data.ahead import Ahead
+from flowhn_jax.data.lookahead import Lookahead
 from flowhn_jax.data.pipeline import TrainBatches
 from flowhn_jax.models.loss import Batch
 from flowhn_jax.parallel.distributed import AnyProcessBefore, FailedElsewhere, any_process
@@ -39,7 +39,7 @@ class StopAgreement:
         except Exception as error:
             self._error = self._error or error
 
-    def should_stop(self, steps_left: int, validation: Ahead[Batch] | None = None) -> bool:
+    def should_stop(self, steps_left: int, validation: Lookahead[Batch] | None = None) -> bool:
         """Return whether some process has a reason to stop; the same answer in all.
 
         All processes must call it at the same places. In a run of several processes the answer is

@@ -13,6 +13,7 @@ from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
 from flowhn_jax.checkpoints.state import TrainState, abstract_state, make_init
 from flowhn_jax.config import Config
+from flowhn_jax.data.lookahead import Lookahead
 from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import TrainBatches, train_batches
 from flowhn_jax.data.prepared import PreparedSet
@@ -306,7 +307,7 @@ class Trainer:
         """Add the state's quality to the row and write it; return False if the run is to stop."""
         steps_left = max(0, self.config.train.steps - self.step)
 
-        def should_stop(batches) -> bool:
+        def should_stop(batches: Lookahead[Batch]) -> bool:
             self.watchdog.progress("validating")
             return self.agreement.should_stop(steps_left, batches)
 

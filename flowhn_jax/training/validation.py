@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jax.sharding import Mesh
 
 from flowhn_jax.config import Config
-from flowhn_jax.data.ahead import Ahead
+from flowhn_jax.data.lookahead import Lookahead
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.evaluation.perplexity import (
     Quality,
@@ -30,14 +30,16 @@ class Validator:
         windows = prepared.splits["validation"].windows
         self._windows = min(windows, self._max_windows or windows)
 
-    def score(self, params: Params, should_stop: Callable[[Ahead[Batch]], bool]) -> Quality | None:
+    def score(
+        self, params: Params, should_stop: Callable[[Lookahead[Batch]], bool]
+    ) -> Quality | None:
         """Return the quality of `params`; None if the run is to stop first.
 
         Args:
           params: of the model, laid over the mesh.
           should_stop: asked before each batch, with the batches, which are read ahead.
         """
-        batches = Ahead(validation(self._config, self._mesh, self._prepared, self._max_windows))
+        batches = Lookahead(validation(self._config, self._mesh, self._prepared, self._max_windows))
         should_stop(
             batches
         )  # an error in the first batches; all processes know it in the next call

@@ -198,7 +198,7 @@ def test_training_does_not_continue_from_parameters_alone(data, whole):  # noqa:
     params = load_params(str(whole), config.model, make_mesh(config.mesh, 8))
     shutil.rmtree(whole / "checkpoints")
     save_params(str(whole), config.model, params)
-    with pytest.raises(ValueError, match="step 0 in .* holds parameters alone"):
+    with pytest.raises(ValueError, match=r"step 0 in .* holds parameters alone"):
         fit(config, str(whole))
 
 
@@ -214,7 +214,7 @@ def test_a_checkpoint_that_does_not_fit_is_logged_and_the_run_continues(
     monkeypatch.setattr(disk, "missing", lambda *_: next(missing))
     with pytest.raises(
         OSError,
-        match=r"ends at step 8 without a checkpoint: it takes .* newest checkpoint is that of step 6",
+        match=r"ends at step 8 without a checkpoint: it takes .* newest .* step 6",
     ):
         fit(config, str(tmp_path))
     output = capsys.readouterr().err
