@@ -169,7 +169,7 @@ def test_notices_of_the_host(monkeypatch, answers, reason):
         def log_message(self, *_):
             pass
 
-    monkeypatch.setattr(preemption, "_SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr(preemption, "_SECONDS_BETWEEN_POLLS", 0.05)
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         stop = StopRequest()
