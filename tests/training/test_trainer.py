@@ -275,7 +275,7 @@ def test_a_changed_recipe_is_accepted_and_logged(data, tmp_path, capsys):
 
 def test_data_of_another_context_or_vocabulary_is_refused(data, tmp_path):
     for model, message in (
-        ({"context": 32}, "windows of 24 tokens, but model.context is 32"),
+        ({"context": 32}, "a context of 24 tokens, but model.context is 32"),
         (
             {"vocab_size": 100},
             r"257 tokens, but model\.vocab_size is 100; .* type --config\.model\.vocab_size=384$",
