@@ -47,8 +47,9 @@ def bench_parallel(config: Config, *, repeats: int, out: str) -> list[dict[str, 
             "bench parallel needs two devices, but there is one; on a CPU set "
             "XLA_FLAGS=--xla_force_host_platform_device_count=2."
         )
-    if config.model.split.strategy == "no_split":
-        raise ValueError("bench parallel takes a strategy that splits tokens; found 'no_split'.")
+    if not config.model.split.strategy_class.is_split:
+        found = config.model.split.strategy
+        raise ValueError(f"bench parallel takes a strategy that splits tokens; found {found!r}.")
     balances = ["equal", "flops"]
     if measured.load(devices[0].device_kind, config.model.dims):
         balances.append("time")
