@@ -1,6 +1,6 @@
 """The inputs of the two state-space scans, and what every backend does with them first."""
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +11,12 @@ from jax import Array
 _LEAST_RATE = -1e30
 
 
-class SelectiveScanInputs(NamedTuple):
-    """The arrays of `kernels.selective_scan.selective_scan`, which describes them."""
+class ScanInputs(NamedTuple):
+    """The arrays of a state-space scan.
 
-    u: Array
-    dt: Array
-    A: Array
-    B: Array
-    C: Array
-    D: Array | None
-    z: Array | None = None
-    dt_bias: Array | None = None
-    segment_ids: Array | None = None
-    initial_state: Array | None = None
-
-    def per_token(self) -> dict[str, Array | None]:
-        """Return the float arrays with a time dimension, by name."""
-        return {name: getattr(self, name) for name in ("u", "dt", "B", "C", "z")}
-
-
-class SSDInputs(NamedTuple):
-    """The arrays of `kernels.ssd.ssd`, which describes them."""
+    `kernels.selective_scan.selective_scan`, where x is named u, and `kernels.ssd.ssd` describe
+    them.
+    """
 
     x: Array
     dt: Array
@@ -39,12 +24,11 @@ class SSDInputs(NamedTuple):
     B: Array
     C: Array
     D: Array | None
+    z: Array | None = None  # of the selective scan only
     dt_bias: Array | None = None
     segment_ids: Array | None = None
     initial_state: Array | None = None
 
-
-ScanInputs = TypeVar("ScanInputs", SelectiveScanInputs, SSDInputs)
 
 OPTIONAL = ("D", "z", "dt_bias", "segment_ids", "initial_state")
 
@@ -68,3 +52,8 @@ def time_steps(dt: Array, dt_bias: Array | None) -> Array:
 def float32_or_zeros(x: Array | None, shape: tuple[int, ...]) -> Array:
     """Return an optional array in float32; zeros of the shape if it is None."""
     return jnp.zeros(shape, jnp.float32) if x is None else x.astype(jnp.float32)
+
+
+def per_token(inputs: ScanInputs) -> dict[str, Array | None]:
+    """Return the selective scan's float arrays with a time dimension, by name."""
+    return dict(u=inputs.x, dt=inputs.dt, B=inputs.B, C=inputs.C, z=inputs.z)

@@ -55,7 +55,7 @@ def scan_over_mesh(
 
     def on_device(*arrays_and_axes):
         *arrays, axes = arrays_and_axes
-        return over_sequence(run, inputs._make(arrays), axes)
+        return over_sequence(run, ScanInputs(*arrays), axes)
 
     return over_mesh(on_device, layouts, out_layouts, axes_of=("L",))(*inputs)
 

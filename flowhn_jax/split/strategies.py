@@ -178,13 +178,18 @@ class FlopAwareInterleavedSplit(Strategy):
         return circular_window(period - run - block * shift, run, period)
 
 
+class ParityStrategy(Strategy):
+    """A strategy of the authors' code, for parity with its checkpoints."""
+
+    uses_balance = False
+    needs_sequence_scope = True
+
+
 @register
-class ReferenceFlopAwareSplit(Strategy):
+class ReferenceFlopAwareSplit(ParityStrategy):
     """The authors' FA_Split: the first 59 % of the positions, in every block."""
 
     name = "fa_split_reference"
-    uses_balance = False
-    needs_sequence_scope = True
 
     def selection(self, block: int) -> Selection:
         """Return the first positions."""
@@ -192,12 +197,10 @@ class ReferenceFlopAwareSplit(Strategy):
 
 
 @register
-class ReferenceAlternatingSplit(Strategy):
+class ReferenceAlternatingSplit(ParityStrategy):
     """The authors' FAC_Split: halves as in `ae_split`, but attention never has the odd token."""
 
     name = "alternating_reference"
-    uses_balance = False
-    needs_sequence_scope = True
 
     def selection(self, block: int) -> Selection:
         """Return one half of the positions, rounded down."""

@@ -7,6 +7,8 @@ from jax import Array
 from kernels.checks import check_arguments, check_groups
 from kernels.precision import einsum_to_float32
 
+_LAYOUTS = ("B H K", "B H_kv C K", "B H_kv C K", "B C")
+
 
 def attention_step(q: Array, k: Array, v: Array, visible: Array) -> Array:
     """Return the output of `kernels.attention.attention` for one query per sequence.
@@ -23,12 +25,8 @@ def attention_step(q: Array, k: Array, v: Array, visible: Array) -> Array:
     Raises:
       ValueError: a dtype is not as above, an array is empty or shapes do not match each other.
     """
-    sizes = check_arguments(
-        "attention_step",
-        {"q": q, "k": k, "v": v, "visible": visible},
-        ("B H K", "B H_kv C K", "B H_kv C K", "B C"),
-        booleans=("visible",),
-    )
+    arrays = {"q": q, "k": k, "v": v, "visible": visible}
+    sizes = check_arguments("attention_step", arrays, _LAYOUTS, booleans=("visible",))
     check_groups("attention_step", sizes["H"], sizes["H_kv"], "key-value heads")
     batch, heads, size = q.shape
     q = q.reshape(batch, sizes["H_kv"], -1, size)

@@ -6,14 +6,15 @@ from jax import Array
 
 from kernels.backends import Backend, Operation
 from kernels.checks import check_arguments
-from kernels.scan_inputs import OPTIONAL, SelectiveScanInputs, finite_rates
+from kernels.scan_inputs import OPTIONAL, ScanInputs, finite_rates
 from kernels.selective_scan import pallas_tpu, triton, xla
 from kernels.selective_scan.step import selective_scan_step
 from kernels.sequence import scan_over_mesh
 
 __all__ = ["OPERATION", "selective_scan", "selective_scan_step"]
 
-# Of the fields of `SelectiveScanInputs`, and of the results.
+# Names and layouts of the fields of `ScanInputs`, and layouts of the results.
+_NAMES = "u", *ScanInputs._fields[1:]
 _LAYOUTS = ("B L E", "B L E", "E S", "B L S", "B L S", "E", "B L E", "E", "B L", "B E S")
 _OUT_LAYOUTS = "B L E", "B E S"
 
@@ -82,9 +83,10 @@ def selective_scan(
       ValueError: a dtype is not as above, an array is empty, shapes do not match each other, or
         `backend` is unknown or cannot run them.
     """
-    inputs = SelectiveScanInputs(u, dt, A, B, C, D, z, dt_bias, segment_ids, initial_state)
+    inputs = ScanInputs(u, dt, A, B, C, D, z, dt_bias, segment_ids, initial_state)
+    arrays = dict(zip(_NAMES, inputs, strict=True))
     check_arguments(
-        "selective_scan", inputs._asdict(), _LAYOUTS, optional=OPTIONAL, integers=("segment_ids",)
+        "selective_scan", arrays, _LAYOUTS, optional=OPTIONAL, integers=("segment_ids",)
     )
     inputs = inputs._replace(A=finite_rates(A))
     run = OPERATION.choose(inputs, backend=backend)

@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels.checks import refused_dtype
 from kernels.custom_vjp import custom_vjp
 from kernels.manual_axes import vary_alike
-from kernels.scan_inputs import SelectiveScanInputs, float32_or_zeros
+from kernels.scan_inputs import ScanInputs, float32_or_zeros, per_token
 from kernels.selective_scan import pallas_tpu_kernels as kernels
 from kernels.selective_scan.pallas_tpu_kernels import (
     GROUP,
@@ -34,16 +34,16 @@ _DTYPES = ("bfloat16", "float32")
 _MAX_STATES = 128
 
 
-def unsupported(inputs: SelectiveScanInputs) -> str | None:
+def unsupported(inputs: ScanInputs) -> str | None:
     """Return why the kernels cannot run inputs of these shapes and dtypes; None if they can."""
-    if reason := refused_dtype(inputs.per_token(), _DTYPES):
+    if reason := refused_dtype(per_token(inputs), _DTYPES):
         return reason
     if inputs.A.shape[1] > _MAX_STATES:
         return f"it has {inputs.A.shape[1]} states per channel, more than {_MAX_STATES}"
     return None
 
 
-def selective_scan(inputs: SelectiveScanInputs, *, interpret: bool = False) -> tuple[Array, Array]:
+def selective_scan(inputs: ScanInputs, *, interpret: bool = False) -> tuple[Array, Array]:
     """Return (y, final state), computed by the TPU kernels.
 
     Results are those of `kernels.selective_scan.selective_scan`.
@@ -52,7 +52,7 @@ def selective_scan(inputs: SelectiveScanInputs, *, interpret: bool = False) -> t
       inputs: for which `unsupported` returns None.
       interpret: whether to interpret the kernels, which is slow, but works on any platform.
     """
-    batch, _, width = inputs.u.shape
+    batch, _, width = inputs.x.shape
     states = inputs.A.shape[1]
     resets = None
     if (ids := inputs.segment_ids) is not None:
@@ -66,7 +66,7 @@ def selective_scan(inputs: SelectiveScanInputs, *, interpret: bool = False) -> t
         return jnp.pad(x, ((0, 0), (0, 0), minor))
 
     padded = Inputs(
-        u=pad_minor(inputs.u, channels),
+        u=pad_minor(inputs.x, channels),
         dt=pad_minor(inputs.dt, channels),
         z=None if inputs.z is None else pad_minor(inputs.z, channels),
         B=pad_minor(inputs.B, more_states),

@@ -32,7 +32,7 @@ from kernels.backends import target_capability, target_device_kind
 from kernels.checks import refused_dtype
 from kernels.custom_vjp import custom_vjp
 from kernels.manual_axes import vary_alike
-from kernels.scan_inputs import SelectiveScanInputs, float32_or_zeros
+from kernels.scan_inputs import ScanInputs, float32_or_zeros, per_token
 from kernels.tuning import choose_tile
 
 _f32 = jnp.float32
@@ -81,7 +81,7 @@ class _Arrays(NamedTuple):
 DEFAULT = Tile(tokens=16, channels=32)
 
 
-def selective_scan(inputs: SelectiveScanInputs) -> tuple[Array, Array]:
+def selective_scan(inputs: ScanInputs) -> tuple[Array, Array]:
     """Return (y, final state), computed on an NVIDIA GPU.
 
     Results are those of `kernels.selective_scan.selective_scan`. How many tokens and channels a
@@ -98,7 +98,7 @@ def selective_scan(inputs: SelectiveScanInputs) -> tuple[Array, Array]:
     return scan_with(run, _choose(inputs), inputs)
 
 
-def unsupported(inputs: SelectiveScanInputs) -> str | None:
+def unsupported(inputs: ScanInputs) -> str | None:
     """Return why the kernels, or this installation, cannot run the inputs; None if they can.
 
     Only looks at shapes and dtypes, and assumes that the program is compiled for an NVIDIA GPU.
@@ -111,9 +111,9 @@ def unsupported(inputs: SelectiveScanInputs) -> str | None:
     for module, package in {"triton": "triton", "jax_triton": "jax-triton"}.items():
         if importlib.util.find_spec(module) is None:
             return f"the package {package} is not installed: pip install {package}"
-    if reason := refused_dtype(inputs.per_token(), _DTYPES):
+    if reason := refused_dtype(per_token(inputs), _DTYPES):
         return reason
-    u, A = inputs.u, inputs.A
+    u, A = inputs.x, inputs.A
     if u.shape[0] > _MAX_BATCH:
         return f"the batch size {u.shape[0]} is above {_MAX_BATCH}"
     if 0 in u.shape or 0 in A.shape:
@@ -121,12 +121,12 @@ def unsupported(inputs: SelectiveScanInputs) -> str | None:
     return None
 
 
-def scan_with(run: Run, tile: Tile, inputs: SelectiveScanInputs) -> tuple[Array, Array]:
+def scan_with(run: Run, tile: Tile, inputs: ScanInputs) -> tuple[Array, Array]:
     """Return what `selective_scan` does, with this tile and this way to run the kernels."""
-    batch, _, width = inputs.u.shape
+    batch, _, width = inputs.x.shape
     bias, ids = inputs.dt_bias, inputs.segment_ids
     arrays = _Arrays(
-        u=inputs.u,
+        u=inputs.x,
         dt=inputs.dt,
         A=inputs.A.astype(_f32).T,
         B=inputs.B.astype(_f32),
@@ -268,7 +268,7 @@ def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[
     )
 
 
-def _choose(inputs: SelectiveScanInputs) -> Tile:
+def _choose(inputs: ScanInputs) -> Tile:
     shapes = [None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
     described = ", ".join("-" if x is None else f"{x.dtype}{list(x.shape)}" for x in shapes)
     versions = [importlib.metadata.version(name) for name in ("jax", "jax-triton", "triton")]
@@ -276,7 +276,7 @@ def _choose(inputs: SelectiveScanInputs) -> Tile:
         *choose_tile(
             "selective_scan",
             f"{described} {' '.join(versions)}",
-            candidates(inputs.u.shape[0] * inputs.u.shape[2]),
+            candidates(inputs.x.shape[0] * inputs.x.shape[2]),
             DEFAULT,
             lambda tile: partial(forward_and_backward, Tile(*tile), shapes),
             [x for x in shapes if x is not None],
@@ -305,7 +305,7 @@ def forward_and_backward(tile: Tile, shapes: Sequence[Any], *arrays: Array) -> l
       *arrays: the inputs that are not None.
     """
     present = iter(arrays)
-    inputs = SelectiveScanInputs._make(None if x is None else next(present) for x in shapes)
+    inputs = ScanInputs._make(None if x is None else next(present) for x in shapes)
     outputs, vjp = jax.vjp(partial(scan_with, call_triton, tile), inputs)
     gradients = jax.tree.leaves(vjp(outputs))
     return [g for g in gradients if g.dtype != jax.dtypes.float0]

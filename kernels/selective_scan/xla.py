@@ -23,7 +23,7 @@ from jax import Array, lax
 
 from kernels.custom_vjp import custom_vjp
 from kernels.manual_axes import vary_alike
-from kernels.scan_inputs import SelectiveScanInputs, float32_or_zeros, time_steps
+from kernels.scan_inputs import ScanInputs, float32_or_zeros, time_steps
 
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
@@ -47,13 +47,13 @@ class _Form(NamedTuple):
     adjoints: Callable  # (decay, x, dh) -> g: g_t = decay_{t+1} g_{t+1} + x_t, + dh at the last
 
 
-def selective_scan(inputs: SelectiveScanInputs, *, form: str) -> tuple[Array, Array]:
+def selective_scan(inputs: ScanInputs, *, form: str) -> tuple[Array, Array]:
     """Return (y, final state), computed in the form 'sequential' or 'associative'.
 
     Results are those of `kernels.selective_scan.selective_scan`.
     """
     f32 = jnp.float32
-    u, A, z, segment_ids = inputs.u, inputs.A, inputs.z, inputs.segment_ids
+    u, A, z, segment_ids = inputs.x, inputs.A, inputs.z, inputs.segment_ids
     length = u.shape[1]
     delta = time_steps(inputs.dt, inputs.dt_bias)
     h0 = float32_or_zeros(inputs.initial_state, (u.shape[0], *A.shape))

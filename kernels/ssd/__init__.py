@@ -4,15 +4,18 @@ from jax import Array
 
 from kernels.backends import Backend, Operation
 from kernels.checks import check_arguments, check_groups
-from kernels.scan_inputs import OPTIONAL, SSDInputs, finite_rates
+from kernels.scan_inputs import OPTIONAL, ScanInputs, finite_rates
 from kernels.sequence import scan_over_mesh
 from kernels.ssd import xla
 from kernels.ssd.step import ssd_step
 
 __all__ = ["OPERATION", "ssd", "ssd_step"]
 
-# Of the fields of `SSDInputs`, and of the results.
-_LAYOUTS = ("B L H P", "B L H", "H", "B L G S", "B L G S", "H", "H", "B L", "B H P S")
+# Of the fields of `ScanInputs`, and of the results.
+_LAYOUTS = (
+    *("B L H P", "B L H", "H", "B L G S", "B L G S", "H"),
+    *("", "H", "B L", "B H P S"),  # there is no z
+)
 _OUT_LAYOUTS = "B L H P", "B H P S"
 
 OPERATION = Operation(
@@ -69,7 +72,7 @@ def ssd(
       ValueError: a dtype is not as above, an array is empty, shapes do not match each other, H is
         not a multiple of G, or `backend` is unknown or cannot run them.
     """
-    inputs = SSDInputs(x, dt, A, B, C, D, dt_bias, segment_ids, initial_state)
+    inputs = ScanInputs(x, dt, A, B, C, D, None, dt_bias, segment_ids, initial_state)
     sizes = check_arguments(
         "ssd", inputs._asdict(), _LAYOUTS, optional=OPTIONAL, integers=("segment_ids",)
     )

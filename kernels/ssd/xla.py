@@ -32,7 +32,7 @@ from kernels.backends import target_platform
 from kernels.custom_vjp import custom_vjp
 from kernels.manual_axes import vary_alike
 from kernels.precision import product_precision
-from kernels.scan_inputs import SSDInputs, float32_or_zeros, time_steps
+from kernels.scan_inputs import ScanInputs, float32_or_zeros, time_steps
 
 # A chunk of Q tokens costs Q P products per token and head next to the state's 2 P S, so 64 does
 # less work than 128; it is the fastest of 32, 64 and 128 on a CPU. Matrix units are 128 wide.
@@ -57,7 +57,7 @@ class _Tokens(NamedTuple):
     document: Array | None  # [...], int32: 0, 1, ... from each chunk's start. None: always 0
 
 
-def ssd(inputs: SSDInputs) -> tuple[Array, Array]:
+def ssd(inputs: ScanInputs) -> tuple[Array, Array]:
     """Return (y, final state), as `kernels.ssd.ssd` does."""
     x, segment_ids = inputs.x, inputs.segment_ids
     batch, length, heads, size = x.shape

@@ -6,7 +6,13 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from flowhn_jax.bench import formulas
+from kernels.scan_inputs import ScanInputs
 from tests.kernels.reference import assert_close, cotangents_like, with_gradients
+
+
+def scan_inputs(args):
+    """Return the arguments of the selective scan as its backends take them."""
+    return ScanInputs(*(args.get(name) for name in ("u", *ScanInputs._fields[1:])))
 
 
 def scan_arguments(rng, batch, length, width, states, dtype=np.float32, *, optional=True):
@@ -96,6 +102,13 @@ class Scan:
         y_second, state = self.run(args | rest)
         whole = jax.tree.map(np.asarray, self.run(args))
         assert_close((jnp.concatenate([y_first, y_second], 1), state), whole, tolerance)
+
+    def check_any_document_is_bitwise_alone(self, make_arguments, length, starts, seed):
+        """Check one of the documents at `starts`, with random arguments."""
+        rng = np.random.default_rng(seed)
+        args, others = make_arguments(rng), make_arguments(rng)
+        args["segment_ids"] = documents_starting_at(starts, length)
+        self.check_a_document_is_bitwise_alone(args, others, sorted(starts)[len(starts) // 2])
 
     def check_a_document_is_bitwise_alone(self, args, others, start):
         """Check that what precedes `start` changes no outputs or gradients after it."""

@@ -79,6 +79,17 @@ def test_arrays_of_other_kinds_are_refused(operation):
 
 
 @operations
+def test_shapes_that_do_not_match_are_refused(operation):
+    """For a first dimension of each array that others have as well."""
+    args = arguments(operation)
+    for name, x in args.items():
+        if name == "weight":  # its first dimension is the number of taps
+            continue
+        with pytest.raises(ValueError, match=rf"{operation.__name__}: .* must be \[.*\] = .*; got"):
+            operation(**args | {name: np.concatenate([x, x])})
+
+
+@operations
 def test_sizes_of_zero_are_refused(operation):
     """For all dimensions; the message names an array."""
     names = "|".join(LAYOUTS[operation])

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from flowhn_jax.bench import formulas
-from kernels.scan_inputs import SelectiveScanInputs
 from kernels.selective_scan import pallas_tpu
-from tests.kernels.scans import Scan, scan_arguments, scan_specs
+from tests.kernels.scans import Scan, scan_arguments, scan_inputs, scan_specs
 from tests.kernels.test_selective_scan import PER_TOKEN, last_input
 
 # XLA's CPU compiler takes twice as long if it fuses what the interpreter makes of the kernels.
 jit = partial(jax.jit, compiler_options={"xla_disable_hlo_passes": "fusion"})
 SCAN = Scan(
-    lambda args: pallas_tpu.selective_scan(SelectiveScanInputs(**args), interpret=True),
+    lambda args: pallas_tpu.selective_scan(scan_inputs(args), interpret=True),
     formulas.selective_scan,
     PER_TOKEN,
     jit,
@@ -87,7 +86,7 @@ def test_unsupported():
     args = scan_arguments(np.random.default_rng(0), 2, 7, 5, 3)
 
     def reason(changed):
-        return pallas_tpu.unsupported(SelectiveScanInputs(**args | changed))
+        return pallas_tpu.unsupported(scan_inputs(args | changed))
 
     assert reason({}) is None
     assert reason({"u": jax.ShapeDtypeStruct((2, 7, 5), jnp.bfloat16), "z": None}) is None

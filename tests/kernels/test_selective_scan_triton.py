@@ -11,11 +11,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from flowhn_jax.bench import formulas
-from kernels.scan_inputs import SelectiveScanInputs
 from kernels.selective_scan import triton as backend
 from tests.kernels import triton_interpreter
 from tests.kernels.reference import assert_close
-from tests.kernels.scans import Scan, scan_arguments
+from tests.kernels.scans import Scan, scan_arguments, scan_inputs
 from tests.kernels.test_selective_scan import PER_TOKEN, last_input
 
 interpreted = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
@@ -26,7 +25,7 @@ def scan_of(tokens, channels):
     tile = backend.Tile(tokens, channels)
 
     def run(args):
-        return backend.scan_with(triton_interpreter.run, tile, SelectiveScanInputs(**args))
+        return backend.scan_with(triton_interpreter.run, tile, scan_inputs(args))
 
     return Scan(run, formulas.selective_scan, PER_TOKEN)
 
@@ -151,7 +150,7 @@ def test_states_are_kept_only_for_the_gradient(rng, optional):
     args = scan_arguments(rng, 2, 40, 70, 3, jnp.bfloat16, optional=optional)
 
     def scan(run, floats):
-        return backend.scan_with(run, TILE, SelectiveScanInputs(**args | floats))
+        return backend.scan_with(run, TILE, scan_inputs(args | floats))
 
     def gradient(run, floats):
         outputs, vjp = jax.vjp(partial(scan, run), floats)
@@ -173,7 +172,7 @@ def test_refusals(monkeypatch):
     shapes = jax.eval_shape(lambda: args)
 
     def reason(**changed):
-        return backend.unsupported(SelectiveScanInputs(**shapes | changed))
+        return backend.unsupported(scan_inputs(shapes | changed))
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert "the compute capability of cpu is not known" in reason()
@@ -193,14 +192,11 @@ def test_what_is_timed(rng):
     """Through jax-triton, as far as a machine without a GPU goes: to the shapes."""
     pytest.importorskip("jax_triton", exc_type=ImportError)
     args = scan_arguments(rng, 2, 40, 70, 3, jnp.bfloat16) | {"dt_bias": None}
-    shapes = jax.eval_shape(lambda: list(SelectiveScanInputs(**args)))
+    shapes = jax.eval_shape(lambda: list(scan_inputs(args)))
     present = [x for x in shapes if x is not None]
     results = jax.eval_shape(partial(backend.forward_and_backward, TILE, shapes), *present)
-    expected = [
-        args[name].shape
-        for name in SelectiveScanInputs._fields
-        if name not in ("dt_bias", "segment_ids")
-    ]
+    names = ["u", "dt", "A", "B", "C", "D", "z", "initial_state"]  # without integers
+    expected = [args[name].shape for name in names]
     assert [x.shape for x in results] == expected
 
 
@@ -210,4 +206,4 @@ def test_a_tile_that_is_not_valid(monkeypatch, tile):
     monkeypatch.setenv("FLOWHN_SELECTIVE_SCAN_TILE", tile)
     args = scan_arguments(np.random.default_rng(0), 1, 2, 3, 4)
     with pytest.raises(ValueError, match=rf"both powers of two .* 32 channels.*; got {tile}"):
-        backend.selective_scan(SelectiveScanInputs(**args))
+        backend.selective_scan(scan_inputs(args))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from flowhn_jax.bench import formulas
-from kernels.scan_inputs import SelectiveScanInputs
 from kernels.selective_scan import pallas_tpu, selective_scan, triton
 from kernels.ssd import ssd
 from tests.kernels import triton_interpreter
 from tests.kernels.reference import assert_close
+from tests.kernels.scans import scan_inputs
 from tests.kernels.test_sequence import over
 
 EXPONENTS = [0.01, 0.1, 1, 4, 8, 16, 30]  # -delta * A
@@ -41,12 +41,12 @@ def as_float32(args):
 
 
 def run_pallas(**args):
-    return pallas_tpu.selective_scan(SelectiveScanInputs(**args), interpret=True)
+    return pallas_tpu.selective_scan(scan_inputs(args), interpret=True)
 
 
 def run_triton(**args):
     tile = triton.Tile(tokens=8, channels=32)
-    return triton.scan_with(triton_interpreter.run, tile, SelectiveScanInputs(**args))
+    return triton.scan_with(triton_interpreter.run, tile, scan_inputs(args))
 
 
 def scan(backend):
