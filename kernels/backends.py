@@ -45,7 +45,7 @@ class CannotServeError(ValueError):
     """The requested backend does not take these arguments."""
 
 
-def _serves_all(*_: Any) -> None:
+def _runs_everything(*_: Any) -> None:
     return None
 
 
@@ -62,7 +62,7 @@ class Backend:
 
     run: Callable[..., Any]
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
-    unsupported: Callable[..., str | None] = _serves_all
+    unsupported: Callable[..., str | None] = _runs_everything
 
 
 @dataclasses.dataclass(frozen=True)
