@@ -1,5 +1,5 @@
-"""Operations that decide the speed of the models, each behind one public function.
+"""The operations that decide the speed of the models, one public function each.
 
 Every folder holds one operation: its `__init__` checks the arguments and picks a backend, the other
-files are backends. Nothing here knows of Flax or of the rest of the project.
+files are backends. Nothing here depends on Flax or on the rest of the project.
 """

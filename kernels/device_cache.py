@@ -1,9 +1,9 @@
-"""What was measured on a device, kept on disk: one JSON file for each kind of device.
+"""Measurements of devices, cached on disk: one JSON file for each kind of device.
 
-The files lie in `$FLOWHN_CACHE_DIR`, else `$XDG_CACHE_HOME/flowhn_jax`, else
-`~/.cache/flowhn_jax`. They only ever save time: one that cannot be read counts as empty and one
-that cannot be written is left out, both with a warning in the log. A file is replaced as a whole;
-of two processes that write at the same time, one may lose its entry and measure again.
+The files are in `$FLOWHN_CACHE_DIR`, else `$XDG_CACHE_HOME/flowhn_jax`, else
+`~/.cache/flowhn_jax`. They only save time: a file that cannot be read counts as empty and one that
+cannot be written is skipped, both with a warning in the log. A file is replaced as a whole; of two
+processes that write at the same time, one may lose its entry and measure again.
 """
 
 import json
@@ -22,8 +22,8 @@ def read(device_kind: str, section: str, key: str) -> Any | None:
 
     Args:
       device_kind: as `jax.Device.device_kind`.
-      section: who wrote it, as 'tile'.
-      key: all that the value depends on besides the kind of device.
+      section: what kind of value it is, as 'tile'.
+      key: everything that the value depends on besides the kind of device.
     """
     path = _path(device_kind)
     entries = None if path is None else _load(path).get(section)
@@ -31,7 +31,7 @@ def read(device_kind: str, section: str, key: str) -> Any | None:
 
 
 def write(device_kind: str, section: str, key: str, value: Any) -> None:
-    """Keep a value that JSON can hold, in place of an earlier one."""
+    """Save a value that JSON can hold, replacing an earlier one."""
     path = _path(device_kind)
     if path is None:
         return
@@ -47,7 +47,7 @@ def write(device_kind: str, section: str, key: str, value: Any) -> None:
             file.write(text)
         os.replace(file.name, path)
     except OSError as error:
-        _log.warning("measurements of this device are not kept: %s", error)
+        _log.warning("measurements of this device are not saved: %s", error)
 
 
 def _path(device_kind: str) -> pathlib.Path | None:
@@ -56,7 +56,7 @@ def _path(device_kind: str) -> pathlib.Path | None:
         try:
             cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         except RuntimeError as error:  # a user without a home
-            _log.warning("measurements of this device are not kept: %s", error)
+            _log.warning("measurements of this device are not saved: %s", error)
             return None
         folder = pathlib.Path(cache) / "flowhn_jax"
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", device_kind)

@@ -1,10 +1,14 @@
 """Inside `jax.shard_map`: types of arrays that differ between devices."""
 
+from typing import TypeVar
+
 import jax
 from jax import lax
 
+Tree = TypeVar("Tree")
 
-def vary_alike(tree):
+
+def vary_alike(tree: Tree) -> Tree:
     """Mark all arrays of a tree as varying over each manual mesh axis that any of them varies over.
 
     `jax.lax.scan` and `jax.custom_vjp` need it inside `jax.shard_map`; elsewhere it does nothing.

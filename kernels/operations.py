@@ -9,13 +9,16 @@ OPERATIONS = {
 }
 
 
-def check_backends(asked: str, name: str) -> None:
-    """Raise a ValueError where what the user asks for, under `name`, does not exist.
+def check_backends(requested: str, name: str) -> None:
+    """Raise a ValueError if the user asks for an operation or a backend that does not exist.
 
-    `asked` is as in `kernels.backends`; the environment variable of there is checked as well.
+    Args:
+      requested: what the user asks for, as described in `kernels.backends`. The environment
+        variable described there is checked as well.
+      name: the config key of `requested`, for the message.
     """
     for source, value in (
-        (name, asked),
+        (name, requested),
         (backends.ENVIRONMENT_VARIABLE, os.environ.get(backends.ENVIRONMENT_VARIABLE)),
     ):
         if not value:
@@ -26,9 +29,10 @@ def check_backends(asked: str, name: str) -> None:
                     continue
                 if operation not in OPERATIONS:
                     raise ValueError(
-                        f"unknown operation {operation!r}; accepted: {', '.join(OPERATIONS)}"
+                        f"the operation must be one of {', '.join(OPERATIONS)}; "
+                        f"got {operation!r:.80}"
                     )
                 if backend not in (backends.AUTO, backends.XLA):
                     OPERATIONS[operation].check_name(backend)
         except ValueError as error:
-            raise ValueError(f"{source} is {value!r}: {error}.") from None
+            raise ValueError(f"{source}: {error}.") from None

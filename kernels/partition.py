@@ -1,7 +1,7 @@
-"""Arrays on a mesh: what a dimension is cut over, and kernels on each device's own part.
+"""Arrays on a mesh: the axes that each dimension is cut over, and kernels on each device's part.
 
-XLA can cut its own operations over devices, but not a hand-written kernel. `over_mesh` cuts the
-arguments along the dimensions in which the operation is independent, by `jax.shard_map`.
+XLA can partition its own operations, but not a hand-written kernel. `over_mesh` cuts the arguments
+along the dimensions in which the operation is independent, by `jax.shard_map`.
 """
 
 import math
@@ -13,22 +13,22 @@ from jax import Array
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-# The mesh axes that a dimension is cut over, by the letter or word that stands for it in layouts.
-# Of several the last ones are left out where they do not divide it.
+# The mesh axes that a dimension is cut over, by its letter or word in layouts. Where they do not
+# divide the dimension, the last ones are left out.
 AXES = {
     "B": ("data", "fsdp"),  # sequences
-    "stream": ("branch", "sequence"),  # positions between the branches of one block and the next
-    "L": ("sequence",),  # positions that a branch is given
+    "stream": ("branch", "sequence"),  # positions, outside the branches of a block
+    "L": ("sequence",),  # positions, inside a branch
     "N": ("data", "fsdp", "branch", "sequence"),  # tokens of all sequences
     "E": ("tensor",),  # channels of a state-space mixer
     "H": ("tensor",),  # heads of a state-space mixer
-    "G": ("tensor",),  # groups of them
+    "G": ("tensor",),  # groups of such heads
     "heads": ("tensor", "sequence"),  # query heads, each of which needs all positions
     "kv_heads": ("tensor", "sequence"),
     "F": ("tensor",),  # hidden units of an MLP
     "V": ("tensor",),  # vocabulary
-    "shard": ("fsdp", "sequence"),  # a parameter's model width, to be gathered where it is used
-    # On the way from an embedding in shards to the stream, which takes an axis at a time:
+    "shard": ("fsdp", "sequence"),  # a parameter's model width, gathered before it is used
+    # For the steps from a sharded embedding to the stream, one axis at a time:
     "row": ("data",),  # sequences
     "column": ("branch",),  # positions
     "part": ("fsdp",),  # model width
@@ -40,17 +40,19 @@ def over_mesh(
     layouts: Sequence[str],
     out_layouts: Any,
     *,
-    meets: Sequence[str] = (),
+    axes_of: Sequence[str] = (),
 ) -> Callable[..., Any]:
-    """`function` over the mesh that is set; itself where there is none, or one device.
+    """Return `function` run on each device's part of its arguments.
+
+    Without a mesh, or on one device, that is the function itself.
 
     Args:
-      function: takes arrays, or None, by position; no part of a dimension named in `AXES` may
-        depend on another.
-      layouts: of each argument, a letter a dimension, as 'B L E'.
+      function: takes arrays, or None, by position. The parts of a dimension named in `AXES` must
+        not depend on each other, except for those of `axes_of`.
+      layouts: of each argument, one letter or word per dimension, as 'B L E'.
       out_layouts: a tree of layouts, as the function's results.
-      meets: letters in which the parts do depend on each other, as the function knows: it is given
-        the mesh axes that each is cut over, a tuple, in this order behind its arguments.
+      axes_of: letters whose parts depend on each other, which the function handles: after its
+        arguments it gets, for each of these letters, the tuple of mesh axes it is cut over.
     """
     mesh = jax.sharding.get_abstract_mesh()
     active = _active(mesh)
@@ -59,11 +61,12 @@ def over_mesh(
         present = [i for i, x in enumerate(arguments) if x is not None]
         sizes = {
             letter: size
-            for i in present
-            for letter, size in zip(layouts[i].split(), arguments[i].shape, strict=True)
+            for x, layout in zip(arguments, layouts, strict=True)
+            if x is not None
+            for letter, size in zip(layout.split(), x.shape, strict=True)
         }
         cut = _cut(mesh, active, sizes)
-        axes = [cut.get(letter) or () for letter in meets]
+        axes = [cut.get(letter) or () for letter in axes_of]
         if not active:
             return function(*arguments, *axes)
 
@@ -76,27 +79,27 @@ def over_mesh(
                 whole[i] = x
             return function(*whole, *axes)
 
-        # Kernels of libraries do not say over which axes their results vary: not checked.
+        # Libraries' kernels do not declare over which axes their results vary: not checked.
         return jax.shard_map(
             on_present,
             in_specs=tuple(spec(layouts[i]) for i in present),
             out_specs=jax.tree.map(spec, out_layouts),
-            axis_names=_automatic(mesh),  # with none left to XLA it does not cut the kernel itself
+            axis_names=_automatic(mesh),  # all, so that XLA does not partition the kernel itself
             check_vma=False,
-        )(*(arguments[i] for i in present))
+        )(*(x for x in arguments if x is not None))
 
-    return mapped if active or meets else function
+    return mapped if active or axes_of else function
 
 
-def ways(letter: str) -> int:
-    """Into how many parts the mesh that is set would cut the dimension."""
+def num_parts(letter: str) -> int:
+    """Return the number of parts into which the mesh that is set would cut the dimension."""
     mesh = jax.sharding.get_abstract_mesh()
     active = _active(mesh)
     return math.prod(mesh.shape[name] for name in AXES[letter] if name in active)
 
 
 def constrain(x: Array, layout: str) -> Array:
-    """x, cut over the mesh that is set as its layout says; x itself where there is none."""
+    """Return x cut over the mesh that is set, by its layout; x itself if there is no mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if not (active := _active(mesh)):
         return x
@@ -106,7 +109,7 @@ def constrain(x: Array, layout: str) -> Array:
 
 
 def _active(mesh: jax.sharding.AbstractMesh) -> set[str]:
-    """The axes of more than one device that are left to XLA."""
+    """Return the axes of more than one device that XLA partitions."""
     return {name for name in _automatic(mesh) if mesh.shape[name] > 1}
 
 
@@ -118,10 +121,10 @@ def _automatic(mesh: jax.sharding.AbstractMesh) -> set[str]:
 def _cut(
     mesh: jax.sharding.AbstractMesh, active: Iterable[str], sizes: dict[str, int]
 ) -> dict[str, tuple[str, ...] | None]:
-    """The axes that each letter is cut over, for all letters alike.
+    """Return the axes that each letter is cut over.
 
-    Where one letter does not divide by an axis, another is not cut over it either: query heads
-    would part from their key-value heads. What is gathered anyhow keeps to itself.
+    If an axis does not divide one letter, no other letter is cut over it either: query heads would
+    be separated from their key-value heads. 'shard', which is gathered anyway, is independent.
     """
 
     def fitting(letter: str, usable: set[str]) -> tuple[str, ...]:
@@ -140,7 +143,7 @@ def _cut(
 
 
 def divided(names: tuple[str, ...], size: int, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
-    """The axes that divide a dimension of so many, without the last ones that do not."""
+    """Return the axes without the last ones, as far as needed for them to divide a dimension."""
     while size % math.prod(mesh_shape[name] for name in names):
         names = names[:-1]
     return names

@@ -1,4 +1,4 @@
-"""Choosing how a kernel divides its work: by measurement on the device, once."""
+"""Choose how a kernel divides its work, by measuring once on each kind of device."""
 
 import logging
 import os
@@ -19,9 +19,11 @@ _REPEATS = 5
 
 Tile = tuple[int, ...]
 
-# What this process has chosen: a cache folder that cannot be written costs no second measurement.
+# This process's choices, so that it measures once even if the cache folder cannot be written.
 _chosen: dict[tuple[str, str], Tile] = {}
-_measuring = threading.Lock()  # programs traced side by side must not time tiles at the same time
+_measuring = (
+    threading.Lock()
+)  # programs traced at the same time must not time tiles at the same time
 
 
 def choose_tile(
@@ -32,21 +34,22 @@ def choose_tile(
     program: Callable[[Tile], Callable],
     arguments: Sequence[jax.ShapeDtypeStruct],
 ) -> Tile:
-    """Return the tile to use: the environment's, an earlier choice, or the quickest on the device.
+    """Return the tile to use: the environment's, an earlier choice, or the fastest on the device.
 
-    Measures only on a GPU and in a program of one process; otherwise the default is taken, so that
+    Measures only on a GPU and in a program of one process; otherwise returns the default, so that
     all processes compile the same program. May be called while another function is traced.
 
     Args:
       operation: its name, as 'selective_scan'. `FLOWHN_SELECTIVE_SCAN_TILE=16,32` sets the tile.
-      key: all that the choice depends on besides the kind of device: shapes, dtypes, versions.
+      key: everything that the choice depends on besides the kind of device: shapes, dtypes,
+        versions.
       candidates: the tiles to measure.
-      default: the tile where nothing is measured, or where no candidate runs.
+      default: the tile if nothing is measured or no candidate runs.
       program: makes the function to time from a tile.
       arguments: shapes and dtypes of that function's arguments; it is timed on zeros.
 
     Raises:
-      ValueError: if the environment's tile is not as many positive integers as the default.
+      ValueError: the environment's tile is not as many positive integers as the default.
     """
     variable = f"FLOWHN_{operation.upper()}_TILE"
     if variable in os.environ:
@@ -63,10 +66,9 @@ def choose_tile(
                 _chosen[memo] = tuple(kept)
             else:
                 seconds = time_tiles(entry, candidates, program, arguments)
-                quickest = min(seconds, key=seconds.get, default=None)
-                if quickest is not None:
-                    device_cache.write(device.device_kind, _SECTION, entry, quickest)
-                _chosen[memo] = quickest or default
+                _chosen[memo] = min(seconds, key=lambda tile: seconds[tile], default=default)
+                if seconds:
+                    device_cache.write(device.device_kind, _SECTION, entry, _chosen[memo])
         return _chosen[memo]
 
 
@@ -76,7 +78,10 @@ def _parse(variable: str, text: str, length: int) -> Tile:
     except ValueError:
         tile = ()
     if len(tile) != length or min(tile) < 1:
-        raise ValueError(f"{variable} must be {length} positive integers a,b,..., found {text!r}")
+        raise ValueError(
+            f"{variable} must be {length} positive integers with commas between them; "
+            f"got {text!r:.80}"
+        )
     return tile
 
 
@@ -86,9 +91,9 @@ def time_tiles(
     program: Callable[[Tile], Callable],
     arguments: Sequence[jax.ShapeDtypeStruct],
 ) -> dict[Tile, float]:
-    """Return the seconds of each tile that runs; arguments as of `choose_tile`."""
+    """Return the seconds of each tile that runs; for the arguments see `choose_tile`."""
     seconds = {}
-    # In a thread of its own no trace, mesh or other context of the caller is active.
+    # In another thread, where no trace, mesh or other context of the caller is active.
     with ThreadPoolExecutor(1) as thread:
         for tile in candidates:
             try:
@@ -100,7 +105,7 @@ def time_tiles(
 
 
 def _time(function: Callable, arguments: Sequence[jax.ShapeDtypeStruct]) -> float:
-    """The quickest of a few runs, in seconds, without compilation."""
+    """Return the seconds of the fastest of a few runs, without compilation."""
     compiled = jax.jit(function).lower(*arguments).compile()
     zeros = [jnp.zeros(x.shape, x.dtype) for x in arguments]
     jax.block_until_ready(compiled(*zeros))

@@ -52,10 +52,10 @@ def bench_parallel(config: Config, *, repeats: int, out: str) -> list[dict[str, 
             "bench parallel needs two devices; found 1. On a CPU set "
             "XLA_FLAGS=--xla_force_host_platform_device_count=2."
         )
-    if config.model.split.strategy == "no_split":
+    if not config.model.split.strategy_class.is_split:
         raise ValueError(
             "split.strategy must be one that splits tokens for bench parallel, e.g. 'fac_split'; "
-            "got 'no_split'."
+            f"got {config.model.split.strategy!r}."
         )
     check_out(out)
     balances = ["equal", "flops"]

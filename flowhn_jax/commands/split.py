@@ -74,7 +74,7 @@ def lengths_table(config: ModelConfig, lengths: list[int]) -> str:
         plan = longer.plan()
         block = plan.blocks[-1]
         shares = [(block.attention.count(length), block.ssm.count(length))]
-        if longer.split.strategy not in ("no_split", "ae_split"):
+        if longer.split.strategy_class.uses_balance:
             exact = attention_tokens(longer.split, longer.dims, length)
             shares.insert(0, (exact, length - exact))
         columns = [

@@ -12,7 +12,7 @@ from flowhn_jax.utils.name_lists import parse_name_list
 from flowhn_jax.utils.text import short_repr
 
 SIZES = ("tiny", "135m", "350m", "1b")
-NAMES = STRATEGIES + BASELINES
+NAMES = (*STRATEGIES, *BASELINES)
 _LOGGED_ROWS = 20  # per training run
 _CHECKPOINTS = 10  # per training run
 

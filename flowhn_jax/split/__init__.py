@@ -1,22 +1,22 @@
 """The split: which token positions go to attention and which to the SSM, in every block.
 
 A split is a pure function of static facts (lengths, model dimensions, strategy), computed in
-plain Python while tracing, so that every array shape is static and nothing is routed at run time.
+plain Python during tracing, so that every array shape is static and nothing is routed at run time.
 """
 
 from flowhn_jax.split.apply import contains, count, merge, take
+from flowhn_jax.split.config import SplitConfig
 from flowhn_jax.split.cost import BranchDims, attention_branch_flops, ssm_branch_flops
-from flowhn_jax.split.plan import (
+from flowhn_jax.split.plan import BlockPlan, Plan, is_bounded, make_plan
+from flowhn_jax.split.reach import reach
+from flowhn_jax.split.selection import Selection
+from flowhn_jax.split.strategies import (
     PARITY_STRATEGIES,
     STRATEGIES,
-    BlockPlan,
-    Plan,
-    Selection,
-    SplitConfig,
-    is_bounded,
-    make_plan,
+    Strategy,
+    get_strategy,
+    register,
 )
-from flowhn_jax.split.reach import reach
 
 __all__ = [
     "PARITY_STRATEGIES",
@@ -26,13 +26,16 @@ __all__ = [
     "Plan",
     "Selection",
     "SplitConfig",
+    "Strategy",
     "attention_branch_flops",
     "contains",
     "count",
+    "get_strategy",
     "is_bounded",
     "make_plan",
     "merge",
     "reach",
+    "register",
     "ssm_branch_flops",
     "take",
 ]

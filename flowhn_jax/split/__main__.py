@@ -1,4 +1,4 @@
-"""`python -m flowhn_jax.split`: the command of `commands/split.py`."""
+"""Entry point of `python -m flowhn_jax.split`: runs `commands/split.py`."""
 
 from flowhn_jax.commands import split
 

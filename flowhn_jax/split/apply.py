@@ -1,19 +1,21 @@
-"""Taking a branch's tokens out of a sequence and merging the branches' outputs back.
+"""Take a branch's tokens out of a sequence, and merge the branches' outputs back.
 
-A selection is a few runs of a period, so both are slices, reshapes and concatenations: no gather,
-no scatter, and their transposes are pads and slices.
+A selection is a few runs per period, so both are slices, reshapes and concatenations without gather
+or scatter, and their transposes are pads and slices.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from flowhn_jax.split.plan import BlockPlan, Selection
+from flowhn_jax.split.plan import BlockPlan
+from flowhn_jax.split.selection import Selection
 
 
 def _clip(selection: Selection, length: int) -> list[tuple[int, int]]:
-    """The runs of one period cut off at `length`."""
+    """Return the runs of one period, cut off at `length`."""
     return [(start, min(stop, length)) for start, stop in selection.runs if start < length]
 
 
@@ -26,7 +28,7 @@ def _concatenate(pieces: list[jax.Array], axis: int) -> jax.Array:
 
 
 def take(x: jax.Array, selection: Selection) -> jax.Array:
-    """The selected positions of x [B, T, ...], ascending -> [B, selection.count(T), ...]."""
+    """Return the selected positions of x [B, T, ...] in order: [B, selection.count(T), ...]."""
     batch, length, *rest = x.shape
     periods, tail = divmod(length, selection.period)
     whole = periods * selection.period
@@ -41,23 +43,23 @@ def take(x: jax.Array, selection: Selection) -> jax.Array:
 
 
 def contains(selection: Selection, positions: jax.Array) -> jax.Array:
-    """Which of `positions` [...] are selected, bool [...]."""
+    """Return which of `positions` [...] are selected: bool [...]."""
     phase = positions % selection.period
     inside = [(start <= phase) & (phase < stop) for start, stop in selection.runs]
     return functools.reduce(jnp.logical_or, inside, jnp.zeros(positions.shape, bool))
 
 
 def count(selection: Selection, lengths: jax.Array) -> jax.Array:
-    """Selected positions below each of `lengths` [...], int32 [...]."""
+    """Return the number of selected positions below each of `lengths` [...]: int32 [...]."""
     periods, tail = jnp.divmod(lengths, selection.period)
     in_tail = (jnp.clip(tail - start, 0, stop - start) for start, stop in selection.runs)
     return (periods * selection.width + sum(in_tail)).astype(jnp.int32)
 
 
 def _interleave(
-    branches: tuple[jax.Array, jax.Array], plan: BlockPlan, length: int, axis: int
+    branches: Sequence[jax.Array], plan: BlockPlan, length: int, axis: int
 ) -> jax.Array:
-    """Joins the branches' outputs for one period cut off at `length`, in order of position."""
+    """Join both branches' outputs in order of position, for one period cut off at `length`."""
     runs = [(run, 0) for run in _clip(plan.attention, length)]
     runs += [(run, 1) for run in _clip(plan.ssm, length)]
     used = [0, 0]
@@ -70,7 +72,7 @@ def _interleave(
 
 
 def merge(attention: jax.Array, ssm: jax.Array, plan: BlockPlan) -> jax.Array:
-    """Inverse of `take` for both branches: [B, Ta, ...] and [B, Ts, ...] -> [B, Ta + Ts, ...]."""
+    """Return [B, Ta + Ts, ...] from what `take` gave the branches, [B, Ta, ...], [B, Ts, ...]."""
     batch, _, *rest = attention.shape
     period = plan.attention.period
     periods, tail = divmod(attention.shape[1] + ssm.shape[1], period)

@@ -1,10 +1,10 @@
-"""FLOPs of one branch on a number of tokens, and the share that makes the branches equal.
+"""FLOPs of one branch on a number of tokens, and the share that makes both branches equal.
 
 A multiply and an add are two FLOPs. Matrix products are counted exactly. The selective scan of
-Mamba-1 is counted as 9 per channel and state plus 2 per channel (the convention of its authors and
-of VMamba), Mamba-2's as 5 and 2: the recurrence, in which a head has one decay, whatever the form
-in matrix products takes. The depthwise convolution is 2 per tap. Norms, activations and softmax
-are not counted.
+Mamba-1 counts 9 FLOPs per channel and state plus 2 per channel (the convention of its authors and
+of VMamba). Mamba-2's counts 5 and 2: those of the recurrence, in which a head has one decay, and
+not those of its form in matrix products. The depthwise convolution counts 2 per tap. Norms,
+activations and softmax are not counted.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class BranchDims:
-    """Static sizes of the two branches of a block."""
+    """Sizes of the two branches of a block."""
 
     width: int  # D
     mlp_width: int  # hidden size of the branch MLPs; 0 where the branches have none
@@ -23,41 +23,41 @@ class BranchDims:
     state: int  # S
     conv: int  # taps of the causal convolution
     dt_rank: int  # 0 in Mamba-2
-    ssm_heads: int = 0  # of Mamba-2, each with one decay; 0: Mamba-1
-    ssm_groups: int = 0  # of Mamba-2's heads, which share B and C
+    ssm_heads: int = 0  # heads of Mamba-2, each with one decay; 0: Mamba-1
+    ssm_groups: int = 0  # groups of Mamba-2's heads, each of which shares B and C
 
 
 def score_flops(
     q_width: int, tokens: int, *, causal: bool = True, window: int | None = None, prefix: int = 0
 ) -> int:
-    """FLOPs of attention's scores and of their product with the values, over all query heads.
+    """Return FLOPs of attention's scores and of their product with the values, over all heads.
 
     Args:
-      q_width: query heads times their size.
-      tokens: of the sequence, with its prefix.
-      causal: whether pairs at or before the query alone are counted, not all tokens².
-      window: positions that a token sees, its own included, besides the prefix; None: all.
-      prefix: leading positions that all later ones see, too.
+      q_width: number of query heads times their size.
+      tokens: number of tokens in the sequence, prefix included.
+      causal: whether to count only pairs with the key at or before the query, not all tokens².
+      window: number of positions that a token sees besides the prefix, its own included; None: all.
+      prefix: number of leading positions that all later ones see regardless of the window.
     """
     pairs = tokens * (tokens + 1) // 2 if causal else tokens**2
-    if causal and window is not None:  # of query i all i - window + 1 - prefix between are unseen
+    if causal and window is not None:  # query i does not see i - window + 1 - prefix keys
         unseen = max(0, tokens - window - prefix)
         pairs -= unseen * (unseen + 1) // 2
     return 4 * q_width * pairs
 
 
 def scan_flops(inner: int, state: int) -> int:
-    """FLOPs of Mamba-1's scan, a token."""
+    """Return FLOPs of Mamba-1's scan per token."""
     return 9 * inner * state + 2 * inner
 
 
 def ssd_flops(inner: int, state: int) -> int:
-    """FLOPs of Mamba-2's scan, a token."""
+    """Return FLOPs of Mamba-2's scan per token."""
     return 5 * inner * state + 2 * inner
 
 
 def conv_flops(channels: int, taps: int) -> int:
-    """FLOPs of a depthwise convolution, a token."""
+    """Return FLOPs of a depthwise convolution per token."""
     return 2 * taps * channels
 
 
@@ -66,10 +66,10 @@ def _mlp_flops(dims: BranchDims) -> int:
 
 
 def attention_branch_flops(dims: BranchDims, tokens: int, *, causal: bool = True) -> int:
-    """Forward FLOPs of the attention branch over `tokens` tokens of one sequence.
+    """Return forward FLOPs of the attention branch (attention and MLP) on `tokens` tokens.
 
-    With `causal` only the scores at or before the query are counted, t (t + 1) / 2 pairs; without
-    it all t² pairs, as in PaLM's MFU (arXiv 2204.02311, appendix B).
+    With `causal` only the t (t + 1) / 2 scores with the key at or before the query count; without
+    it all t² count, as in PaLM's MFU (arXiv 2204.02311, appendix B).
     """
     q_width, kv_width = dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim
     projections = 2 * dims.width * (2 * q_width + 2 * kv_width)
@@ -77,7 +77,7 @@ def attention_branch_flops(dims: BranchDims, tokens: int, *, causal: bool = True
 
 
 def ssm_branch_flops(dims: BranchDims, tokens: int) -> int:
-    """Forward FLOPs of the SSM branch (Mamba mixer and MLP) over `tokens` tokens."""
+    """Return forward FLOPs of the SSM branch (Mamba mixer and MLP) on `tokens` tokens."""
     inner, state, rank = dims.inner, dims.state, dims.dt_rank
     in_and_out = 2 * dims.width * 3 * inner
     if dims.ssm_heads:
@@ -91,7 +91,7 @@ def ssm_branch_flops(dims: BranchDims, tokens: int) -> int:
 
 
 def balanced_tokens(dims: BranchDims, length: int) -> int:
-    """Attention's tokens a, in 0..length, for which F_attention(a) is nearest F_ssm(length - a)."""
+    """Return the a in 0..length that brings F_attention(a) nearest to F_ssm(length - a)."""
 
     def excess(tokens: int) -> int:
         return attention_branch_flops(dims, tokens) - ssm_branch_flops(dims, length - tokens)

@@ -1,11 +1,12 @@
-"""Time of one branch on a number of tokens: fitted to measurements on a device, and kept there.
+"""Time of one branch on a number of tokens: fitted to measurements and cached per kind of device.
 
-`python -m flowhn_jax.bench branches` measures; `split.balance='time'` reads.
+`python -m flowhn_jax.bench branches` measures and saves; `model.split.balance='time'` loads.
 """
 
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,23 +21,23 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class BranchTimes:
-    """Seconds of each branch on n tokens a sequence, as polynomials of n, lowest power first."""
+    """Seconds of each branch as polynomials of the tokens per sequence, lowest power first."""
 
     attention: tuple[float, float, float]
     ssm: tuple[float, float]
 
     def attention_seconds(self, tokens: np.ndarray) -> np.ndarray:
-        """Of the attention branch on so many tokens of each sequence."""
+        """Return the attention branch's seconds on `tokens` tokens of each sequence."""
         return np.polynomial.polynomial.polyval(tokens, self.attention)
 
     def ssm_seconds(self, tokens: np.ndarray) -> np.ndarray:
-        """Of the SSM branch on so many tokens of each sequence."""
+        """Return the SSM branch's seconds on `tokens` tokens of each sequence."""
         return np.polynomial.polynomial.polyval(tokens, self.ssm)
 
     def balanced_tokens(self, length: int) -> int:
-        """Attention's tokens a of `length` for which the branches' times are nearest equal.
+        """Return attention's tokens of `length` for which the branches' times are nearest equal.
 
-        Both branches have some, where length is at least 2.
+        Each branch gets at least one if `length` is at least 2.
         """
         tokens = np.arange(1, max(2, length))
         excess = self.attention_seconds(tokens) - self.ssm_seconds(length - tokens)
@@ -46,14 +47,24 @@ class BranchTimes:
 def fit(
     tokens: Sequence[int], attention_seconds: Sequence[float], ssm_seconds: Sequence[float]
 ) -> BranchTimes:
-    """Least squares of the relative errors: attention quadratic in its tokens, the SSM linear."""
+    """Return the times with the least squares of relative errors.
 
-    def polynomial(seconds: Sequence[float], degree: int) -> tuple[float, ...]:
+    Attention is quadratic in its tokens, the SSM linear.
+
+    Args:
+      tokens: numbers of tokens per sequence that were measured.
+      attention_seconds: seconds of the attention branch for each.
+      ssm_seconds: seconds of the SSM branch for each.
+    """
+
+    def polynomial(seconds: Sequence[float], degree: int) -> list[float]:
         weights = 1 / np.asarray(seconds)
         found = np.polynomial.polynomial.polyfit(tokens, seconds, degree, w=weights)
-        return tuple(map(float, found))
+        return [float(coefficient) for coefficient in found]
 
-    return BranchTimes(polynomial(attention_seconds, 2), polynomial(ssm_seconds, 1))
+    constant, linear, quadratic = polynomial(attention_seconds, 2)
+    ssm_constant, ssm_linear = polynomial(ssm_seconds, 1)
+    return BranchTimes((constant, linear, quadratic), (ssm_constant, ssm_linear))
 
 
 def _key(dims: BranchDims) -> str:
@@ -61,20 +72,20 @@ def _key(dims: BranchDims) -> str:
 
 
 def save(device_kind: str, dims: BranchDims, times: BranchTimes) -> None:
-    """Keeps the times of branches of such sizes for this kind of device."""
+    """Save the times of branches of these sizes on this kind of device."""
     device_cache.write(device_kind, _SECTION, _key(dims), dataclasses.asdict(times))
 
 
 def load(device_kind: str, dims: BranchDims) -> BranchTimes | None:
-    """The times that `save` kept; None where there are none, or something else in their place."""
+    """Return the saved times of branches of these sizes; None if missing or damaged."""
     found = device_cache.read(device_kind, _SECTION, _key(dims))
     if found is None:
         return None
     try:
-        attention, ssm = (tuple(map(float, found[name])) for name in ("attention", "ssm"))
+        (a0, a1, a2), (s0, s1) = (map(float, found[name]) for name in ("attention", "ssm"))
     except (KeyError, TypeError, ValueError):
-        attention = ssm = ()
-    if (len(attention), len(ssm)) != (3, 2) or not np.isfinite([*attention, *ssm]).all():
-        _log.warning("times kept for the branches on %s are damaged: %s", device_kind, found)
+        a0 = a1 = a2 = s0 = s1 = math.nan
+    if not np.isfinite([a0, a1, a2, s0, s1]).all():
+        _log.warning("the saved times of the branches on %s are damaged: %s", device_kind, found)
         return None
-    return BranchTimes(attention, ssm)
+    return BranchTimes((a0, a1, a2), (s0, s1))

@@ -1,9 +1,9 @@
 """Reach: how much of the past can influence each position, computed from the plan alone.
 
-In one block an output depends on the positions at or before it that share one of its branches,
-and on itself. Positions whose branches agree in every block form a class; a class repeats with the
-plan's period. From a source, the positions of a class that are reachable are all those from some
-first one on, so it is enough to follow the first position of every class through the blocks.
+In one block an output depends on itself and on the earlier positions that share one of its
+branches. Positions whose branches agree in every block form a class, which repeats with the plan's
+period. If a source reaches a position of a class, it reaches all later ones of that class as well,
+so it is enough to follow the first reachable position of every class through the blocks.
 """
 
 import math
@@ -14,11 +14,11 @@ from flowhn_jax.split.plan import Plan
 
 
 def _classes(plan: Plan, period: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segments of one period within which no branch changes: starts [C] and stops [C]."""
+    """Return starts [C] and stops [C] of the parts of a period within which no branch changes."""
     edges = {0, period}
     for block in plan.blocks:
         for selection in (block.attention, block.ssm):
-            if selection.width == selection.period:  # everything: no edges
+            if selection.width == selection.period:  # all positions: no edges
                 continue
             for offset in range(0, period, selection.period):
                 edges.update(min(offset + edge, period) for run in selection.runs for edge in run)
@@ -27,7 +27,7 @@ def _classes(plan: Plan, period: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _next_position(position: np.ndarray, start: np.ndarray, stop: np.ndarray, period: int):
-    """First position of the class [start, stop) modulo `period` at or after `position`."""
+    """Return the first position at or after `position` in the class [start, stop) mod `period`."""
     base = position - position % period
     offset = position % period
     return np.where(
@@ -38,14 +38,14 @@ def _next_position(position: np.ndarray, start: np.ndarray, stop: np.ndarray, pe
 
 
 def reach(plan: Plan) -> float:
-    """Share of pairs (i, j <= i) in which token j can influence logit i after all blocks."""
+    """Return the share of pairs (i, j <= i) in which token j can influence logit i."""
     length = plan.length
     period = min(math.lcm(*(block.attention.period for block in plan.blocks)), length)
     starts, stops = _classes(plan, period)
     sources = np.arange(period)
     never = np.iinfo(np.int64).max // 4
 
-    # first[j, c]: the first position of class c that source j has reached so far.
+    # first[j, c]: the first position of class c that source j reaches after the blocks so far.
     first = np.full((period, len(starts)), never)
     own = np.searchsorted(stops, sources, side="right")
     first[sources, own] = sources
@@ -62,7 +62,7 @@ def reach(plan: Plan) -> float:
         first = reached
 
     def below(position: np.ndarray) -> np.ndarray:
-        """Members of each class below `position` [..., C]."""
+        """Return the number of members of each class below `position` [..., C]."""
         whole, offset = np.divmod(position, period)
         return whole * (stops - starts) + np.clip(offset - starts, 0, stops - starts)
 

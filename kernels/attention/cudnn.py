@@ -1,8 +1,8 @@
-"""Attention on NVIDIA GPUs by cuDNN's flash attention, as `jax.nn` calls it.
+"""Attention on NVIDIA GPUs by cuDNN's flash attention, as called by `jax.nn`.
 
-cuDNN is told of documents, and of a prefix that all see, by a mask, [B, 1, T, T] in bfloat16: its
-packed layout, which would do without, needs the greatest number of documents in a window
-beforehand, and a Hopper GPU.
+Documents, and a prefix that all of them see, are a mask, [B, 1, T, T] in bfloat16. cuDNN's packed
+layout would need no mask, but the maximal number of documents in a window in advance, and a Hopper
+GPU.
 """
 
 from functools import partial
@@ -11,44 +11,36 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from kernels.attention.inputs import AttentionInputs, Visibility, pad_length
 from kernels.backends import target_capability, target_device_kind
 
 
-def unsupported(
-    q: Array, k: Array, v: Array, segment_ids: Array | None, prefix: int = 0
-) -> str | None:
-    """Why these arguments cannot be served; None where they can."""
+def unsupported(inputs: AttentionInputs, visibility: Visibility) -> str | None:
+    """Return why cuDNN cannot run these inputs; None if it can."""
+    q, k, v, _ = inputs
     if not (q.dtype == k.dtype == v.dtype and q.dtype in (jnp.bfloat16, jnp.float16)):
-        return f"it takes bfloat16 or float16, these are {q.dtype}, {k.dtype} and {v.dtype}"
+        return f"it needs bfloat16 or float16, not {q.dtype}, {k.dtype} and {v.dtype}"
     capability = target_capability()
     if capability is None or capability < 80:
-        return f"it takes an NVIDIA GPU from Ampere on, this is {target_device_kind()}"
+        return f"it needs an NVIDIA GPU of Ampere or later, this is {target_device_kind()}"
     size, largest = q.shape[-1], 256 if capability >= 90 else 128
     if size % 8 or size > largest:
-        return f"it takes head sizes that are multiples of 8 up to {largest}, this is {size}"
-    try:  # whether cuDNN is installed, and new enough for these shapes
-        jax.eval_shape(partial(attention, prefix=prefix), q, k, v, segment_ids)
+        return f"the head size must be a multiple of 8 up to {largest}, this is {size}"
+    try:  # whether cuDNN is installed, and recent enough for these shapes
+        jax.eval_shape(partial(attention, visibility=visibility), inputs)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
-def attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    segment_ids: Array | None,
-    *,
-    window: int | None = None,
-    prefix: int = 0,
-) -> Array:
-    """Attend; arguments and result as in `kernels.attention.attention`."""
-    length = q.shape[1]
-    tail = length % 2  # the gradient of odd lengths is not supported
-    q, k, v = (jnp.pad(x, ((0, 0), (0, tail), (0, 0), (0, 0))) for x in (q, k, v))
+def attention(inputs: AttentionInputs, visibility: Visibility) -> Array:
+    """Return the output of `kernels.attention.attention`."""
+    window, prefix = visibility
+    length = inputs.q.shape[1]
+    tail = length % 2  # cuDNN has no gradient for odd lengths
+    q, k, v, ids = pad_length(inputs, tail)
     mask = None
-    if segment_ids is not None:
-        ids = jnp.pad(segment_ids, ((0, 0), (0, tail)))
+    if ids is not None:
         mask = (ids[:, :, None] == ids[:, None, :])[:, None]
     if prefix:
         positions = jnp.arange(length + tail)

@@ -1,47 +1,47 @@
-"""Attention on TPU by JAX's splash attention, a flash attention (arXiv 2205.14135) with masks.
+"""Attention on TPUs by JAX's splash attention, a flash attention (arXiv 2205.14135) with masks.
 
-Lengths are padded at the end to a multiple of a block; causal masks keep the padding unseen.
+Lengths are padded at the end to a multiple of a block; causal masks hide the padding.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from kernels.attention.inputs import AttentionInputs, Visibility, pad_length
+from kernels.checks import refused_dtype
+
 _LANES = 128  # blocks are multiples of it
-_LARGEST_BLOCK = 640  # backward, scores of larger blocks do not fit the fast memory of a v5e
+_LARGEST_BLOCK = 640  # the backward pass's scores of larger blocks do not fit in a v5e's VMEM
 
 
-def unsupported(
-    q: Array, k: Array, v: Array, segment_ids: Array | None, prefix: int = 0
-) -> str | None:
-    """Why these arguments cannot be served; None where they can."""
-    if prefix:
-        return "it has no prefix that the tokens of all documents see"
-    if not q.dtype == k.dtype == v.dtype == jnp.bfloat16:
-        return f"it takes bfloat16, these are {q.dtype}, {k.dtype} and {v.dtype}"
+def unsupported(inputs: AttentionInputs, visibility: Visibility) -> str | None:
+    """Return why the kernel cannot run these inputs; None if it can."""
+    if visibility.prefix:
+        return "it has no prefix that all documents see"
+    if reason := refused_dtype(inputs.vectors(), ("bfloat16",)):
+        return reason
     return None
 
 
-def attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    segment_ids: Array | None,
-    *,
-    window: int | None = None,
-    interpret: bool = False,
-) -> Array:
-    """Attend; arguments and result as in `kernels.attention.attention`, `interpret` for tests."""
-    # Here, as it takes most of a second to import.
+def attention(inputs: AttentionInputs, visibility: Visibility, *, interpret: bool = False) -> Array:
+    """Return the output of `kernels.attention.attention`.
+
+    Args:
+      inputs: of the operation.
+      visibility: without a prefix.
+      interpret: whether to interpret the kernel, for tests on other platforms.
+    """
+    # Imported here because it takes most of a second.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    length = q.shape[1]
+    window, length = visibility.window, inputs.q.shape[1]
     block = block_size(length)
     tail = -length % block
-    q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)  # splash does not scale
-    q, k, v = (
-        jnp.pad(x, ((0, 0), (0, tail), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v)
-    )  # [B, H, T, K]
+    padded = pad_length(inputs, tail)
+    q = (padded.q.astype(jnp.float32) * padded.q.shape[-1] ** -0.5).astype(padded.q.dtype)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, padded.k, padded.v))  # [B, H, T, K]
     shape = (length + tail, length + tail)
     if window is None:
         mask = splash.CausalMask(shape)
@@ -62,16 +62,17 @@ def attention(
         q_seq_shards=1,
         interpret=interpret,
     )
-    if segment_ids is None:
+    out: Any  # an array; with other options the kernel returns residuals as well
+    if padded.segment_ids is None:
         out = jax.vmap(kernel)(q, k, v)
     else:
-        ids = jnp.pad(segment_ids, ((0, 0), (0, tail))).astype(jnp.int32)
+        ids = padded.segment_ids.astype(jnp.int32)
         out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(q=ids, kv=ids))
     return out.swapaxes(1, 2)[:, :length]
 
 
 def block_size(length: int) -> int:
-    """Queries, and keys, of a block: large blocks are quicker, but padding costs."""
+    """Return the number of queries and keys per block: larger is faster, but padding costs."""
 
     def cost(block: int) -> tuple[float, int]:
         padded = length + -length % block

@@ -1,34 +1,28 @@
 """Causal attention in plain XLA.
 
-Queries go in a few blocks, each against no keys but those from the first to the last that it can
-see: about half of the scores are never computed, and those of a block stay near the caches. The
-weights are divided by their sum after the product with the values. On a CPU that takes a half
-(T = 128) to a quarter (T = 1024) of the time of `jax.nn.dot_product_attention`.
+Queries are processed in a few blocks, each against the keys from the first to the last that it can
+see: about half of the scores are never computed, and those of a block fit in caches. The weights
+are divided by their sum after the product with the values. On a CPU that takes a half (T = 128) to
+a quarter (T = 1024) of the time of `jax.nn.dot_product_attention`.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from kernels.attention.inputs import AttentionInputs, Visibility
+from kernels.custom_vjp import custom_vjp
 from kernels.manual_axes import vary_alike
-from kernels.precision import product_precision
+from kernels.precision import einsum_to_float32 as _einsum
 
-_BLOCKS = 8  # at most, as each is compiled on its own
-_SMALLEST_BLOCK = 64
-
-
-class _Sight(NamedTuple):
-    """What a query may see besides its causal past: as `kernels.attention.attention` says."""
-
-    window: int | None
-    prefix: int
+_MAX_BLOCKS = 8  # each is compiled separately
+_MIN_BLOCK = 64
 
 
 class _Block(NamedTuple):
-    """Queries start..stop, which see no keys but the prefix and those from `first` to `stop`."""
+    """Queries start..stop, which see only the keys of the prefix and those of first..stop."""
 
     prefix: int
     first: int
@@ -36,19 +30,19 @@ class _Block(NamedTuple):
     stop: int
 
     def keys(self, x: Array, axis: int) -> Array:
-        """The part of x that the queries see."""
+        """Return the part of x at the keys that the queries see."""
         seen = jax.lax.slice_in_dim(x, self.first, self.stop, axis=axis)
         if not self.prefix:
             return seen
         return jnp.concatenate((jax.lax.slice_in_dim(x, 0, self.prefix, axis=axis), seen), axis)
 
     def spread(self, x: Array, length: int) -> Array:
-        """x [B, G, keys, K] at their places among `length` keys, with zeros elsewhere."""
-        between, behind = self.first - self.prefix, length - self.stop
+        """Return x [B, G, keys, K] at their positions among `length` keys, zeros elsewhere."""
+        between, after = self.first - self.prefix, length - self.stop
         parts = [x[:, :, self.prefix :]]
         if self.prefix:
             parts.insert(0, x[:, :, : self.prefix])
-        padding = [(between, behind)] if len(parts) == 1 else [(0, between), (0, behind)]
+        padding = [(between, after)] if len(parts) == 1 else [(0, between), (0, after)]
         padded = [
             jnp.pad(part, ((0, 0), (0, 0), pad, (0, 0)))
             for part, pad in zip(parts, padding, strict=True)
@@ -56,43 +50,37 @@ class _Block(NamedTuple):
         return jnp.concatenate(padded, axis=2)
 
 
-def attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    segment_ids: Array | None,
-    *,
-    window: int | None = None,
-    prefix: int = 0,
-) -> Array:
-    """Attend; arguments and result as in `kernels.attention.attention`."""
-    q, k, v = vary_alike((q, k, v))
+def attention(inputs: AttentionInputs, visibility: Visibility) -> Array:
+    """Return the output of `kernels.attention.attention`."""
+    q, k, v = vary_alike((inputs.q, inputs.k, inputs.v))
     q = jnp.moveaxis(q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1]), 1, 3)
-    sight = _Sight(window, prefix)
-    out = _attend(sight, q, jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2), segment_ids)
-    out = jnp.moveaxis(out, 3, 1)  # [B, T, G, R, K]
+    k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
+    out = jnp.moveaxis(_attend(visibility, q, k, v, inputs.segment_ids), 3, 1)  # [B, T, G, R, K]
     return out.reshape(*out.shape[:2], -1, out.shape[-1])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(sight: _Sight, q: Array, k: Array, v: Array, segment_ids: Array | None) -> Array:
-    """q [B, G, R, T, K] on k, v [B, G, T, K], of G key-value heads with R query heads each."""
-    return _attend_forward(sight, q, k, v, segment_ids)[0]
+@custom_vjp(nondiff_argnums=(0,))
+def _attend(visibility: Visibility, q: Array, k: Array, v: Array, ids: Array | None) -> Array:
+    """Return [B, G, R, T, K] from q, of the same shape, and k, v [B, G, T, K].
+
+    G is the number of key-value heads, each of which has R query heads.
+    """
+    return _attend_forward(visibility, q, k, v, ids)[0]
 
 
-def _attend_forward(sight: _Sight, q: Array, k: Array, v: Array, segment_ids: Array | None):
+def _attend_forward(visibility: Visibility, q: Array, k: Array, v: Array, ids: Array | None):
     outputs, weighings = [], []
     positions = jnp.arange(q.shape[3])
-    for block in _blocks(q.shape[3], sight):
+    for block in _blocks(q.shape[3], visibility):
         queries = slice(block.start, block.stop)
         seen = block.keys(positions, 0)
         distance = positions[queries, None] - seen
         mask = distance >= 0
-        if sight.window is not None:
-            mask &= (distance < sight.window) | (seen < sight.prefix)
-        if segment_ids is not None:
-            same = segment_ids[:, queries, None] == block.keys(segment_ids, 1)[:, None]
-            mask = (mask & (same | (seen < sight.prefix)))[:, None, None]
+        if visibility.window is not None:
+            mask &= (distance < visibility.window) | (seen < visibility.prefix)
+        if ids is not None:
+            same = ids[:, queries, None] == block.keys(ids, 1)[:, None]
+            mask = (mask & (same | (seen < visibility.prefix)))[:, None, None]
         # [queries, keys], or [B, 1, 1, queries, keys]
         scores = _einsum("bgrnk,bgmk->bgrnm", q[:, :, :, queries], block.keys(k, 2))
         scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, -jnp.inf)
@@ -106,12 +94,12 @@ def _attend_forward(sight: _Sight, q: Array, k: Array, v: Array, segment_ids: Ar
     return out, (q, k, v, out, weighings)
 
 
-def _attend_backward(sight: _Sight, residuals, dout: Array):
+def _attend_backward(visibility: Visibility, residuals, dout: Array):
     # Written by hand for precision: autodiff would round the weights' gradient to their dtype
-    # before it cancels against dout * out, and the parts of dk and dv before their sum.
+    # before it cancels with dout * out, and the parts of dk and dv before they are added.
     q, k, v, out, weighings = residuals
     dqs, dk, dv = [], jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
-    for block, (weights, total) in zip(_blocks(q.shape[3], sight), weighings, strict=True):
+    for block, (weights, total) in zip(_blocks(q.shape[3], visibility), weighings, strict=True):
         q_i, out_i, dout_i = (x[:, :, :, block.start : block.stop] for x in (q, out, dout))
         dweights = _einsum("bgrnk,bgmk->bgrnm", dout_i, block.keys(v, 2))
         dtotal = _einsum("bgrnk,bgrnk->bgrn", dout_i, out_i)[..., None]
@@ -128,17 +116,12 @@ def _attend_backward(sight: _Sight, residuals, dout: Array):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _einsum(equation: str, a: Array, b: Array) -> Array:
-    precision = product_precision(jnp.result_type(a, b))
-    return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _blocks(length: int, sight: _Sight) -> list[_Block]:
-    size = max(_SMALLEST_BLOCK, -(-length // _BLOCKS))
+def _blocks(length: int, visibility: Visibility) -> list[_Block]:
+    size = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
     blocks = []
     for start in range(0, length, size):
-        first = 0 if sight.window is None else max(0, start - sight.window + 1)
-        apart = sight.prefix < first  # else what is seen is one run
-        first, prefix = (first, sight.prefix) if apart else (0, 0)
+        first = 0 if visibility.window is None else max(0, start - visibility.window + 1)
+        has_gap = visibility.prefix < first  # otherwise the visible keys are one run
+        first, prefix = (first, visibility.prefix) if has_gap else (0, 0)
         blocks.append(_Block(prefix, first, start, min(start + size, length)))
     return blocks

@@ -1,6 +1,6 @@
 """Depthwise causal convolution in plain XLA: shifted multiply-adds, which fuse into one loop.
 
-(`jax.lax.conv_general_dilated` with one group a channel takes some fifty times as long on a CPU.)
+`jax.lax.conv_general_dilated` with one group per channel takes about fifty times as long on a CPU.
 """
 
 import jax
@@ -17,7 +17,7 @@ def causal_conv(
     segment_ids: Array | None,
     initial_state: Array | None,
 ) -> tuple[Array, Array]:
-    """Return (y, final state); arguments and results as in `kernels.causal_conv.causal_conv`."""
+    """Return (y, final state), as `kernels.causal_conv.causal_conv` does."""
     length, before = x.shape[1], weight.shape[0] - 1
     if initial_state is None:
         inputs = jnp.pad(x, ((0, 0), (before, 0), (0, 0)))
@@ -30,12 +30,13 @@ def causal_conv(
         state = jnp.where(_same(ids[:, length:], ids[:, -1:]), state, 0)
     if bias is None:
         bias = jnp.zeros_like(weight[0])
-    return _convolve(*vary_alike((inputs, weight, bias)), ids), state
+    inputs, weight, bias = vary_alike((inputs, weight, bias))
+    return _convolve(inputs, weight, bias, ids), state
 
 
 @jax.custom_vjp
 def _convolve(inputs: Array, weight: Array, bias: Array, ids: Array | None) -> Array:
-    """inputs [B, W-1 + L, E] and their documents [B, W-1 + L] -> y [B, L, E]."""
+    """Return y [B, L, E] from inputs [B, W-1 + L, E] and their documents [B, W-1 + L]."""
     y = bias.astype(jnp.float32)
     for k, tap in enumerate(_taps(inputs, ids, weight.shape[0])):
         y = y + tap * weight[k].astype(jnp.float32)
@@ -47,8 +48,8 @@ def _convolve_forward(inputs: Array, weight: Array, bias: Array, ids: Array | No
 
 
 def _convolve_backward(residuals, dy: Array):
-    # Written by hand: the gradient of the shifted copies would keep them, and where it computes
-    # them again XLA's CPU backend takes up to twenty times as long as for these sums.
+    # Written by hand: autodiff would keep the shifted copies, and if it recomputes them XLA's CPU
+    # backend takes up to twenty times as long as for these sums.
     inputs, weight, bias, ids = residuals
     count = weight.shape[0]
     dy = dy.astype(jnp.float32)
@@ -66,14 +67,14 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _taps(inputs: Array, ids: Array | None, count: int) -> list[Array]:
-    """What each of `count` taps sees, [B, L, E] float32."""
+    """Return the inputs of each of `count` taps, [B, L, E] float32."""
     length = inputs.shape[1] - (count - 1)
     wide = inputs.astype(jnp.float32)
     return [_masked(wide[:, k : k + length], ids, k, count) for k in range(count)]
 
 
 def _masked(tap: Array, ids: Array | None, k: int, count: int) -> Array:
-    """Tap k of `count`, [B, L, E], with zeros for inputs of another document than the present's."""
+    """Return tap k of `count`, [B, L, E], with zeros for inputs of other documents."""
     if ids is None or k == count - 1:
         return tap
     return jnp.where(_same(ids[:, k : k + tap.shape[1]], ids[:, count - 1 :]), tap, 0)

@@ -12,11 +12,11 @@ from kernels.cross_entropy import xla
 from kernels.manual_axes import vary_alike
 from kernels.partition import over_mesh
 
-# Of a chunk's logits. Each chunk adds to the head's gradient, a pass over D x V numbers: on an
-# accelerator it takes about 2000 tokens before the products outweigh that.
+# Bytes of a chunk's logits. Each chunk adds to the head's gradient, a pass over D x V numbers; on
+# an accelerator the products take longer than that pass from about 2000 tokens per chunk.
 _CHUNK_BYTES = {"cpu": 128 * 2**20, "gpu": 512 * 2**20, "tpu": 512 * 2**20}
 
-Axes = tuple[str, ...]  # of a mesh
+Axes = tuple[str, ...]  # names of mesh axes
 
 
 def cross_entropy(
@@ -29,68 +29,70 @@ def cross_entropy(
     z_loss: float = 0.0,
     chunk_size: int | None = None,
 ) -> Array:
-    """Weighted cross-entropy, in nats, of logits ``hidden @ head`` that never exist whole.
+    """Return the weighted cross-entropy, in nats, of logits `hidden @ head`, chunk by chunk.
 
-    The loss of token n is ``weights[n] * (lse - logits[n, targets[n]] + z_loss * lse**2)`` with
-    ``lse = logsumexp(logits[n])``. The last term (PaLM, arXiv 2204.02311, section 5) keeps lse,
-    which the others leave free, near zero.
+    The logits of all tokens never exist at the same time. The loss of token n is
+    `weights[n] * (lse - logits[n, targets[n]] + z_loss * lse**2)` with
+    `lse = logsumexp(logits[n])`. The last term (PaLM, arXiv 2204.02311, section 5) keeps lse, which
+    the others do not determine, near zero.
 
     Args:
       hidden: [N, D] or [B, T, D], float; its dtype is that of the matrix products. N below stands
-        for both: a mesh cuts sequences and positions, or tokens, where they lie.
+        for both; the mesh's cut of sequences and positions, or of tokens, is kept.
       head: [D, V], float; cast to hidden's dtype for the products, which accumulate in float32.
-      targets: [N], integer, in 0..V-1. Where the weight is zero any value will do; elsewhere one
-        out of range makes the loss NaN.
-      weights: [N], float32; None: all one. Tokens of weight zero change neither loss nor gradients.
-      reduction: 'sum' for the sum over the tokens, 'none' for the loss of each token. 'sum' is the
-        one to train with: where it is differentiated, it forms the gradients with the loss and
-        computes the logits once; 'none' computes them again in the backward pass.
-      z_loss: weight of lse**2, 0 or more.
-      chunk_size: tokens of a device whose logits exist at a time, at most; None: as many as fill
-        128 MiB on a CPU, 512 MiB on an accelerator.
+      targets: [N], integer, in 0..V-1. Where the weight is zero any value is valid; elsewhere a
+        target out of range makes the loss NaN.
+      weights: [N], float32; None: all one. Tokens of weight zero affect neither loss nor gradients.
+      reduction: 'sum' for the sum over the tokens, 'none' for the loss of each token. 'sum' is for
+        training: it computes the gradients together with the loss, from logits computed once;
+        'none' recomputes the logits in the backward pass.
+      z_loss: weight of lse**2, at least 0.
+      chunk_size: maximal number of tokens per device whose logits exist at the same time; None: as
+        many as fill 128 MiB on a CPU, 512 MiB on an accelerator.
 
     Returns:
       A float32 scalar for 'sum', [N] float32 for 'none'. Differentiable in hidden, head (its
       gradient accumulates in float32) and weights (whose gradient is the token's own loss).
 
     Raises:
-      ValueError: if a dtype or an option is not as above, an array is empty or shapes do not fit
+      ValueError: a dtype or an option is not as above, an array is empty or shapes do not match
         each other.
     """
     rank = len(getattr(hidden, "shape", ()))
     if rank not in (2, 3):
         found = f"shape {hidden.shape}" if hasattr(hidden, "shape") else type(hidden).__name__
-        raise ValueError(f"cross_entropy: hidden must be [N, D] or [B, T, D], found {found}")
+        raise ValueError(f"cross_entropy: hidden must be [N, D] or [B, T, D]; got {found}")
     tokens = "N" if rank == 2 else "B T"
     vocabulary = check_arguments(
         "cross_entropy",
-        {"hidden": (hidden, f"{tokens} D"), "head": (head, "D V"), "targets": (targets, tokens)},
-        {"weights": (weights, tokens)},
+        {"hidden": hidden, "head": head, "targets": targets, "weights": weights},
+        (f"{tokens} D", "D V", tokens, tokens),
+        optional=("weights",),
         integers=("targets",),
         may_be_empty=tokens.split(),  # their loss is 0
     )["V"]
     if weights is None:
         weights = jnp.ones(targets.shape, jnp.float32)
     if reduction not in ("sum", "none"):
-        raise ValueError(f"cross_entropy: unknown reduction {reduction!r}; accepted: 'sum', 'none'")
+        raise ValueError(f"cross_entropy: reduction must be 'sum' or 'none'; got {reduction!r}")
     if z_loss < 0:
-        raise ValueError(f"cross_entropy: z_loss must be 0 or more, found {z_loss}")
+        raise ValueError(f"cross_entropy: z_loss must be at least 0; got {z_loss}")
     if chunk_size is None:
         chunk_size = max(1, _CHUNK_BYTES[target_platform()] // (4 * vocabulary))
     if chunk_size < 1:
-        raise ValueError(f"cross_entropy: chunk_size must be at least 1, found {chunk_size}")
+        raise ValueError(f"cross_entropy: chunk_size must be at least 1; got {chunk_size}")
 
     in_range = (targets >= 0) & (targets < vocabulary)
     weights = jnp.where(in_range | (weights == 0), weights, jnp.nan)
-    local = partial(_on_one_device, reduction, z_loss, chunk_size)
+    local = partial(_on_device, reduction, z_loss, chunk_size)
     tokens = tokens.replace("T", "stream")
     layouts = f"{tokens} D", "shard V", tokens, tokens
     out = "" if reduction == "sum" else tokens
-    meets = "V", "shard", *tokens.split()
-    return over_mesh(local, layouts, out, meets=meets)(hidden, head, targets, weights)
+    axes_of = "V", "shard", *tokens.split()
+    return over_mesh(local, layouts, out, axes_of=axes_of)(hidden, head, targets, weights)
 
 
-def _on_one_device(
+def _on_device(
     reduction: str,
     z_loss: float,
     chunk_size: int,
@@ -98,13 +100,13 @@ def _on_one_device(
     head: Array,
     targets: Array,
     weights: Array,
-    of_vocabulary: Axes,
-    of_shards: Axes,
-    *of_tokens: Axes,
+    vocabulary_axes: Axes,
+    shard_axes: Axes,
+    *token_axes: Axes,
 ) -> Array:
-    """The weighted losses of this device's tokens or, for 'sum', their sum over all devices.
+    """Return the weighted losses of this device's tokens or, for 'sum', their sum over all devices.
 
-    The mesh's axes are those that the vocabulary is cut over, head's D, and the tokens.
+    The mesh axes are those that the vocabulary, the head's D and the tokens are cut over.
     """
     tokens = targets.size
     chunks = max(1, -(-tokens // chunk_size))
@@ -115,9 +117,9 @@ def _on_one_device(
         return jnp.pad(x, ((0, -tokens % chunks), *((0, 0),) * (x.ndim - 1)))
 
     if reduction == "sum":
-        options = xla.Options(chunks, z_loss, of_vocabulary, of_shards, sum(of_tokens, ()))
+        options = xla.Options(chunks, z_loss, vocabulary_axes, shard_axes, sum(token_axes, ()))
         return xla.weighted_sum(options, flat(hidden), head, flat(targets), flat(weights))
-    head = xla.gathered(head, of_shards)
-    options = xla.Options(chunks, z_loss, of_vocabulary)
+    head = xla.gather_head(head, shard_axes)
+    options = xla.Options(chunks, z_loss, vocabulary_axes)
     losses = xla.token_losses(options, flat(hidden), head, flat(targets))
     return weights * losses[:tokens].reshape(weights.shape)

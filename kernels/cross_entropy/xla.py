@@ -1,32 +1,32 @@
-"""Head and cross-entropy in plain XLA, chunk by chunk, so that the logits never exist whole.
+"""Head and cross-entropy in plain XLA, chunk by chunk, so that the logits never exist all at once.
 
-The gradients of a sum are known, up to one scalar, as soon as the logits are: `weighted_sum` forms
-them in the forward pass. `token_losses` cannot, and computes the logits again in the backward pass.
+The gradients of a sum follow, up to one scalar, from the logits, so `weighted_sum` computes them in
+the forward pass. `token_losses` cannot, and recomputes the logits in the backward pass.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from kernels.custom_vjp import custom_vjp
 from kernels.precision import product_precision
 
 
 class Options(NamedTuple):
-    """What the functions of this file do not differentiate.
+    """Options of the functions of this file.
 
-    The axes are those of `jax.shard_map` without `check_vma`, by which each device gives its part
-    of the gradient of an array that several devices hold.
+    The axes are those of `jax.shard_map` without `check_vma`, where each device returns its part of
+    the gradient of an array that several devices hold.
 
     Attributes:
-      chunks: of the tokens, their number a multiple of it.
+      chunks: number of chunks, which divides the number of tokens.
       z_loss: weight of lse**2.
       vocabulary: axes that the vocabulary is cut over: head and its gradient are a device's part;
         hidden, targets and weights are the same on all devices along them.
-      shards: axes that the head's D is cut over. `weighted_sum` gathers it, and leaves each device
-        its part of the gradient.
+      shards: axes that the head's D is cut over. `weighted_sum` gathers the head, and returns each
+        device's part of the gradient.
       tokens: axes that the tokens are cut over; for `weighted_sum` only.
     """
 
@@ -37,19 +37,21 @@ class Options(NamedTuple):
     tokens: tuple[str, ...] = ()
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_vjp(nondiff_argnums=(0,))
 def weighted_sum(
     options: Options, hidden: Array, head: Array, targets: Array, weights: Array
 ) -> Array:
-    """Sum of weights * losses over all devices, a float32 scalar; hidden [N, D], head [D, V]."""
-    losses = token_losses(
-        options, hidden, gathered(head.astype(hidden.dtype), options.shards), targets
-    )
+    """Return the sum of weights * losses over all devices, a float32 scalar.
+
+    hidden is [N, D], head [D, V].
+    """
+    head = gather_head(head.astype(hidden.dtype), options.shards)
+    losses = token_losses(options, hidden, head, targets)
     return _over(lax.psum, options.tokens, jnp.sum(weights * losses))
 
 
 def _weighted_sum_forward(options, hidden, head, targets, weights):
-    whole = gathered(head.astype(hidden.dtype), options.shards)
+    whole = gather_head(head.astype(hidden.dtype), options.shards)
     losses, dhidden, dhead = _losses_and_gradients(options, hidden, whole, targets, weights)
     for axis in options.shards:  # one by one: XLA sums whole arrays over a whole slice of TPUs
         dhead = lax.psum_scatter(dhead, axis, tiled=True)
@@ -69,16 +71,16 @@ def _weighted_sum_backward(options, residuals, dtotal):
 weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
 
 
-def gathered(head: Array, shards: tuple[str, ...]) -> Array:
-    """The whole D of a head of which each device along the axes has a part."""
+def gather_head(head: Array, shards: tuple[str, ...]) -> Array:
+    """Return the head with its whole D, of which each device along the axes has a part."""
     for axis in reversed(shards):
         head = lax.all_gather(head, axis, tiled=True)
     return head
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_vjp(nondiff_argnums=(0,))
 def token_losses(options: Options, hidden: Array, head: Array, targets: Array) -> Array:
-    """Losses [N] float32, not weighted; hidden [N, D], head [D, V]."""
+    """Return losses [N] in float32, without weights; hidden is [N, D], head [D, V]."""
     head = head.astype(hidden.dtype)
 
     def step(_, chunk):
@@ -104,7 +106,7 @@ token_losses.defvjp(_token_losses_forward, _token_losses_backward)
 def _losses_and_gradients(
     options: Options, hidden: Array, head: Array, targets: Array, scale: Array
 ):
-    """Losses [N], and dhidden [N, D] and dhead [D, V], float32, of sum(scale * losses)."""
+    """Return losses [N], and the gradients [N, D] and [D, V] of sum(scale * losses)."""
     product_head = head.astype(hidden.dtype)
 
     def step(dhead, chunk):
@@ -122,7 +124,7 @@ def _losses_and_gradients(
 
 
 class _Chunk(NamedTuple):
-    """What the loss and its gradients need of n tokens and a device's part of the vocabulary."""
+    """Results for a chunk of n tokens and a device's part of the vocabulary."""
 
     losses: Array  # [n] float32
     lse: Array  # logsumexp of the logits [n] float32
@@ -138,7 +140,7 @@ def _chunk(options: Options, head: Array, hidden: Array, targets: Array) -> _Chu
     total = _over(lax.psum, axes, exps.sum(-1, keepdims=True))
     lse = (peak + jnp.log(total))[:, 0]
     first = lax.axis_index(axes) * logits.shape[1] if axes else 0
-    # Compared, not gathered: a target may lie in another device's part.
+    # A comparison instead of a gather: a target may be in another device's part.
     hit = first + lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
     losses = lse - _over(lax.psum, axes, jnp.where(hit, logits, 0).sum(-1))
     if options.z_loss:
@@ -147,7 +149,7 @@ def _chunk(options: Options, head: Array, hidden: Array, targets: Array) -> _Chu
 
 
 def _over(collective, axes: tuple[str, ...], x: Array) -> Array:
-    """x summed, or the like, over the devices along the axes, which may be none."""
+    """Return the collective's result on x over the devices along the axes; x if there are none."""
     return collective(x, axes) if axes else x
 
 
@@ -157,10 +159,10 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _split(arrays, chunks: int):
-    """[N, ...] -> [chunks, N / chunks, ...]."""
+    """Return arrays [N, ...] as [chunks, N / chunks, ...]."""
     return jax.tree.map(lambda x: x.reshape(chunks, len(x) // chunks, *x.shape[1:]), arrays)
 
 
 def _join(x: Array) -> Array:
-    """The inverse of `_split` for one array."""
+    """Return x [chunks, n, ...] as [chunks * n, ...]."""
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])

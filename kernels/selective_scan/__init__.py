@@ -2,22 +2,21 @@
 
 from functools import partial
 
-import jax.numpy as jnp
 from jax import Array
 
 from kernels.backends import Backend, Operation
 from kernels.checks import check_arguments
-from kernels.decay import finite_rates
-from kernels.partition import over_mesh
+from kernels.scan_inputs import OPTIONAL, ScanInputs, finite_rates
 from kernels.selective_scan import pallas_tpu, triton, xla
 from kernels.selective_scan.step import selective_scan_step
-from kernels.sequence import over_sequence
+from kernels.sequence import scan_over_mesh
 
 __all__ = ["OPERATION", "selective_scan", "selective_scan_step"]
 
+# Names and layouts of the fields of `ScanInputs`, and layouts of the results.
+_NAMES = "u", *ScanInputs._fields[1:]
 _LAYOUTS = ("B L E", "B L E", "E S", "B L S", "B L S", "E", "B L E", "E", "B L", "B E S")
 _OUT_LAYOUTS = "B L E", "B E S"
-
 
 OPERATION = Operation(
     "selective_scan",
@@ -50,14 +49,14 @@ def selective_scan(
     *,
     backend: str | None = None,
 ) -> Array | tuple[Array, Array]:
-    """Run the selective scan over time, for each of E channels with a state of S numbers.
+    """Return y of the selective scan over time, for E channels with a state of S numbers each.
 
         delta_t = softplus(dt_t + dt_bias)
         h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t
         y_t = (C_t . h_t + D u_t) * silu(z_t)
 
-    All arithmetic is float32. Memory beyond inputs and outputs is that of one chunk's states and,
-    where it is differentiated, of the state at each chunk's start.
+    All arithmetic is float32. Memory beyond inputs and outputs is one chunk's states and, if it is
+    differentiated, the state at each chunk's start.
 
     Args:
       u: inputs [B, L, E], any float dtype, any length L >= 1.
@@ -65,44 +64,31 @@ def selective_scan(
       A: [E, S], negative, float32; -inf forgets the state at every token.
       B: [B, L, S].
       C: [B, L, S].
-      D: [E]; None: zero, no skip.
+      D: skip, [E]; None: zero.
       z: gate before the silu, [B, L, E]; None: no gate.
       dt_bias: [E]; None: zero.
-      segment_ids: documents, [B, L], integer: h_{t-1} counts as zero at each position whose id
-        differs from the one before; None: one document.
-      initial_state: h before position 0, [B, E, S] float32; it belongs to the document of
-        position 0. None: zero.
-      return_final_state: whether to return h after position L-1 as well.
+      segment_ids: documents, [B, L], integer: where the id differs from that of the previous
+        position, h_{t-1} counts as zero. None: one document.
+      initial_state: h before position 0, [B, E, S] float32, of the document of position 0. None:
+        zero.
+      return_final_state: whether to also return h after position L-1.
       backend: 'triton' (NVIDIA), 'pallas_tpu', 'xla_associative' or 'xla_sequential'; None: see
         `kernels.backends`.
 
     Returns:
-      y [B, L, E] in u's dtype or, where asked, (y, final state [B, E, S] float32). Differentiable
-      in all float arguments, also through the final state; only in reverse mode, once.
+      y [B, L, E] in u's dtype, or (y, final state [B, E, S] float32) with `return_final_state`.
+      Differentiable in all float arguments, also through the final state; in reverse mode, once.
 
     Raises:
-      ValueError: if a dtype is not as above, an array is empty or shapes do not fit each other, or
-        `backend` is unknown or cannot serve.
+      ValueError: a dtype is not as above, an array is empty, shapes do not match each other, or
+        `backend` is unknown or cannot run them.
     """
-    required = {
-        "u": (u, "B L E"),
-        "dt": (dt, "B L E"),
-        "A": (A, "E S"),
-        "B": (B, "B L S"),
-        "C": (C, "B L S"),
-    }
-    optional = {
-        "D": (D, "E"),
-        "z": (z, "B L E"),
-        "dt_bias": (dt_bias, "E"),
-        "segment_ids": (segment_ids, "B L"),
-        "initial_state": (initial_state, "B E S"),
-    }
-    check_arguments("selective_scan", required, optional, integers=("segment_ids",))
-    A = finite_rates(A)
-    D = jnp.zeros(A.shape[0], jnp.float32) if D is None else D
-    arguments = u, dt, A, B, C, D, z, dt_bias, segment_ids, initial_state
-    run = OPERATION.choose(*arguments, backend=backend)
-    local = partial(over_sequence, run)
-    y, state = over_mesh(local, _LAYOUTS, _OUT_LAYOUTS, meets="L")(*arguments)
+    inputs = ScanInputs(u, dt, A, B, C, D, z, dt_bias, segment_ids, initial_state)
+    arrays = dict(zip(_NAMES, inputs, strict=True))
+    check_arguments(
+        "selective_scan", arrays, _LAYOUTS, optional=OPTIONAL, integers=("segment_ids",)
+    )
+    inputs = inputs._replace(A=finite_rates(A))
+    run = OPERATION.choose(inputs, backend=backend)
+    y, state = scan_over_mesh(run, inputs, _LAYOUTS, _OUT_LAYOUTS)
     return (y, state) if return_final_state else y

@@ -1,7 +1,7 @@
-"""The selective scan on a TPU: two Pallas kernels with their gradient, and how they are called.
+"""The selective scan on TPUs: calls of its two Pallas kernels, forward and backward.
 
 The kernels read u, dt and z once and write y once, in their own dtypes; softplus, skip and gate are
-part of them. Where the scan is differentiated, the forward kernel also saves the state at each
+part of them. When the scan is differentiated, the forward kernel also saves the state at each
 chunk's start, [B, chunks, S, E], from which the backward kernel recomputes the others.
 
 Inside this file the inner width is the minor dimension: A is [S, E] and states are [B, S, E].
@@ -17,7 +17,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.checks import refused_dtype
+from kernels.custom_vjp import custom_vjp
 from kernels.manual_axes import vary_alike
+from kernels.scan_inputs import ScanInputs, float32_or_zeros, per_token
 from kernels.selective_scan import pallas_tpu_kernels as kernels
 from kernels.selective_scan.pallas_tpu_kernels import (
     GROUP,
@@ -32,81 +34,55 @@ _DTYPES = ("bfloat16", "float32")
 _MAX_STATES = 128
 
 
-def unsupported(
-    u: Any,
-    dt: Any,
-    A: Any,
-    B: Any,
-    C: Any,
-    D: Any,
-    z: Any,
-    dt_bias: Any,
-    segment_ids: Any,
-    initial_state: Any,
-) -> str | None:
-    """Say why these arguments cannot be served, by their shapes and dtypes; None where they can."""
-    del D, dt_bias, segment_ids, initial_state
-    if reason := refused_dtype({"u": u, "dt": dt, "B": B, "C": C, "z": z}, _DTYPES):
+def unsupported(inputs: ScanInputs) -> str | None:
+    """Return why the kernels cannot run inputs of these shapes and dtypes; None if they can."""
+    if reason := refused_dtype(per_token(inputs), _DTYPES):
         return reason
-    if A.shape[1] > _MAX_STATES:
-        return f"{A.shape[1]} states a channel, more than {_MAX_STATES}"
+    if inputs.A.shape[1] > _MAX_STATES:
+        return f"it has {inputs.A.shape[1]} states per channel, more than {_MAX_STATES}"
     return None
 
 
-def selective_scan(
-    u: Array,
-    dt: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array,
-    z: Array | None,
-    dt_bias: Array | None,
-    segment_ids: Array | None,
-    initial_state: Array | None,
-    *,
-    interpret: bool = False,
-) -> tuple[Array, Array]:
-    """Run the scan by the TPU kernels; returns (y, final state).
+def selective_scan(inputs: ScanInputs, *, interpret: bool = False) -> tuple[Array, Array]:
+    """Return (y, final state), computed by the TPU kernels.
 
-    Arguments and results are those of `kernels.selective_scan.selective_scan`, as far as
-    `unsupported` lets them pass. `interpret` runs the kernels on any platform, slowly.
+    Results are those of `kernels.selective_scan.selective_scan`.
+
+    Args:
+      inputs: for which `unsupported` returns None.
+      interpret: whether to interpret the kernels, which is slow, but works on any platform.
     """
-    f32 = jnp.float32
-    batch, _, width = u.shape
-    states = A.shape[1]
-    if dt_bias is None:
-        dt_bias = jnp.zeros(width, f32)
-    if initial_state is None:
-        initial_state = jnp.zeros((batch, width, states), f32)
+    batch, _, width = inputs.x.shape
+    states = inputs.A.shape[1]
     resets = None
-    if segment_ids is not None:
-        changes = segment_ids[:, 1:] != segment_ids[:, :-1]
+    if (ids := inputs.segment_ids) is not None:
+        changes = ids[:, 1:] != ids[:, :-1]
         resets = jnp.pad(changes.astype(jnp.int32), ((0, 0), (1, 0)))
 
-    # Channels and states that are added have inputs, B and C of zero, and so states of zero.
+    # Padded channels and states have inputs, B and C of zero, and so states of zero.
     channels, more_states = (0, -width % LANES), (0, -states % SUBLANES)
 
-    def per_token(x: Array | None, minor: tuple[int, int]) -> Array | None:
-        return None if x is None else jnp.pad(x, ((0, 0), (0, 0), minor))
+    def pad_minor(x: Array, minor: tuple[int, int]) -> Array:
+        return jnp.pad(x, ((0, 0), (0, 0), minor))
 
-    inputs = Inputs(
-        u=per_token(u, channels),
-        dt=per_token(dt, channels),
-        z=per_token(z, channels),
-        B=per_token(B, more_states),
-        C=per_token(C, more_states),
-        A=jnp.pad(A.astype(f32).T, (more_states, channels)),
-        D=jnp.pad(D.astype(f32), channels)[None],
-        dt_bias=jnp.pad(dt_bias.astype(f32), channels)[None],
+    padded = Inputs(
+        u=pad_minor(inputs.x, channels),
+        dt=pad_minor(inputs.dt, channels),
+        z=None if inputs.z is None else pad_minor(inputs.z, channels),
+        B=pad_minor(inputs.B, more_states),
+        C=pad_minor(inputs.C, more_states),
+        A=jnp.pad(inputs.A.astype(jnp.float32).T, (more_states, channels)),
+        D=jnp.pad(float32_or_zeros(inputs.D, (width,)), channels)[None],
+        dt_bias=jnp.pad(float32_or_zeros(inputs.dt_bias, (width,)), channels)[None],
         resets=resets,
     )
-    h0 = jnp.pad(initial_state.astype(f32).mT, ((0, 0), more_states, channels))
-    y, state = _scan(interpret, *vary_alike((inputs, h0)))
+    h0 = float32_or_zeros(inputs.initial_state, (batch, width, states)).mT
+    h0 = jnp.pad(h0, ((0, 0), more_states, channels))
+    y, state = _scan(interpret, *vary_alike((padded, h0)))
     return y[..., :width], state[:, :states, :width].mT
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_vjp(nondiff_argnums=(0,))
 def _scan(interpret: bool, inputs: Inputs, h0: Array) -> tuple[Array, Array]:
     """Return y [B, L, E] in u's dtype and the last state [B, S, E]; E and S are whole registers."""
     y, state, _ = _call_forward(interpret, inputs, h0, save_starts=False)
@@ -144,18 +120,18 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 
 class _Tiles(NamedTuple):
-    """What one grid step works on."""
+    """The part of the scan that one grid step works on."""
 
     chunk: int  # tokens
     width: int  # channels
 
 
 def _tiles(inputs: Inputs) -> _Tiles:
-    """Choose the tiles so that the backward kernel fits in 16 MiB of VMEM (TPU v4, v5e's default).
+    """Return tiles with which the backward kernel fits in 16 MiB of VMEM (default of TPU v4, v5e).
 
     For a chunk it keeps the states, 4 bytes x chunk x S x width, the products to be summed for the
-    gradients of B and C, twice that of 128 channels, and two each of its blocks. Wide tiles share
-    the reading of B and C; 512 channels of 16 states take 8 of 64 registers.
+    gradients of B and C, twice that of 128 channels, and two copies of each of its blocks. Wide
+    tiles share the reads of B and C; 512 channels of 16 states take 8 of 64 registers.
     """
     _, length, width = inputs.u.shape
     states = inputs.A.shape[0]
@@ -166,7 +142,7 @@ def _tiles(inputs: Inputs) -> _Tiles:
 
 
 def _arrange(inputs: Inputs, tiles: _Tiles) -> Inputs:
-    """B and C as [B, chunks, S, 128], tokens in lanes, and the resets as [B, chunks, 1, T]."""
+    """Return B and C as [B, chunks, S, 128], tokens in lanes, and resets as [B, chunks, 1, T]."""
     chunk = tiles.chunk
 
     def chunks(x: Array) -> Array:
@@ -221,7 +197,7 @@ class _Specs:
 def _call_forward(
     interpret: bool, inputs: Inputs, h0: Array, *, save_starts: bool
 ) -> tuple[Array, Array, Array | None]:
-    """Return y, the last state and, where asked, the states at the chunks' starts."""
+    """Return y, the last state and, with `save_starts`, the states at the chunks' starts."""
     tiles = _tiles(inputs)
     specs = _Specs(inputs, tiles, reverse=False)
     batch, length, _ = inputs.u.shape
@@ -242,7 +218,7 @@ def _call_forward(
 def _call_backward(
     interpret: bool, inputs: Inputs, starts: Array, dy: Array, dh_final: Array
 ) -> Gradients:
-    """Return the gradients; those of B and C by tile of channels, of A, D, dt_bias by sequence."""
+    """Return the gradients: of B and C per tile of channels, of A, D and dt_bias per sequence."""
     tiles = _tiles(inputs)
     specs = _Specs(inputs, tiles, reverse=True)
     batch, length, width = inputs.u.shape
@@ -296,7 +272,7 @@ def _call_backward(
 
 
 def _like(x: Array, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
-    """What a kernel returns: x's dtype and, inside `jax.shard_map`, varying as x does."""
+    """Return the type of a kernel's result with x's dtype, varying over devices as x does."""
     return jax.ShapeDtypeStruct(
         x.shape if shape is None else shape,
         x.dtype,
@@ -315,7 +291,18 @@ def _call(
     name: str,
     **options: Any,
 ) -> Any:
-    """Call a kernel; `operations` are (floating point operations, exponentials) a state number."""
+    """Call a kernel.
+
+    Args:
+      kernel: of `pallas_tpu_kernels`.
+      specs: blocks of its grid.
+      arguments: its inputs, of which the first is `Inputs`.
+      out_shape: types of its results.
+      operations: floating-point operations and exponentials per token and state number.
+      interpret: whether to interpret it.
+      name: that of the call in a profile.
+      **options: further ones of `pallas_call`.
+    """
     inputs = arguments[0]
     batch, tiles_of_channels, _ = specs.grid
     per_tile = [x for x in (inputs.B, inputs.C, inputs.resets) if x is not None]

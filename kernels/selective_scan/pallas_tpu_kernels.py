@@ -1,10 +1,10 @@
-"""The selective scan on a TPU: what its two kernels do with one chunk of one tile of channels.
+"""The selective scan's Pallas kernels for TPUs: the work on one chunk of one tile of channels.
 
-The state of a tile lies in registers as [S sublanes, channels in lanes] and steps from token to
-token; between chunks it stays in VMEM. Tokens are taken in groups of 16, the rows of a bfloat16
-register: Mosaic reads and writes such a group whole, and its 16 steps are unrolled.
+The state of a tile is in registers as [S sublanes, channels in lanes] and advances from token to
+token; between chunks it stays in VMEM. Tokens are processed in groups of 16, the rows of a bfloat16
+register: Mosaic reads and writes such a group as a whole, and its 16 steps are unrolled.
 
-The backward kernel sees the chunks in reverse. It runs a chunk forward from its saved start, keeps
+The backward kernel gets the chunks in reverse. It runs a chunk forward from its saved start, keeps
 the state before each token in VMEM, and then walks back through them.
 
 Sizes in this file: T tokens of a chunk, W channels of a tile, S states.
@@ -28,13 +28,13 @@ _LOG2_E = math.log2(math.e)
 
 
 class Inputs(NamedTuple):
-    """What both kernels read of the arguments, as references to blocks in VMEM or as arrays."""
+    """What both kernels read, as references to blocks in VMEM or as arrays."""
 
     u: Any  # [T, W], bfloat16 or float32
     dt: Any  # [T, W], bfloat16 or float32
     z: Any  # [T, W], bfloat16 or float32; None: no gate
     B: Any  # [S, 128], float32, token t of the chunk in lane t
-    C: Any  # as B
+    C: Any  # like B
     A: Any  # [S, W], float32
     D: Any  # [1, W], float32
     dt_bias: Any  # [1, W], float32
@@ -44,15 +44,15 @@ class Inputs(NamedTuple):
 class Gradients(NamedTuple):
     """Blocks that the backward kernel writes."""
 
-    u: Any  # [T, W], as u
-    dt: Any  # [T, W], as dt
-    z: Any  # [T, W], as z; None: no gate
-    B: Any  # [1, T * S], float32, this tile's part of the sum over channels; token by token
-    C: Any  # as B
+    u: Any  # [T, W], in u's dtype
+    dt: Any  # [T, W], in dt's dtype
+    z: Any  # [T, W], in z's dtype; None: no gate
+    B: Any  # [1, T * S], float32, this tile's part of the sum over channels, token by token
+    C: Any  # like B
     A: Any  # [S, W], float32, summed over the chunks, as are the next three
     D: Any  # [1, W]
     dt_bias: Any  # [1, W]
-    initial_state: Any  # [S, W]; until the first chunk is done, the gradient of the state after one
+    initial_state: Any  # [S, W]; between chunks, the running gradient of the state
 
 
 class Scratch(NamedTuple):
@@ -60,7 +60,7 @@ class Scratch(NamedTuple):
 
     states: Any  # [T + 1, S, W]: before token t, and after the last
     B: Any  # [T * S, 128]: the products whose sum over lanes is the gradient of B
-    C: Any  # as B
+    C: Any  # like B
 
 
 class _Group(NamedTuple):
@@ -77,10 +77,11 @@ class _Group(NamedTuple):
 class _StateSums:
     """Sums over the states of a group's 16 arrays [S, channels], as the rows of [16, channels].
 
-    Sublanes are summed for eight arrays at a time. Two arrays that hold partial sums in all places
-    become one that holds those of the first and of the second in turn; after three such steps each
-    has one place left, its own. That is 7 rotations, where summing them one by one takes 24. Arrays
-    come one by one, from first to last or from last to first, so that few wait in registers.
+    Sublanes are summed for eight arrays at a time. Two arrays with partial sums in all sublanes are
+    combined into one that alternates between sums of the first and of the second; after three such
+    steps each array has one sublane left, its own. That takes 7 rotations; summing them separately
+    takes 24. Arrays arrive one by one, in ascending or descending order, so that few wait in
+    registers.
     """
 
     def __init__(self) -> None:
@@ -88,22 +89,22 @@ class _StateSums:
         self._sums: dict[int, Array] = {}
 
     def add(self, j: int, x: Array) -> None:
-        """Take the array of token j."""
-        x = sum(x[i : i + SUBLANES] for i in range(0, len(x), SUBLANES))
-        place = lax.broadcasted_iota(jnp.int32, x.shape, 0)
+        """Add the array of token j."""
+        folded: Any = sum(x[i : i + SUBLANES] for i in range(0, len(x), SUBLANES))
+        place = lax.broadcasted_iota(jnp.int32, folded.shape, 0)
         for distance in (1, 2, 4):
             if distance not in self._waiting:
-                self._waiting[distance] = x
+                self._waiting[distance] = folded
                 return
-            pair = self._waiting.pop(distance), x
+            pair = self._waiting.pop(distance), folded
             even, odd = pair[::-1] if j & distance == 0 else pair
             first = (place & distance) == 0
             other = pltpu.roll(jnp.where(first, odd, even), distance, axis=0)
-            x = jnp.where(first, even, odd) + other
-        self._sums[j // SUBLANES] = x
+            folded = jnp.where(first, even, odd) + other
+        self._sums[j // SUBLANES] = folded
 
     def rows(self) -> Array:
-        """The sums, once all arrays are there."""
+        """Return the sums, after all arrays were added."""
         return jnp.concatenate([self._sums[i] for i in range(GROUP // SUBLANES)])
 
 
@@ -188,7 +189,7 @@ def backward(
 def _recompute(
     inputs: Inputs, scratch: Scratch, chunk: Any, length: int
 ) -> Callable[[Any, Array], Array]:
-    """The step over one group that keeps the state before each token."""
+    """Return the step over one group that saves the state before each token."""
     A = inputs.A[...] * _LOG2_E
 
     def step(i: Any, h: Array) -> Array:
@@ -212,7 +213,7 @@ def _step_back(
     chunk: Any,
     length: int,
 ) -> Callable[[Any, tuple[Array, ...]], tuple[Array, ...]]:
-    """The step back over one group.
+    """Return the step back over one group.
 
     Its carry: the gradient of the state after the group, and those of A, D and dt_bias so far.
     """
@@ -259,7 +260,7 @@ def _step_back(
 
 
 def _groups(inputs: Inputs, chunk: Any, length: int) -> Any:
-    """How many groups of a chunk hold tokens."""
+    """Return how many groups of a chunk hold tokens."""
     tokens = inputs.u.shape[0]
     if length % tokens == 0:
         return tokens // GROUP
@@ -272,9 +273,9 @@ def _rows(i: Any) -> Any:
 
 
 def _valid(inputs: Inputs, chunk: Any, i: Any, length: int) -> Array | None:
-    """Which tokens [16, 1] of group i are in the sequence; None: all.
+    """Return which tokens [16, 1] of group i are in the sequence; None if all are.
 
-    What lies past the end of the last block is not zero but arbitrary.
+    Data past the end of the last block is arbitrary, not zero.
     """
     if length % GROUP == 0:
         return None
@@ -292,7 +293,7 @@ def _read(inputs: Inputs, i: Any, valid: Array | None) -> _Group:
     dt = _load(inputs.dt, i, valid) + inputs.dt_bias[...]
     delta = jnp.maximum(dt, 0) + jnp.log1p(jnp.exp(-jnp.abs(dt)))
     slope = jax.nn.sigmoid(dt)
-    if valid is not None:  # a token with no time step leaves the state as it is
+    if valid is not None:  # a token with no time step does not change the state
         delta, slope = jnp.where(valid, delta, 0), jnp.where(valid, slope, 0)
     gate = gate_slope = None
     if inputs.z is not None:
@@ -317,19 +318,19 @@ def _row(x: Array, j: int) -> Array:
 
 
 def _unless_reset(inputs: Inputs, i: Any, j: int, h: Array) -> Array:
-    """h, or zero where token j of group i begins a document; a choice, as h may be infinite."""
+    """Return h, or zero where token j of group i begins a document; h may be infinite."""
     if inputs.resets is None:
         return h
     return jnp.where(inputs.resets[0, i * GROUP + j] != 0, 0.0, h)
 
 
 def _keep_products(ref: Any, i: Any, j: int, x: Array) -> None:
-    """Keep x [S, W] of token j of group i, folded to 128 lanes, in its place in `ref`."""
+    """Store x [S, W] of token j of group i, folded to 128 lanes, in its rows of `ref`."""
     states, channels = x.shape
     rows = pl.ds(pl.multiple_of((i * GROUP + j) * states, states), states)
     ref[rows, :] = sum(x[:, start : start + LANES] for start in range(0, channels, LANES))
 
 
 def _sum_lanes(x: Array) -> Array:
-    """Sums over the lanes of x [N, 128] as a row [1, N]."""
+    """Return the sums over the lanes of x [N, 128] as a row [1, N]."""
     return jnp.sum(x.T, axis=0, keepdims=True)

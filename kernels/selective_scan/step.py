@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from kernels.checks import check_arguments
-from kernels.decay import finite_rates
+from kernels.scan_inputs import OPTIONAL, finite_rates, time_steps
 
 
 def selective_scan_step(
@@ -19,9 +19,9 @@ def selective_scan_step(
     z: Array | None = None,
     dt_bias: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Advance the scan of `kernels.selective_scan.selective_scan` by one token.
+    """Return y and the next state of one step of `kernels.selective_scan.selective_scan`.
 
-    The same formulas in float32 as plain XLA, which makes one pass over the state of them.
+    The formulas in float32; XLA fuses them into one pass over the state.
 
     Args:
       u: inputs [B, E], any float dtype.
@@ -29,7 +29,7 @@ def selective_scan_step(
       A: [E, S], negative, float32; -inf forgets the state.
       B: [B, S].
       C: [B, S].
-      D: [E]; None: zero, no skip.
+      D: skip, [E]; None: zero.
       state: h before the token, [B, E, S] float32.
       z: gate before the silu, [B, E]; None: no gate.
       dt_bias: [E]; None: zero.
@@ -38,21 +38,17 @@ def selective_scan_step(
       (y [B, E] in u's dtype, the state after the token [B, E, S] float32).
 
     Raises:
-      ValueError: if a dtype is not as above, an array is empty or shapes do not fit each other.
+      ValueError: a dtype is not as above, an array is empty or shapes do not match each other.
     """
-    required = {
-        "u": (u, "B E"),
-        "dt": (dt, "B E"),
-        "A": (A, "E S"),
-        "B": (B, "B S"),
-        "C": (C, "B S"),
-        "state": (state, "B E S"),
-    }
-    optional = {"D": (D, "E"), "z": (z, "B E"), "dt_bias": (dt_bias, "E")}
-    check_arguments("selective_scan_step", required, optional)
+    check_arguments(
+        "selective_scan_step",
+        dict(u=u, dt=dt, A=A, B=B, C=C, state=state, D=D, z=z, dt_bias=dt_bias),
+        ("B E", "B E", "E S", "B S", "B S", "B E S", "E", "B E", "E"),
+        optional=OPTIONAL,
+    )
     dtype, f32 = u.dtype, jnp.float32
-    u, dt, A, B, C, state = (x.astype(f32) for x in (u, dt, finite_rates(A), B, C, state))
-    delta = jax.nn.softplus(dt if dt_bias is None else dt + dt_bias.astype(f32))
+    u, A, B, C, state = (x.astype(f32) for x in (u, finite_rates(A), B, C, state))
+    delta = time_steps(dt, dt_bias)
     state = jnp.exp(delta[..., None] * A) * state + (delta * u)[..., None] * B[:, None, :]
     y = (state * C[:, None, :]).sum(-1)
     if D is not None:

@@ -1,26 +1,26 @@
 """The selective scan on NVIDIA GPUs, as Triton kernels called through jax-triton.
 
-The kernels (`triton_kernels`) read u, dt and z once each and write y once, with the time step's
-bias and softplus, the skip D and the gate inside. Where the scan is differentiated, the forward
-kernel also writes the state before each chunk of tokens, and the backward kernel recomputes the
-states of one chunk at a time from it.
+The kernels (`triton_kernels`) read u, dt and z once each and write y once; the time step's bias and
+softplus, the skip D and the gate are part of them. When the scan is differentiated, the forward
+kernel also writes the state before each chunk of tokens, from which the backward kernel recomputes
+the states of one chunk at a time.
 
 A program is one warp: 32 channels, or fewer with several states of each at the same time. Per
 token and state the forward kernel issues about 9 instructions, one of them the exponential, and the
-backward kernel about 27; the time steps' softplus, the gate and the loads add about 74 and 143 per
+backward kernel about 27. The time steps' softplus, the gate and the loads add about 74 and 143 per
 token, shared by all states. Sums over states stay inside a thread. Sums over channels, the
 gradients of B and C, cross the threads of a warp once and leave one sum per program for XLA to
-add: no atomics, so that every run gives the same bits. With 16 tokens and 32 channels these sums
-take S / 4 bytes for every token and channel, as do the states before the chunks. A second pass,
-over the chunks in parallel, could add up more channels before it writes, but it would compute all
-exponentials and read all inputs again, which costs more than these sums.
+add: no atomics, so every run gives the same bits. With 16 tokens and 32 channels these sums take
+S / 4 bytes for every token and channel, as do the states before the chunks. A second pass, over the
+chunks in parallel, could add up more channels before it writes, but would compute all exponentials
+and read all inputs again, which costs more than these sums.
 
-The parallelism is batch * E / channels: a small batch leaves much of a large GPU idle.
+The number of programs is batch * E / channels: a small batch leaves much of a large GPU idle.
 """
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,20 +30,22 @@ from jax import Array
 
 from kernels.backends import target_capability, target_device_kind
 from kernels.checks import refused_dtype
+from kernels.custom_vjp import custom_vjp
 from kernels.manual_axes import vary_alike
+from kernels.scan_inputs import ScanInputs, float32_or_zeros, per_token
 from kernels.tuning import choose_tile
 
 _f32 = jnp.float32
 _DTYPES = ("bfloat16", "float32")
-_THREADS = 32  # of one program
-_MAX_BATCH = 65535  # the second dimension of a grid
-_LEAST_CAPABILITY = 80  # the first with bfloat16
+_THREADS = 32  # per program
+_MAX_BATCH = 65535  # limit of a grid's second dimension
+_MIN_CAPABILITY = 80  # the first with bfloat16
 
 
 class Tile(NamedTuple):
-    """What one program works on at a time."""
+    """The part of the scan that one program works on at a time."""
 
-    tokens: int  # of a chunk; a power of two
+    tokens: int  # per chunk; a power of two
     channels: int  # 1, 2, 4, ..., 32
 
 
@@ -53,7 +55,7 @@ class Launch(NamedTuple):
     kernel: str
     inputs: tuple[Array, ...]
     outputs: dict[str, jax.ShapeDtypeStruct]  # in the kernel's order
-    grid: tuple[int, ...]
+    grid: tuple[int, int]
     constants: dict[str, Any]
 
 
@@ -61,7 +63,7 @@ Run = Callable[[Launch], tuple[Array, ...]]
 
 
 class _Arrays(NamedTuple):
-    """The scan's arguments as the kernels take them."""
+    """The scan's inputs in the form that the kernels take."""
 
     u: Array  # [B, L, E]
     dt: Array  # [B, L, E]
@@ -75,62 +77,43 @@ class _Arrays(NamedTuple):
     initial_state: Array  # [B, S, E], float32
 
 
-# The largest for which no kernel runs out of registers on sm_80 and sm_90.
+# The largest with which no kernel runs out of registers on sm_80 and sm_90.
 DEFAULT = Tile(tokens=16, channels=32)
 
 
-def selective_scan(
-    u: Array,
-    dt: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array,
-    z: Array | None,
-    dt_bias: Array | None,
-    segment_ids: Array | None,
-    initial_state: Array | None,
-) -> tuple[Array, Array]:
-    """Run the scan on an NVIDIA GPU; returns (y, final state).
+def selective_scan(inputs: ScanInputs) -> tuple[Array, Array]:
+    """Return (y, final state), computed on an NVIDIA GPU.
 
-    Arguments and results are those of `kernels.selective_scan.selective_scan`; call it only where
-    `unsupported` returns None. How many tokens and channels a program works on is measured once on
-    each kind of device (`kernels.tuning`); `FLOWHN_SELECTIVE_SCAN_TILE=tokens,channels` sets it.
+    Results are those of `kernels.selective_scan.selective_scan`. How many tokens and channels a
+    program works on is measured once on each kind of device (`kernels.tuning`);
+    `FLOWHN_SELECTIVE_SCAN_TILE=tokens,channels` sets it.
+
+    Args:
+      inputs: for which `unsupported` returns None.
 
     Raises:
-      ValueError: if the environment's tile is not one.
+      ValueError: the environment's tile is not valid.
     """
-    arrays = u, dt, A, B, C, D, z, dt_bias, segment_ids, initial_state
     run = partial(call_triton, compute_capability=target_capability())
-    return scan_with(run, _choose(arrays), *arrays)
+    return scan_with(run, _choose(inputs), inputs)
 
 
-def unsupported(
-    u: Array,
-    dt: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array,
-    z: Array | None,
-    dt_bias: Array | None,
-    segment_ids: Array | None,
-    initial_state: Array | None,
-) -> str | None:
-    """Say why these arguments, or this installation, cannot be served; None: they can.
+def unsupported(inputs: ScanInputs) -> str | None:
+    """Return why the kernels, or this installation, cannot run the inputs; None if they can.
 
-    Looks at shapes and dtypes only. Whether an NVIDIA GPU is compiled for, the caller knows.
+    Only looks at shapes and dtypes, and assumes that the program is compiled for an NVIDIA GPU.
     """
     capability = target_capability()
     if capability is None:
         return f"the compute capability of {target_device_kind()} is not known"
-    if capability < _LEAST_CAPABILITY:
-        return f"it takes a compute capability of {_LEAST_CAPABILITY}, this GPU's is {capability}"
+    if capability < _MIN_CAPABILITY:
+        return f"it needs a compute capability of {_MIN_CAPABILITY}, this GPU's is {capability}"
     for module, package in {"triton": "triton", "jax_triton": "jax-triton"}.items():
         if importlib.util.find_spec(module) is None:
-            return f"the package {package} is not installed"
-    if reason := refused_dtype({"u": u, "dt": dt, "B": B, "C": C, "z": z}, _DTYPES):
+            return f"the package {package} is not installed: pip install {package}"
+    if reason := refused_dtype(per_token(inputs), _DTYPES):
         return reason
+    u, A = inputs.x, inputs.A
     if u.shape[0] > _MAX_BATCH:
         return f"the batch size {u.shape[0]} is above {_MAX_BATCH}"
     if 0 in u.shape or 0 in A.shape:
@@ -138,43 +121,27 @@ def unsupported(
     return None
 
 
-def scan_with(
-    run: Run,
-    tile: Tile,
-    u: Array,
-    dt: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array,
-    z: Array | None,
-    dt_bias: Array | None,
-    segment_ids: Array | None,
-    initial_state: Array | None,
-) -> tuple[Array, Array]:
-    """As `selective_scan`, with the tile and with what runs the kernels."""
-    batch, _, width = u.shape
-    if initial_state is None:
-        state = jnp.zeros((batch, A.shape[1], width), _f32)
-    else:
-        state = initial_state.astype(_f32).mT
+def scan_with(run: Run, tile: Tile, inputs: ScanInputs) -> tuple[Array, Array]:
+    """Return what `selective_scan` does, with this tile and this way to run the kernels."""
+    batch, _, width = inputs.x.shape
+    bias, ids = inputs.dt_bias, inputs.segment_ids
     arrays = _Arrays(
-        u=u,
-        dt=dt,
-        A=A.astype(_f32).T,
-        B=B.astype(_f32),
-        C=C.astype(_f32),
-        D=D.astype(_f32),
-        z=z,
-        dt_bias=None if dt_bias is None else dt_bias.astype(_f32),
-        segment_ids=None if segment_ids is None else segment_ids.astype(jnp.int32),
-        initial_state=state,
+        u=inputs.x,
+        dt=inputs.dt,
+        A=inputs.A.astype(_f32).T,
+        B=inputs.B.astype(_f32),
+        C=inputs.C.astype(_f32),
+        D=float32_or_zeros(inputs.D, (width,)),
+        z=inputs.z,
+        dt_bias=None if bias is None else bias.astype(_f32),
+        segment_ids=None if ids is None else ids.astype(jnp.int32),
+        initial_state=float32_or_zeros(inputs.initial_state, (batch, width, inputs.A.shape[1])).mT,
     )
     y, state = _scan(run, tile, vary_alike(arrays))
     return y, state.mT
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_vjp(nondiff_argnums=(0, 1))
 def _scan(run: Run, tile: Tile, arrays: _Arrays) -> tuple[Array, Array]:
     """Return y [B, L, E] and the last state [B, S, E]."""
     results = _execute(run, _forward(tile, arrays, keeps_starts=False))
@@ -182,7 +149,7 @@ def _scan(run: Run, tile: Tile, arrays: _Arrays) -> tuple[Array, Array]:
 
 
 def _scan_forward(run: Run, tile: Tile, arrays: _Arrays):
-    """The residuals are the arguments, with the state before each chunk in place of the initial."""
+    """Return the results, and the arguments with the states before the chunks for the initial."""
     results = _execute(run, _forward(tile, arrays, keeps_starts=True))
     residuals = arrays._replace(initial_state=results["starts"])
     return (results["y"], results["last"]), residuals
@@ -250,7 +217,7 @@ def _backward(tile: Tile, residuals: _Arrays, dy: Array, dlast: Array) -> Launch
 
 
 def _pointers(arrays: _Arrays) -> tuple[Array, ...]:
-    """The inputs that both kernels have; one that the caller left out is u, and is not read."""
+    """Return the inputs of both kernels; in place of None they get u, which is then not read."""
     return tuple(arrays.u if x is None else x for x in arrays[:-1])
 
 
@@ -270,15 +237,19 @@ def _constants(tile: Tile, arrays: _Arrays) -> dict[str, Any]:
 
 
 def _execute(run: Run, launch: Launch) -> dict[str, Array]:
-    """Run the kernel; results by name. jax-triton does not say that they differ between devices."""
+    """Run the kernel and return its results by name."""
+    # jax-triton does not declare that they vary over devices.
     results = vary_alike((launch.inputs, tuple(run(launch))))[1]
     return dict(zip(launch.outputs, results, strict=True))
 
 
 def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[Array, ...]:
-    """Run a kernel through jax-triton: on the GPU here or, given its capability (90), for another.
+    """Run a kernel through jax-triton.
 
-    Without a GPU the latter can only be compiled.
+    Args:
+      launch: the kernel and its arrays.
+      compute_capability: that of the GPU to compile for, as 90; None: the local GPU's. Without a
+        GPU the call can only be compiled.
     """
     import jax_triton
 
@@ -297,45 +268,44 @@ def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[
     )
 
 
-def _choose(arrays: tuple[Array | None, ...]) -> Tile:
-    shapes = [None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
-    u = shapes[0]
+def _choose(inputs: ScanInputs) -> Tile:
+    shapes = [None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
     described = ", ".join("-" if x is None else f"{x.dtype}{list(x.shape)}" for x in shapes)
     versions = [importlib.metadata.version(name) for name in ("jax", "jax-triton", "triton")]
     tile = Tile(
         *choose_tile(
             "selective_scan",
             f"{described} {' '.join(versions)}",
-            candidates(u.shape[0] * u.shape[2]),
+            candidates(inputs.x.shape[0] * inputs.x.shape[2]),
             DEFAULT,
-            lambda tile: partial(forward_and_backward, tile, shapes),
+            lambda tile: partial(forward_and_backward, Tile(*tile), shapes),
             [x for x in shapes if x is not None],
         )
     )
     if tile.channels not in (1, 2, 4, 8, 16, 32) or tile.tokens.bit_count() != 1:
         raise ValueError(
-            "FLOWHN_SELECTIVE_SCAN_TILE must be tokens,channels: powers of two, at most 32 "
-            f"channels; found {tile.tokens},{tile.channels}"
+            "FLOWHN_SELECTIVE_SCAN_TILE must be tokens,channels, both powers of two and at most 32 "
+            f"channels, e.g. 16,32; got {tile.tokens},{tile.channels}"
         )
     return tile
 
 
 def candidates(channels: int) -> list[Tile]:
-    """The tiles to try; the narrow ones, which write more sums, only where programs are few."""
+    """Return the tiles to try; narrow ones, which write more sums, only if programs are few."""
     widths = (32, 16) if channels > 16384 else (32, 16, 8)
     return [Tile(tokens, width) for tokens in (16, 8) for width in widths]
 
 
-def forward_and_backward(tile: Tile, shapes, *arrays: Array) -> list[Array]:
-    """Return outputs and gradients, the program by which tiles are timed.
+def forward_and_backward(tile: Tile, shapes: Sequence[Any], *arrays: Array) -> list[Array]:
+    """Return the gradients of the scan, the program by which tiles are timed.
 
     Args:
-      tile: to time.
-      shapes: of the scan's arguments, None for those that are left out.
-      *arrays: the arguments that are not None.
+      tile: the tile to time.
+      shapes: of the scan's inputs, in order, None for those that are left out.
+      *arrays: the inputs that are not None.
     """
     present = iter(arrays)
-    arguments = [None if x is None else next(present) for x in shapes]
-    outputs, vjp = jax.vjp(partial(scan_with, call_triton, tile), *arguments)
+    inputs = ScanInputs._make(None if x is None else next(present) for x in shapes)
+    outputs, vjp = jax.vjp(partial(scan_with, call_triton, tile), inputs)
     gradients = jax.tree.leaves(vjp(outputs))
     return [g for g in gradients if g.dtype != jax.dtypes.float0]

@@ -2,20 +2,22 @@
 
 One program is one warp: CHANNELS channels of one sequence and, at a time, STATES states of each,
 where CHANNELS * STATES = 32. It walks over the sequence in chunks of TOKENS tokens, and in a chunk
-over the states. What it knows of each token is a tile [1, CHANNELS] and what it knows of each token
-and state a tile [STATES, CHANNELS], one number a thread; tuples hold the tiles of a chunk's tokens.
-So scans over time are plain multiplications and additions in registers, without any exchange
-between threads, and the softplus and the gate are computed once for all states.
+over the states. A value per token is a tile [1, CHANNELS], a value per token and state a tile
+[STATES, CHANNELS], one number per thread; tuples hold the tiles of a chunk's tokens. So scans over
+time are plain multiplications and additions in registers, without any exchange between threads, and
+the softplus and the gate are computed once for all states.
 
 The state between two chunks passes through global memory (which the cache keeps): the number of
 registers does not depend on the number of states, and the gradient needs it there in any case.
 
 Arrays are those of `kernels.selective_scan`, but with the states before the channels (A [S, E],
-states [..., S, E]), so that threads of a warp read neighbours, and with B and C
-in float32. Rows are counted in 64 bits. An array whose HAS_ flag is off is not read.
+states [..., S, E]), so that the threads of a warp read adjacent numbers, and with B and C
+in float32. Row numbers have 64 bits. An array whose HAS_ flag is off is not read.
 """
 
-# ruff: noqa: RUF005 - Triton knows no unpacking inside a tuple
+# ruff: noqa: RUF005 - Triton has no unpacking inside a tuple
+# Triton's annotations do not make static_range iterable, which only its compiler does.
+# pyright: reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
@@ -49,9 +51,9 @@ def forward(
     HAS_IDS: tl.constexpr,
     KEEPS_STARTS: tl.constexpr,
 ):
-    """Outputs y [B, L, E], the last state [B, S, E] and, if kept, starts [B, chunks, S, E].
+    """Store y [B, L, E], the last state [B, S, E] and, if kept, starts [B, chunks, S, E].
 
-    Those are the states before each chunk.
+    The starts are the states before each chunk.
     """
     chunks: tl.constexpr = (L + TOKENS - 1) // TOKENS
     groups: tl.constexpr = (S + STATES - 1) // STATES
@@ -135,11 +137,10 @@ def backward(
     HAS_BIAS: tl.constexpr,
     HAS_IDS: tl.constexpr,
 ):
-    """The gradients, from the last chunk to the first.
+    """Store the gradients, from the last chunk to the first.
 
-    Those of arrays without a batch dimension are of one sequence each: dA [B, S, E], dD and
-    dbias [B, E]. Those of B and C are of the channels of one program each: dB and dC
-    [programs, B, S, L].
+    Those of arrays without a batch dimension are stored per sequence: dA [B, S, E], dD and dbias
+    [B, E]. Those of B and C are stored per program, of its channels: dB and dC [programs, B, S, L].
     """
     chunks: tl.constexpr = (L + TOKENS - 1) // TOKENS
     groups: tl.constexpr = (S + STATES - 1) // STATES
@@ -254,7 +255,7 @@ def _copy_states(
 
 @triton.jit
 def _softplus(x):
-    """max(x, 0) + log(1 + p), p = exp(-|x|), with the digits of p kept where p is small.
+    """Return max(x, 0) + log(1 + p), p = exp(-|x|), as exact as p even if p is small.
 
     log(1 + p) = 2 artanh(r), r = p / (2 + p) <= 1/3, by the series of artanh.
     """
@@ -268,7 +269,7 @@ def _softplus(x):
 
 @triton.jit
 def _continues(ids_ptr, row, token, L: tl.constexpr, HAS_IDS: tl.constexpr):
-    """Whether a token belongs to the document of the token before."""
+    """Return whether a token belongs to the document of the token before."""
     follows = (token > 0) & (token < L)
     if HAS_IDS:
         here = tl.load(ids_ptr + row, follows, 0)
@@ -278,7 +279,7 @@ def _continues(ids_ptr, row, token, L: tl.constexpr, HAS_IDS: tl.constexpr):
 
 @triton.jit
 def _decay(delta, A, keep, HAS_IDS: tl.constexpr):
-    """exp(delta A) of A * log2(e); 0 where the state is reset."""
+    """Return exp(delta A), given A * log2(e); 0 where the state is reset."""
     decay = tl.exp2(delta * A)
     if HAS_IDS:
         decay = tl.where(keep, decay, 0.0)
@@ -298,9 +299,9 @@ def _store_sums(
 ):
     """Sum the tiles [STATES, CHANNELS] of each token over the channels; store the chunk's sums.
 
-    At each step every thread gives away half of its tiles and adds its partner's other half to what
-    it keeps: together about one exchange a tile, where a sum of each tile takes log2(CHANNELS).
-    Thread i is left with the sums of tokens i, i + CHANNELS, ...
+    At each step every thread gives half of its tiles to its partner and adds the half it gets to
+    the rest: about one exchange per tile in all, while summing each tile takes log2(CHANNELS).
+    Thread i ends with the sums of tokens i, i + CHANNELS, ...
     """
     lane = tl.arange(0, CHANNELS)[None, :]
     for i in tl.static_range(5):
@@ -319,7 +320,7 @@ def _exchange(
     CHANNELS: tl.constexpr,
     STATES: tl.constexpr,
 ):
-    """Halve the tiles, which are then sums of two threads; a single tile is summed in both."""
+    """Return half as many tiles, sums over two threads; a single tile is summed in both."""
     lane = tl.arange(0, CHANNELS)[None, :]
     partner = tl.broadcast_to(lane ^ distance, [STATES, CHANNELS])
     if count > 1:

@@ -1,15 +1,15 @@
 """The selective scan in plain XLA: chunks of tokens, with a hand-written gradient.
 
-The forward pass walks over the chunks and keeps the state at the start of each, [chunks, B, S, E];
-the backward pass walks back over them and recomputes the states inside one chunk at a time. So
-neither pass ever holds states for the whole length.
+The forward pass walks over the chunks and keeps the state at the start of each, [chunks, B, S, E].
+The backward pass walks back over them and recomputes the states inside one chunk at a time, so
+neither pass holds the states of the whole length.
 
 Two forms of the work inside a chunk share everything else. 'sequential' loops over the tokens: the
-least work, and quick where starting an operation is cheap (CPU). 'associative' uses
+least work, and fast where starting an operation is cheap (CPU). 'associative' uses
 `jax.lax.associative_scan`: a few times the work, in few wide operations (accelerators).
 
-Inside this file the inner width is the minor dimension (A [S, E], states [B, S, E]) and a chunk's
-arrays lead with time ([T, B, ...]), so that every step reads and writes contiguous memory.
+Inside this file the inner width is the minor dimension (A [S, E], states [B, S, E]) and the arrays
+of a chunk start with time ([T, B, ...]), so that every step reads and writes contiguous memory.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from kernels.custom_vjp import custom_vjp
 from kernels.manual_axes import vary_alike
+from kernels.scan_inputs import ScanInputs, float32_or_zeros, time_steps
 
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
 class _Tokens(NamedTuple):
-    """What the scan reads of the tokens: of all [B, L, ...] or of one chunk [T, B, ...]."""
+    """Per-token arrays of the scan: of all tokens [B, L, ...] or of one chunk [T, B, ...]."""
 
     u: Array  # [..., E], any float dtype
     delta: Array  # [..., E], float32
@@ -45,49 +47,35 @@ class _Form(NamedTuple):
     adjoints: Callable  # (decay, x, dh) -> g: g_t = decay_{t+1} g_{t+1} + x_t, + dh at the last
 
 
-def selective_scan(
-    u: Array,
-    dt: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array,
-    z: Array | None,
-    dt_bias: Array | None,
-    segment_ids: Array | None,
-    initial_state: Array | None,
-    *,
-    form: str,
-) -> tuple[Array, Array]:
-    """Run the scan in one form, 'sequential' or 'associative'; returns (y, final state).
+def selective_scan(inputs: ScanInputs, *, form: str) -> tuple[Array, Array]:
+    """Return (y, final state), computed in the form 'sequential' or 'associative'.
 
-    Arguments and results are those of `kernels.selective_scan.selective_scan`.
+    Results are those of `kernels.selective_scan.selective_scan`.
     """
     f32 = jnp.float32
+    u, A, z, segment_ids = inputs.x, inputs.A, inputs.z, inputs.segment_ids
     length = u.shape[1]
-    dt = dt.astype(f32)
-    delta = jax.nn.softplus(dt if dt_bias is None else dt + dt_bias.astype(f32))
-    if initial_state is None:
-        initial_state = jnp.zeros((u.shape[0], *A.shape), f32)
+    delta = time_steps(inputs.dt, inputs.dt_bias)
+    h0 = float32_or_zeros(inputs.initial_state, (u.shape[0], *A.shape))
 
-    # The last chunk is filled up with tokens of delta 0: decay 1 and input 0 leave the state as is.
+    # The last chunk is filled up with tokens of delta 0: decay 1 and input 0 do not change a state.
     tail = -length % min(_FORMS[form].chunk, length)
     keep = None
     if segment_ids is not None:
         same = segment_ids[:, 1:] == segment_ids[:, :-1]
         keep = jnp.pad(same.astype(f32), ((0, 0), (1, tail)), constant_values=1)
     padding = (0, 0), (0, tail), (0, 0)
-    tokens = _Tokens(*(jnp.pad(x, padding) for x in (u, delta, B, C)), keep)
-    parts = vary_alike((tokens, A.astype(f32).T, initial_state.astype(f32).mT))
-    y, state = _scan(form, *parts)
+    u_all, delta, B, C = (jnp.pad(x, padding) for x in (u, delta, inputs.B, inputs.C))
+    tokens = _Tokens(u_all, delta, B, C, keep)
+    y, state = _scan(form, *vary_alike((tokens, A.astype(f32).T, h0.mT)))
 
-    y = y[:, :length] + D.astype(f32) * u.astype(f32)
+    y = y[:, :length] + float32_or_zeros(inputs.D, u.shape[2:]) * u.astype(f32)
     if z is not None:
         y = y * jax.nn.silu(z.astype(f32))
     return y.astype(u.dtype), state.mT
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_vjp(nondiff_argnums=(0,))
 def _scan(form: str, tokens: _Tokens, A: Array, h0: Array) -> tuple[Array, Array]:
     """Return y [B, L, E] and the last state [B, S, E], both float32.
 
@@ -97,7 +85,7 @@ def _scan(form: str, tokens: _Tokens, A: Array, h0: Array) -> tuple[Array, Array
 
 
 def _scan_forward(form: str, tokens: _Tokens, A: Array, h0: Array):
-    """The residuals are the arguments, with the state before each chunk in place of h0."""
+    """Return the results, and the arguments with the state before each chunk in place of h0."""
     length = tokens.u.shape[1]
     chunk = min(_FORMS[form].chunk, length)
 
@@ -156,7 +144,7 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 
 def _decay(delta: Array, A: Array, keep: Array | None) -> Array:
-    """exp(delta A) [..., S, E], 0 where the state is reset; delta [..., E], keep [...]."""
+    """Return exp(delta A) [..., S, E], 0 where the state is reset; delta [..., E], keep [...]."""
     decay = jnp.exp(delta[..., None, :] * A)
     return decay if keep is None else decay * keep[..., None, None]
 
@@ -206,7 +194,7 @@ def _adjoints_associative(decay: Array, x: Array, dh: Array) -> Array:
 
 
 def _compose(first, second):
-    """The map h -> a h + b of two steps in a row; each step is a pair (a, b)."""
+    """Return the map h -> a h + b of two consecutive steps; each map is a pair (a, b)."""
     return second[0] * first[0], second[0] * first[1] + second[1]
 
 
@@ -221,12 +209,12 @@ def _at(x: Array, t: Array) -> Array:
 
 
 def _add_at(x: Array, t: int, update: Array) -> Array:
-    """x with the update added to x[t]; elementwise, so that it fuses with what makes x."""
+    """Return x with the update added to x[t]: elementwise, so that it fuses with x's producer."""
     return jnp.where(lax.broadcasted_iota(jnp.int32, x.shape, 0) == t, x + update, x)
 
 
 def _read(tree, i: Array, chunk: int):
-    """Chunk i of arrays [B, L, ...], time first and in float32: [chunk, B, ...]."""
+    """Return chunk i of arrays [B, L, ...], time first and in float32: [chunk, B, ...]."""
 
     def read(x):
         x = lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1)

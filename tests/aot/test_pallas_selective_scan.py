@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from kernels.scan_inputs import ScanInputs
 from kernels.selective_scan import pallas_tpu
 from tests.aot import tpu_target
 
 pytestmark = pytest.mark.aot
 
-NAMES = ["u", "dt", "A", "B", "C", "D", "z", "dt_bias", "segment_ids", "initial_state"]
+NAMES = "u", *ScanInputs._fields[1:]
 MIB = 2**20
 
 every_generation = pytest.mark.parametrize("topology", tpu_target.GENERATIONS.values())
@@ -37,7 +38,7 @@ def arguments(batch, length, width, states, dtype, *, stateful):
 
 
 def scan(args):
-    return pallas_tpu.selective_scan(*map(args.get, NAMES))
+    return pallas_tpu.selective_scan(ScanInputs(*map(args.get, NAMES)))
 
 
 def with_gradients(args, cotangents, scan=scan):

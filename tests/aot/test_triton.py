@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from kernels.scan_inputs import ScanInputs
 from kernels.selective_scan import triton as backend
 from tests.aot import cuda_target
 
@@ -38,7 +39,7 @@ def arguments(batch, length, width, states, dtype):
 def with_gradients(run, args, tile=backend.DEFAULT):
     floats = {name: x for name, x in args.items() if name != "segment_ids"}
     scan = partial(backend.scan_with, run, tile)
-    outputs, vjp = jax.vjp(lambda floats: scan(**args | floats), floats)
+    outputs, vjp = jax.vjp(lambda floats: scan(ScanInputs(*(args | floats).values())), floats)
     return outputs, vjp(outputs)[0]
 
 

@@ -26,7 +26,7 @@ def succeed(*arguments):
             "configs/: baseline_135m.py",
         ),
         (["train.py", "--config=README.md", "--workdir=x"], "--config cannot be loaded"),
-        (["train.py", f"{TINY}:fac", "--workdir=x"], "'fac'; accepted are no_split"),
+        (["train.py", f"{TINY}:fac", "--workdir=x"], "must be one of no_split, ae_split"),
         (
             ["train.py", TINY, "--config.model.splt.period=32", "--workdir=x"],
             "Unknown config key 'model.splt.period'; the nearest is 'model.split.period'",

@@ -12,7 +12,7 @@ from flowhn_jax.split import STRATEGIES
 
 
 def test_names():
-    assert parse_names("all") == NAMES == STRATEGIES + BASELINES
+    assert parse_names("all") == NAMES == (*STRATEGIES, *BASELINES)
     assert parse_names("llama, fac_split") == ("llama", "fac_split")
 
 

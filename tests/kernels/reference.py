@@ -1,4 +1,4 @@
-"""What the kernels' tests share."""
+"""What the tests of all kernels share."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def assert_close(actual, expected, tolerance, scale=1e-9):
-    """Every difference is below the tolerance times the largest expected magnitude.
+    """Assert that differences are below the tolerance times the largest expected magnitude.
 
-    A tensor below `scale` may differ as one of that magnitude: what is a small difference of terms
-    is rounded as they are, and what is zero but for the rounding of float64 as that is.
+    A tensor whose magnitude is below `scale` may differ like one of that magnitude: a small
+    difference of large terms has their rounding errors, and an exact zero those of float64.
     """
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for (path, a), e in zip(
@@ -22,12 +22,23 @@ def assert_close(actual, expected, tolerance, scale=1e-9):
 
 
 def cotangents_like(rng, outputs):
-    """Random arrays of the shapes and dtypes of the outputs (or of their `jax.eval_shape`)."""
+    """Return random arrays with the shapes and dtypes of the outputs."""
     return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), outputs)
 
 
+def with_gradients(run):
+    """Return a function of (args, cotangents): run(args), and the gradients of its float args."""
+
+    def run_with_gradients(args, cotangents):
+        floats = {name: x for name, x in args.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+        outputs, vjp = jax.vjp(lambda floats: run(args | floats), floats)
+        return outputs, vjp(cotangents)[0]
+
+    return run_with_gradients
+
+
 def array_sizes(jaxpr):
-    """The sizes of all arrays that a jaxpr computes, also in the jaxprs inside it."""
+    """Yield the sizes of all arrays that a jaxpr, or a jaxpr inside it, computes."""
     for equation in jaxpr.eqns:
         yield from (variable.aval.size for variable in equation.outvars)
         for inner in jax.tree.leaves(list(equation.params.values())):

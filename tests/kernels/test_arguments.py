@@ -1,4 +1,4 @@
-"""What the public operations accept: dtypes, sizes, absent skips, infinite decay rates."""
+"""Valid arguments of the public operations: dtypes, sizes, no skip, infinite decay rates."""
 
 import inspect
 
@@ -58,25 +58,40 @@ def arguments(operation, rng=None, empty=None):
 
 @operations
 def test_arrays_of_other_kinds_are_refused(operation):
-    """Complex and integer floats, float ids, lists, None where an array is needed."""
+    """Complex and integer dtypes for floats, float ids, lists, None for a required array."""
     args = arguments(operation)
     optional = inspect.signature(operation).parameters
     for name, x in args.items():
         others = [np.float32] if name in INTEGERS else [np.complex64, np.int32]
         others = [np.float32, np.int32] if name == "visible" else others
         for dtype in others:
-            with pytest.raises(ValueError, match=rf"{operation.__name__}: {name} must be of .*, f"):
+            with pytest.raises(
+                ValueError, match=rf"{operation.__name__}: {name} must have .*; got"
+            ):
                 operation(**args | {name: x.astype(dtype)})
-        with pytest.raises(ValueError, match=rf"{operation.__name__}: {name} must be .*found list"):
+        with pytest.raises(ValueError, match=rf"{operation.__name__}: {name} must be .*; got list"):
             operation(**args | {name: x.tolist()})
         if optional[name].default is inspect.Parameter.empty and name != "D":
-            with pytest.raises(ValueError, match=rf"{operation.__name__}: {name} must be .*None"):
+            with pytest.raises(
+                ValueError, match=rf"{operation.__name__}: {name} must be .*; got None"
+            ):
                 operation(**args | {name: None})
 
 
 @operations
+def test_shapes_that_do_not_match_are_refused(operation):
+    """For a first dimension of each array that others have as well."""
+    args = arguments(operation)
+    for name, x in args.items():
+        if name == "weight":  # its first dimension is the number of taps
+            continue
+        with pytest.raises(ValueError, match=rf"{operation.__name__}: .* must be \[.*\] = .*; got"):
+            operation(**args | {name: np.concatenate([x, x])})
+
+
+@operations
 def test_sizes_of_zero_are_refused(operation):
-    """Length, batch, groups, heads, channels, states, taps and vocabulary; by an array's name."""
+    """For all dimensions; the message names an array."""
     names = "|".join(LAYOUTS[operation])
     for letter in sorted(set("".join(LAYOUTS[operation].values()))):
         if operation is cross_entropy and letter in "BL":
@@ -87,7 +102,7 @@ def test_sizes_of_zero_are_refused(operation):
 
 
 def runs(operation):
-    """Return by name the ways to run an operation."""
+    """Return the ways to run an operation, by name."""
     if operation is not selective_scan:
         return {"default": operation}
     backends = "xla_sequential", "xla_associative"
@@ -114,7 +129,7 @@ def test_no_skip_is_a_skip_of_zero(operation, rng):
 
 @scans
 def test_infinite_decay_rates_forget_everything(operation, rng):
-    """Results and gradients are finite and those of very large rates; a zero step keeps a state."""
+    """Results and gradients are those of very large rates; a zero time step keeps the state."""
     args = arguments(operation, rng)
     args["dt"][:, -1] = -1e9  # a step of zero
     floats = {name: x for name, x in args.items() if name not in INTEGERS}

@@ -10,10 +10,14 @@ from jax.sharding import PartitionSpec as P
 
 from flowhn_jax.bench import formulas
 from kernels.attention import attention, attention_step, splash
+from kernels.attention.inputs import AttentionInputs, Visibility
 from kernels.partition import over_mesh
 from tests.kernels.reference import assert_close, cotangents_like
 
-interpreted_splash = partial(splash.attention, interpret=True)
+
+def interpreted_splash(q, k, v, segment_ids, window=None):
+    inputs = AttentionInputs(q, k, v, segment_ids)
+    return splash.attention(inputs, Visibility(window), interpret=True)
 
 
 def arguments(rng, batch, length, heads, groups, size, dtype=np.float32, *, optional=True):
@@ -71,7 +75,7 @@ def test_window(rng, window):
     [(1, 5, True), (9, 70, True), (70, 3, False), (40, None, True), (300, 2, True)],
 )
 def test_prefix(rng, prefix, window, optional):
-    """All later tokens see it, whatever their window and document."""
+    """All later tokens see the prefix, regardless of window and document."""
     args = arguments(rng, 2, 300, 4, 2, 5, optional=optional)
     cotangent = cotangents_like(rng, args["q"])
     output, gradients = run_with_gradients(args, cotangent, window, prefix=prefix)
@@ -83,7 +87,7 @@ def test_prefix(rng, prefix, window, optional):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_step(rng, dtype):
-    """One query of each sequence against places that it may see, the others full of anything."""
+    """One query per sequence against the slots that it sees; the others hold arbitrary values."""
     args = arguments(rng, 3, 20, 6, 2, 8, dtype, optional=False)
     lengths = jnp.asarray([20, 1, 7])
     visible = jnp.arange(20) < lengths[:, None]
@@ -142,7 +146,7 @@ def test_splash_blocks(length):
 
 
 def test_large_scores_neither_overflow_nor_mix(rng):
-    """Scores far beyond exp's range: each token takes the value of its best key."""
+    """With scores far out of exp's range each token gets the value of its best key."""
     args = arguments(rng, 1, 90, 2, 1, 8, optional=False)
     args |= {"q": 1e5 * args["q"], "k": 1e5 * args["k"]}
     output, gradients = run_with_gradients(args, jnp.ones_like(args["q"]))
@@ -190,18 +194,20 @@ def test_wrong_arguments():
     args = arguments(np.random.default_rng(0), 2, 7, 4, 2, 5)
     with pytest.raises(ValueError, match=r"v must be \[B, T, H_kv, K\] = \(2, 7, 2, 5\)"):
         attention(**args | {"v": args["q"]})
-    with pytest.raises(ValueError, match="4 query heads must be a multiple of the 3 key-value"):
+    with pytest.raises(
+        ValueError, match="heads must be a multiple of the 3 key-value heads; got 4 heads"
+    ):
         attention(args["q"], args["q"][:, :, :3], args["q"][:, :, :3])
-    with pytest.raises(ValueError, match="window must be at least 1, found 0"):
+    with pytest.raises(ValueError, match="window must be at least 1; got 0"):
         attention(**args, window=0)
-    with pytest.raises(ValueError, match="prefix must be 0 to T = 7, found 8"):
+    with pytest.raises(ValueError, match="prefix must be 0 to T = 7; got 8"):
         attention(**args, prefix=8)
     q, k = args["q"][:, 0], args["k"].swapaxes(1, 2)
     with pytest.raises(ValueError, match=r"visible must be \[B, C\] = \(2, 7\)"):
         attention_step(q, k, k, jnp.ones((2, 6), bool))
-    with pytest.raises(ValueError, match="'flash'; accepted: 'cudnn', 'splash', 'xla'"):
+    with pytest.raises(ValueError, match="must be one of 'cudnn', 'splash', 'xla'; got 'flash'"):
         attention(**args, backend="flash")
-    with pytest.raises(ValueError, match="'splash' cannot serve: it is for tpu, this is cpu"):
+    with pytest.raises(ValueError, match="'splash': it needs platform tpu, this is cpu"):
         attention(**args, backend="splash")
     with pytest.raises(ValueError, match=r"q must be \[B, T, H, K\]"):
         attention(**args | {"q": args["q"][0]})

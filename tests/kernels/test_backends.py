@@ -8,14 +8,14 @@ from kernels import backends
 from kernels.backends import Backend, Operation
 
 
-def operation(best_serves=True):
+def operation(best_runs=True):
     return Operation(
         "double",
         {
             "fast": Backend(
                 lambda x: x + x,
                 ("cpu",),
-                lambda x: None if best_serves else f"{x.dtype} is not for it",
+                lambda x: None if best_runs else f"it cannot take {x.dtype}",
             ),
             "far": Backend(lambda x: 2 * x, ("tpu",)),
             "xla": Backend(lambda x: 2 * x),
@@ -40,7 +40,7 @@ def _fresh(monkeypatch):
     ("asked", "expected"),
     [("auto", "fast"), ("xla", "xla"), ("double=xla", "xla"), ("other=xla", "fast")],
 )
-def test_as_the_user_asks(monkeypatch, asked, expected):
+def test_the_user_chooses(monkeypatch, asked, expected):
     with backends.use(asked):
         assert chosen(operation()) == expected
     monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, asked)
@@ -48,28 +48,29 @@ def test_as_the_user_asks(monkeypatch, asked, expected):
         assert chosen(operation()) == expected
 
 
-def test_what_cannot_serve_gives_way_with_one_line(caplog):
+def test_the_next_best_runs_what_the_best_cannot_with_one_log_line(caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert chosen(operation(best_serves=False)) == "xla"
+            assert chosen(operation(best_runs=False)) == "xla"
     (line,) = caplog.messages
-    assert line == "double: fast cannot serve (float32 is not for it); it runs on xla"
+    assert line == "double: cannot run on fast (it cannot take float32); running on xla instead"
     with caplog.at_level(logging.WARNING), backends.use("double=far"):
         assert chosen(operation()) == "fast"
-    assert "far cannot serve (it is for tpu, this is cpu); it runs on fast" in caplog.messages[-1]
+    reason = "cannot run on far (it needs platform tpu, this is cpu); running on fast instead"
+    assert reason in caplog.messages[-1]
 
 
-def test_a_named_backend_is_taken_or_refused():
+def test_a_named_backend_runs_or_is_refused():
     assert chosen(operation(), backend="xla") == "xla"
-    with pytest.raises(ValueError, match="'fast' cannot serve: float32 is not for it"):
-        operation(best_serves=False).choose(jnp.ones(3), backend="fast")
-    with pytest.raises(ValueError, match="unknown backend 'slow'; accepted: 'far', 'fast', 'xla'"):
+    with pytest.raises(ValueError, match="cannot run on backend 'fast': it cannot take float32"):
+        operation(best_runs=False).choose(jnp.ones(3), backend="fast")
+    with pytest.raises(ValueError, match="must be one of 'far', 'fast', 'xla'; got 'slow'"):
         operation().choose(jnp.ones(3), backend="slow")
-    with backends.use("double=slow"), pytest.raises(ValueError, match="unknown backend 'slow'"):
+    with backends.use("double=slow"), pytest.raises(ValueError, match="got 'slow'"):
         operation().choose(jnp.ones(3))
 
 
-def test_a_jitted_function_is_traced_anew_for_another_backend():
+def test_a_jitted_function_is_traced_again_for_another_backend():
     op = operation()
 
     @jax.jit
@@ -82,7 +83,7 @@ def test_a_jitted_function_is_traced_anew_for_another_backend():
         assert record.get("double") == expected
 
 
-def test_records_that_are_equal_are_two():
+def test_nested_records_are_separate():
     with backends.record() as outer:
         with backends.record():
             operation().choose(jnp.ones(3))
@@ -96,5 +97,5 @@ def test_records_that_are_equal_are_two():
     "asked", ["", "fast", "double=", "=xla", "double=xla,,", "*=xla", "double=xla,double=far"]
 )
 def test_malformed(asked):
-    with pytest.raises(ValueError, match="accepted is 'auto', 'xla' or OPERATION=BACKEND"):
+    with pytest.raises(ValueError, match="must be 'auto', 'xla' or OPERATION=BACKEND"):
         backends.parse(asked)

@@ -7,7 +7,7 @@ import pytest
 
 from flowhn_jax.bench import formulas
 from kernels.causal_conv import causal_conv
-from tests.kernels.reference import assert_close, cotangents_like
+from tests.kernels.reference import assert_close, cotangents_like, with_gradients
 
 
 def arguments(rng, batch, length, width, taps, dtype=np.float32, *, optional=True):
@@ -29,11 +29,7 @@ def run(args):
     return causal_conv(**args, return_final_state=True)
 
 
-@jax.jit
-def run_with_gradients(args, cotangents):
-    floats = {name: x for name, x in args.items() if name != "segment_ids"}
-    outputs, vjp = jax.vjp(lambda floats: run(args | floats), floats)
-    return outputs, vjp(cotangents)[0]
+run_with_gradients = jax.jit(with_gradients(run))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +58,7 @@ def test_outputs_and_gradients(rng, length, width, taps, optional, dtype):
     st.sets(st.integers(1, 11), max_size=4), st.integers(0, 2**32), st.sampled_from([1, 2, 6, 11])
 )
 def test_two_calls_continue_one(starts, seed, cut):
-    starts -= {cut}  # the state is of the document that goes on
+    starts -= {cut}  # the state belongs to the document that continues
     args = arguments(np.random.default_rng(seed), 1, 12, 3, 4)
     args["segment_ids"] = jnp.asarray(np.isin(np.arange(12), sorted(starts)).cumsum())[None]
     first, rest = (
@@ -100,7 +96,7 @@ def test_wrong_arguments():
     args = arguments(np.random.default_rng(0), 2, 7, 5, 4)
     with pytest.raises(ValueError, match=r"initial_state must be \[B, W-1, E\] = \(2, 3, 5\)"):
         causal_conv(**args | {"initial_state": jnp.zeros((2, 4, 5))})
-    with pytest.raises(ValueError, match=r"weight must be \[W, E\] = \(4, 5\), found .*\(4, 6\)"):
+    with pytest.raises(ValueError, match=r"weight must be \[W, E\] = \(4, 5\); got .*\(4, 6\)"):
         causal_conv(**args | {"weight": jnp.zeros((4, 6))})
     with pytest.raises(ValueError, match=r"x must be \[B, L, E\]"):
         causal_conv(**args | {"x": jnp.zeros((7, 5))})

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from kernels.partition import constrain, over_mesh, ways
+from kernels.partition import constrain, num_parts, over_mesh
 
 
 def over_last(x, scale, shift):
-    """[B, T], [T], [B] or None -> [B], [B, T]."""
+    """Return [B] and [B, T] from [B, T], [T] and [B] or None."""
     y = jnp.tanh(x * scale) + (0 if shift is None else shift[:, None])
     return y.sum(1), y
 
 
-@pytest.mark.parametrize("batch", [8, 3])  # 3 does not divide over 4 devices: all do all of it
+@pytest.mark.parametrize("batch", [8, 3])  # 4 devices do not divide 3: each computes all
 @pytest.mark.parametrize("shifted", [True, False])
 def test_outputs_and_gradients(rng, batch, shifted):
     x, scale, shift = (
@@ -41,7 +41,7 @@ def test_outputs_and_gradients(rng, batch, shifted):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_without_a_mesh_it_is_the_function():
+def test_without_a_mesh_the_function_is_unchanged():
     assert over_mesh(over_last, ("B T", "T", "B"), ("B", "B T")) is over_last
     with jax.set_mesh(jax.make_mesh((1,), ("data",), (AxisType.Auto,))):
         assert over_mesh(over_last, ("B T", "T", "B"), ("B", "B T")) is over_last
@@ -69,7 +69,7 @@ def test_sums_over_a_letter_that_is_cut():
     x = jnp.arange(24.0).reshape(2, 12)
     for sizes in ((2, 4), (1, 1)):
         with jax.set_mesh(jax.make_mesh(sizes, ("fsdp", "tensor"), (AxisType.Auto,) * 2)):
-            mapped = over_mesh(total, ("B V",), "B", meets="V")
+            mapped = over_mesh(total, ("B V",), "B", axes_of=("V",))
             np.testing.assert_array_equal(jax.jit(mapped)(x), x.sum(1))
 
 
@@ -84,16 +84,16 @@ def test_constrain():
     assert uneven.sharding.shard_shape(x.shape) == (8, 3, 3)  # 6 divides by data alone
 
 
-def test_shards_do_not_keep_others_whole():
-    """Five do not divide over fsdp; the tokens do."""
+def test_a_shard_that_cannot_be_cut_does_not_keep_tokens_whole():
+    """Two devices of fsdp do not divide 5, but they divide the tokens."""
     mesh = jax.make_mesh((2, 2), ("data", "fsdp"), (AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
         cut = jax.jit(lambda x: constrain(x, "B shard"))(jnp.ones((8, 5)))
     assert cut.sharding.shard_shape(cut.shape) == (2, 5)
 
 
-def test_ways():
-    assert ways("B") == 1
+def test_num_parts():
+    assert num_parts("B") == 1
     mesh = jax.make_mesh((2, 4), ("data", "tensor"), (AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
-        assert [ways(letter) for letter in ("B", "heads", "L")] == [2, 4, 1]
+        assert [num_parts(letter) for letter in ("B", "heads", "L")] == [2, 4, 1]

@@ -1,3 +1,6 @@
+"""The Triton kernels, in Triton's interpreter on the CPU."""
+
+import functools
 import importlib.util
 from functools import partial
 
@@ -10,25 +13,25 @@ from jax.sharding import PartitionSpec as P
 from flowhn_jax.bench import formulas
 from kernels.selective_scan import triton as backend
 from tests.kernels import triton_interpreter
-from tests.kernels.reference import assert_close, cotangents_like
-from tests.kernels.test_selective_scan import PER_TOKEN, arguments
+from tests.kernels.reference import assert_close
+from tests.kernels.scans import Scan, scan_arguments, scan_inputs
+from tests.kernels.test_selective_scan import PER_TOKEN, last_input
 
 interpreted = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-OPTIONAL = ["z", "dt_bias", "segment_ids", "initial_state"]
+
+
+@functools.cache
+def scan_of(tokens, channels):
+    tile = backend.Tile(tokens, channels)
+
+    def run(args):
+        return backend.scan_with(triton_interpreter.run, tile, scan_inputs(args))
+
+    return Scan(run, formulas.selective_scan, PER_TOKEN)
+
+
 TILE = backend.Tile(tokens=8, channels=32)
-
-
-@partial(jax.jit, static_argnames="tile")
-def run(args, tile):
-    args = dict.fromkeys(OPTIONAL) | args
-    return backend.scan_with(triton_interpreter.run, tile, **args)
-
-
-@partial(jax.jit, static_argnames="tile")
-def run_with_gradients(args, cotangents, tile):
-    floats = {name: x for name, x in args.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    outputs, vjp = jax.vjp(lambda floats: run(args | floats, tile), floats)
-    return outputs, vjp(cotangents)[0]
+SCAN = scan_of(*TILE)
 
 
 @interpreted
@@ -54,94 +57,60 @@ def run_with_gradients(args, cotangents, tile):
 )
 def test_outputs_and_gradients(rng, tile, length, width, states, optional):
     batch = 2 if length < 8 else 1
-    args = arguments(rng, batch, length, width, states, optional=optional)
-    tile = backend.Tile(*tile)
-    cotangents = cotangents_like(rng, jax.eval_shape(run, args, tile=tile))
-    outputs, gradients = run_with_gradients(args, cotangents, tile)
-    expected = formulas.in_float64(formulas.selective_scan, args, cotangents)
-    assert_close(outputs, expected[0], 1e-5)
-    assert_close(gradients, expected[1], 1e-4)
+    args = scan_arguments(rng, batch, length, width, states, optional=optional)
+    scan_of(*tile).check_against_float64(rng, args)
 
 
 @interpreted
 @pytest.mark.parametrize("exceptions", [[], ["dt", "C"]])
 def test_bfloat16(rng, exceptions):
-    args = arguments(rng, 1, 19, 5, 3, jnp.bfloat16)
+    args = scan_arguments(rng, 1, 19, 5, 3, jnp.bfloat16)
     args |= {name: args[name].astype(jnp.float32) for name in exceptions}
-    cotangents = cotangents_like(rng, jax.eval_shape(run, args, tile=TILE))
-    (y, state), gradients = run_with_gradients(args, cotangents, TILE)
-    assert (y.dtype, state.dtype) == (jnp.bfloat16, jnp.float32)
-    assert all(gradients[name].dtype == args[name].dtype for name in gradients)
-    expected = formulas.in_float64(formulas.selective_scan, args, cotangents)
-    assert_close((y, state), expected[0], 1e-2)
-    assert_close(gradients, expected[1], 1e-2)
+    SCAN.check_against_float64(rng, args, 1e-2, 1e-2)
 
 
 @interpreted
 def test_large_time_steps_forget_everything(rng):
-    """exp(delta A) underflows to zero: the state is the last input's, and nothing is NaN."""
-    args = arguments(rng, 1, 19, 6, 1, optional=False)
-    args |= {"dt": args["dt"] + 1e6, "A": args["A"] - 1}
-    cotangents = cotangents_like(rng, jax.eval_shape(run, args, tile=TILE))
-    (_, state), gradients = run_with_gradients(args, cotangents, TILE)
-    last = (args["dt"] * args["u"])[:, -1, :, None] * args["B"][:, -1, None, :]
-    np.testing.assert_allclose(state, last, rtol=1e-5)
-    assert all(jnp.isfinite(x).all() for x in gradients.values())
+    args = scan_arguments(rng, 1, 19, 6, 1, optional=False)
+    SCAN.check_large_time_steps_forget(rng, args, last_input)
 
 
 @interpreted
 def test_softplus_has_a_small_relative_error_everywhere():
-    """Of a state that forgets nothing (A = 0) and is fed once, the state is the time step."""
+    """With A = 0, which forgets nothing, and one input of 1, the state is the time step."""
     dt = jnp.linspace(-80, 80, 96, dtype=jnp.float32)[None, None]
     ones, zeros = jnp.ones((1, 1, 96)), jnp.zeros((96, 1))
     args = {"u": ones, "dt": dt, "A": zeros, "D": zeros[:, 0]}
-    _, state = run(args | {"B": ones[..., :1], "C": ones[..., :1]}, TILE)
+    _, state = SCAN.run(args | {"B": ones[..., :1], "C": ones[..., :1]})
     expected = np.log1p(np.exp(np.asarray(dt, np.float64)))
     np.testing.assert_allclose(state[0, :, 0], expected[0, 0], rtol=1e-6)
 
 
 @interpreted
 def test_two_calls_continue_one(rng):
-    args, cut = arguments(rng, 1, 24, 5, 3), 13
-    args["segment_ids"] = args["segment_ids"].at[:, cut].set(args["segment_ids"][:, cut - 1])
-    names = [*PER_TOKEN, "segment_ids"]
-    y_first, state = run(args | {name: args[name][:, :cut] for name in names}, TILE)
-    rest = {name: args[name][:, cut:] for name in names} | {"initial_state": state}
-    y_second, state = run(args | rest, TILE)
-    whole = jax.tree.map(np.asarray, run(args, TILE))
-    assert_close((jnp.concatenate([y_first, y_second], 1), state), whole, 1e-6)
+    SCAN.check_two_calls_continue_one(scan_arguments(rng, 1, 24, 5, 3), 13, 1e-6)
 
 
 @interpreted
 def test_a_document_is_bitwise_alone(rng):
-    args, others = (arguments(rng, 1, 20, 3, 2) for _ in range(2))
+    args, others = (scan_arguments(rng, 1, 20, 3, 2) for _ in range(2))
     start = int(rng.integers(1, 20))
     args["segment_ids"] = jnp.asarray(np.arange(20) >= start, jnp.int32)[None]
-    perturbed = args | {"initial_state": others["initial_state"]}
-    for name in PER_TOKEN:
-        perturbed[name] = args[name].at[:, :start].set(others[name][:, :start])
-
-    def after_start(args):
-        ones = jnp.ones((1, 20, 3)), jnp.ones((1, 3, 2))
-        (y, state), gradients = run_with_gradients(args, ones, TILE)
-        return [state, y[:, start:]] + [gradients[name][:, start:] for name in PER_TOKEN]
-
-    for a, b in zip(after_start(args), after_start(perturbed), strict=True):
-        np.testing.assert_array_equal(a, b)
+    SCAN.check_a_document_is_bitwise_alone(args, others, start)
 
 
 @interpreted
 def test_sharded_inside_scan_and_checkpoint(rng):
-    """Two layers over two devices have the gradients that they have on one."""
-    tile = backend.Tile(tokens=2, channels=32)
-    args = arguments(rng, 2, 3, 3, 2)
+    """Two layers on two devices have the gradients that they have on one."""
+    run = scan_of(2, 32).run
+    args = scan_arguments(rng, 2, 3, 3, 2)
     names = ["u", "dt", "B", "C", "z", "segment_ids", "initial_state"]
     mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,))
     specs = {name: P("data") if name in names else P() for name in args}
 
     def loss(floats, layers):
         def block(u, D):
-            return run(args | floats | {"u": u, "D": D}, tile)[0], None
+            return run(args | floats | {"u": u, "D": D})[0], None
 
         return jax.lax.scan(jax.checkpoint(block), floats["u"], layers)[0]
 
@@ -151,7 +120,7 @@ def test_sharded_inside_scan_and_checkpoint(rng):
     @partial(jax.shard_map, mesh=mesh, in_specs=(specs, P()), out_specs=P("data"))
     def sharded(args, layers):
         def block(u, D):
-            return run(args | {"u": u, "D": D}, tile)[0], None
+            return run(args | {"u": u, "D": D})[0], None
 
         return jax.lax.scan(jax.checkpoint(block), args["u"], layers)[0]
 
@@ -165,7 +134,7 @@ def test_sharded_inside_scan_and_checkpoint(rng):
 
 
 def launches(function, *args):
-    """The launches of a function of (run, ...), without running them."""
+    """Return the launches of a function of (run, *args), without running them."""
     seen = []
 
     def record(launch):
@@ -178,11 +147,10 @@ def launches(function, *args):
 
 @pytest.mark.parametrize("optional", [True, False])
 def test_states_are_kept_only_for_the_gradient(rng, optional):
-    args = arguments(rng, 2, 40, 70, 3, jnp.bfloat16, optional=optional)
-    args = dict.fromkeys(OPTIONAL) | args
+    args = scan_arguments(rng, 2, 40, 70, 3, jnp.bfloat16, optional=optional)
 
     def scan(run, floats):
-        return backend.scan_with(run, TILE, **args | floats)
+        return backend.scan_with(run, TILE, scan_inputs(args | floats))
 
     def gradient(run, floats):
         outputs, vjp = jax.vjp(partial(scan, run), floats)
@@ -200,39 +168,42 @@ def test_states_are_kept_only_for_the_gradient(rng, optional):
 
 
 def test_refusals(monkeypatch):
-    args = dict.fromkeys(OPTIONAL) | arguments(np.random.default_rng(0), 1, 2, 3, 4)
+    args = scan_arguments(np.random.default_rng(0), 1, 2, 3, 4)
     shapes = jax.eval_shape(lambda: args)
+
+    def reason(**changed):
+        return backend.unsupported(scan_inputs(shapes | changed))
+
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert "the compute capability of cpu is not known" in backend.unsupported(**shapes)
+    assert "the compute capability of cpu is not known" in reason()
     monkeypatch.setattr(backend, "target_capability", lambda: 75)
-    assert "it takes a compute capability of 80" in backend.unsupported(**shapes)
+    assert "it needs a compute capability of 80, this GPU's is 75" in reason()
     monkeypatch.setattr(backend, "target_capability", lambda: 90)
-    assert backend.unsupported(**shapes) is None
+    assert reason() is None
     half = jax.ShapeDtypeStruct((1, 2, 3), jnp.float16)
-    assert backend.unsupported(**shapes | {"z": half}) == "z is float16, not bfloat16 or float32"
+    assert reason(z=half) == "z is float16, not bfloat16 or float32"
     large = jax.ShapeDtypeStruct((65536, 2, 3), jnp.float32)
-    assert "batch size 65536" in backend.unsupported(**shapes | {"u": large})
+    assert "batch size 65536" in reason(u=large)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "jax_triton" or None)
-    assert backend.unsupported(**shapes) == "the package jax-triton is not installed"
+    assert "the package jax-triton is not installed" in reason()
 
 
 def test_what_is_timed(rng):
     """Through jax-triton, as far as a machine without a GPU goes: to the shapes."""
     pytest.importorskip("jax_triton", exc_type=ImportError)
-    args = dict.fromkeys(OPTIONAL) | arguments(rng, 2, 40, 70, 3, jnp.bfloat16)
-    args["dt_bias"] = None
-    order = ["u", "dt", "A", "B", "C", "D", *OPTIONAL]
-    shapes = jax.eval_shape(lambda: [args[name] for name in order])
+    args = scan_arguments(rng, 2, 40, 70, 3, jnp.bfloat16) | {"dt_bias": None}
+    shapes = jax.eval_shape(lambda: list(scan_inputs(args)))
     present = [x for x in shapes if x is not None]
     results = jax.eval_shape(partial(backend.forward_and_backward, TILE, shapes), *present)
-    expected = [args[name].shape for name in order if name not in ("dt_bias", "segment_ids")]
+    names = ["u", "dt", "A", "B", "C", "D", "z", "initial_state"]  # without integers
+    expected = [args[name].shape for name in names]
     assert [x.shape for x in results] == expected
 
 
 @interpreted
 @pytest.mark.parametrize("tile", ["16,24", "12,32", "16,64"])
-def test_a_tile_that_is_none(monkeypatch, tile):
+def test_a_tile_that_is_not_valid(monkeypatch, tile):
     monkeypatch.setenv("FLOWHN_SELECTIVE_SCAN_TILE", tile)
-    args = dict.fromkeys(OPTIONAL) | arguments(np.random.default_rng(0), 1, 2, 3, 4)
-    with pytest.raises(ValueError, match=rf"powers of two, at most 32 channels; found {tile}"):
-        backend.selective_scan(**args)
+    args = scan_arguments(np.random.default_rng(0), 1, 2, 3, 4)
+    with pytest.raises(ValueError, match=rf"both powers of two .* 32 channels.*; got {tile}"):
+        backend.selective_scan(scan_inputs(args))

@@ -1,6 +1,4 @@
-"""Operations over sequences that are cut over devices are those over whole ones."""
-
-from functools import partial
+"""Operations on sequences cut over devices give the results of whole sequences."""
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +11,17 @@ from kernels.attention import attention
 from kernels.causal_conv import causal_conv
 from kernels.selective_scan import selective_scan
 from kernels.ssd import ssd
-from tests.kernels.reference import array_sizes, assert_close, cotangents_like
+from tests.kernels.reference import (
+    array_sizes,
+    assert_close,
+    cotangents_like,
+    with_gradients,
+)
 
 BATCH, LENGTH = 2, 24
 MESHES = [dict(sequence=4), dict(fsdp=2, sequence=2, tensor=2)]
 
-# Documents that end within a device's positions, at their end, and that are longer than them.
+# Documents that end inside or at the end of a device's positions, or span several devices.
 IDS = np.array([[1] * 5 + [2] + [3] * 6 + [4] * 12, [1] * 24], np.int32)
 
 
@@ -58,21 +61,15 @@ def conv_arguments(array):
 
 
 def attention_arguments(array):
-    """Two key-value heads, which four devices do not divide."""
+    """Return two key-value heads, which four devices do not divide."""
     kv = BATCH, LENGTH, 2, 8
     return {"q": array(BATCH, LENGTH, 8, 8), "k": array(*kv), "v": array(*kv)}
 
 
 def over(mesh_axes):
-    """A mesh of so many devices along each axis."""
+    """Return a mesh with this many devices along each axis."""
     axes = {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1} | mesh_axes
     return jax.make_mesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes))
-
-
-def run_with_gradients(function, args, cotangents):
-    floats = {name: x for name, x in args.items() if x.dtype == jnp.float32}
-    outputs, vjp = jax.vjp(lambda floats: function(**(args | floats)), floats)
-    return outputs, vjp(cotangents)[0]
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=["sequence", "all"])
@@ -94,12 +91,12 @@ def test_outputs_and_gradients(rng, operation, arguments, keywords, optional, ax
         args["segment_ids"] = jnp.asarray(IDS)
     else:
         args.pop("initial_state", None)
-    function = partial(operation, **keywords)
-    cotangents = cotangents_like(rng, jax.eval_shape(lambda args: function(**args), args))
-    run = jax.jit(partial(run_with_gradients, function))
-    expected = run(args, cotangents)
+    run = with_gradients(lambda args: operation(**args, **keywords))
+    outputs = jax.eval_shape(lambda args: operation(**args, **keywords), args)
+    cotangents = cotangents_like(rng, outputs)
+    expected = jax.jit(run)(args, cotangents)
     with jax.set_mesh(over(axes)):
-        results = jax.jit(partial(run_with_gradients, function))(args, cotangents)
+        results = jax.jit(run)(args, cotangents)
     assert_close(results, jax.tree.map(np.asarray, expected), 1e-5)
 
 
@@ -107,7 +104,7 @@ def test_outputs_and_gradients(rng, operation, arguments, keywords, optional, ax
     ("operation", "arguments"), [(selective_scan, scan_arguments), (causal_conv, conv_arguments)]
 )
 def test_no_device_has_all_positions(rng, operation, arguments):
-    """Kernels see a device's positions, and no array of all of them is gathered."""
+    """Kernels get one device's positions, and no array of all positions is gathered."""
     args = arguments(lambda *shape: jnp.zeros(shape, jnp.float32))
     with jax.set_mesh(over(dict(sequence=4))):
         placed = {
@@ -115,14 +112,14 @@ def test_no_device_has_all_positions(rng, operation, arguments):
             for name, x in args.items()
         }
         cotangents = jax.device_put(jnp.zeros((BATCH, LENGTH, 4)), P(None, "sequence"))
-        step = jax.jit(partial(run_with_gradients, operation))
+        step = jax.jit(with_gradients(lambda args: operation(**args)))
         text = step.lower(placed, cotangents).compile().as_text()
     assert f"[{BATCH},{LENGTH // 4},4]" in text
     assert f"[{BATCH},{LENGTH},4]" not in text
 
 
 def test_each_device_has_some_heads_of_all_positions():
-    """Four devices share two key-value heads, each of which two of them have."""
+    """Each of two key-value heads is on two of four devices."""
     args = attention_arguments(lambda *shape: jnp.zeros(shape, jnp.float32))
     with jax.set_mesh(over(dict(sequence=4))):
         sizes = set(array_sizes(jax.make_jaxpr(lambda args: attention(**args))(args).jaxpr))

@@ -1,5 +1,3 @@
-from functools import partial
-
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -11,9 +9,9 @@ from jax.sharding import PartitionSpec as P
 from flowhn_jax.bench import formulas
 from kernels.ssd import ssd, ssd_step
 from tests.kernels import reference
-from tests.kernels.reference import assert_close, cotangents_like
+from tests.kernels.scans import Scan, random_documents
 
-PER_TOKEN = ["x", "dt", "B", "C"]
+SCAN = Scan(lambda args: ssd(**args, return_final_state=True), formulas.ssd, ["x", "dt", "B", "C"])
 
 
 def arguments(
@@ -22,33 +20,14 @@ def arguments(
     def normal(*shape, dtype=np.float32):
         return rng.standard_normal(shape).astype(dtype)
 
-    args = {
-        "x": normal(batch, length, heads, size, dtype=dtype),
-        "dt": normal(batch, length, heads, dtype=dtype) - 1,
-        "A": -np.exp(normal(heads)),
-        "B": normal(batch, length, groups, states, dtype=dtype),
-        "C": normal(batch, length, groups, states, dtype=dtype),
-        "D": normal(heads),
-    }
+    args = {"x": normal(batch, length, heads, size, dtype=dtype)}
+    args |= {name: normal(batch, length, groups, states, dtype=dtype) for name in ("B", "C")}
+    args |= {"dt": normal(batch, length, heads, dtype=dtype) - 1, "D": normal(heads)}
+    args |= {"A": -np.exp(normal(heads))}
     if optional:
-        args |= {
-            "dt_bias": normal(heads),
-            "segment_ids": np.sort(rng.integers(0, 3, (batch, length)), axis=1),
-            "initial_state": normal(batch, heads, size, states),
-        }
+        args |= {"dt_bias": normal(heads), "initial_state": normal(batch, heads, size, states)}
+        args |= {"segment_ids": random_documents(rng, batch, length)}
     return args
-
-
-@jax.jit
-def run(args):
-    return ssd(**args, return_final_state=True)
-
-
-@jax.jit
-def run_with_gradients(args, cotangents):
-    floats = {name: x for name, x in args.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    outputs, vjp = jax.vjp(lambda floats: run(args | floats), floats)
-    return outputs, vjp(cotangents)[0]
 
 
 @pytest.mark.parametrize(
@@ -64,23 +43,12 @@ def run_with_gradients(args, cotangents):
     ],
 )
 def test_outputs_and_gradients(rng, length, heads, groups, optional):
-    args = arguments(rng, 2, length, heads, groups, optional=optional)
-    cotangents = cotangents_like(rng, jax.eval_shape(run, args))
-    outputs, gradients = run_with_gradients(args, cotangents)
-    expected = formulas.in_float64(formulas.ssd, args, cotangents)
-    assert_close(outputs, expected[0], 1e-5)
-    assert_close(gradients, expected[1], 1e-4)
+    SCAN.check_against_float64(rng, arguments(rng, 2, length, heads, groups, optional=optional))
 
 
 def test_bfloat16(rng):
     args = arguments(rng, 2, 440, 4, 2, jnp.bfloat16, size=16, states=16)
-    cotangents = cotangents_like(rng, jax.eval_shape(run, args))
-    (y, state), gradients = run_with_gradients(args, cotangents)
-    assert (y.dtype, state.dtype) == (jnp.bfloat16, jnp.float32)
-    assert all(gradients[name].dtype == args[name].dtype for name in gradients)
-    expected = formulas.in_float64(formulas.ssd, args, cotangents)
-    assert_close((y, state), expected[0], 1e-2)
-    assert_close(gradients, expected[1], 1e-2)
+    SCAN.check_against_float64(rng, args, 1e-2, 1e-2)
 
 
 @pytest.mark.parametrize("share", [0.03, 0.3])
@@ -89,82 +57,39 @@ def test_small_time_steps_among_large_ones(rng, share):
     args = arguments(rng, 2, 200, 3, 1)
     args["dt"] = jnp.where(rng.random((2, 200, 3)) < share, 5.0, -5.0) + 0.1 * args["dt"]
     args["A"] = jnp.array([-16.0, -4.0, -1.0])
-    cotangents = cotangents_like(rng, jax.eval_shape(run, args))
-    outputs, gradients = run_with_gradients(args, cotangents)
-    expected = formulas.in_float64(formulas.ssd, args, cotangents)
-    assert_close(outputs, expected[0], 1e-5)
-    assert_close(gradients, expected[1], 1e-4)
+    SCAN.check_against_float64(rng, args)
 
 
 def test_large_time_steps_forget_everything(rng):
-    """exp(delta A) underflows to zero: the state is the last input's, and nothing is NaN."""
+    def last_input(args):
+        B = jnp.repeat(args["B"][:, -1], 2, axis=1)
+        return args["dt"][:, -1, :, None, None] * jnp.einsum("bhp,bhs->bhps", args["x"][:, -1], B)
+
     args = arguments(rng, 2, 100, 4, 2, optional=False)
-    args |= {"dt": args["dt"] + 1e6, "A": args["A"] - 1}
-    cotangents = cotangents_like(rng, jax.eval_shape(run, args))
-    (_, state), gradients = run_with_gradients(args, cotangents)
-    last = jnp.einsum("bhp,bhs->bhps", args["x"][:, -1], jnp.repeat(args["B"][:, -1], 2, axis=1))
-    np.testing.assert_allclose(state, args["dt"][:, -1, :, None, None] * last, rtol=1e-5)
-    assert all(jnp.isfinite(x).all() for x in gradients.values())
+    SCAN.check_large_time_steps_forget(rng, args, last_input)
 
 
 def test_two_calls_continue_one(rng):
-    args, cut = arguments(rng, 2, 200, 4, 2), 71
-    args["segment_ids"][:, cut] = args["segment_ids"][:, cut - 1]
-    names = [*PER_TOKEN, "segment_ids"]
-    y_first, state = run(args | {name: args[name][:, :cut] for name in names})
-    rest = {name: args[name][:, cut:] for name in names} | {"initial_state": state}
-    y_second, state = run(args | rest)
-    whole = jax.tree.map(np.asarray, run(args))
-    assert_close((jnp.concatenate([y_first, y_second], 1), state), whole, 1e-5)
+    SCAN.check_two_calls_continue_one(arguments(rng, 2, 200, 4, 2), 71, 1e-5)
 
 
 @hypothesis.settings(max_examples=10)
 @hypothesis.given(st.sets(st.integers(1, 149), min_size=1, max_size=8), st.integers(0, 2**32))
 def test_a_document_is_bitwise_alone(starts, seed):
-    rng = np.random.default_rng(seed)
-    args, others = (arguments(rng, 1, 150, 2, 1) for _ in range(2))
-    args["segment_ids"] = (np.isin(np.arange(150), sorted(starts)).cumsum() % 3)[None]
-    start = sorted(starts)[len(starts) // 2]
-    perturbed = args | {"initial_state": others["initial_state"]}
-    for name in PER_TOKEN:
-        perturbed[name] = np.concatenate([others[name][:, :start], args[name][:, start:]], axis=1)
-
-    def after_start(args):
-        ones = np.ones((1, 150, 2, 3), np.float32), np.ones((1, 2, 3, 4), np.float32)
-        (y, state), gradients = jax.tree.map(np.asarray, run_with_gradients(args, ones))
-        return [state, y[:, start:]] + [gradients[name][:, start:] for name in PER_TOKEN]
-
-    for a, b in zip(after_start(args), after_start(perturbed), strict=True):
-        np.testing.assert_array_equal(a, b)
+    SCAN.check_any_document_is_bitwise_alone(
+        lambda rng: arguments(rng, 1, 150, 2, 1), 150, starts, seed
+    )
 
 
 def test_inside_scan_and_checkpoint(rng):
-    """Layers as `jax.lax.scan` over checkpointed blocks have the gradients of a plain loop."""
-    args = arguments(rng, 1, 70, 4, 2, optional=False)
-    layers = jnp.asarray(rng.standard_normal((3, 4)), jnp.float32)
-
-    def block(x, D):
-        return jnp.tanh(ssd(**args | {"x": x, "D": D}))
-
-    def by_scan(layers):
-        step = jax.checkpoint(lambda x, D: (block(x, D), None))
-        return jax.lax.scan(step, args["x"], layers)[0].sum()
-
-    def by_loop(layers):
-        x = args["x"]
-        for D in layers:
-            x = block(x, D)
-        return x.sum()
-
-    scanned, looped = (jax.jit(jax.grad(f))(layers) for f in (by_scan, by_loop))
-    np.testing.assert_allclose(scanned, looped, rtol=1e-4, atol=1e-5)
+    SCAN.check_inside_scan_and_checkpoint(rng, arguments(rng, 1, 70, 4, 2, optional=False))
 
 
 def test_no_array_holds_the_decays_of_all_chunks():
     batch, length, heads, size, states = 2, 2048, 4, 16, 16
     args = arguments(np.random.default_rng(0), batch, length, heads, 1, size=size, states=states)
-    cotangents = jax.tree.map(jnp.ones_like, jax.eval_shape(run, args))
-    jaxpr = jax.make_jaxpr(run_with_gradients)(args, cotangents)
+    cotangents = jax.tree.map(jnp.ones_like, jax.eval_shape(SCAN.run, args))
+    jaxpr = jax.make_jaxpr(SCAN.run_with_gradients)(args, cotangents)
     assert max(reference.array_sizes(jaxpr)) == batch * length * heads * size
 
 
@@ -172,35 +97,25 @@ def test_no_array_holds_the_decays_of_all_chunks():
 def test_sharded_over_batch_and_heads(rng, groups):
     args = arguments(rng, 4, 100, 4, groups)
     ones = jnp.ones_like(args["x"]), jnp.ones_like(args["initial_state"])
-    mesh = jax.make_mesh((2, 2), ("data", "model"), (jax.sharding.AxisType.Auto,) * 2)
     specs = {name: P("data", None, "model") for name in ("x", "dt")}
     specs |= {name: P("model") for name in ("A", "D", "dt_bias")}
     specs |= {name: P("data", None, "model" if groups > 1 else None) for name in ("B", "C")}
     specs |= {"segment_ids": P("data"), "initial_state": P("data", "model")}
-    outputs = specs["x"], specs["initial_state"]
-
-    @partial(jax.shard_map, mesh=mesh, in_specs=(specs,), out_specs=outputs)
-    def sharded(args):
-        return run(args)
-
-    floats = {name: x for name, x in args.items() if name != "segment_ids"}
-    vjp = jax.vjp(lambda floats: sharded(args | floats), floats)[1]
-    whole = jax.tree.map(np.asarray, run_with_gradients(args, ones)[1])
-    assert_close(jax.jit(vjp)(ones)[0], whole, 1e-5)
+    whole = SCAN.run_with_gradients(args, ones)[1]
+    SCAN.check_sharded(args, ones, (specs, (specs["x"], specs["initial_state"])), whole, 1e-5)
 
 
 def test_one_token_after_another_is_the_scan(rng):
+    SCAN.check_one_token_after_another(ssd_step, arguments(rng, 2, 9, 4, 2), 1e-5)
+
+
+def test_wrong_arguments_of_a_step(rng):
     args = arguments(rng, 2, 9, 4, 2)
     del args["segment_ids"]
-    expected = run(args)
-    state, ys = args.pop("initial_state"), []
-    for t in range(9):
-        y, state = ssd_step(**args | {name: args[name][:, t] for name in PER_TOKEN}, state=state)
-        ys.append(y)
-    assert_close((jnp.stack(ys, 1), state), jax.tree.map(np.asarray, expected), 1e-5)
-    token = {name: args[name][:, 0] for name in PER_TOKEN}
+    state = args.pop("initial_state")
+    token = {name: args[name][:, 0] for name in SCAN.per_token}
     ones = jnp.ones((2, 3, 4))
-    with pytest.raises(ValueError, match="4 heads are not 3 equal groups"):
+    with pytest.raises(ValueError, match=r"ssd_step: .* multiple of the 3 groups; got 4 heads"):
         ssd_step(**args | token | {"B": ones, "C": ones}, state=state)
     with pytest.raises(ValueError, match=r"ssd_step: x must be \[B, H, P\]"):
         ssd_step(**args, state=state)
@@ -208,15 +123,12 @@ def test_one_token_after_another_is_the_scan(rng):
 
 def test_wrong_arguments():
     args = arguments(np.random.default_rng(0), 2, 7, 6, 3)
-    with pytest.raises(ValueError, match=r"'fast'; accepted: 'xla'"):
+    with pytest.raises(ValueError, match=r"backend must be one of 'xla'; got 'fast'"):
         ssd(**args, backend="fast")
-    for name in args.keys() - {"x", "B"}:
-        with pytest.raises(ValueError, match=rf"{name} must be \[.*\] = .*, found shape \(1,"):
-            ssd(**args | {name: args[name][:1]})
-    with pytest.raises(ValueError, match=r"B must be \[B, L, G, S\] = .*, found shape \(1,"):
+    with pytest.raises(ValueError, match=r"B must be \[B, L, G, S\] = .*; got shape \(1,"):
         ssd(**args | {"B": args["B"][:1]})
     with pytest.raises(ValueError, match=r"x must be \[B, L, H, P\]"):
         ssd(**args | {"x": args["x"][0]})
     four = {name: jnp.zeros((2, 7, 4, 4)) for name in ("B", "C")}
-    with pytest.raises(ValueError, match="6 heads do not divide into 4 groups"):
+    with pytest.raises(ValueError, match=r"ssd: .* multiple of the 4 groups; got 6 heads"):
         ssd(**args | four)

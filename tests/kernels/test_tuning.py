@@ -24,7 +24,7 @@ def fresh(monkeypatch, tmp_path):
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """The CPU passes for a GPU; returns the tiles that were timed, where (2, 4) is the quickest."""
+    """Pretend that the CPU is a GPU; return the tiles that were timed, (2, 4) being fastest."""
     timed = []
     time = tuning._time
 
@@ -53,7 +53,7 @@ def choose(key="f32"):
     return tuning.choose_tile("scan", key, CANDIDATES, DEFAULT, program, [shape])
 
 
-def test_the_quickest_is_kept_for_all_processes(on_gpu, monkeypatch):
+def test_the_fastest_is_saved_for_all_processes(on_gpu, monkeypatch):
     assert choose() == (2, 4)
     assert on_gpu == [(1, 1), (2, 4)]  # (8, 8) does not compile
     assert choose() == (2, 4)
@@ -76,7 +76,7 @@ def test_while_an_outer_function_is_traced(on_gpu):
     assert on_gpu == [(1, 1), (2, 4)]
 
 
-def test_default_where_nothing_can_be_measured(on_gpu, monkeypatch):
+def test_default_if_nothing_can_be_measured(on_gpu, monkeypatch):
     monkeypatch.setattr(tuning, "_time", lambda *_: 1 / 0)
     assert choose() == DEFAULT
     assert device_cache.read(KIND, "tile", "scan f32") is None  # another process tries again
@@ -137,10 +137,10 @@ def test_an_unwritable_folder_is_a_warning(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("FLOWHN_CACHE_DIR", os.fspath(tmp_path / "file" / "folder"))
     with caplog.at_level(logging.WARNING):
         device_cache.write("x", "tile", "a", 1)
-    assert "not kept" in caplog.text
+    assert "not saved" in caplog.text
 
 
-def test_a_user_without_a_home_goes_without(monkeypatch, caplog):
+def test_a_user_without_a_home_has_no_cache(monkeypatch, caplog):
     for name in ("FLOWHN_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(
@@ -149,4 +149,4 @@ def test_a_user_without_a_home_goes_without(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         device_cache.write("x", "tile", "a", 1)
     assert device_cache.read("x", "tile", "a") is None
-    assert "not kept: no home" in caplog.text
+    assert "not saved: no home" in caplog.text

@@ -1,7 +1,7 @@
-"""Runs Triton kernels in Triton's interpreter, on NumPy arrays and without a GPU.
+"""Run Triton kernels in Triton's interpreter, on NumPy arrays and without a GPU.
 
-Triton decides whether to interpret when it is imported, so the kernels run in a process of their
-own, which is started at the first launch and ends with this one.
+Triton decides whether to interpret when it is imported, so the kernels run in a separate process,
+which starts at the first launch and ends with this one.
 """
 
 import functools
@@ -55,7 +55,7 @@ def interpret(kernel, inputs, outputs, grid, constants):
 
 
 class _Tensor:
-    """What the interpreter asks of a torch tensor on the CPU."""
+    """The parts of a torch tensor on the CPU that the interpreter uses."""
 
     def __init__(self, array):
         self.array = array

@@ -12,7 +12,7 @@ from flowhn_jax.config import BASELINES
 from flowhn_jax.split import STRATEGIES
 from tests.small import small_baseline, small_config
 
-ALL = STRATEGIES + BASELINES
+ALL = (*STRATEGIES, *BASELINES)
 BOUNDED = tuple(strategy for strategy in STRATEGIES if strategy not in ("no_split", "fai_split"))
 
 
@@ -106,7 +106,7 @@ def test_the_last_document_of_a_packed_prompt_goes_on_alone(name, rng):
 
 @st.composite
 def cases(draw):
-    strategy = draw(st.sampled_from(STRATEGIES))
+    strategy = draw(st.sampled_from(tuple(STRATEGIES)))
     context = 20
     split = {"period": draw(st.integers(3, 9)), "stem": draw(st.integers(0, 1))}
     split["balance"] = draw(st.sampled_from(["flops", "equal", 0.2, 0.7]))

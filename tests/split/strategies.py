@@ -1,4 +1,4 @@
-"""Hypothesis strategies for splits."""
+"""Hypothesis strategies for splits and plans."""
 
 from hypothesis import strategies as st
 
@@ -9,8 +9,8 @@ DIMS = ModelConfig().dims
 
 
 @st.composite
-def splits(draw, strategies=STRATEGIES):
-    """A random split of the given strategies."""
+def splits(draw, strategies=tuple(STRATEGIES)):
+    """Draw a split of one of the strategies."""
     period = draw(st.integers(3, 20))
     shares = st.floats(0.02, 0.98)
     return SplitConfig(
@@ -25,9 +25,8 @@ def splits(draw, strategies=STRATEGIES):
 
 @st.composite
 def plans(draw, max_length=60):
-    """A random plan, at times of a prefix or, where the strategy allows it, of a longer text."""
+    """Draw a plan of a context, of a prefix or, for unbounded strategies, of a longer text."""
     split = draw(splits())
     context = draw(st.integers(1, max_length))
-    free = split.strategy in ("no_split", "fai_split")
-    length = draw(st.integers(1, max_length if free else context))
+    length = draw(st.integers(1, context if split.strategy_class.is_bounded else max_length))
     return make_plan(split, DIMS, blocks=draw(st.integers(1, 5)), context=context, length=length)

@@ -13,7 +13,7 @@ from flowhn_jax.split import (
     merge,
     take,
 )
-from flowhn_jax.split.plan import EVERYTHING
+from flowhn_jax.split.selection import EVERYTHING
 from tests.split.strategies import DIMS, plans
 
 
@@ -56,7 +56,7 @@ def test_only_slices_reshapes_and_concatenations(plan):
     assert "scatter" not in backward
 
 
-# Whole periods and a tail that cuts a run off, one wrapped window, a run that is not in the tail.
+# Whole periods and a tail that cuts a run short, a wrapped window, a run outside the tail.
 SELECTIONS = [
     (Selection(7, ((2, 5),)), 24),
     (Selection(7, ((2, 5),)), 23),
@@ -95,7 +95,7 @@ def test_take_and_merge_of_known_selections():
 
 
 def test_contains_and_count_agree_with_the_selection():
-    """For positions and lengths that are known at run time alone."""
+    """For positions and lengths that are only known at run time."""
     numbers = np.arange(30).reshape(5, 6)
     asked = jax.jit(lambda x: [(contains(s, x), count(s, x)) for s, _ in SELECTIONS])(numbers)
     for (selection, _), (chosen, below) in zip(SELECTIONS, asked, strict=True):

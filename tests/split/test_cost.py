@@ -19,7 +19,7 @@ def compiled_flops(function, *shapes):
 
 
 def test_projections_agree_with_xla():
-    """Both branches' matrix products, written out, cost what XLA counts."""
+    """Both branches' matrix products cost what XLA counts for them."""
     dims, tokens = PAPER_135M, 32
     width, kv = dims.width, dims.kv_heads * dims.head_dim
     shapes = [(width, width), (width, kv), (width, kv), (width, width)]
@@ -54,7 +54,7 @@ def test_mamba2_projections_agree_with_xla():
     assert ssm_branch_flops(dims, tokens) == products + tokens * (conv + scan)
 
 
-# No two sizes are equal, and the heads' width of 8 is not the model's.
+# No two sizes are equal, and the heads' width of 8 differs from the model's.
 SMALL = BranchDims(
     width=6, mlp_width=5, heads=2, kv_heads=1, head_dim=4, inner=7, state=3, conv=4, dt_rank=2
 )
@@ -126,7 +126,7 @@ def test_balance_is_the_best_of_all_shares(length, heads, head_dim, inner, mlp_w
 
 
 def test_one_token_goes_to_the_cheaper_branch():
-    """500 FLOPs of attention, 831 or, with one channel, 273 of the SSM."""
+    """Attention takes 500 FLOPs; the SSM takes 831 or, with one channel, 273."""
     assert balanced_tokens(SMALL, 1) == 1
     assert balanced_tokens(dataclasses.replace(SMALL, inner=1), 1) == 0
 

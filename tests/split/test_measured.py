@@ -36,7 +36,7 @@ def test_fit_finds_the_polynomials(rng):
 
 
 def test_fit_has_the_least_relative_errors():
-    """By NumPy's solver, on times that no polynomial of the degree goes through."""
+    """Compared with NumPy's solver, on times that no polynomial of the degree passes through."""
     tokens, attention, ssm = (
         np.arange(1.0, 6),
         np.array([1, 5, 6, 30, 31.0]),
@@ -58,7 +58,7 @@ def test_balance_is_where_the_times_meet(rng):
     assert 0 < tokens < 1000
 
 
-def test_both_branches_have_some_tokens():
+def test_each_branch_gets_a_token():
     assert BranchTimes((1.0, 0.0, 0.0), (0.0, 1e-9)).balanced_tokens(100) == 1
     cheap_attention = BranchTimes((0.0, 1e-9, 0.0), (1.0, 0.0))
     assert [cheap_attention.balanced_tokens(n) for n in (1, 2, 3, 100)] == [1, 1, 2, 99]
@@ -74,13 +74,13 @@ def test_both_branches_have_some_tokens():
         {"attention": [1, 2, 3], "ssm": [float("nan"), 1]},
     ],
 )
-def test_damaged_times_count_as_none(entry, caplog):
+def test_damaged_times_are_ignored(entry, caplog):
     device_cache.write("cpu", "branches", measured._key(DIMS), entry)
     assert measured.load("cpu", DIMS) is None
     assert "are damaged" in caplog.text
 
 
-def test_times_are_kept_by_device_and_sizes(caplog):
+def test_times_are_saved_by_device_and_sizes(caplog):
     times, others = (
         BranchTimes((0.0, 1.0, 0.5), (2.0, 1.0)),
         BranchTimes((0.0, 2.0, 0.0), (0.0, 1.0)),
@@ -93,7 +93,7 @@ def test_times_are_kept_by_device_and_sizes(caplog):
     assert not caplog.records
 
 
-def test_a_half_that_was_measured_is_not_one_that_was_asked_for():
+def test_a_measured_half_is_not_a_requested_half():
     split = SplitConfig("fac_split", balance="time")
     measured.save("cpu", DIMS, BranchTimes((0.0, 1.0, 0.0), (0.0, 1.0)))
     share = with_fixed_share(split, DIMS, 1024)
@@ -102,7 +102,7 @@ def test_a_half_that_was_measured_is_not_one_that_was_asked_for():
     assert expected.blocks[0].attention.count(1024) != 512
 
 
-def test_the_planner_takes_what_was_measured_here():
+def test_the_planner_uses_the_measurements_of_this_device():
     split = SplitConfig("fa_split", balance="time", align=1)
     measured.save("cpu", DIMS, BranchTimes((0.0, 3.0, 0.0), (0.0, 1.0)))
     found = make_plan(split, DIMS, blocks=2, context=1000)
@@ -123,21 +123,24 @@ def test_other_balances_need_no_measurements(balance, caplog):
     assert plans[0] == plans[1]
 
 
-def test_without_measurements_a_line_says_so(caplog):
+def test_without_measurements_a_warning_is_logged(caplog):
     split = SplitConfig("fa_split", balance="time", align=1)
     measured.save("cpu", dataclasses.replace(DIMS, width=1), BranchTimes((0, 3, 0), (0, 1)))
     measured.save("NVIDIA H100", DIMS, BranchTimes((0, 3, 0), (0, 1)))
     with caplog.at_level(logging.WARNING):
         found = make_plan(split, DIMS, blocks=2, context=1000)
     assert found.blocks[0].attention.count(1000) == balanced_tokens(DIMS, 1000)
-    assert "the branches were not measured on cpu; run `python -m flowhn_jax.bench" in caplog.text
+    assert (
+        "were not measured on cpu: balancing by FLOPs. To measure, run `python -m flowhn_jax.bench"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
     ("changed", "share"), [({"head_dim": 10**6}, 1 / 4), ({"inner": 10**6}, 3 / 4)]
 )
-def test_settling_leaves_both_branches_a_token(changed, share):
-    """Where FLOPs alone would give one branch all: a share is above 0 and below 1."""
+def test_a_fixed_share_leaves_each_branch_a_token(changed, share):
+    """Even if the balance by FLOPs gives one branch all tokens."""
     dims = dataclasses.replace(DIMS, **changed)
     assert balanced_tokens(dims, 4) == (0 if share < 0.5 else 4)
     assert with_fixed_share(SplitConfig(balance="time"), dims, 4).balance == share
@@ -145,7 +148,7 @@ def test_settling_leaves_both_branches_a_token(changed, share):
 
 @pytest.mark.parametrize("strategy", ["fa_split", "fac_split", "fai_split"])
 @pytest.mark.parametrize("context", [24, 1000, 1024])
-def test_settling_keeps_the_plan(strategy, context):
+def test_a_fixed_share_keeps_the_plan(strategy, context):
     split = SplitConfig(strategy, balance="time")
     kept = with_fixed_share(split, DIMS, context)
     assert isinstance(kept.balance, float)

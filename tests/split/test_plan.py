@@ -14,7 +14,8 @@ from flowhn_jax.split import (
     ssm_branch_flops,
 )
 from flowhn_jax.split.cost import balanced_tokens
-from flowhn_jax.split.plan import circular_window, partition_warning
+from flowhn_jax.split.plan import partition_warning
+from flowhn_jax.split.selection import circular_window
 from tests.split.strategies import DIMS, plans, splits
 
 
@@ -88,7 +89,7 @@ def test_prefix_has_the_prefix_of_the_plan(split, context, data):
 
 
 @given(split=splits(("fai_split",)), context=st.integers(8, 40), extra=st.integers(1, 40))
-def test_interleaved_split_goes_on_beyond_the_context(split, context, extra):
+def test_interleaved_split_continues_past_the_context(split, context, extra):
     plan = make_plan(split, DIMS, blocks=3, context=context)
     longer = make_plan(split, DIMS, blocks=3, context=context, length=context + extra)
     assert plan.blocks == longer.blocks
@@ -156,7 +157,7 @@ def test_interleaved_run_moves_back_by_its_shift(run, shift, starts):
     align=st.integers(1, 64),
 )
 def test_circulating_window_really_circulates(context, share, align):
-    """Over N / gcd(a, N) blocks the window ends everywhere a multiple of gcd away."""
+    """Over N / gcd(a, N) blocks the window starts once at each multiple of the gcd."""
     split = SplitConfig("fac_split", balance=share, align=align)
     tokens = make_plan(split, DIMS, blocks=1, context=context).blocks[0].attention.count(context)
     assume(0 < tokens < context)
@@ -193,9 +194,9 @@ def test_attention_gets_an_aligned_number(context, strategy):
 @pytest.mark.parametrize(
     ("strategy", "balance", "align", "context", "tokens"),
     [
-        ("fa_split", 0.5, 4, 20, 8),  # 8 and 12 are as near: the smaller
+        ("fa_split", 0.5, 4, 20, 8),  # 8 and 12 are equally near: the smaller
         ("fa_split", 0.52, 4, 25, 12),
-        ("fa_split", 0.99, 4, 20, 16),  # the SSM has some, too
+        ("fa_split", 0.99, 4, 20, 16),  # the SSM keeps some tokens
         ("fa_split", 0.01, 4, 20, 4),
         ("fa_split", 0.99, 1, 20, 19),
         ("fa_split", 0.01, 1, 20, 1),
@@ -217,14 +218,14 @@ def test_alignment(strategy, balance, align, context, tokens):
 
 
 @pytest.mark.parametrize(("share", "run"), [(0.01, 1), (0.99, 7), (0.3, 2), (0.32, 3), (0.5, 4)])
-def test_interleaved_run_is_the_nearest_that_leaves_both_some(share, run):
+def test_interleaved_run_is_the_nearest_that_leaves_both_branches_some(share, run):
     split = SplitConfig("fai_split", balance=share, period=8)
     plan = make_plan(split, DIMS, blocks=1, context=1000)
     assert positions(plan.blocks[0].attention, 8) == [*range(8 - run, 8)]
 
 
 def test_strategies_of_the_authors_code():
-    """Halves of an odd length: even blocks give attention the shorter; and 0.59 of all."""
+    """Attention gets the shorter half of an odd length, or 0.59 of all."""
     split = SplitConfig("alternating_reference", scope="sequence")
     plan = make_plan(split, DIMS, blocks=3, context=100, length=9)
     attention = [positions(block.attention, 9) for block in plan.blocks]
@@ -240,7 +241,7 @@ def test_a_context_too_short_to_align_keeps_the_balance():
 
 
 @pytest.mark.parametrize("strategy", ["ae_split", "fa_split"])
-def test_splits_that_never_mix_are_warned_of(strategy):
+def test_splits_that_never_mix_have_a_warning(strategy):
     split = SplitConfig(strategy)
     plan = make_plan(split, DIMS, blocks=4, context=256)
     assert "nothing crosses" in partition_warning(split, plan)
@@ -249,16 +250,16 @@ def test_splits_that_never_mix_are_warned_of(strategy):
 
 
 @pytest.mark.parametrize("balance", ["equal", 0.5])
-def test_equal_circulating_split_is_warned_of(balance):
+def test_equal_circulating_split_is_partitioned(balance):
     split = SplitConfig("fac_split", balance=balance)
     assert make_plan(split, DIMS, blocks=4, context=256).is_partitioned
 
 
-def test_a_single_block_is_warned_of():
+def test_a_single_block_is_partitioned():
     assert make_plan(SplitConfig("fac_split"), DIMS, blocks=1, context=256).is_partitioned
 
 
-def test_blocks_without_a_split_are_not_warned_of():
+def test_blocks_without_a_split_have_no_warning():
     for split in (SplitConfig("no_split"), SplitConfig("fa_split", stem=2)):
         plan = make_plan(split, DIMS, blocks=2, context=16)
         assert not plan.is_partitioned
@@ -274,13 +275,15 @@ def test_stem_runs_before_the_strategy():
 
 
 @pytest.mark.parametrize("strategy", ["ae_split", "fa_split", "fac_split"])
-def test_beyond_the_context_is_refused(strategy):
-    with pytest.raises(ValueError, match=r"has 65 positions.*context of 64.*fai_split"):
+def test_bounded_strategies_refuse_longer_sequences(strategy):
+    with pytest.raises(
+        ValueError, match=r"has 65 positions.*context of 64.*\(no_split, fai_split\)"
+    ):
         make_plan(SplitConfig(strategy), DIMS, blocks=2, context=64, length=65)
 
 
-def test_beyond_the_context_where_it_is_not_refused():
-    """Not split, or of any length by itself; and the context itself is not beyond it."""
+def test_unbounded_plans_take_longer_sequences():
+    """Strategies for any length, and blocks that are all in the stem."""
     for split in (SplitConfig("no_split"), SplitConfig("fai_split"), SplitConfig(stem=2)):
         assert make_plan(split, DIMS, blocks=2, context=64, length=65).length == 65
     with pytest.raises(ValueError, match="has 65 positions"):
@@ -293,7 +296,7 @@ def test_one_position_and_none(strategy):
     plan = make_plan(SplitConfig(strategy), DIMS, blocks=2, context=64, length=1)
     assert plan.length == 1
     for split in (SplitConfig(strategy), SplitConfig(strategy, scope="sequence")):
-        with pytest.raises(ValueError, match="has 0 positions; accepted is 1 or more"):
+        with pytest.raises(ValueError, match="must have at least 1 position; got 0"):
             make_plan(split, DIMS, blocks=2, context=64, length=0)
 
 
@@ -306,25 +309,31 @@ def test_sequence_scope_plans_for_the_length():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"strategy": "fac"}, r"'fac'; accepted are no_split, ae_split, fa_split"),
-        ({"balance": "measured"}, r"'measured'; accepted are flops, equal, time"),
-        ({"balance": 1.0}, r"share 1.0; accepted is 0 < share < 1"),
-        ({"balance": 0.0}, r"share 0.0; accepted is 0 < share < 1"),
-        ({"scope": "window"}, r"'window'; accepted are context, sequence"),
-        ({"align": 0}, r"align is 0; accepted is 1 or more"),
-        ({"period": 2}, r"period is 2; accepted is 3 or more"),
-        ({"stem": -1}, r"stem is -1; accepted is 0 or more"),
-        ({"shift": -1}, r"shift is -1; accepted is 0 to split.period - 1 = 63"),
-        ({"period": 8, "shift": 8}, r"shift is 8; accepted is 0 to split.period - 1 = 7"),
-        ({"strategy": "fa_split_reference"}, r"needs split.scope='sequence'"),
+        (
+            {"strategy": "fac"},
+            r"strategy must be one of no_split, ae_split, .*alternating_reference; got 'fac'",
+        ),
+        ({"balance": "measured"}, r"balance must be flops, equal, time or .*; got 'measured'"),
+        ({"balance": 1.0}, r"balance must be above 0 and below 1 .*; got 1.0"),
+        ({"balance": 0.0}, r"balance must be above 0 and below 1 .*; got 0.0"),
+        ({"scope": "window"}, r"scope must be context or sequence; got 'window'"),
+        ({"align": 0}, r"align must be at least 1; got 0"),
+        ({"period": 2}, r"period must be at least 3; got 2"),
+        ({"stem": -1}, r"stem must be at least 0; got -1"),
+        ({"shift": -1}, r"shift must be 0 to model.split.period - 1 = 63.*; got -1"),
+        ({"period": 8, "shift": 8}, r"shift must be 0 to model.split.period - 1 = 7.*; got 8"),
+        (
+            {"strategy": "fa_split_reference"},
+            r"scope must be 'sequence' for",
+        ),
     ],
 )
-def test_bad_choices_name_what_is_accepted(keys, message):
+def test_bad_choices_are_refused_with_the_valid_ones(keys, message):
     with pytest.raises(ValueError, match=message):
         SplitConfig(**keys)
 
 
-def test_choices_at_their_limits_are_accepted():
+def test_choices_at_their_limits_are_valid():
     least = SplitConfig(balance=1e-9, align=1, period=3, shift=0, stem=0)
     assert dataclasses.replace(least, shift=2, balance=1 - 1e-9).shift == 2
 

@@ -7,7 +7,7 @@ from tests.split.strategies import DIMS, plans
 
 
 def reach_by_matrices(plan):
-    """The definition: boolean products of each block's reachability matrix [T, T]."""
+    """Return the reach by its definition: products of the blocks' reachability matrices [T, T]."""
     length = plan.length
     causal = np.tril(np.ones((length, length), bool))
     total = np.eye(length, dtype=bool)
@@ -21,7 +21,7 @@ def reach_by_matrices(plan):
 
 
 @given(plan=plans())
-def test_reach_is_that_of_the_definition(plan):
+def test_reach_agrees_with_its_definition(plan):
     assert reach(plan) == pytest.approx(reach_by_matrices(plan), abs=1e-12)
 
 
@@ -29,7 +29,7 @@ def test_reach_is_that_of_the_definition(plan):
 @pytest.mark.parametrize(
     "split",
     [
-        SplitConfig("fa_split", balance=0.5, align=1),  # the prefixes have no token of attention
+        SplitConfig("fa_split", balance=0.5, align=1),  # attention has no token in the prefixes
         SplitConfig("fac_split", balance=0.3, align=1),
         SplitConfig("fai_split", balance=0.3, period=7, shift=1),
         SplitConfig("fai_split", balance=0.5, period=7, stem=1),

@@ -1,12 +1,12 @@
-"""The plan in words, as `python -m flowhn_jax.split` prints it."""
+"""The tables that `python -m flowhn_jax.split` prints."""
 
 import dataclasses
 
 import pytest
 
+from flowhn_jax.commands.split import imbalance, lengths_table, table
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.split import SplitConfig, attention_branch_flops, reach, ssm_branch_flops
-from flowhn_jax.split.__main__ import imbalance, lengths_table, table
 from tests.small import small_config
 
 
@@ -24,7 +24,7 @@ def test_imbalance_is_a_share_of_the_larger():
     assert imbalance(0, 7) == 100
 
 
-def test_table_is_that_of_the_readme():
+def test_table_of_the_paper_size():
     assert table(config_of("fac_split")).splitlines() == [
         "block  attention     SSM    attention          SSM imbalance  attention's positions",
         "          tokens  tokens       MFLOPs       MFLOPs         %",
@@ -33,7 +33,7 @@ def test_table_is_that_of_the_readme():
     ]
 
 
-def test_positions_of_blocks_that_are_not_split_and_of_periods():
+def test_positions_of_unsplit_blocks_and_of_periods():
     config = config_of("fai_split", balance=0.25, period=8, stem=2)
     config = dataclasses.replace(config, blocks=3)
     assert table(config).splitlines()[0].endswith("attention's positions modulo 8")

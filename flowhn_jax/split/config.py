@@ -1,0 +1,76 @@
+"""The user's choices of the split."""
+
+import dataclasses
+
+from flowhn_jax.split.strategies import Strategy, get_strategy
+
+BALANCES = ("flops", "equal", "time")
+SCOPES = ("context", "sequence")
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitConfig:
+    """How the branches of each block share the tokens.
+
+    Attributes:
+      strategy: which positions attention gets: 'no_split' (both branches see all), 'ae_split'
+        (alternating halves), 'fa_split' (the last ones), 'fac_split' (a window that moves from
+        block to block) or 'fai_split' (short runs in every period).
+      balance: attention's share of the tokens: 'flops' gives both branches equal FLOPs, 'time'
+        equal time as `bench branches` measured it on the device, 'equal' half of the tokens; a
+        number between 0 and 1 is the share itself. Not used by no_split and ae_split.
+      align: attention's number of tokens is rounded to a multiple of this. Used by fa_split and
+        fac_split.
+      period: length in tokens after which fai_split's runs repeat.
+      shift: positions by which fai_split's runs move back from block to block; None: half a run.
+      stem: number of first blocks in which both branches see all tokens.
+      scope: 'context' plans for `model.context` tokens, and shorter sequences take the beginning of
+        that plan; 'sequence' plans for each length separately, for parity with the authors' code,
+        and cannot decode.
+    """
+
+    strategy: str = "fac_split"
+    balance: str | float = "flops"
+    align: int = 64
+    period: int = 64
+    shift: int | None = None
+    stem: int = 0
+    scope: str = "context"
+
+    def __post_init__(self):
+        strategy = self.strategy_class
+        if isinstance(self.balance, str):
+            if self.balance not in BALANCES:
+                raise ValueError(
+                    f"model.split.balance must be {', '.join(BALANCES)} or attention's share of "
+                    f"the tokens, a number between 0 and 1; got {self.balance!r:.80}."
+                )
+        elif not 0 < self.balance < 1:
+            raise ValueError(
+                "model.split.balance must be above 0 and below 1 where it is attention's share of "
+                f"the tokens; got {self.balance}."
+            )
+        if self.scope not in SCOPES:
+            raise ValueError(
+                f"model.split.scope must be {' or '.join(SCOPES)}; got {self.scope!r:.80}."
+            )
+        if self.scope == "context" and strategy.needs_sequence_scope:
+            raise ValueError(
+                f"model.split.scope must be 'sequence' for the strategy {self.strategy!r}, which "
+                "exists for parity with the authors' code; got 'context'."
+            )
+        for name, least in (("align", 1), ("period", 3), ("stem", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"model.split.{name} must be at least {least}; got {getattr(self, name)}."
+                )
+        if self.shift is not None and not 0 <= self.shift < self.period:
+            raise ValueError(
+                f"model.split.shift must be 0 to model.split.period - 1 = {self.period - 1}, or "
+                f"None for half a run; got {self.shift}."
+            )
+
+    @property
+    def strategy_class(self) -> type[Strategy]:
+        """The strategy's class, which says whether it splits, uses the balance or is bounded."""
+        return get_strategy(self.strategy)
