@@ -1,14 +1,14 @@
 import os
 import pathlib
 
-# Before JAX starts: a CPU that shows eight devices, so that one process tests one and many.
+# JAX reads these variables on import. Eight CPU devices let one process test one device and many.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests compile far more than they compute, so LLVM optimizes nothing.
+# Tests spend far more time compiling than computing, so LLVM's optimizations are off.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
-# Tests compile the same small programs again and again, in several processes.
+# The tests compile the same small programs many times, in several processes.
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -24,14 +24,14 @@ hypothesis.settings.load_profile("ci")
 
 @pytest.fixture(autouse=True, scope="module")
 def _drop_programs():
-    """Drop what a module compiled: hundreds of them take 9 GiB."""
+    """Drop a module's compiled programs: those of all modules would take 9 GiB."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture
 def rng():
-    """Fresh random numbers in every run; a failure shows the seed."""
+    """Return a generator with a fresh seed, which a failure prints."""
     seed = np.random.SeedSequence().entropy
     print("seed", seed)
     return np.random.default_rng(seed)

@@ -1,11 +1,11 @@
-"""Who may import whom (docs/architecture.md)."""
+"""Imports between packages follow the layers of docs/architecture.md."""
 
 import ast
 import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Each package may import packages of its own row and of rows below it; so may each single module.
+# A package or a top-level module may import from its own row and from the rows below.
 ROWS = [
     ["commands"],
     ["bench", "aot", "compare"],
@@ -32,13 +32,13 @@ def imported_modules(path):
 
 
 def package_of(module):
-    """The package or the single module that a dotted name is in, None for others' modules."""
+    """Return the package or top-level module of a dotted name, or None for other projects."""
     parts = module.split(".")
     if parts[0] == "kernels":
         return "kernels"
     if parts[0] != "flowhn_jax":
         return None
-    # What stands in flowhn_jax/__init__.py is the way in, and `python -m` leads to a command.
+    # flowhn_jax/__init__.py and every __main__.py count as commands.
     return "commands" if len(parts) == 1 or "__main__" in parts else parts[1]
 
 
@@ -50,7 +50,7 @@ def our_files():
             yield path, package_of(module)
 
 
-def test_imports_flow_downwards():
+def test_imports_go_downwards():
     files = list(our_files())
     assert len(files) > 20
     upward = [
@@ -63,7 +63,7 @@ def test_imports_flow_downwards():
 
 
 def test_nobody_imports_a_command_or_a_recipe():
-    """But the mains; and the tools, which are not installed, are for themselves."""
+    """Only the entry points import commands; nobody imports recipes, tools or tests."""
     for path, package in our_files():
         for module in imported_modules(path):
             assert module.split(".")[0] not in ("configs", "tools", "tests"), path
@@ -71,7 +71,7 @@ def test_nobody_imports_a_command_or_a_recipe():
             assert is_main or package_of(module) != "commands" or module == "flowhn_jax", path
 
 
-def test_kernels_and_split_know_nothing_of_flax():
+def test_kernels_and_split_do_not_import_flax():
     for path, package in our_files():
         if package in ("kernels", "split"):
             assert not any(name.startswith("flax") for name in imported_modules(path)), path
@@ -79,7 +79,7 @@ def test_kernels_and_split_know_nothing_of_flax():
 
 def test_optional_packages_are_imported_lazily():
     optional = {"torch", "transformers", "datasets", "matplotlib", "libtpu", "jax_triton", "triton"}
-    # Triton compiles the functions of a module; the backend imports this one when it runs.
+    # Triton compiles the functions of this module; the backend imports it on its first call.
     triton_only = ROOT / "kernels/selective_scan/triton_kernels.py"
     for path, _ in our_files():
         if path == triton_only:

@@ -1,1 +1,1 @@
-"""Tests from outside, for as long as one lets them: harm to a run, growth, fuzzing."""
+"""Long-running tests of whole commands: soak (chaos), resource growth, fuzzing. Not installed."""

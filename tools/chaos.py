@@ -1,8 +1,8 @@
-"""Kills, signals, full disks and damaged files on a run: `python -m tools.chaos`.
+"""Soak test of a training run: `python -m tools.chaos --minutes=40`.
 
-A small model is trained by train.py once without interruption, then again and again in lives that
-harm ends at random moments, each going on from the one before. When all steps are done, state
-and metrics must be those of the uninterrupted run.
+train.py trains a small model once without interruption. Then the run is repeated, and kills,
+signals, full disks and damaged files end it at random moments; each start resumes the one before.
+When all steps are done, state and metrics must equal those of the uninterrupted run.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tools.trainer import Trainer
 _STEPS = 15_000  # about a minute
 _SHARE_AT_SAVES = 0.3  # of the harms that wait for a checkpoint's folder to appear
 _LINES_OF_A_FAILURE = 60
-# What must be zero in the end; beside it are counts.
+# Entries of the result that must be zero; all others are counts.
 FAILURES = (
     "differing_arrays",
     "lost_rows",
@@ -43,20 +43,25 @@ FAILURES = (
 
 
 class Soak:
-    """Rounds of harm to a run in a folder, and what came of them."""
+    """Rounds of harm to a run in a folder, with counts of what happened."""
 
     def __init__(self, folder: pathlib.Path, *, steps: int, seed: int):
-        """Trains the uninterrupted run of `steps` there, which a later soak there uses again.
+        """Train the uninterrupted run in `folder`; a later soak in the same folder reuses it.
+
+        Args:
+          folder: where all runs and the compilation cache are kept.
+          steps: training steps of a run.
+          seed: seed of the random choices of harm.
 
         Raises:
-          ValueError: that run fails.
+          ValueError: the uninterrupted run failed.
         """
         self._folder, self._rng = folder, random.Random(seed)
         self._begun = time.monotonic()
         self._kills: collections.Counter[str] = collections.Counter()
         self._counts: collections.Counter[str] = collections.Counter()
         folder.mkdir(parents=True, exist_ok=True)
-        # Rows, validation and checkpoints some dozens of times in a run, and not together.
+        # Rows, validations and checkpoints come dozens of times in a run, at different steps.
         cadence = {"log_every": steps // 300, "eval_every": steps // 30}
         cadence["checkpoint_every"] = steps // 40
         keys = small_keys(
@@ -67,38 +72,40 @@ class Soak:
         with self._start(self._expected) as trainer:
             status = trainer.wait(None)
             if status != 0:
-                said = "\n".join(trainer.lines)
-                raise ValueError(f"the uninterrupted run ended with status {status}:\n{said}")
-            self._startup = trainer.seconds_to_first_row or trainer.age  # done before
+                output = "\n".join(trainer.lines)
+                raise ValueError(f"the uninterrupted run ended with status {status}:\n{output}")
+            self._startup = (
+                trainer.seconds_to_first_row or trainer.age
+            )  # None: an earlier soak ran it
             self._patience = PATIENCE + 5 * trainer.age
-            self._say(f"uninterrupted run of {steps:,} steps: {trainer.age:.0f} s")
+            self._log(f"uninterrupted run of {steps:,} steps: {trainer.age:.0f} s")
 
     def _start(self, workdir: pathlib.Path, *flags: str) -> Trainer:
         flags = (*self._flags, f"--workdir={workdir}", *flags)
         return Trainer(flags, self._folder / "compiled")
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         print(f"{time.monotonic() - self._begun:8.1f} s  {text}", flush=True)
 
     def _fail(self, what: str, why: str, trainer: Trainer) -> None:
         self._counts[what] += 1
-        self._say(f"FAILED: {why}; its last lines:")
+        self._log(f"FAILED: {why}; its last lines:")
         print("\n".join(f"    | {line}" for line in trainer.lines[-_LINES_OF_A_FAILURE:]))
 
     def run(self, *, seconds: float, kills: int | None) -> dict[str, Any]:
-        """Rounds until the time is up, or `kills` were done; the last one is finished unharmed.
+        """Run rounds until the time is up or `kills` were done, then finish the last one unharmed.
 
         Returns:
-          Kills by kind, counts, and those of FAILURES.
+          Kills by kind, counts, and the entries of FAILURES.
         """
         end = time.monotonic() + seconds
 
-        def goes_on() -> bool:
+        def continues() -> bool:
             return time.monotonic() < end and (kills is None or sum(self._kills.values()) < kills)
 
-        while goes_on():
+        while continues():
             self._counts["rounds"] += 1
-            if not self._round(goes_on):
+            if not self._round(continues):
                 break
         counts = {"restarts": 0, "steps_done": 0, "rows_compared": 0, **self._counts}
         return {
@@ -108,37 +115,37 @@ class Soak:
             **{name: self._counts[name] for name in FAILURES},
         }
 
-    def _round(self, goes_on: Callable[[], bool]) -> bool:
-        """One run from its start to its end; False where it cannot be brought there."""
+    def _round(self, continues: Callable[[], bool]) -> bool:
+        """Take one run from its start to its end; return False if it cannot be finished."""
         place = self._folder / "disk"
         place.mkdir(exist_ok=True)
         with open_disk(place) as disk:
             workdir = place / "run"
             shutil.rmtree(workdir, ignore_errors=True)
-            damages, life = Damages(), 0
+            damages, start = Damages(), 0
             while True:
-                life += 1
-                self._counts["restarts"] += life > 1
+                start += 1
+                self._counts["restarts"] += start > 1
                 with self._start(workdir) as trainer:
                     scene = Scene(
                         self._rng, workdir, disk, damages, trainer, partial(self._start, workdir)
                     )
-                    harmed = goes_on() and self._harm(scene, life)
+                    harmed = continues() and self._harm(scene, start)
                     status = trainer.wait(None if harmed else self._patience)
                     self._counts["steps_done"] += trainer.steps_done
                     if harmed:
                         continue
                     if status != 0:
-                        why = f"life {life} was not harmed, and ended with status {status}"
+                        why = f"start {start} was not harmed, but ended with status {status}"
                         self._fail("unreadable_workdirs", why, trainer)
                         self._keep(workdir)
                         return False
                     break
-            self._compare(workdir, life)
+            self._compare(workdir, start)
         return True
 
-    def _harm(self, scene: Scene, life: int) -> bool:
-        """Harms the trainer at a random moment; False where it ended before that."""
+    def _harm(self, scene: Scene, start: int) -> bool:
+        """Harm the trainer at a random moment; return False if it ended before that."""
         rng, trainer = self._rng, scene.trainer
         name = rng.choice(list(HARMS))
         seconds = rng.uniform(0, 3 * self._startup)
@@ -152,53 +159,58 @@ class Soak:
         self._startup = min(self._startup, trainer.seconds_to_first_row or self._startup)
         self._kills[outcome.harm or name] += 1
         where = "no row yet" if step is None else f"step {step:,}"
-        self._say(
-            f"round {self._counts['rounds']}, life {life}: {name} after {age:.2f} s, {where}: "
-            f"{outcome.told}"
+        self._log(
+            f"round {self._counts['rounds']}, start {start}: {name} after {age:.2f} s, {where}: "
+            f"{outcome.description}"
         )
         if outcome.broken is not None:
             self._fail("broken_promises", outcome.broken, trainer)
         return True
 
-    def _compare(self, workdir: pathlib.Path, lives: int) -> None:
+    def _compare(self, workdir: pathlib.Path, starts: int) -> None:
         found = differences(workdir, self._expected)
-        # Of a deletion that was killed nothing stays, and it is no damage.
+        # A resumed run finishes a deletion that was killed and does not treat it as damage.
         left = [*(workdir / "checkpoints").glob("[!0-9]*")]
         if left:
             self._counts["broken_promises"] += 1
-            self._say(f"FAILED: {', '.join(path.name for path in left)} left in checkpoints/")
+            self._log(f"FAILED: {', '.join(path.name for path in left)} left in checkpoints/")
         self._counts.update(found)
         wrong = {name: found[name] for name in FAILURES if found.get(name)}
-        same = f"differs: {wrong}" if wrong else "is the uninterrupted run"
-        self._say(f"round {self._counts['rounds']} done in {lives} lives; it {same}")
+        verdict = f"differs: {wrong}" if wrong else "equals the uninterrupted run"
+        self._log(f"round {self._counts['rounds']} finished after {starts} starts; it {verdict}")
         if wrong:
             self._keep(workdir)
 
     def _keep(self, workdir: pathlib.Path) -> None:
-        kept = self._folder / f"failed_{self._counts['rounds']}"
-        shutil.copytree(workdir, kept, dirs_exist_ok=True)
-        self._say(f"its workdir is kept in {kept}")
+        copy = self._folder / f"failed_{self._counts['rounds']}"
+        shutil.copytree(workdir, copy, dirs_exist_ok=True)
+        self._log(f"its workdir was copied to {copy}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.chaos",
-        description="Harms a small run at random moments; it must end as if it had not been.",
+        description="Harm a small run at random moments; it must end like an uninterrupted one.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--minutes", type=float, required=True, help="of harm; the last run is then finished")
-    add("--kills", type=int, help="end earlier, behind so many")
-    add("--seed", type=int, default=0, help="of what is done when (%(default)s)")
-    add("--steps", type=int, default=_STEPS, help="of the run (%(default)s)")
-    add("--workdir", help="folder to keep; without it a temporary one, kept if something fails")
+    add(
+        "--minutes",
+        type=float,
+        required=True,
+        help="how long to harm runs; the last run is then finished",
+    )
+    add("--kills", type=int, help="stop earlier, after this number of kills")
+    add("--seed", type=int, default=0, help="seed of the random harm (default %(default)s)")
+    add("--steps", type=int, default=_STEPS, help="training steps of the run (default %(default)s)")
+    add("--workdir", help="folder to keep (default: a temporary one, kept only if something fails)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line; status 1 where anything of FAILURES is not zero."""
+    """Run the command line; exit with status 1 if any entry of FAILURES is not zero."""
     options = _parser().parse_args(argv)
-    jax.config.update("jax_platforms", "cpu")  # as the trainers'
+    jax.config.update("jax_platforms", "cpu")  # like the trainers
     folder = pathlib.Path(options.workdir or tempfile.mkdtemp(prefix="chaos_")).absolute()
     try:
         soak = Soak(folder, steps=options.steps, seed=options.seed)
@@ -208,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     print()
     print_result(result)
     if any(result[name] for name in FAILURES):
-        sys.exit(f"failed; {folder} is kept")
+        sys.exit(f"failed: the runs are kept in {folder}")
     if options.workdir is None:
         shutil.rmtree(folder)
 

@@ -1,4 +1,4 @@
-"""A disk that can be filled: a small one in memory where that may be mounted, or else a limit."""
+"""Simulated full disks: a small tmpfs where mounting is allowed, else a limit on file sizes."""
 
 import contextlib
 import os
@@ -12,16 +12,20 @@ _SPACE = 32 * 2**20
 
 
 class SmallDisk:
-    """A tmpfs on `folder`, filled by a file; use as a context manager."""
+    """A tmpfs mounted on `folder` and filled by a file; a context manager."""
 
     def __init__(self, folder: pathlib.Path):
-        """Mounts it; raises OSError where this process may not."""
+        """Mount the tmpfs.
+
+        Raises:
+          OSError: this process may not mount.
+        """
         self.folder = folder
         self._ballast = folder / "ballast"
         command = ["mount", "-t", "tmpfs", "-o", f"size={_SPACE}", "tmpfs", str(folder)]
         mounted = subprocess.run(command, capture_output=True, text=True)
         if mounted.returncode:
-            raise OSError(f"{folder} cannot be mounted on: {mounted.stderr.strip()}.")
+            raise OSError(f"cannot mount a tmpfs on {folder}: {mounted.stderr.strip()}")
 
     def __enter__(self) -> "SmallDisk":
         return self
@@ -30,26 +34,26 @@ class SmallDisk:
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 
     def fill(self, pid: int, leave: int) -> None:
-        """Leaves so many bytes to all processes."""
+        """Fill the disk until `leave` bytes are free for all processes."""
         with self._ballast.open("wb") as file:
             size = shutil.disk_usage(self.folder).free - leave
             while size > 0:
                 try:
                     os.posix_fallocate(file.fileno(), 0, size)
                     return
-                except OSError:  # the trainer has taken some since
+                except OSError:  # the trainer has written meanwhile
                     size = min(size, shutil.disk_usage(self.folder).free - leave)
 
     def free(self, pid: int) -> None:
-        """Gives the bytes back."""
+        """Free the disk again."""
         self._ballast.unlink(missing_ok=True)
 
 
 class FileLimit:
-    """A folder of any disk; it is full in that the process's files cannot grow beyond a size."""
+    """A folder on any disk, 'full' in that the trainer's files cannot grow beyond a size."""
 
     def __init__(self, folder: pathlib.Path):
-        """Nothing is to be prepared."""
+        """Keep the folder; nothing has to be prepared."""
         self.folder = folder
 
     def __enter__(self) -> "FileLimit":
@@ -59,11 +63,11 @@ class FileLimit:
         pass
 
     def fill(self, pid: int, leave: int) -> None:
-        """Leaves so many bytes to each of the process's files."""
+        """Limit each file of the process to `leave` bytes."""
         self._limit(pid, leave)
 
     def free(self, pid: int) -> None:
-        """Takes the limit away."""
+        """Remove the limit."""
         self._limit(pid, resource.RLIM_INFINITY)
 
     @staticmethod
@@ -73,7 +77,7 @@ class FileLimit:
 
 
 def open_disk(folder: pathlib.Path) -> SmallDisk | FileLimit:
-    """The better one that can be had, on the empty folder."""
+    """Return a SmallDisk on the empty folder, or a FileLimit where mounting is not allowed."""
     try:
         return SmallDisk(folder)
     except OSError:

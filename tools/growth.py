@@ -1,6 +1,6 @@
-"""Whether a run grows as it trains: `python -m tools.growth --steps=2000`.
+"""Test whether memory, files or threads of a run grow: `python -m tools.growth --steps=2000`.
 
-Validation, checkpoints, metrics and TensorBoard go on as in any run, in this process.
+The run trains in this process, with validation, checkpoints, metrics and TensorBoard as usual.
 """
 
 import argparse
@@ -27,23 +27,23 @@ from tools.small_run import prepare_text
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _LEAST_STEPS, _LEAST_EVERY = 100, 10
 _WARM_UP = 5  # checkpoints before the measured steps
-_PATIENCE, _SETTLING = 60.0, 0.05  # seconds
-# TensorStore's pool, of a fixed size, starts a thread when all before it happen to be at work.
+_PATIENCE, _POLL = 60.0, 0.05  # seconds
+# TensorStore's thread pool has a fixed size, but starts a thread only when all others are busy.
 _STARTED_LATE = "ts_pool_worker"
-_LIMIT = 0.01  # share of the memory
+_LIMIT = 0.01  # largest acceptable growth, as a share of the memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What the process holds at one moment."""
+    """Resources of the process at one moment."""
 
     memory: int  # resident, bytes
     files: int  # open
-    threads: int  # the system's, XLA's among them
+    threads: int  # of the operating system, XLA's included
 
     @classmethod
     def now(cls) -> "Sample":
-        """That of this moment; memory that is free already is given back before."""
+        """Return the current sample, after returning freed memory to the system."""
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
@@ -55,18 +55,26 @@ class Sample:
 
 
 def measure_growth(workdir: str | os.PathLike, config: Config, steps: int) -> dict[str, Any]:
-    """Trains in the empty folder, on this package's own sources; measures memory, files, threads.
+    """Train on this package's own sources and return how memory, files and threads changed.
 
-    Validation and a checkpoint come twenty times (of 2000 steps as often as by the recipe), but
-    every tenth step at the most, and rows ten times as often. A sample is taken before each
-    checkpoint, when the one before is on the disk. Five of them warm up, in steps of their own. The
-    growth of memory over the others is by a straight line through them.
+    Validations and checkpoints come 20 times (as often as the recipe's for 2000 steps), but at
+    most every 10 steps, and rows 10 times as often. A sample is taken before each checkpoint, once
+    the previous one is on the disk. Five checkpoints before the measured steps are warm-up.
+
+    Args:
+      workdir: an empty folder.
+      config: the run's config; its data and step counts are replaced.
+      steps: measured steps.
+
+    Returns:
+      The number of steps and samples, the median memory, its growth over the measured steps as a
+      share of it (from a line fitted to all samples), and open files and threads before and after.
 
     Raises:
-      ValueError: `steps` are too few.
+      ValueError: `steps` is too small.
     """
     if steps < _LEAST_STEPS:
-        raise ValueError(f"--steps is {steps}; accepted is {_LEAST_STEPS} or more.")
+        raise ValueError(f"--steps must be at least {_LEAST_STEPS}; got {steps}.")
     every = max(_LEAST_EVERY, steps // 20)
     cadence = {"log_every": every // 10, "eval_every": every, "checkpoint_every": every}
     workdir = pathlib.Path(workdir)
@@ -89,8 +97,8 @@ def measure_growth(workdir: str | os.PathLike, config: Config, steps: int) -> di
     fit(config, str(workdir / "run"), sample)
     measured = samples[_WARM_UP:]
     memory = [sample.memory for sample in measured]
-    # A line through all samples, as memory comes and goes by some pages. Theil and Sen: the median
-    # of all slopes.
+    # Memory fluctuates by some pages, so a line is fitted to all samples (Theil-Sen: the median of
+    # the slopes between all pairs).
     slope = statistics.median(
         (b - a) / (j - i) for (i, a), (j, b) in itertools.combinations(enumerate(memory), 2)
     )
@@ -110,18 +118,18 @@ def measure_growth(workdir: str | os.PathLike, config: Config, steps: int) -> di
 
 
 def _wait_for_checkpoints(workdir: pathlib.Path) -> None:
-    """Until none is being written, and what wrote the last one has ended."""
+    """Wait until no checkpoint is being written any more, and its thread has ended."""
     folder = workdir / "checkpoints"
     end = time.monotonic() + _PATIENCE
     while any(not (path / "manifest.json").is_file() for path in folder.glob("*")):
         if time.monotonic() > end:
-            raise ValueError(f"no end of a checkpoint in {folder} within {_PATIENCE} s.")
-        time.sleep(_SETTLING)
-    time.sleep(_SETTLING)
+            raise ValueError(f"a checkpoint in {folder} was not finished within {_PATIENCE:g} s.")
+        time.sleep(_POLL)
+    time.sleep(_POLL)
 
 
 def failures(growth: dict[str, Any]) -> list[str]:
-    """What has grown, of memory by 1 % or more."""
+    """Return the names of resources that grew; memory counts from 1 % on."""
     found = [name for name in ("files", "threads") if _grew(growth, name)]
     return (["memory"] if growth["memory_growth"] >= _LIMIT else []) + found
 
@@ -131,17 +139,20 @@ def _grew(growth: dict[str, Any], name: str) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line; status 1 where something has grown."""
+    """Run the command line; exit with status 1 if a resource grew."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.growth",
-        description="Trains by configs/flowhn_tiny.py; do memory, open files and threads grow?",
+        description="Train configs/flowhn_tiny.py and test if memory, open files or threads grow.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--steps", type=int, default=2000, help="measured, behind a warm-up (%(default)s)"
+        "--steps",
+        type=int,
+        default=2000,
+        help="measured steps, after a warm-up (default %(default)s)",
     )
     options = parser.parse_args(argv)
-    keep_freed_memory()  # as train.py
+    keep_freed_memory()  # like train.py
     try:
         with tempfile.TemporaryDirectory() as workdir:
             config = config_lib.parse(recipes.load("flowhn_tiny"))
@@ -150,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     print_result(growth)
     if grown := failures(growth):
-        sys.exit(f"grown: {', '.join(grown)}")
+        sys.exit(f"these grew: {', '.join(grown)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What can happen to a run that trains, and what it promises for that."""
+"""Kinds of harm to a training run, each with the promise that the run must keep."""
 
 import contextlib
 import dataclasses
@@ -12,17 +12,17 @@ from tools.disk import FileLimit, SmallDisk
 from tools.trainer import Trainer
 
 KILL = "SIGKILL"
-PATIENCE = 180.0  # seconds until what does not end, or come up, counts as hanging
+PATIENCE = 180.0  # seconds; a process that takes longer to start or end counts as hanging
 _MANIFEST = "manifest.json"
 _PROCESSES = 4
-_CHECKPOINT_BYTES = 2**20  # about that of the small run
+_CHECKPOINT_BYTES = 2**20  # approximate size of the small run's checkpoints
 
 
 class Damages:
-    """Damages files of checkpoints, and knows which ones are damaged."""
+    """Damages files of checkpoints and remembers which checkpoints are damaged."""
 
     def __init__(self):
-        self._left: dict[pathlib.Path, bytes | None] = {}  # None: there is no such file
+        self._left: dict[pathlib.Path, bytes | None] = {}  # None: the file was deleted
 
     def _is_damaged(self, checkpoint: pathlib.Path) -> bool:
         def still(path: pathlib.Path, content: bytes | None) -> bool:
@@ -35,7 +35,7 @@ class Damages:
         )
 
     def whole(self, workdir: pathlib.Path) -> list[pathlib.Path]:
-        """The finished checkpoints that were not damaged, from the newest on."""
+        """Return the finished checkpoints that were not damaged, newest first."""
         found = (
             path
             for path in (workdir / "checkpoints").glob("*")
@@ -45,7 +45,11 @@ class Damages:
         return sorted(whole, key=lambda path: int(path.name), reverse=True)
 
     def damage(self, workdir: pathlib.Path, rng: random.Random) -> str | None:
-        """Damages a file of the newest checkpoint, and says how; None: no other one is whole."""
+        """Damage a file of the newest checkpoint.
+
+        Returns:
+          A description, or None if nothing was damaged because no other checkpoint is whole.
+        """
         whole = self.whole(workdir)
         if len(whole) < 2:
             return None
@@ -66,23 +70,23 @@ class Damages:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Where harm is done."""
+    """The run to harm, its disk and its trainer process."""
 
     rng: random.Random
     workdir: pathlib.Path
     disk: SmallDisk | FileLimit
     damages: Damages
-    trainer: Trainer  # it runs, or has just ended
-    start: Callable[..., Trainer]  # another one in the same workdir, with these flags as well
+    trainer: Trainer  # running, or just ended
+    start: Callable[..., Trainer]  # starts another trainer in the same workdir, with extra flags
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of it; the trainer has ended."""
+    """The result of harm; the trainer has ended."""
 
-    told: str
-    broken: str | None = None  # the promise
-    harm: str | None = None  # which one of HARMS it came to; None: the one that was meant
+    description: str
+    broken: str | None = None  # the broken promise
+    harm: str | None = None  # the entry of HARMS that was done instead of the intended one
 
 
 def _kill(scene: Scene) -> Outcome:
@@ -91,7 +95,7 @@ def _kill(scene: Scene) -> Outcome:
 
 
 def _may_die(trainer: Trainer) -> bool:
-    """Whether Python may die of a signal: our handlers are not there, and nothing was said."""
+    """Return whether a signal may kill Python: no handler is installed, nothing was printed."""
     return not trainer.handles(signal.SIGTERM) and not trainer.lines
 
 
@@ -100,16 +104,17 @@ def _stop(number: signal.Signals) -> Callable[[Scene], Outcome]:
         trainer, may_die = scene.trainer, _may_die(scene.trainer)
         trainer.send(number)
         status = trainer.wait(PATIENCE)
-        told = f"status {status}"
+        description = f"status {status}"
         if may_die and status is not None:
-            return Outcome(f"{told}, before its handlers were there")
+            return Outcome(f"{description}, before its handlers were installed")
         if status != 0:
-            return Outcome(told, f"{number.name} did not end it with status 0, but {status}")
+            return Outcome(description, f"after {number.name} the status was {status} and not 0")
         whole = scene.damages.whole(scene.workdir)
         newest = int(whole[0].name) if whole else 0
         if newest < (trainer.step or 0):
-            return Outcome(told, f"checkpoint of step {newest} behind row {trainer.step}")
-        return Outcome(told)
+            broken = f"the newest checkpoint is of step {newest}, before row {trainer.step}"
+            return Outcome(description, broken)
+        return Outcome(description)
 
     return stop
 
@@ -119,11 +124,11 @@ def _stop_then_kill(scene: Scene) -> Outcome:
     seconds = scene.rng.uniform(0, 0.5)
     scene.trainer.wait(seconds)
     scene.trainer.send(signal.SIGKILL)
-    return Outcome(f"SIGKILL {seconds:.2f} s behind it, status {scene.trainer.wait(None)}")
+    return Outcome(f"SIGKILL {seconds:.2f} s later, status {scene.trainer.wait(None)}")
 
 
 def _fill_disk(scene: Scene) -> Outcome:
-    """A full disk for a while; the run is killed or stopped on it, or when it is freed."""
+    """Fill the disk for a while; kill or stop the run while it is full, or after freeing it."""
     rng, trainer = scene.rng, scene.trainer
     leave = rng.choice((0, rng.randrange(2 * _CHECKPOINT_BYTES)))
     trained = trainer.seconds_to_first_row is not None
@@ -138,77 +143,84 @@ def _fill_disk(scene: Scene) -> Outcome:
         trainer.send(number)
     status = trainer.wait(PATIENCE)
     scene.disk.free(trainer.pid)
-    what = "it ended by itself" if ended else number.name
-    when = " when freed" if frees_first else ""
-    told = f"{leave:,} bytes left, {what}{when}, status {status}"
+    what = "the run ended by itself" if ended else number.name
+    when = " after freeing it" if frees_first else ""
+    description = f"{leave:,} bytes left, {what}{when}, status {status}"
     if ended and status != 0 and trained and not trainer.is_last_step:
-        return Outcome(told, "a full disk ended it before the last step")
+        return Outcome(description, "a full disk ended the run before the last step")
     killed = not ended and (may_die or number == signal.SIGKILL) and status == -number
     if status == 0 or killed:
-        return Outcome(told)
+        return Outcome(description)
     errors = [line for line in trainer.lines if line.startswith("error:")]
     if status is None or status < 0 or not errors:
-        return Outcome(told, f"a full disk ended it with status {status} and {len(errors)} errors")
-    return Outcome(f"{told}, {errors[0]}")
+        broken = f"a full disk ended the run with status {status} and {len(errors)} errors"
+        return Outcome(description, broken)
+    return Outcome(f"{description}, {errors[0]}")
 
 
 def _damage(scene: Scene) -> Outcome:
-    """A damaged file of the newest checkpoint, where another one is whole."""
-    told = _kill(scene).told
+    """Kill the run and damage a file of the newest checkpoint, if another one is whole."""
+    description = _kill(scene).description
     damaged = scene.damages.damage(scene.workdir, scene.rng)
     if damaged is None:
-        return Outcome(f"{told}, and only one checkpoint is whole", harm=KILL)
-    return Outcome(f"{told}, {damaged}")
+        return Outcome(f"{description}, and only one checkpoint is whole", harm=KILL)
+    return Outcome(f"{description}, {damaged}")
 
 
 def _kill_deletion(scene: Scene) -> Outcome:
-    """A kill, while the oldest checkpoint of several was being deleted."""
-    told = _kill(scene).told
+    """Kill the run, and leave the oldest of several checkpoints half deleted."""
+    description = _kill(scene).description
     whole = scene.damages.whole(scene.workdir)
     if len(whole) < 2:
-        return Outcome(f"{told}, and there are not two checkpoints", harm=KILL)
+        return Outcome(f"{description}, and there are fewer than two checkpoints", harm=KILL)
     aside = whole[-1].with_name(f"deleted.{whole[-1].name}")
-    if aside.exists():  # the kill did come then
-        return Outcome(f"{told}, while {aside.name} was removed")
+    if aside.exists():  # the kill came during a real deletion
+        return Outcome(f"{description}, while {aside.name} was removed")
     whole[-1].rename(aside)
     files = sorted(path for path in aside.rglob("*") if path.is_file())
     removed = scene.rng.sample(files, scene.rng.randrange(len(files)))
     for path in removed:
         path.unlink()
-    return Outcome(f"{told}, {len(removed)} of {len(files)} files of {aside.name} removed")
+    removal = f"{len(removed)} of {len(files)} files of {aside.name} removed"
+    return Outcome(f"{description}, {removal}")
 
 
 def _start_second(removes_lock: bool) -> Callable[[Scene], Outcome]:
-    """A second trainer, which must refuse; the first one is killed a little later."""
+    """Return harm that starts a second trainer, which must fail, and then kills the first."""
 
     def start_second(scene: Scene) -> Outcome:
         first = scene.trainer
         if not first.wait_for_step(PATIENCE):
-            return Outcome(_kill(scene).told, harm=KILL)
+            return Outcome(_kill(scene).description, harm=KILL)
         if removes_lock:
             (scene.workdir / "lock").unlink(missing_ok=True)
         with scene.start() as second:
             while first.status is None and second.wait(0.1) is None and second.age < PATIENCE:
                 pass
-            if first.status is not None:  # the second one may go on from its end
-                broken = None if first.status == 0 else "the first trainer ended beside a second"
-                return Outcome(f"status {first.status} before the second came up", broken, KILL)
+            if first.status is not None:  # the second one may then resume it
+                broken = (
+                    None
+                    if first.status == 0
+                    else "the first trainer failed while a second one started"
+                )
+                return Outcome(f"status {first.status} before the second was ready", broken, KILL)
             status, lines = second.status, second.lines
         first.wait(scene.rng.uniform(0, 1))
-        told = f"the second's status {status}, the first's {_kill(scene).told}"
+        description = f"second trainer: status {status}; first: {_kill(scene).description}"
         holder = "another process" if removes_lock else f"process {first.pid} "
         named = any(line.startswith("error:") and holder in line for line in lines)
         if status in (0, None) or not named:
             last = lines[-1] if lines else "nothing"
-            return Outcome(told, f"a second trainer did not name {holder}, but said: {last}")
-        return Outcome(told)
+            broken = f"the second trainer's error should name {holder}; its last line is: {last}"
+            return Outcome(description, broken)
+        return Outcome(description)
 
     return start_second
 
 
 def _fail_one_of_four(scene: Scene) -> Outcome:
-    """A kill, then four processes to continue the run, one of which does not find the data."""
-    told, failing = _kill(scene).told, scene.rng.randrange(_PROCESSES)
+    """Kill the run and resume it with four processes, one of which does not find the data."""
+    description, failing = _kill(scene).description, scene.rng.randrange(_PROCESSES)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -223,12 +235,13 @@ def _fail_one_of_four(scene: Scene) -> Outcome:
         statuses = [trainer.wait(PATIENCE) for trainer in trainers]
         lines = [line for trainer in trainers for line in trainer.lines]
     errors = [line for line in lines if line.startswith("error:")]
-    told = f"{told}, then process {failing} of four failed: statuses {statuses}, {errors}"
+    description += f", then process {failing} of four failed: statuses {statuses}, {errors}"
     if any(status is None or status <= 0 for status in statuses):
-        return Outcome(told, f"an error of one process ended four with statuses {statuses}")
+        return Outcome(description, f"an error of one process ended four with statuses {statuses}")
     if len(errors) != 1 or "absent" not in errors[0]:
-        return Outcome(told, f"an error of one of four processes gave {len(errors)} messages")
-    return Outcome(told)
+        broken = f"an error of one of four processes gave {len(errors)} messages"
+        return Outcome(description, broken)
+    return Outcome(description)
 
 
 HARMS: dict[str, Callable[[Scene], Outcome]] = {

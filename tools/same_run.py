@@ -1,4 +1,4 @@
-"""Whether two workdirs hold the same run: state, rows of metrics, TensorBoard."""
+"""Compare two workdirs: training state, rows of metrics, TensorBoard."""
 
 import collections
 import os
@@ -20,15 +20,23 @@ from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training.events import tags
 from flowhn_jax.training.metrics import Row, read_rows
 
-_OF_THE_CLOCK = ("second", "mfu", "time")
+_CLOCK_NAMES = ("second", "mfu", "time")
 
 
 def differences(workdir: str | os.PathLike, expected: str | os.PathLike) -> dict[str, int]:
-    """How many things differ between a run and the uninterrupted one, by name.
+    """Count the differences between a run and an uninterrupted one, by kind.
 
-    Arrays of the newest checkpoint, parameters and optimizer, bit for bit, with the position in the
-    data; rows of metrics.jsonl that are lost, doubled or others, but for what depends on the
-    clock; scalars that TensorBoard shows other than once for each row.
+    Compared are the arrays of the newest checkpoints (parameters, optimizer state, position in the
+    data) bit for bit; the rows of metrics.jsonl, except for what depends on the clock; and the
+    scalars in TensorBoard, of which each row must have exactly one.
+
+    Args:
+      workdir: the run to check.
+      expected: workdir of the uninterrupted run.
+
+    Returns:
+      Numbers of differing arrays, compared, lost, doubled and changed rows, and differences in
+      TensorBoard.
     """
     workdir, expected = str(workdir), str(expected)
     rows, expected_rows = read_rows(workdir), read_rows(expected)
@@ -62,9 +70,7 @@ def _differing_arrays(found: Any, expected: Any) -> int:
 
 def _without_clock(row: Row) -> Row:
     return {
-        name: value
-        for name, value in row.items()
-        if not any(part in name for part in _OF_THE_CLOCK)
+        name: value for name, value in row.items() if not any(part in name for part in _CLOCK_NAMES)
     }
 
 
@@ -86,12 +92,12 @@ def _tensorboard_differences(workdir: str, rows: list[Row]) -> int:
 
 
 def _scalars(workdir: str) -> Iterator[tuple[int, str]]:
-    """Step and name of all scalars in the event files, which are TFRecords."""
+    """Yield step and name of all scalars in the event files, which are TFRecords."""
     for path in sorted((pathlib.Path(workdir) / "tensorboard").glob("*tfevents*")):
         content, at = path.read_bytes(), 0
         while at < len(content):
             (length,) = struct.unpack_from("<Q", content, at)
-            start = at + 12  # behind the length's own checksum
+            start = at + 12  # after the length and its checksum
             event = Event.FromString(content[start : start + length])
             for value in event.summary.value:
                 yield event.step, value.tag

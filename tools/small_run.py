@@ -1,4 +1,4 @@
-"""A run of a few milliseconds a step, and its data: what is soaked is the loop, not the model."""
+"""A run of a few milliseconds per step and its data: the soak tests the loop, not the model."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ CONTEXT = 24
 
 
 def small_keys(data: str | os.PathLike, **train: Any) -> dict[str, dict[str, Any]]:
-    """The keys of the run's config: on the prepared set `data`, with `train` in its recipe."""
+    """Return config keys for a small run on the prepared set `data`, with `train` overrides."""
     return {
         "model": {
             "vocab_size": 257,
@@ -35,12 +35,12 @@ def small_keys(data: str | os.PathLike, **train: Any) -> dict[str, dict[str, Any
 
 
 def small_config(data: str | os.PathLike, **train: Any) -> Config:
-    """`small_keys` as a config."""
+    """Return `small_keys` as a parsed config."""
     return config_lib.parse(small_keys(data, **train))
 
 
 def as_flags(keys: Mapping[str, Any], prefix: str = "config.") -> Iterator[str]:
-    """Keys as the flags of train.py."""
+    """Yield config keys as flags of train.py."""
     for name, value in keys.items():
         if isinstance(value, Mapping):
             yield from as_flags(value, f"{prefix}{name}.")
@@ -49,7 +49,7 @@ def as_flags(keys: Mapping[str, Any], prefix: str = "config.") -> Iterator[str]:
 
 
 def prepare_text(folder: str | os.PathLike, context: int = CONTEXT) -> pathlib.Path:
-    """Prepares this package's own sources, as bytes, in `folder`; what is there stays as it is."""
+    """Prepare this package's own sources as bytes in `folder`, if not done yet; return the set."""
     folder = pathlib.Path(folder)
     text = folder / "text.txt"
     if not text.is_file():

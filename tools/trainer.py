@@ -1,4 +1,4 @@
-"""train.py as a child process that can be watched and harmed."""
+"""train.py as a child process that a test can watch and harm."""
 
 import os
 import pathlib
@@ -19,10 +19,10 @@ _POLL_SECONDS = 0.002
 
 
 class Trainer:
-    """One life of a run; use as a context manager, behind which the process has ended."""
+    """One start of a run, as a context manager; on exit the process has ended."""
 
     def __init__(self, flags: Sequence[str], cache: pathlib.Path):
-        """Starts it with train.py's `flags`; what is compiled is kept in `cache`, for all lives."""
+        """Start train.py with `flags`; `cache` keeps compiled programs for later starts."""
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -37,12 +37,12 @@ class Trainer:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C is for the soak alone
+            start_new_session=True,  # Ctrl-C must only reach the soak
         )
         self._started = time.monotonic()
         self._lines: list[str] = []
-        self.first_step: int | None = None  # where it began to train
-        self.step: int | None = None  # of the last row that it told
+        self.first_step: int | None = None  # the step at which it began or resumed
+        self.step: int | None = None  # of the last logged row
         self.is_last_step = False
         self.seconds_to_first_row: float | None = None
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -57,6 +57,7 @@ class Trainer:
         self.wait(None)
 
     def _read(self) -> None:
+        assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines.append(line.rstrip())
             if found := _RESUMING.match(line):
@@ -71,31 +72,31 @@ class Trainer:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Return the process id."""
         return self._process.pid
 
     @property
     def age(self) -> float:
-        """Seconds since its start."""
+        """Return the seconds since the start."""
         return time.monotonic() - self._started
 
     @property
     def status(self) -> int | None:
-        """The exit status, minus the signal's number where one killed it; None: it runs."""
+        """Return the exit status (-N if signal N killed it), or None while it runs."""
         return self._process.poll()
 
     @property
     def lines(self) -> list[str]:
-        """What it has printed so far."""
+        """Return the lines printed so far."""
         return list(self._lines)
 
     @property
     def steps_done(self) -> int:
-        """Steps in this life, to the last row."""
+        """Return the steps from this start to the last logged row."""
         return 0 if self.step is None else self.step - self.first_step
 
     def handles(self, number: int) -> bool:
-        """Whether it has a handler of its own for the signal by now."""
+        """Return whether the process has installed a handler for the signal."""
         try:
             text = pathlib.Path(f"/proc/{self.pid}/status").read_text()
         except OSError:
@@ -104,11 +105,11 @@ class Trainer:
         return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
 
     def send(self, number: int) -> None:
-        """Sends a signal; nothing happens where it has ended."""
+        """Send a signal; does nothing if the process has ended."""
         self._process.send_signal(number)
 
     def wait(self, seconds: float | None) -> int | None:
-        """The exit status, once all it printed was read; None: it runs on behind `seconds`."""
+        """Return the exit status after reading all output, or None if it runs after `seconds`."""
         try:
             status = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -117,14 +118,14 @@ class Trainer:
         return status
 
     def wait_for_step(self, seconds: float) -> bool:
-        """Whether it trains, `seconds` from now at the latest, and has not ended."""
+        """Wait up to `seconds` for the first step; return whether the process trains."""
         end = time.monotonic() + seconds
         while self.step is None and self.status is None and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
         return self.step is not None and self.status is None
 
     def wait_for_new_name(self, folder: pathlib.Path, seconds: float) -> None:
-        """Returns when a name appears in `folder`, or it has ended, or behind `seconds`."""
+        """Wait until a name appears in `folder`, the process ends, or `seconds` have passed."""
         end = time.monotonic() + seconds
         before = _names(folder)
         while self.status is None and time.monotonic() < end:

@@ -19,7 +19,7 @@ STEPS = 600
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Of all soaks here, which share the uninterrupted run and what is compiled."""
+    """Return the folder in which all soaks share the uninterrupted run and compiled programs."""
     return tmp_path_factory.mktemp("soak")
 
 
@@ -41,7 +41,7 @@ def found(workdir, expected):
     return {name: n for name, n in differences(workdir, expected).items() if n}
 
 
-def test_a_harmed_run_ends_as_one_that_was_left_alone(folder):
+def test_a_harmed_run_ends_like_an_uninterrupted_one(folder):
     result = Soak(folder, steps=STEPS, seed=1).run(seconds=20, kills=3)
     assert {name: result[name] for name in FAILURES} == NO_FAILURES
     assert result["rounds"] >= 1
@@ -53,14 +53,14 @@ def test_a_run_is_the_same_as_its_copy(run, copy):
     assert found(copy, run) == COUNTS
 
 
-def test_another_state_is_found(run, copy, tmp_path):
+def test_a_different_state_is_found(run, copy, tmp_path):
     text = json.loads((run / "config.json").read_text())
     other = small_config(text["data"]["path"], **text["train"] | {"seed": 1})
     fit(other, str(tmp_path / "other"))
     shutil.rmtree(copy / "checkpoints")
     shutil.copytree(tmp_path / "other" / "checkpoints", copy / "checkpoints")
     arrays = found(copy, run)
-    # Where all begin with the same, only counters stay so.
+    # Of what all seeds share at the start only counters stay the same.
     assert arrays.pop("differing_arrays") > 40
     assert arrays == COUNTS
 
@@ -80,13 +80,13 @@ def test_lost_doubled_and_changed_rows_are_found(run, copy):
         assert differences(copy, run)["changed_rows"] == differs
 
 
-def test_a_step_that_tensorboard_shows_twice_is_found(run, copy):
+def test_a_step_twice_in_tensorboard_is_found(run, copy):
     (path,) = (copy / "tensorboard").iterdir()
     shutil.copy(path, f"{path}.again")
     assert found(copy, run).keys() == {*COUNTS, "tensorboard_differences"}
 
 
-def test_only_where_another_checkpoint_is_whole_one_is_damaged(copy, rng):
+def test_the_only_whole_checkpoint_is_not_damaged(copy, rng):
     class Random:
         choice = staticmethod(lambda of: of[int(rng.integers(len(of)))])
         randrange = staticmethod(lambda stop: int(rng.integers(stop)))
@@ -99,7 +99,7 @@ def test_only_where_another_checkpoint_is_whole_one_is_damaged(copy, rng):
 
 
 class FakeTrainer:
-    """One that runs until it is killed, or has ended with a status and these lines."""
+    """A trainer that runs until it is killed, or ended with a status and lines of output."""
 
     pid, age, step = 7, 1.0, 4
 
@@ -126,7 +126,7 @@ def scene_of(workdir, second=None):
     return Scene(random.Random(3), workdir, None, Damages(), FakeTrainer(), lambda *_: second)
 
 
-def test_a_killed_deletion_leaves_a_part_of_the_oldest_checkpoint(run, copy):
+def test_a_killed_deletion_leaves_part_of_the_oldest_checkpoint(run, copy):
     outcome = HARMS["killed_deletion"](scene_of(copy))
     assert (outcome.broken, outcome.harm) == (None, None)
     assert {path.name for path in (copy / "checkpoints").iterdir()} == {"8", "deleted.4"}
@@ -135,7 +135,7 @@ def test_a_killed_deletion_leaves_a_part_of_the_oldest_checkpoint(run, copy):
         for folder in (copy / "checkpoints" / "deleted.4", run / "checkpoints" / "4")
     )
     assert left <= whole
-    assert HARMS["killed_deletion"](scene_of(copy)).harm == "SIGKILL"  # one is left
+    assert HARMS["killed_deletion"](scene_of(copy)).harm == "SIGKILL"  # only one checkpoint is left
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_second_trainer_is_refused_without_the_lock_file(copy, status, line, i
         (-6, ["error: absent"], "an error of one process ended four with statuses [-6"),
     ],
 )
-def test_an_error_of_one_of_four_ends_all_with_one_message(copy, status, lines, broken):
+def test_an_error_of_one_of_four_processes_ends_all_with_one_message(copy, status, lines, broken):
     scene, started = scene_of(copy), []
 
     def start(*flags):
@@ -175,7 +175,7 @@ def test_an_error_of_one_of_four_ends_all_with_one_message(copy, status, lines, 
     assert outcome.broken == broken or outcome.broken.startswith(broken)
 
 
-def test_a_soak_goes_on_where_no_disk_can_be_mounted(folder, monkeypatch):
+def test_a_soak_works_without_the_right_to_mount_a_disk(folder, monkeypatch):
     monkeypatch.setattr("tools.chaos.open_disk", FileLimit)
     monkeypatch.setattr("tools.chaos.HARMS", {"disk_full": HARMS["disk_full"]})
     result = Soak(folder, steps=STEPS, seed=0).run(seconds=20, kills=1)

@@ -1,19 +1,20 @@
-"""Fuzzing in processes of their own: children are forked, which must be before JAX starts."""
+"""The fuzzer runs in its own processes: it forks children, which must happen before JAX starts."""
 
 import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
-from tools.fuzz import campaign
+from tools.fuzz import campaign, patch_points
 from tools.fuzz.targets import TARGETS
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 INPUTS = 200
 
-# What the fuzzer must notice, as programs that do it.
+# Programs that do what the fuzzer must detect.
 FAULTS = """
 import json, os, pathlib, pickle, socket, sys, time
 from tools.fuzz import child
@@ -26,7 +27,7 @@ def writes_through_a_link():
     open("link", "w")
 
 def changes_unseen():
-    os.system = None  # C code, say, which tells no audit hook
+    os.system = None  # like C code, which raises no audit event
     import ctypes
     name = str(pathlib.Path("../neighbour/more").resolve()).encode()
     ctypes.CDLL(None).mkdir(name, 0o700)
@@ -40,7 +41,7 @@ def works_and_waits():
 
 PROGRAMS = {
     "success": lambda: print("fine"),
-    "refusal": lambda: sys.exit("error: x is 1; accepted is 2."),
+    "refusal": lambda: sys.exit("error: x must be 2; got 1."),
     "traceback": lambda: 1 / 0,
     "patience": works_and_waits,
     "hang": lambda: time.sleep(60),
@@ -62,14 +63,14 @@ PROGRAMS = {
 }
 found = {}
 for name, program in PROGRAMS.items():
-    rooms = child.Rooms(root / name)
-    outcome = child.run(child.Case(program, [], "damaged"), rooms, 0.5)
+    sandbox = child.Sandbox(root / name)
+    outcome = child.run(child.Case(program, [], "damaged"), sandbox, 0.5)
     found[name] = [outcome.verdict, outcome.reason]
 for name, case in {
     "accepted escape": child.Case(PROGRAMS["success"], [], "a link", must_refuse=True),
     "refused valid": child.Case(PROGRAMS["refusal"], []),
 }.items():
-    found[name] = list(child.run(case, child.Rooms(root / name), 0.5)[:2])
+    found[name] = list(child.run(case, child.Sandbox(root / name), 0.5)[:2])
 print(json.dumps(found))
 """
 
@@ -80,13 +81,13 @@ def python(*arguments):
     )
 
 
-def test_every_kind_of_failure_is_noticed(tmp_path):
+def test_every_kind_of_failure_is_detected(tmp_path):
     run = python("-c", FAULTS, str(tmp_path))
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
     assert found.pop("success") == ["accepted", ""]
     assert found.pop("refusal") == ["refused", ""]
-    assert found.pop("patience") == ["accepted", ""]  # it took 2 s, but little of a core's time
+    assert found.pop("patience") == ["accepted", ""]  # 2 s, but little CPU time
     expected = {
         "traceback": "a traceback",
         "hang": "a hang of 0.5 s",
@@ -114,8 +115,8 @@ def test_every_kind_of_failure_is_noticed(tmp_path):
         assert found[name][1].startswith(reason), (name, found[name])
 
 
-def test_no_input_gets_through():
-    """Fresh ones in every run; a failure is printed with the command that repeats it."""
+def test_no_fresh_input_fails():
+    """Inputs differ in every run; a failure is printed with the command that repeats it."""
     run = python("-m", "tools.fuzz", f"--inputs={INPUTS}")
     print(run.stdout)
     assert run.returncode == 0, run.stdout[-10_000:] + run.stderr[-3000:]
@@ -124,7 +125,7 @@ def test_no_input_gets_through():
     assert {row.split()[1] for row in rows if row.startswith("| ")} >= set(TARGETS)
 
 
-def test_the_same_input_again():
+def test_a_seed_repeats_its_input():
     arguments = ["--seed=1", "--only=3", "--targets=prepare_jsonl"]
     first, second = (python("-m", "tools.fuzz", *arguments) for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr
@@ -132,8 +133,37 @@ def test_the_same_input_again():
     assert "input 3 of prepare_jsonl" in first.stdout
 
 
-def test_bad_arguments():
-    with pytest.raises(ValueError, match="'nothing'; accepted are recipe, split_flags"):
+# Applied in a child process, as they replace functions of this project's modules.
+PATCHES = """
+from tools.fuzz import measuring_patch_points, patch_points
+
+patch_points.for_train()
+patch_points.for_eval()
+measuring_patch_points.for_aot()
+measuring_patch_points.for_compare()
+measuring_patch_points.for_bench()
+"""
+
+
+def test_every_name_that_is_replaced_exists():
+    run = python("-c", PATCHES)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_missing_name_is_an_error():
+    module = types.ModuleType("a_module")
+    module.fit = len
+    patch_points.replace(module, fit=max)
+    assert module.fit is max
+    assert patch_points.with_replaced(module, fit=min).fit is min
+    assert module.fit is max
+    for replace in (patch_points.replace, patch_points.with_replaced):
+        with pytest.raises(AttributeError, match="a_module has no 'train' for the fuzzer"):
+            replace(module, train=max)
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"--targets must be among recipe, .*; got 'nothing'"):
         campaign.parse_targets("text,nothing")
-    with pytest.raises(ValueError, match="--inputs is 0; accepted is 1 or more"):
+    with pytest.raises(ValueError, match="--inputs must be at least 1; got 0"):
         campaign.run(1, 0, ("text",))

@@ -11,7 +11,7 @@ def test_files_and_threads_do_not_grow(tmp_path):
     assert growth["memory_growth"] < 0.1, growth
 
 
-def test_what_has_grown_is_named():
+def test_failures_names_what_grew():
     same = {"memory_growth": 0.0099}
     for name in ("files", "threads"):
         same |= {f"{name}_before": 10, f"{name}_after": 10}
@@ -20,5 +20,5 @@ def test_what_has_grown_is_named():
 
 
 def test_too_few_steps_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="--steps is 99; accepted is 100 or more"):
+    with pytest.raises(ValueError, match="--steps must be at least 100; got 99"):
         measure_growth(tmp_path, small_config(""), 99)

@@ -1,5 +1,6 @@
-"""Fuzzing: damaged inputs of every kind, each given to the real command line in a watched child.
+"""Fuzzing of the commands: damaged inputs of every kind, each in a watched child process.
 
-It has to end with success or with one clear message and a status that is not 0: without a
-traceback, within seconds, and without a write outside its folder, a connection, or a pickle loaded.
+Each command must succeed, or fail with one clear message and a non-zero status: without a
+traceback, within seconds, and without writing outside its folder, opening a connection or loading a
+pickle.
 """

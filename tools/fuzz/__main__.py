@@ -1,27 +1,27 @@
-"""`python -m tools.fuzz --inputs=1000`: damaged inputs to the command lines."""
+"""Give damaged inputs to the commands: `python -m tools.fuzz --inputs=1000`."""
 
 import argparse
 import os
 import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):  # one device; no writes but into the box
+for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):  # one device; no writes outside the sandbox
     os.environ.pop(name, None)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from tools.fuzz import campaign  # noqa: E402  JAX reads the variables first
+from tools.fuzz import campaign  # noqa: E402  JAX reads these variables on import
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs by the flags; the status is 1 where an input failed."""
+    """Run the command line; exit with status 1 if an input failed."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.fuzz", description=campaign.__doc__, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--inputs", type=int, default=1000, help="how many (%(default)s)")
-    add("--seed", type=int, help="of the inputs; a fresh one without it")
-    add("--targets", help="with commas between them; all without it")
-    add("--only", type=int, help="the input of this number alone, with its output")
+    add("--inputs", type=int, default=1000, help="number of inputs (default %(default)s)")
+    add("--seed", type=int, help="seed of the inputs (default: a fresh one)")
+    add("--targets", help="names of targets, separated by commas (default: all)")
+    add("--only", type=int, help="run only the input with this number, and print its output")
     options = parser.parse_args(argv)
     try:
         targets = campaign.parse_targets(options.targets)

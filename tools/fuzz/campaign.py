@@ -1,7 +1,7 @@
-"""Fuzzing of the command lines: many inputs, one after another, and a table of what came of them.
+"""Run many fuzzed inputs one after another and print a table of the results.
 
-Each target gets one of the first inputs, and of the others a share by its weight.
-Input i of a seed is always the same, so that a failure comes again with --seed and --only.
+Each target gets one of the first inputs, and a share of the others by its weight. Input i of a
+seed is always the same, so --seed and --only repeat a failure.
 """
 
 import collections
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import tqdm
 
-from flowhn_jax.interop import transfer  # noqa: F401  what a command line imports, once for all
+from flowhn_jax.interop import transfer  # noqa: F401  the commands' imports, once for all children
 from flowhn_jax.report.table import markdown
 from tools.fuzz import child, seeds
 from tools.fuzz.targets import LAST, TARGETS, make_case
@@ -28,7 +28,7 @@ _TAIL_CHARACTERS = 3000
 
 
 class Result(NamedTuple):
-    """An input and what came of it."""
+    """An input and its outcome."""
 
     number: int
     target: str
@@ -37,45 +37,45 @@ class Result(NamedTuple):
 
 
 def fresh_seed() -> int:
-    """A seed that no one has tried."""
+    """Return a random seed."""
     return int.from_bytes(os.urandom(4), "big")
 
 
 def parse_targets(names: str | None) -> tuple[str, ...]:
-    """Names with commas between them; None: all.
+    """Return the targets of a list separated by commas, or all targets for None.
 
     Raises:
-      ValueError: an unknown one.
+      ValueError: a name is unknown.
     """
     if names is None:
         return tuple(TARGETS)
     for name in names.split(","):
         if name not in TARGETS:
-            raise ValueError(f"--targets has {name!r}; accepted are {', '.join(TARGETS)}.")
+            raise ValueError(f"--targets must be among {', '.join(TARGETS)}; got {name!r}.")
     return tuple(names.split(","))
 
 
 def results(seed: int, numbers: Sequence[int], targets: Sequence[str]) -> Iterator[Result]:
-    """Runs the inputs of these numbers; those that take longest come last."""
+    """Run the inputs with these numbers, those that take longest last, and yield their results."""
     chosen = {number: _target(seed, number, targets) for number in numbers}
     needed = {name for target in set(chosen.values()) for name in TARGETS[target].seeds}
     root = pathlib.Path(tempfile.mkdtemp(prefix="fuzz-"))
     try:
         seeds.make(root / "seeds", needed)
         gc.collect()
-        gc.freeze()  # children would copy what the collector only looks at
+        gc.freeze()  # else the collector in a child would touch, and so copy, all pages
         for number, target in sorted(chosen.items(), key=lambda item: item[1] == LAST):
-            rooms = child.Rooms(root / str(number))
+            sandbox = child.Sandbox(root / str(number))
             rng = random.Random(f"{seed} {number} {target}")
-            case = make_case(target, rng, rooms, root / "seeds")
-            yield Result(number, target, case, child.run(case, rooms, _LIMIT_S))
-            shutil.rmtree(rooms.root)
+            case = make_case(target, rng, sandbox, root / "seeds")
+            yield Result(number, target, case, child.run(case, sandbox, _LIMIT_S))
+            shutil.rmtree(sandbox.root)
     finally:
         shutil.rmtree(root)
 
 
 def _target(seed: int, number: int, targets: Sequence[str]) -> str:
-    """Return the target of an input: each one first, then any of them by their weights."""
+    """Return the target of an input: each target once, then random ones by their weights."""
     if number < len(targets):
         return targets[number]
     weights = [TARGETS[name].weight for name in targets]
@@ -83,20 +83,20 @@ def _target(seed: int, number: int, targets: Sequence[str]) -> str:
 
 
 def show(seed: int, number: int, targets: Sequence[str]) -> int:
-    """Prints one input and its whole output; how many failed."""
+    """Print one input and its whole output; return the number of failures (0 or 1)."""
     (result,) = results(seed, [number], targets)
-    print(_described(result), result.outcome.output, sep="\n")
+    print(_description(result), result.outcome.output, sep="\n")
     return result.outcome.verdict == "failed"
 
 
 def run(seed: int, inputs: int, targets: Sequence[str]) -> int:
-    """Prints the table, and each failure as it comes; how many there were.
+    """Run `inputs` inputs, print failures as they come and a table; return the number of failures.
 
     Raises:
-      ValueError: no inputs are asked for.
+      ValueError: `inputs` is less than 1.
     """
     if inputs < 1:
-        raise ValueError(f"--inputs is {inputs}; accepted is 1 or more.")
+        raise ValueError(f"--inputs must be at least 1; got {inputs}.")
     print(f"seed {seed}", flush=True)
     counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     bar = tqdm.tqdm(total=inputs, unit="input", disable=not sys.stderr.isatty())
@@ -106,14 +106,14 @@ def run(seed: int, inputs: int, targets: Sequence[str]) -> int:
         if result.outcome.verdict == "failed":
             tail = result.outcome.output[-_TAIL_CHARACTERS:]
             again = f"--seed={seed} --targets={result.target} --only={result.number}"
-            bar.write(f"{_described(result)}\npython -m tools.fuzz {again}\n{tail}\n")
+            bar.write(f"{_description(result)}\npython -m tools.fuzz {again}\n{tail}\n")
             sys.stdout.flush()
     bar.close()
     print(_table(counts))
     return sum(count["failed"] for count in counts.values())
 
 
-def _described(result: Result) -> str:
+def _description(result: Result) -> str:
     command = shlex.join(argument[:100] for argument in result.case.arguments)
     return (
         (

@@ -1,4 +1,4 @@
-"""One fuzzed input: a command line in a forked child that is watched, and what came of it."""
+"""Run one fuzzed input: a command line in a forked child process that is watched."""
 
 import atexit
 import faulthandler
@@ -15,11 +15,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-_MEMORY_BYTES = 4 << 30  # that a child may take on top of what it starts with
+_MEMORY_BYTES = 4 << 30  # that a child may allocate in addition to what it starts with
 _FILE_BYTES = 64 << 20
-_MESSAGE_CHARACTERS = 2000  # longer ones are not clear
+_MESSAGE_CHARACTERS = 2000  # a longer message is a failure
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# Audit events of changes to the file system -> the positions of their paths and folder descriptors.
+# Audit events that change the file system -> positions of their paths and folder descriptors.
 _CHANGES = {
     "os.chmod": ((0, 2),),
     "os.link": ((0, 2), (1, 3)),
@@ -45,9 +45,10 @@ class Case(NamedTuple):
     """An input: a command line in a folder.
 
     Attributes:
-      program: what a shell would start, run with `arguments` as its command line.
-      note: what was done to a valid input; '' where nothing was.
-      must_refuse: whether accepting it is a failure.
+      program: the command, as a function that reads `sys.argv`.
+      arguments: its command line.
+      note: how a valid input was changed; '' if it was not.
+      must_refuse: whether success is a failure.
     """
 
     program: Callable[[], Any]
@@ -57,59 +58,60 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of it: `verdict` is accepted, refused or failed, the last for `reason`."""
+    """The result of a case: `verdict` is accepted, refused or failed (for `reason`)."""
 
     verdict: str
     reason: str
     output: str
 
 
-class Rooms:
-    """The folders of one input: `box`, which is given to the program, and what it may not touch."""
+class Sandbox:
+    """Folders of one input: `work`, where the program runs, and others that it must not touch."""
 
     def __init__(self, root: pathlib.Path):
-        """Makes them in `root`, which must not exist."""
+        """Create the folders in `root`, which must not exist."""
         self.root = root
-        self.box, self.temporary = root / "box", root / "temporary"
+        self.work, self.temporary = root / "work", root / "temporary"
         self.neighbour = root / "neighbour"
-        for folder in (self.box, self.temporary, self.neighbour):
+        for folder in (self.work, self.temporary, self.neighbour):
             folder.mkdir(parents=True)
         (self.neighbour / "precious").write_text("not yours")
         self.output, self.violations = root / "output", root / "violations"
 
     def outside(self) -> dict[str, tuple[int, int, int]]:
-        """All that is outside the box, in a form that shows a change."""
+        """Return inode, size and time of each file outside the working folder."""
         found = {}
         for path in (self.root, *self.neighbour.rglob("*"), *self.root.iterdir()):
-            if path not in (self.output, self.violations, self.box, self.temporary):
+            if path not in (self.output, self.violations, self.work, self.temporary):
                 stat = path.lstat()
                 is_root = path == self.root  # its times change with the output's name
                 found[str(path)] = (stat.st_ino, stat.st_size, 0 if is_root else stat.st_mtime_ns)
         return found
 
 
-def run(case: Case, rooms: Rooms, limit_s: float) -> Outcome:
-    """Runs the case in a child process, which it kills after `limit_s` seconds of work.
+def run(case: Case, sandbox: Sandbox, limit_s: float) -> Outcome:
+    """Run the case in a child process and kill it after `limit_s` seconds.
 
-    Waiting for anything but a core counts as well: other processes may have the cores.
+    The limit is on CPU time, and on time spent waiting for anything but a core, so that other
+    processes on the machine do not matter.
     """
-    before = rooms.outside()
+    before = sandbox.outside()
     pid = os.fork()
     if pid == 0:
-        _be_child(case, rooms)
+        _be_child(case, sandbox)
     is_done = _wait(pid, limit_s)
     if not is_done:
-        os.kill(pid, signal.SIGUSR1)  # prints where it is
+        os.kill(pid, signal.SIGUSR1)  # prints its stack
         time.sleep(0.5)
         os.kill(pid, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    output = rooms.output.read_text(errors="replace") if rooms.output.exists() else ""
-    violations = rooms.violations.read_text() if rooms.violations.exists() else ""
+    output = sandbox.output.read_text(errors="replace") if sandbox.output.exists() else ""
+    violations = sandbox.violations.read_text() if sandbox.violations.exists() else ""
     if not is_done:
         reason = f"a hang of {limit_s:g} s"
     elif violations:
         reason = violations.splitlines()[0]
-    elif rooms.outside() != before:
+    elif sandbox.outside() != before:
         reason = "a change outside its folder"
     else:
         reason = _fault(case, status, output)
@@ -119,7 +121,7 @@ def run(case: Case, rooms: Rooms, limit_s: float) -> Outcome:
 
 
 def _wait(pid: int, limit_s: float) -> bool:
-    """Waits for a process to end; False where it works or waits for longer than it may."""
+    """Wait for a process to end; return False if it works or waits for longer than the limit."""
     descriptor, ticks = os.pidfd_open(pid), -1
     try:
         while not select.select([descriptor], [], [], limit_s)[0]:
@@ -135,7 +137,7 @@ def _wait(pid: int, limit_s: float) -> bool:
 
 
 def _fault(case: Case, status: int, output: str) -> str:
-    """What is wrong with how the program ended; '' for nothing."""
+    """Return what is wrong with how the program ended, or ''."""
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
     if "Traceback (most recent call last)" in output:
@@ -158,43 +160,43 @@ def _fault(case: Case, status: int, output: str) -> str:
     return ""
 
 
-def _be_child(case: Case, rooms: Rooms) -> None:
+def _be_child(case: Case, sandbox: Sandbox) -> None:
     status = 1
     try:
-        _confine(rooms)
+        _confine(sandbox)
         status = _status_of(case)
         sys.stdout.flush()
-    except BaseException:  # as the interpreter does behind the main module
+    except BaseException:  # as the interpreter does for the main module
         traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)
 
 
-def _confine(rooms: Rooms) -> None:
-    """Output to a file, the box as working folder, limits, and an eye on what is done."""
+def _confine(sandbox: Sandbox) -> None:
+    """Redirect output to a file, set working folder and limits, and watch audit events."""
     faulthandler.register(signal.SIGUSR1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
-    output = os.open(rooms.output, os.O_CREAT | os.O_WRONLY)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    output = os.open(sandbox.output, os.O_CREAT | os.O_WRONLY)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.chdir(rooms.box)
-    os.environ |= {"TMPDIR": str(rooms.temporary), "XDG_CACHE_HOME": str(rooms.temporary)}
+    os.chdir(sandbox.work)
+    os.environ |= {"TMPDIR": str(sandbox.temporary), "XDG_CACHE_HOME": str(sandbox.temporary)}
     sys.dont_write_bytecode = True
-    warnings.filterwarnings("ignore", "found in sys.modules", RuntimeWarning)  # runpy's
+    warnings.filterwarnings("ignore", "found in sys.modules", RuntimeWarning)  # of runpy
     with open("/proc/self/statm") as file:
-        taken = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + _MEMORY_BYTES,) * 2)
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (_FILE_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # to write too much is an OSError
-    report = os.open(rooms.violations, os.O_CREAT | os.O_WRONLY)
-    sys.addaudithook(_watcher(report, (rooms.box, rooms.temporary)))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # exceeding RLIMIT_FSIZE then raises OSError
+    report = os.open(sandbox.violations, os.O_CREAT | os.O_WRONLY)
+    sys.addaudithook(_watcher(report, (sandbox.work, sandbox.temporary)))
 
 
 def _status_of(case: Case) -> int:
-    """Runs the program to the exit status that the interpreter would give it."""
+    """Run the program and return the exit status that the interpreter would give it."""
     sys.argv = ["program", *case.arguments]
     status = 0
     try:
@@ -211,7 +213,7 @@ def _status_of(case: Case) -> int:
 
 
 def _watcher(report: int, allowed: tuple[pathlib.Path, ...]) -> Callable[[str, Any], None]:
-    """An audit hook that ends the process where it does what no input may make it do."""
+    """Return an audit hook that ends the process when it does something forbidden."""
     roots = tuple(f"{os.path.realpath(folder)}/" for folder in (*allowed, "/proc/self"))
 
     def end(what: str) -> None:

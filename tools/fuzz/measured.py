@@ -1,4 +1,4 @@
-"""Valid results of measurements, small: of `bench suite` and of `compare`, each with some rows."""
+"""Small valid results of `bench suite` and `compare`, each with a few rows."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ from flowhn_jax.compare.speed import config_hash
 
 Row = dict[str, Any]
 COMPARED = ("fac_split", "llama")
-CODE = "0123456789ab"  # in place of the hash of sources, which may be edited meanwhile
+CODE = "0123456789ab"  # replaces the hash of the sources, which may be edited during a run
 
 _MACHINE = {
     "device": "cpu",
@@ -73,7 +73,7 @@ _ROWS: dict[str, list[Row]] = {
 
 
 def write_suites(folder: pathlib.Path) -> None:
-    """Write two results of `bench suite`, a/ and b/."""
+    """Write two results of `bench suite` to a/ and b/."""
     for name in ("a", "b"):
         (folder / name).mkdir()
         document = Document(folder / name)
@@ -85,7 +85,7 @@ def write_suites(folder: pathlib.Path) -> None:
 
 
 def write_comparison(folder: pathlib.Path) -> None:
-    """Write a workdir of `compare --size=tiny --models=fac_split,llama`: two turns and rows."""
+    """Write a workdir of `compare --size=tiny --models=fac_split,llama` with two rounds."""
     configs = model_configs("tiny", COMPARED)
     lines = [
         {

@@ -1,21 +1,21 @@
-"""Targets that measure: `bench`, `aot` and `compare`, their flags and the results they read."""
+"""Targets for the measuring commands `bench`, `aot` and `compare`: flags and earlier results."""
 
 import os
 import random
 import shutil
 from functools import partial
 
-from tools.fuzz import measuring_seams
-from tools.fuzz.child import Case, Rooms
+from tools.fuzz import measuring_patch_points
+from tools.fuzz.child import Case, Sandbox
 from tools.fuzz.measured import COMPARED
 from tools.fuzz.programs import module
 from tools.fuzz.target import Target, any_word, damage_files, files_of, overrides
 
-_BENCH = module("flowhn_jax.bench", measuring_seams.for_bench)
-_AOT = module("flowhn_jax.aot", measuring_seams.for_aot)
-_COMPARE = module("flowhn_jax.compare", measuring_seams.for_compare)
+_BENCH = module("flowhn_jax.bench", measuring_patch_points.for_bench)
+_AOT = module("flowhn_jax.aot", measuring_patch_points.for_aot)
+_COMPARE = module("flowhn_jax.compare", measuring_patch_points.for_compare)
 
-_FLAGS = {  # of bench's commands, with values that each accepts
+_FLAGS = {  # valid flags of bench's subcommands
     "suite": ("out=new", "minutes=2", "topology=gpu:h100x1", "topology=v5e:2x2", "compare"),
     "kernels": ("operation=ssd", "size=small", "backend=xla", "length=77", "tokens=64",
                 "dtype=float32", "peers", "repeats=2", "out=new"),
@@ -31,8 +31,8 @@ _TOPOLOGIES = ("gpu:h100x1", "gpu:h100x8", "gpu:h100x16", "gpu:h100x12", "gpu:h1
                f"gpu:h100x{'9' * 30}")  # fmt: skip
 
 
-def _bench_flags(rng: random.Random, rooms: Rooms) -> Case:
-    """Flags of a command, some of them wrong, of others, or with a word as their value."""
+def _bench_flags(rng: random.Random, sandbox: Sandbox) -> Case:
+    """Combine flags of a subcommand with wrong ones, those of others, and odd values."""
     command = rng.choice(list(_FLAGS))
     flags = [flag for flag in _FLAGS[command] if "config" in flag or rng.random() < 0.4]
     own = [flag.partition("=")[0] for flag in _FLAGS[command]]
@@ -48,37 +48,39 @@ def _bench_flags(rng: random.Random, rooms: Rooms) -> Case:
 
 
 def _value(rng: random.Random) -> str:
-    """Return a value of a flag: a word in half of the cases, else what most flags accept."""
+    """Return a value for a flag: an odd one in half of the cases, else one that is often valid."""
     return any_word(rng) if rng.random() < 0.5 else rng.choice(("1", "2", "8", "64", "true"))
 
 
-def _suite(rng: random.Random, rooms: Rooms) -> Case:
-    """A suite that is continued on damaged results, or in a folder with names that are taken."""
-    note = damage_files(rng, rooms, "a/suite.json")
+def _suite(rng: random.Random, sandbox: Sandbox) -> Case:
+    """Continue a suite on damaged results, or in a folder where output names are in use."""
+    note = damage_files(rng, sandbox, "a/suite.json")
     for name in ("suite.md", "training.png", ".unfinished"):
-        note += _taken(rng, rooms, rooms.box / "a" / name)
+        note += _occupy(rng, sandbox, sandbox.work / "a" / name)
     return Case(_BENCH, ["suite", "--out=a"], note)
 
 
-def _suite_compare(rng: random.Random, rooms: Rooms) -> Case:
-    """Two results of which one or both are damaged."""
-    note = damage_files(rng, rooms, "*/suite.json")
+def _suite_compare(rng: random.Random, sandbox: Sandbox) -> Case:
+    """Compare two results, one or both of them damaged."""
+    note = damage_files(rng, sandbox, "*/suite.json")
     folders = ["a", "b"]
     if rng.random() < 0.2:
         folders[rng.randrange(2)] = rng.choice(("nowhere", "a/suite.json", "", "\udcff", "é" * 90))
         note = f"{note}; {folders}"
-    (rooms.box / "new").mkdir()
-    note += _taken(rng, rooms, rooms.box / "new" / rng.choice((".unfinished", "comparison.md")))
+    (sandbox.work / "new").mkdir()
+    note += _occupy(
+        rng, sandbox, sandbox.work / "new" / rng.choice((".unfinished", "comparison.md"))
+    )
     return Case(_BENCH, ["suite", "--compare", *folders, "--out=new"], note)
 
 
-def _taken(rng: random.Random, rooms: Rooms, path: os.PathLike) -> str:
-    """Put something else where a file is to be written, or nothing; say what."""
+def _occupy(rng: random.Random, sandbox: Sandbox, path: os.PathLike) -> str:
+    """Sometimes create something at a path to be written; return a description."""
     how = {
         "a folder": partial(os.mkdir, path),
         "a pipe": partial(os.mkfifo, path),
-        "a link outside": partial(os.symlink, rooms.neighbour / "precious", path),
-        "a link to nowhere": partial(os.symlink, rooms.neighbour / "more", path),
+        "a link outside": partial(os.symlink, sandbox.neighbour / "precious", path),
+        "a link to nowhere": partial(os.symlink, sandbox.neighbour / "more", path),
     }
     if rng.random() < 0.85:
         return ""
@@ -87,7 +89,7 @@ def _taken(rng: random.Random, rooms: Rooms, path: os.PathLike) -> str:
     return f"; {os.path.basename(path)} is {name}"
 
 
-def _aot_flags(rng: random.Random, rooms: Rooms) -> Case:
+def _aot_flags(rng: random.Random, sandbox: Sandbox) -> Case:
     topology = rng.choice(_TOPOLOGIES[:2]) if rng.random() < 0.6 else rng.choice(_TOPOLOGIES)
     flags = {"config": "recipe.py", "topology": topology}
     for _ in range(rng.choice((0, 0, 1, 2))):
@@ -100,7 +102,7 @@ def _aot_flags(rng: random.Random, rooms: Rooms) -> Case:
     return Case(_AOT, arguments, "flags")
 
 
-def _compare_flags(rng: random.Random, rooms: Rooms) -> Case:
+def _compare_flags(rng: random.Random, sandbox: Sandbox) -> Case:
     flags = {"size": "tiny", "models": ",".join(COMPARED), "workdir": "new"}
     names = ("size", "models", "train_tokens", "workdir", "rounds", "repeats", "context",
              "batch_size", "report_only", "another")  # fmt: skip
@@ -111,14 +113,16 @@ def _compare_flags(rng: random.Random, rooms: Rooms) -> Case:
     return Case(_COMPARE, [f"--{name}={value}" for name, value in flags.items()], "flags")
 
 
-def _compare_results(rng: random.Random, rooms: Rooms) -> Case:
-    """A comparison that is continued, or drawn, from damaged measurements."""
-    note = damage_files(rng, rooms, "cmp/speed.jsonl", "cmp/*/metrics.jsonl")
+def _compare_results(rng: random.Random, sandbox: Sandbox) -> Case:
+    """Continue a comparison, or only report it, from damaged measurements."""
+    note = damage_files(rng, sandbox, "cmp/speed.jsonl", "cmp/*/metrics.jsonl")
     for name in ("results.json", "results.md", "figure.png"):
-        note += _taken(rng, rooms, rooms.box / "cmp" / name)
+        note += _occupy(rng, sandbox, sandbox.work / "cmp" / name)
     if rng.random() < 0.1:
-        folder = rng.choice([path.parent for path in files_of(rooms, "cmp/*/*")] or [rooms.box])
-        if folder != rooms.box:
+        folder = rng.choice(
+            [path.parent for path in files_of(sandbox, "cmp/*/*")] or [sandbox.work]
+        )
+        if folder != sandbox.work:
             shutil.rmtree(folder)
             folder.symlink_to("nowhere")
             note += f"; {folder.name} is a link"

@@ -1,4 +1,4 @@
-"""Damage: what is done to a valid file to make a fuzzed one of it."""
+"""Damage valid files in random ways."""
 
 import json
 import os
@@ -28,12 +28,12 @@ _TEXTS = (
 
 
 def number(rng: random.Random) -> int | float:
-    """Any number: small, huge, negative, not one."""
+    """Return a random number: small, huge, negative, NaN or infinite."""
     return rng.choice((*_NUMBERS, *_FLOATS))
 
 
 def value(rng: random.Random) -> Any:
-    """Anything that JSON can hold."""
+    """Return a random JSON value."""
     kind = rng.randrange(4)
     if kind == 0:
         return number(rng)
@@ -45,7 +45,7 @@ def value(rng: random.Random) -> Any:
 
 
 def damage(rng: random.Random, path: pathlib.Path) -> str:
-    """Changes a file in one of many ways; says how."""
+    """Damage a file in one of many ways; return a description."""
     choices: list[Callable[[random.Random, pathlib.Path], str]] = [_bytes, _bytes, _in_place]
     if path.suffix in (".json", ".jsonl"):
         choices += [_json] * 4
@@ -55,7 +55,7 @@ def damage(rng: random.Random, path: pathlib.Path) -> str:
 
 
 def _bytes(rng: random.Random, path: pathlib.Path) -> str:
-    """Other content, without a look at what it means."""
+    """Change the bytes of a file, whatever they mean."""
     content = bytearray(path.read_bytes())
     start, stop = sorted(rng.randrange(len(content) + 1) for _ in range(2))
     how = rng.choice(
@@ -93,7 +93,7 @@ def _bytes(rng: random.Random, path: pathlib.Path) -> str:
 
 
 def _in_place(rng: random.Random, path: pathlib.Path) -> str:
-    """Something else than the file under its name."""
+    """Replace the file by something else of the same name."""
     how = rng.choice(("missing", "folder", "dangling link", "loop", "pipe", "link"))
     aside = path.with_name(f"{path.name}.aside")
     path.rename(aside)
@@ -109,21 +109,21 @@ def _in_place(rng: random.Random, path: pathlib.Path) -> str:
 
 
 def _json(rng: random.Random, path: pathlib.Path) -> str:
-    """Another value, another key, one more or one less, anywhere in a JSON text or line."""
+    """Change, rename, add or remove a value anywhere in a JSON text or in a line of it."""
     try:
         lines = path.read_text().split("\n") if path.suffix == ".jsonl" else [path.read_text()]
         place = rng.randrange(len(lines))
         tree = json.loads(lines[place])
-    except (ValueError, RecursionError):  # damaged before, or an empty line
+    except (ValueError, RecursionError):  # damaged already, or an empty line
         return _bytes(rng, path)
-    tree, said = change(rng, tree)
+    tree, description = change(rng, tree)
     lines[place] = dumps(tree)
     path.write_text("\n".join(lines))
-    return said
+    return description
 
 
 def change(rng: random.Random, tree: Any) -> tuple[Any, str]:
-    """A JSON value with one change anywhere within, and what it was."""
+    """Return a JSON value after one change anywhere within it, and a description."""
     places = _places(tree)
     if not places or rng.random() < 0.05:
         return value(rng), "another value of all"
@@ -147,7 +147,7 @@ def change(rng: random.Random, tree: Any) -> tuple[Any, str]:
 
 
 def dumps(tree: Any) -> str:
-    """JSON, with values of `value` that are nested too deeply to be written otherwise."""
+    """Return JSON text, in which marks from `value` become deeply nested lists."""
     text = json.dumps(tree)
     for depth in (5, 60, 500, 990, 100_000):
         text = text.replace(f'"{_MARK} {depth}"', "[" * depth + "]" * depth)
@@ -155,7 +155,7 @@ def dumps(tree: Any) -> str:
 
 
 def _places(tree: Any, where: str = "") -> list[tuple[Any, Any, str]]:
-    """All (container, key, path) within a JSON value."""
+    """Return (container, key, path) of all places within a JSON value."""
     if isinstance(tree, dict):
         items = list(tree.items())
     elif isinstance(tree, list):
@@ -169,18 +169,18 @@ def _places(tree: Any, where: str = "") -> list[tuple[Any, Any, str]]:
 
 
 def _safetensors(rng: random.Random, path: pathlib.Path) -> str:
-    """Another header, whose length is right or not."""
+    """Change the header, or only its length."""
     content = path.read_bytes()
     try:
         (length,) = struct.unpack("<Q", content[:8])
         tree = json.loads(content[8 : 8 + length])
-    except (struct.error, ValueError, RecursionError):  # damaged before
+    except (struct.error, ValueError, RecursionError):  # damaged already
         return _bytes(rng, path)
     if rng.random() < 0.2:
         wrong = rng.choice((0, 1, length - 1, length + 1, 2**31, 2**63, 2**64 - 1))
         path.write_bytes(struct.pack("<Q", wrong) + content[8:])
         return f"a header of {wrong} bytes"
-    tree, said = change(rng, tree)
+    tree, description = change(rng, tree)
     header = dumps(tree).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + length :])
-    return f"header {said}"
+    return f"header {description}"

@@ -1,4 +1,4 @@
-"""The command lines as functions, for a child process that has imported their modules."""
+"""Commands as functions, for a child process that has imported their modules."""
 
 import runpy
 import sys
@@ -8,21 +8,21 @@ from typing import Any
 from flowhn_jax.utils.sources import ROOT
 
 
-def script(name: str, seam: Callable[[], None] = lambda: None) -> Callable[[], Any]:
-    """train.py or eval.py, up to the `seam`."""
+def script(name: str, patch: Callable[[], None] = lambda: None) -> Callable[[], Any]:
+    """Return a function that applies `patch` and runs a script of the repository's root."""
 
     def program() -> None:
-        seam()
+        patch()
         runpy.run_path(str(ROOT / name), run_name="__main__")
 
     return program
 
 
-def module(name: str, seam: Callable[[], None] = lambda: None) -> Callable[[], Any]:
-    """`python -m name`, up to the `seam`."""
+def module(name: str, patch: Callable[[], None] = lambda: None) -> Callable[[], Any]:
+    """Return a function that applies `patch` and runs `python -m name`."""
 
     def program() -> None:
-        seam()
+        patch()
         sys.modules.pop(name, None)
         runpy.run_module(name, run_name="__main__", alter_sys=True)
 

@@ -1,4 +1,4 @@
-"""The valid inputs that fuzzed ones are made of: small files of each kind, made once a run."""
+"""Valid inputs to damage: small files of each kind, made once per campaign."""
 
 import dataclasses
 import gzip
@@ -64,10 +64,12 @@ _TASKS = {
 
 
 def make(folder: pathlib.Path, names: set[str]) -> None:
-    """Makes those of the inputs, a folder each, in a child process: this one stays without JAX.
+    """Make the named inputs, each in its own folder, in a child process.
+
+    The child process is needed because the parent must not start JAX before it forks.
 
     Raises:
-      RuntimeError: it failed, for the reason that was printed.
+      RuntimeError: the child failed and printed why.
     """
     sys.stdout.flush()
     pid = os.fork()
@@ -85,11 +87,11 @@ def make(folder: pathlib.Path, names: set[str]) -> None:
         finally:
             os._exit(status)
     if os.waitpid(pid, 0)[1]:
-        raise RuntimeError("The valid inputs could not be made.")
+        raise RuntimeError("the valid inputs could not be made; the traceback is above.")
 
 
 def documents() -> list[str]:
-    """Texts with characters of one to three bytes."""
+    """Return texts whose characters have one to three bytes."""
     text = "the door of a house by the sea was open, and nobody said a word"
     lines = [text[number % 7 :: 1 + number % 3] for number in range(60)]
     return [f"{number}: {line} — Ægir, 海." for number, line in enumerate(lines)]
@@ -144,7 +146,7 @@ def _tokenizer(folder: pathlib.Path) -> None:
 
 
 def _tokenizers(folder: pathlib.Path) -> None:
-    """One of each kind of model: byte-level BPE, BPE with bytes as fallback, Unigram, WordPiece."""
+    """Write four tokenizers: byte-level BPE, BPE with byte fallback, Unigram and WordPiece."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     _tokenizer(folder)
@@ -186,7 +188,7 @@ def _tokenizers(folder: pathlib.Path) -> None:
 
 
 def _prepare(folder: pathlib.Path, tokenizer: str, name: str) -> None:
-    if (folder / name / "set").exists():  # made for another
+    if (folder / name / "set").exists():  # made for another seed
         return
     source = folder / f"{name}/docs.jsonl"
     source.write_text("".join(json.dumps({"text": each}) + "\n" for each in documents()))
@@ -209,7 +211,7 @@ def _config() -> config_lib.Config:
 
 
 def _run(folder: pathlib.Path) -> None:
-    """A run without checkpoints, for what does not come to read them."""
+    """Write a workdir without checkpoints, for targets that stop before reading them."""
     workdir_lib.make(str(folder / "run/run"))
     workdir_lib.write_config(str(folder / "run/run"), _config())
 
@@ -238,7 +240,7 @@ def _export_ours(folder: pathlib.Path) -> None:
 
 
 def _export_theirs(folder: pathlib.Path) -> None:
-    """In two shards, by an index."""
+    """Write two shards with an index."""
     from safetensors.numpy import load_file, save_file
 
     _export(folder, "theirs", {"kind": "llama"})

@@ -1,4 +1,4 @@
-"""What a target of the fuzzer is, and what targets share: damaged files, flags and words."""
+"""Targets of the fuzzer, and what they share: damaged files, flags and words."""
 
 import pathlib
 import random
@@ -7,55 +7,55 @@ from typing import Any, NamedTuple
 
 from flowhn_jax import config as config_lib
 from tools.fuzz import mutations
-from tools.fuzz.child import Case, Rooms
+from tools.fuzz.child import Case, Sandbox
 from tools.fuzz.words import WORDS
 
-VALID = 0.05  # share of inputs that are left as they are
+VALID = 0.05  # share of inputs that are not damaged
 
 
 class Target(NamedTuple):
-    """Something to fuzz.
+    """A kind of input to fuzz.
 
     Attributes:
-      seeds: the valid inputs that it needs, by name.
-      build: makes a case in the rooms, whose box holds these inputs.
-      weight: how often it is taken; less where an input takes longer.
+      seeds: names of the valid inputs that it needs.
+      build: makes a case in the sandbox, whose working folder holds these inputs.
+      weight: relative frequency; lower for inputs that take longer.
     """
 
     seeds: tuple[str, ...]
-    build: Callable[[random.Random, Rooms], Case]
+    build: Callable[[random.Random, Sandbox], Case]
     weight: float = 1.0
 
 
-def files_of(rooms: Rooms, *patterns: str) -> list[pathlib.Path]:
-    """Return the files of the box that match a pattern, in order."""
-    return sorted(path for each in patterns for path in rooms.box.glob(each) if path.is_file())
+def files_of(sandbox: Sandbox, *patterns: str) -> list[pathlib.Path]:
+    """Return the files in the working folder that match a pattern, sorted."""
+    return sorted(path for each in patterns for path in sandbox.work.glob(each) if path.is_file())
 
 
-def damage_files(rng: random.Random, rooms: Rooms, *patterns: str) -> str:
-    """Damages one file of the patterns, or a few, or none; says how."""
+def damage_files(rng: random.Random, sandbox: Sandbox, *patterns: str) -> str:
+    """Damage none, one or a few files that match the patterns; return a description."""
     if rng.random() < VALID:
         return ""
     notes = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        if found := files_of(rooms, *patterns):
+        if found := files_of(sandbox, *patterns):
             notes.append(mutations.damage(rng, rng.choice(found)))
     return "; ".join(notes)
 
 
 def of_files(
     program: Callable[[], Any], arguments: list[str], *patterns: str
-) -> Callable[[random.Random, Rooms], Case]:
-    """Damage to files of the patterns, and always the same arguments."""
+) -> Callable[[random.Random, Sandbox], Case]:
+    """Return a `build` that damages files of the patterns and always has the same arguments."""
 
-    def build(rng: random.Random, rooms: Rooms) -> Case:
-        return Case(program, arguments, damage_files(rng, rooms, *patterns))
+    def build(rng: random.Random, sandbox: Sandbox) -> Case:
+        return Case(program, arguments, damage_files(rng, sandbox, *patterns))
 
     return build
 
 
 def _keys() -> dict[str, Any]:
-    """All dotted keys of a config with their defaults."""
+    """Return all dotted keys of a config with their defaults."""
     found = {}
 
     def add(config: Any, prefix: str) -> None:
@@ -78,7 +78,7 @@ def any_word(rng: random.Random) -> str:
 
 
 def any_key(rng: random.Random) -> str:
-    """Return a dotted key of a config, or nearly one."""
+    """Return a dotted key of a config, sometimes misspelt."""
     key = rng.choice(list(KEYS))
     kind = rng.random()
     if kind < 0.85:
@@ -87,7 +87,7 @@ def any_key(rng: random.Random) -> str:
 
 
 def overrides(rng: random.Random) -> list[str]:
-    """Flags for a few keys, with values of the right type or not."""
+    """Return override flags for a few keys, with values of any type."""
     found = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         key = any_key(rng)

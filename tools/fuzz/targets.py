@@ -1,4 +1,4 @@
-"""What is fuzzed: each target makes a command line and damages what it reads."""
+"""All targets: each makes a command line and damages what the command reads."""
 
 import json
 import os
@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 
-from tools.fuzz import measuring_targets, mutations, seams, seeds, tokenizer_targets
-from tools.fuzz.child import Case, Rooms
+from tools.fuzz import measuring_targets, mutations, patch_points, seeds, tokenizer_targets
+from tools.fuzz.child import Case, Sandbox
 from tools.fuzz.programs import module, script
 from tools.fuzz.target import (
     VALID,
@@ -24,24 +24,24 @@ from tools.fuzz.target import (
 from tools.fuzz.words import LITERALS, STATEMENTS
 
 
-def make_case(name: str, rng: random.Random, rooms: Rooms, seeds_folder: pathlib.Path) -> Case:
-    """A case of the target `name`."""
+def make_case(name: str, rng: random.Random, sandbox: Sandbox, seeds_folder: pathlib.Path) -> Case:
+    """Return a case of the target `name`."""
     target = TARGETS[name]
     for seed in target.seeds:
-        shutil.copytree(seeds_folder / seed, rooms.box, dirs_exist_ok=True)
-    return target.build(rng, rooms)
+        shutil.copytree(seeds_folder / seed, sandbox.work, dirs_exist_ok=True)
+    return target.build(rng, sandbox)
 
 
-_TRAIN = script("train.py", seams.for_train)
-_EVAL = script("eval.py", seams.for_eval)
+_TRAIN = script("train.py", patch_points.for_train)
+_EVAL = script("eval.py", patch_points.for_eval)
 _PREPARE = module("flowhn_jax.data.prepare")
 
 
-def _recipe(rng: random.Random, rooms: Rooms) -> Case:
-    """A recipe that sets anything, or that is no recipe."""
-    path = rooms.box / "recipe.py"
+def _recipe(rng: random.Random, sandbox: Sandbox) -> Case:
+    """Damage a recipe, or let it set random keys to random values."""
+    path = sandbox.work / "recipe.py"
     if rng.random() < 0.3:
-        note = damage_files(rng, rooms, "recipe.py")
+        note = damage_files(rng, sandbox, "recipe.py")
     else:
         lines = []
         for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
@@ -59,14 +59,14 @@ def _recipe(rng: random.Random, rooms: Rooms) -> Case:
     return Case(module("flowhn_jax.split"), [f"--config=recipe.py{strategy}"], note)
 
 
-def _split_flags(rng: random.Random, rooms: Rooms) -> Case:
+def _split_flags(rng: random.Random, sandbox: Sandbox) -> Case:
     arguments = ["--config=recipe.py", *overrides(rng)]
     if rng.random() < 0.2:
         arguments.append(f"--lengths={any_word(rng)},{any_word(rng)}")
     return Case(module("flowhn_jax.split"), arguments, "flags")
 
 
-def _train_flags(rng: random.Random, rooms: Rooms) -> Case:
+def _train_flags(rng: random.Random, sandbox: Sandbox) -> Case:
     workdir = rng.choice(
         ("new", "new", "run", "recipe.py", "a/b/c", "", "\udcff", "x" * 300, "set")
     )
@@ -97,7 +97,7 @@ _EVAL_GIVEN = {
 _EVAL_FILES = ("set", "run", ".", "text.txt", "prompts.txt", "nowhere", "piqa.jsonl", "recipe.py")
 
 
-def _eval_flags(rng: random.Random, rooms: Rooms) -> Case:
+def _eval_flags(rng: random.Random, sandbox: Sandbox) -> Case:
     mode = rng.choice(list(_EVAL_OPTIONS))
     arguments = [f"--mode={mode}", "--workdir=run", *_EVAL_GIVEN[mode]]
     for _ in range(rng.choice((1, 1, 2))):
@@ -111,45 +111,45 @@ def _eval(*more: str) -> list[str]:
     return ["--workdir=run", *more]
 
 
-def _tasks(rng: random.Random, rooms: Rooms) -> Case:
+def _tasks(rng: random.Random, sandbox: Sandbox) -> Case:
     task = rng.choice(seeds.TASKS)
-    note = damage_files(rng, rooms, f"{task}*")
+    note = damage_files(rng, sandbox, f"{task}*")
     return Case(_EVAL, _eval("--mode=tasks", f"--tasks={task}", "--task_dir=."), note)
 
 
-def _prompts(rng: random.Random, rooms: Rooms) -> Case:
+def _prompts(rng: random.Random, sandbox: Sandbox) -> Case:
     name = rng.choice(("prompts.txt", "prompts.jsonl"))
-    note = damage_files(rng, rooms, name)
+    note = damage_files(rng, sandbox, name)
     return Case(_EVAL, _eval("--mode=generate", f"--prompts={name}"), note)
 
 
-def _run_tokenizer(rng: random.Random, rooms: Rooms) -> Case:
-    """A run with a tokenizer of its own, as an import makes it."""
-    (rooms.box / "tokenizer.json").rename(rooms.box / "run/tokenizer.json")
+def _run_tokenizer(rng: random.Random, sandbox: Sandbox) -> Case:
+    """Damage the tokenizer files of a run made by an import."""
+    (sandbox.work / "tokenizer.json").rename(sandbox.work / "run/tokenizer.json")
     settings = json.dumps({"eos_token": "<|endoftext|>"})
-    (rooms.box / "run/tokenizer_config.json").write_text(settings)
-    note = damage_files(rng, rooms, "run/tokenizer*")
+    (sandbox.work / "run/tokenizer_config.json").write_text(settings)
+    note = damage_files(rng, sandbox, "run/tokenizer*")
     return Case(_EVAL, _eval("--mode=perplexity", "--data=text.txt"), note)
 
 
-def _prepare(source: str, tokenizer: str) -> Callable[[random.Random, Rooms], Case]:
-    """A preparation, of which the tokenizer is damaged, or where that is bytes the source."""
+def _prepare(source: str, tokenizer: str) -> Callable[[random.Random, Sandbox], Case]:
+    """Return a `build` that damages the tokenizer file, or the source if the tokenizer is bytes."""
     arguments = [f"--source={source}", f"--tokenizer={tokenizer}", "--out=out", "--context=32"]
     damaged = source if tokenizer == "bytes" else tokenizer
     return of_files(_PREPARE, [*arguments, "--workers=1"], damaged)
 
 
-def _prepare_folder(rng: random.Random, rooms: Rooms) -> Case:
-    """A folder of sources of all kinds."""
-    source = rooms.box / "source"
+def _prepare_folder(rng: random.Random, sandbox: Sandbox) -> Case:
+    """Damage files in a folder of sources of all kinds."""
+    source = sandbox.work / "source"
     source.mkdir()
     for name in ("text.txt", "docs.jsonl", "docs.jsonl.gz", "docs.parquet"):
-        (rooms.box / name).rename(source / name)
-    note = damage_files(rng, rooms, "source/*")
+        (sandbox.work / name).rename(source / name)
+    note = damage_files(rng, sandbox, "source/*")
     return Case(_PREPARE, ["--source=source", "--tokenizer=bytes", "--out=out"], note)
 
 
-def _prepare_flags(rng: random.Random, rooms: Rooms) -> Case:
+def _prepare_flags(rng: random.Random, sandbox: Sandbox) -> Case:
     given = {"source": "docs.jsonl", "tokenizer": "bytes", "out": "out", "workers": "1"}
     names = [
         *given,
@@ -166,29 +166,31 @@ def _prepare_flags(rng: random.Random, rooms: Rooms) -> Case:
             if rng.random() < 0.7
             else rng.choice((*_EVAL_FILES, "n", "tokenizer.json"))
         )
-    if given["out"] == ".":  # a set is made beside its name, which here is outside
+    if given["out"] == ".":  # prepare writes next to --out, which would be outside the sandbox
         given["out"] = "out"
-    if given["workers"].replace("_", "").isdecimal():  # no processes: they would not be watched
+    if (
+        given["workers"].replace("_", "").isdecimal()
+    ):  # the audit hook would not watch worker processes
         given["workers"] = rng.choice(("0", "1"))
     return Case(_PREPARE, [f"--{name}={value}" for name, value in given.items()], "flags")
 
 
-def _prepare_over(rng: random.Random, rooms: Rooms) -> Case:
-    """A preparation to where something is already."""
-    out = rooms.box / "set"
-    note = damage_files(rng, rooms, "set/*") or "another request"
+def _prepare_over(rng: random.Random, sandbox: Sandbox) -> Case:
+    """Prepare to a name where something exists already."""
+    out = sandbox.work / "set"
+    note = damage_files(rng, sandbox, "set/*") or "another request"
     must_refuse = False
     kind = rng.randrange(6)
-    unfinished, replaced = rooms.box / ".set.unfinished", rooms.box / ".set.replaced"
+    unfinished, replaced = sandbox.work / ".set.unfinished", sandbox.work / ".set.replaced"
     if kind == 0:
-        unfinished.symlink_to(rooms.neighbour)
+        unfinished.symlink_to(sandbox.neighbour)
         note, must_refuse = f"{note}; .set.unfinished is a link", True
     elif kind == 1:
         unfinished.mkdir()
-        (unfinished / "lock").symlink_to(rooms.neighbour / "precious")
+        (unfinished / "lock").symlink_to(sandbox.neighbour / "precious")
         note, must_refuse = f"{note}; its lock is a link", True
     elif kind == 2:
-        replaced.symlink_to(rooms.neighbour)
+        replaced.symlink_to(sandbox.neighbour)
         note = f"{note}; .set.replaced is a link"
     elif kind == 3:
         (unfinished / "folder").mkdir(parents=True)
@@ -200,52 +202,52 @@ def _prepare_over(rng: random.Random, rooms: Rooms) -> Case:
     if rng.random() < 0.3:
         shutil.rmtree(out)
         rng.choice((out.mkdir, out.touch, partial(out.symlink_to, "nowhere")))()
-        must_refuse &= not out.is_symlink()  # behind which is another name
+        must_refuse &= not out.is_symlink()  # the link leads to another name
     arguments = ["--source=docs.jsonl", "--tokenizer=bytes", "--out=set", "--context=32"]
     arguments += ["--validation_fraction=0.1"] + ["--overwrite"] * rng.randrange(2)
     return Case(_PREPARE, arguments, note, must_refuse)
 
 
-def _prepared_set(rng: random.Random, rooms: Rooms) -> Case:
-    note = damage_files(rng, rooms, "set/*")
+def _prepared_set(rng: random.Random, sandbox: Sandbox) -> Case:
+    note = damage_files(rng, sandbox, "set/*")
     must_refuse = False
     if rng.random() < 0.15:
-        note, must_refuse = f"{note}; a shard outside", _set_escapes(rng, rooms)
+        note, must_refuse = f"{note}; a shard outside", _set_escapes(rng, sandbox)
     return Case(_TRAIN, ["--config=recipe.py", "--workdir=new"], note, must_refuse)
 
 
-def _set_escapes(rng: random.Random, rooms: Rooms) -> bool:
-    """Names a whole shard that is not the set's own; whether the index could take it."""
-    index, name = rooms.box / "set/index.json", "train-00000.array_record"
-    if not (rooms.box / "set" / name).is_file() or not index.is_file():
+def _set_escapes(rng: random.Random, sandbox: Sandbox) -> bool:
+    """Let the index name a valid shard outside the set; return whether the index was changed."""
+    index, name = sandbox.work / "set/index.json", "train-00000.array_record"
+    if not (sandbox.work / "set" / name).is_file() or not index.is_file():
         return False
-    shutil.copy(rooms.box / "set" / name, rooms.neighbour / name)
-    other = rng.choice((f"../../neighbour/{name}", str(rooms.neighbour / name), f"../set/{name}"))
+    shutil.copy(sandbox.work / "set" / name, sandbox.neighbour / name)
+    other = rng.choice((f"../../neighbour/{name}", str(sandbox.neighbour / name), f"../set/{name}"))
     text = index.read_text(errors="replace")
     index.write_text(text.replace(f'"file": "{name}"', f'"file": "{other}"'))
     return index.read_text() != text
 
 
-def _set_changes(rng: random.Random, rooms: Rooms) -> Case:
-    """A set that is damaged while a job reads it."""
+def _set_changes(rng: random.Random, sandbox: Sandbox) -> Case:
+    """Damage a prepared set while a job reads it."""
     state = rng.getstate()
 
     def meanwhile() -> None:
-        mine = random.Random()
-        mine.setstate(state)
-        mutations.damage(mine, mine.choice(files_of(rooms, "set/*")))
+        copy = random.Random()
+        copy.setstate(state)
+        mutations.damage(copy, copy.choice(files_of(sandbox, "set/*")))
 
-    program = script("train.py", partial(seams.for_train, meanwhile))
+    program = script("train.py", partial(patch_points.for_train, meanwhile))
     return Case(program, ["--config=recipe.py", "--workdir=new"], "while it is read")
 
 
 def _import(folder: str, *patterns: str) -> Target:
-    def build(rng: random.Random, rooms: Rooms) -> Case:
-        note, must_refuse = damage_files(rng, rooms, *patterns), False
-        index = rooms.box / "source/model.safetensors.index.json"
+    def build(rng: random.Random, sandbox: Sandbox) -> Case:
+        note, must_refuse = damage_files(rng, sandbox, *patterns), False
+        index = sandbox.work / "source/model.safetensors.index.json"
         name = "model-0.safetensors"
-        if index.is_file() and (rooms.box / "source" / name).is_file() and rng.random() < 0.15:
-            shutil.copy(rooms.box / "source" / name, rooms.neighbour / name)
+        if index.is_file() and (sandbox.work / "source" / name).is_file() and rng.random() < 0.15:
+            shutil.copy(sandbox.work / "source" / name, sandbox.neighbour / name)
             text = index.read_text(errors="replace")
             other = rng.choice((f"../../neighbour/{name}", f"../source/{name}", ".", "..", "/"))
             index.write_text(text.replace(f'"{name}"', f'"{other}"'))
@@ -256,7 +258,7 @@ def _import(folder: str, *patterns: str) -> Target:
     return Target((folder,), build, 0.3)
 
 
-def _synthetic_flags(rng: random.Random, rooms: Rooms) -> Case:
+def _synthetic_flags(rng: random.Random, sandbox: Sandbox) -> Case:
     given = {"out": "texts.jsonl", "documents": "3"}
     for _ in range(rng.choice((1, 1, 2))):
         name = rng.choice(("out", "tasks", "size", "seed", "another"))
@@ -268,9 +270,11 @@ def _synthetic_flags(rng: random.Random, rooms: Rooms) -> Case:
     )
 
 
-def _checkpoint(rng: random.Random, rooms: Rooms) -> Case:
-    found = sorted(path for path in rooms.box.glob("run/checkpoints/**/*") if path.is_file())
-    few = [path for path in found if path.parent.parent.name == "checkpoints"]  # of a step as such
+def _checkpoint(rng: random.Random, sandbox: Sandbox) -> Case:
+    found = sorted(path for path in sandbox.work.glob("run/checkpoints/**/*") if path.is_file())
+    few = [
+        path for path in found if path.parent.parent.name == "checkpoints"
+    ]  # files of a step, not of its arrays
     note = ""
     if rng.random() >= VALID:
         for _ in range(rng.choice((1, 1, 2, 8))):
@@ -285,7 +289,7 @@ def _checkpoint(rng: random.Random, rooms: Rooms) -> Case:
         which = rng.choice(("latest", "best", "1", "2", "../1", any_word(rng)))
         arguments.append(f"--checkpoint={which}")
         note = f"{note}; --checkpoint"
-    return Case(script("eval.py", seams.for_checkpoint), arguments, note)
+    return Case(script("eval.py", patch_points.for_checkpoint), arguments, note)
 
 
 LAST = "checkpoint"

@@ -1,7 +1,7 @@
-"""Targets of tokenizers in use: files that load, but fail or are odd as texts and ids pass through.
+"""Targets with odd tokenizers: files that load, but may fail on texts or ids.
 
-Each takes one of a few small tokenizers, changes some of its parts, and has it encode documents,
-prompts or task items, or decode ids of all the vocabulary.
+Each target changes parts of one of a few small tokenizers, and makes a command encode documents,
+prompts or task items with it, or decode ids from all over the vocabulary.
 """
 
 import json
@@ -10,12 +10,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from tools.fuzz import mutations, seams, seeds
-from tools.fuzz.child import Case, Rooms
+from tools.fuzz import mutations, patch_points, seeds
+from tools.fuzz.child import Case, Sandbox
 from tools.fuzz.programs import module, script
 from tools.fuzz.target import VALID, Target
 
-_EVAL = script("eval.py", seams.for_eval)
+_EVAL = script("eval.py", patch_points.for_eval)
 _PREPARE = module("flowhn_jax.data.prepare")
 _IMPORT = module("flowhn_jax.interop")
 
@@ -99,7 +99,7 @@ _PARTS: dict[str, Callable[[random.Random], Any]] = {
 
 
 def _change_part(rng: random.Random, fields: dict[str, Any]) -> str:
-    """Another normalizer, pre-tokenizer, decoder or post-processor, alone or after that there."""
+    """Replace or extend the normalizer, pre-tokenizer, decoder or post-processor."""
     name = rng.choice(list(_PARTS))
     new = _PARTS[name](rng)
     listed = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers",
@@ -111,7 +111,7 @@ def _change_part(rng: random.Random, fields: dict[str, Any]) -> str:
 
 
 def _change_vocabulary(rng: random.Random, fields: dict[str, Any]) -> str:
-    """Tokens that are missing, renamed, twice there, or of other ids."""
+    """Remove, rename or duplicate tokens, or change their ids."""
     model = fields["model"]
     vocabulary, how = model["vocab"], rng.choice(("delete", "id", "rename", "huge"))
     for _ in range(rng.choice((1, 1, 5, 100))):
@@ -133,7 +133,7 @@ def _change_vocabulary(rng: random.Random, fields: dict[str, Any]) -> str:
 
 
 def _change_model(rng: random.Random, fields: dict[str, Any]) -> str:
-    """Another option of the model, or fewer merges."""
+    """Change an option of the model, or drop half of the merges."""
     model = fields["model"]
     if "merges" in model and rng.random() < 0.3:
         model["merges"] = rng.sample(model["merges"], len(model["merges"]) // 2)
@@ -156,7 +156,7 @@ def _change_model(rng: random.Random, fields: dict[str, Any]) -> str:
 
 
 def _change_added_tokens(rng: random.Random, fields: dict[str, Any]) -> str:
-    """More tokens that the library looks for in texts, short, huge, or of ids that others have."""
+    """Add tokens that the library finds in texts: short, huge, or with ids in use."""
     texts = (*_TEXTS, "x", "x" * 1_000_000)
     for _ in range(rng.choice((1, 1, 2, 30))):
         number = rng.choice((0, 1, 299, 300, 301, 319, 320, 10**6, 2**32 - 1))
@@ -167,7 +167,7 @@ def _change_added_tokens(rng: random.Random, fields: dict[str, Any]) -> str:
 
 
 def _change_lengths(rng: random.Random, fields: dict[str, Any]) -> str:
-    """Truncation and padding, which are to be ignored."""
+    """Set truncation and padding, which our code must ignore."""
     length = rng.choice((0, 1, 5, 2**40))
     fields["truncation"] = {"direction": "Right", "max_length": length, "strategy": "LongestFirst",
                             "stride": rng.choice((0, 9))}  # fmt: skip
@@ -185,9 +185,9 @@ _CHANGES = (_change_part,) * 4 + (
 )
 
 
-def _odd(rng: random.Random, rooms: Rooms, path: str) -> str:
-    """Put a tokenizer with changes at a path of the box; return what they are."""
-    found = sorted((rooms.box / "tokenizers").iterdir())
+def _odd(rng: random.Random, sandbox: Sandbox, path: str) -> str:
+    """Write a changed tokenizer to a path of the working folder; return the changes."""
+    found = sorted((sandbox.work / "tokenizers").iterdir())
     chosen: pathlib.Path = rng.choice(found)
     fields = json.loads(chosen.read_text())
     changes = 0 if rng.random() < VALID else rng.choice((1, 1, 1, 2, 3))
@@ -195,21 +195,21 @@ def _odd(rng: random.Random, rooms: Rooms, path: str) -> str:
     if rng.random() < 0.1:
         fields, note = mutations.change(rng, fields)
         notes.append(note)
-    (rooms.box / path).write_text(mutations.dumps(fields))
+    (sandbox.work / path).write_text(mutations.dumps(fields))
     return "; ".join([chosen.stem, *notes]) if notes else ""
 
 
-def _prepares(rng: random.Random, rooms: Rooms) -> Case:
-    note = _odd(rng, rooms, "tokenizer.json")
+def _prepares(rng: random.Random, sandbox: Sandbox) -> Case:
+    note = _odd(rng, sandbox, "tokenizer.json")
     arguments = ["--source=docs.jsonl", "--tokenizer=tokenizer.json", "--out=out", "--context=32"]
     return Case(_PREPARE, [*arguments, "--workers=1"], note)
 
 
-def _evaluates(rng: random.Random, rooms: Rooms) -> Case:
-    """A run with a tokenizer of its own, as an import makes it: in a text, prompts or tasks."""
-    note = _odd(rng, rooms, "run/tokenizer.json")
+def _evaluates(rng: random.Random, sandbox: Sandbox) -> Case:
+    """Use an imported run's odd tokenizer on a text, prompts or tasks."""
+    note = _odd(rng, sandbox, "run/tokenizer.json")
     settings = json.dumps({"eos_token": "<|endoftext|>"})
-    (rooms.box / "run/tokenizer_config.json").write_text(settings)
+    (sandbox.work / "run/tokenizer_config.json").write_text(settings)
     mode = rng.choice(
         (
             ["--mode=perplexity", "--data=text.txt"],
@@ -221,8 +221,8 @@ def _evaluates(rng: random.Random, rooms: Rooms) -> Case:
     return Case(_EVAL, ["--workdir=run", *mode], note)
 
 
-def _imports(rng: random.Random, rooms: Rooms) -> Case:
-    note = _odd(rng, rooms, "source/tokenizer.json")
+def _imports(rng: random.Random, sandbox: Sandbox) -> Case:
+    note = _odd(rng, sandbox, "source/tokenizer.json")
     return Case(_IMPORT, ["import", "--source=source", "--workdir=new"], note)
 
 

@@ -1,19 +1,19 @@
-"""Words that a user might put into a flag or a recipe, most of them in vain."""
+"""Values that a user might write into a flag or a recipe, most of them invalid."""
 
-# Values of flags.
+# Values for flags.
 WORDS = (
     *("auto", "flowhn", "llama", "mamba2", "jamba", "hymba", "falcon_h1", "no_split", "ae_split"),
     *("fai_split", "time", "equal", "0.5", "sequence", "full", "bfloat16", "xla", "attention=xla"),
     *("None", "True", "[1]", "()", "{'a': 1}", "a,b", "1e3", "1_0", "0x10", "nan", "inf", ""),
     *("set", "nowhere", "é", "\udcff", "9" * 1000),
 )
-# Values in a recipe, as Python.
+# Values for keys in a recipe, as Python.
 LITERALS = (
     *("float('nan')", "-float('inf')", "10**30", "10**5000", "1e999", "1j", "None", "True", "b'1'"),
     *("'flowhn'", "'llama'", "'mamba2'", "'no_split'", "'fai_split'", "'time'", "'x' * 100_000"),
     *("()", "[1] * 5", "{}", "{'a': {1: 2}}", "config", "lambda: 0", "object()"),
 )
-# Lines of a recipe.
+# Statements for a recipe.
 STATEMENTS = (
     *("", "1/0", "x = ", "import nothing_of_this_name", "raise KeyError('x')", "return None"),
     *("return 7", "return dict(model=dict(width=16))", "del config.model"),
