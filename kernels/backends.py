@@ -144,7 +144,7 @@ def parse(requested: str) -> dict[str, str]:
     named_once = len(operations) == len(items) and "*" not in operations
     if not named_once or not all(operation and backend for operation, _, backend in items):
         raise ValueError(
-            "backends must be 'auto', 'xla' or OPERATION=BACKEND,... with each operation once, "
+            "the value must be 'auto', 'xla' or OPERATION=BACKEND,... with each operation once, "
             f"e.g. 'selective_scan=xla_associative,attention=xla'; got {requested!r:.80}"
         )
     return {operation: backend for operation, _, backend in items} | {"*": AUTO}

@@ -74,7 +74,7 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"model": {"ssm": "mamba3"}}, r"'mamba3'; accepted is one of mamba1, mamba2"),
         ({"model": {"ssm": "mamba2", "ssm_head_dim": 80}}, r"ssm_head_dim is 80; .* = 1536"),
         ({"model": {"ssm": "mamba2", "ssm_groups": 5}}, r"ssm_groups is 5; .*the 24 heads"),
-        ({"kernels": {"backend": "fast"}}, r"kernels.backend is 'fast': .* 'auto', 'xla' or OPER"),
+        ({"kernels": {"backend": "fast"}}, r"kernels.backend: .* 'auto', 'xla' or OPER"),
         ({"kernels": {"backend": "scan=xla"}}, r"operation must be one of .*; got 'scan'"),
         ({"kernels": {"backend": "ssd=triton"}}, r"ssd: .* one of 'xla'; got 'triton'"),
         ({"model": {"dtype": "float16"}}, r"one of auto, float32, bfloat16"),

@@ -14,6 +14,7 @@ from tests.aot import cuda_target
 
 pytestmark = pytest.mark.aot
 
+NAMES = "u", *ScanInputs._fields[1:]
 SHARDED = {"u", "dt", "B", "C", "z", "segment_ids", "initial_state"}
 
 
@@ -39,7 +40,9 @@ def arguments(batch, length, width, states, dtype):
 def with_gradients(run, args, tile=backend.DEFAULT):
     floats = {name: x for name, x in args.items() if name != "segment_ids"}
     scan = partial(backend.scan_with, run, tile)
-    outputs, vjp = jax.vjp(lambda floats: scan(ScanInputs(*(args | floats).values())), floats)
+    outputs, vjp = jax.vjp(
+        lambda floats: scan(ScanInputs(*map((args | floats).get, NAMES))), floats
+    )
     return outputs, vjp(outputs)[0]
 
 
