@@ -1,26 +1,29 @@
 """Analytic FLOPs and bytes of a model, peaks of a chip, and model FLOPs utilisation (MFU).
 
-One walk over a model's layers counts the tokens that each really gets, by the conventions of
-`split/cost.py`, with two names for two conventions of attention scores: causal-halved (the work
-that has to be done) and PaLM-style (all T² pairs; arXiv 2204.02311, appendix B). Training is three
+A walk over a model's layers counts the tokens that each one gets, by the conventions of
+`split/cost.py`. Attention scores have two conventions: causal (half of the pairs, the work that is
+needed) and PaLM-style (all T² pairs; arXiv 2204.02311, appendix B). A training step is three
 forward passes.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import jax
 from flax import nnx
 
 from flowhn_jax import models
-from flowhn_jax.config import ModelConfig
 from flowhn_jax.layers.attention import KVCache
 from flowhn_jax.layers.mamba1 import Mamba1Cache
 from flowhn_jax.layers.mamba2 import Mamba2Cache
-from flowhn_jax.split.plan import SHARED
+from flowhn_jax.models import ModelConfig
+
+if TYPE_CHECKING:
+    from jaxlib._jax import Device  # to a type checker jax.Device is a variable
 
 _CACHES = KVCache, Mamba1Cache, Mamba2Cache
 
-# Dense bf16 FLOP/s of one JAX device, from the vendors' data sheets; TPU v7x has two a chip.
+# Dense bf16 FLOP/s of one JAX device, from the vendors' data sheets; a TPU v7x chip is two devices.
 _PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -39,8 +42,7 @@ _PEAK_FLOPS = {
     "NVIDIA B200": 2250e12,
 }
 
-
-# Bytes a second of one JAX device's memory, likewise.
+# Bytes per second of one JAX device's memory, from the same sources.
 _PEAK_BANDWIDTH = {
     "TPU v4": 1228e9,
     "TPU v5 lite": 819e9,
@@ -63,76 +65,84 @@ _PEAK_BANDWIDTH = {
 
 
 def forward_flops(config: ModelConfig, length: int, *, causal: bool = True) -> int:
-    """FLOPs of one forward pass over one sequence of `length` tokens, head included."""
-    parts = models.abstract_model(config).parts(length)
+    """Return the FLOPs of a forward pass over one sequence of `length` tokens, head included."""
+    parts = models.abstract_model(config).flop_parts(length)
     return sum(_part_flops(part, tokens, causal) for part, tokens in parts)
 
 
 def prefill_flops(config: ModelConfig, length: int, *, causal: bool = True) -> int:
-    """FLOPs of a forward pass whose head runs on the last of `length` tokens alone."""
+    """Return the FLOPs of a forward pass whose head runs only on the last of `length` tokens."""
     unscored = 2 * config.width * config.vocab_size * (length - 1)
     return forward_flops(config, length, causal=causal) - unscored
 
 
 def _part_flops(part: nnx.Module, tokens: int, causal: bool) -> int:
-    """Of all matrix products inside it, and of what its mixers do besides."""
-    total = 0
-    for _, module in nnx.iter_modules(part):
+    """Return the FLOPs of all matrix products in a part of a model and of its mixers' mixing."""
+    total, mixers = 0, {}
+    for path, module in nnx.iter_modules(part):
         if isinstance(module, nnx.LinearGeneral):
             total += 2 * tokens * math.prod(module.kernel.shape)
         elif hasattr(module, "mixing_flops"):
-            total += module.mixing_flops(tokens, causal=causal)
+            mixers[path] = module
+    for path, mixer in mixers.items():
+        # A mixer that is made of others counts theirs.
+        if not any(path[:depth] in mixers for depth in range(len(path))):
+            total += mixer.mixing_flops(tokens, causal=causal)
     return total
 
 
 def train_flops(config: ModelConfig, length: int, *, causal: bool = True) -> int:
-    """FLOPs of forward and backward over one sequence: three times the forward pass."""
+    """Return the FLOPs of forward and backward over one sequence: three times the forward pass."""
     return 3 * forward_flops(config, length, causal=causal)
 
 
 def decode_bytes(config: ModelConfig, batch: int, length: int) -> float:
-    """Least bytes that one decode step of `batch` sequences moves, caches for `length` tokens.
+    """Return the fewest bytes that one decode step of `batch` sequences can move.
 
-    Each layer's parameters are read once, in the dtype that they are used in, and keys and values
-    too; states are read and written. Of a split block it is the mean over positions where all
-    sequences are at the same one: a branch without a token reads nothing.
+    Each layer's parameters are read once, in the dtype that they are used in, and so are keys and
+    values; states are read and written. For a split block it is the mean over positions, with all
+    sequences at the same one: a branch without a token reads nothing.
+
+    Args:
+      config: of a model that can decode.
+      batch: number of sequences.
+      length: tokens per sequence that the caches are made for.
     """
     model = models.abstract_model(config)
-    product_bytes = models.compute_dtype(config).itemsize
+    product_bytes = config.compute_dtype.itemsize
     total = 0.0
-    for part, tokens in model.parts(length):
+    for part, tokens in model.flop_parts(length):
         share = min(1.0, tokens / length)
         for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(part))):
             itemsize = product_bytes if models.is_matrix(path) else leaf.dtype.itemsize
             total += share * leaf.size * itemsize
     caches = jax.eval_shape(lambda: models.build(config).init_cache(batch, length)).blocks
-    plans = config.plan(length).blocks if config.kind == "flowhn" else [SHARED] * len(caches)
-    for cache, plan in zip(caches, plans, strict=True):
+    for cache, plan in zip(caches, config.block_plans(length), strict=True):
         for part in jax.tree.leaves(cache, is_leaf=lambda part: isinstance(part, _CACHES)):
-            of_attention = isinstance(part, KVCache)
-            share = (plan.attention if of_attention else plan.ssm).count(length) / length
-            passes = 1 if of_attention else 2
+            is_attention = isinstance(part, KVCache)
+            share = (plan.attention if is_attention else plan.ssm).count(length) / length
+            passes = 1 if is_attention else 2
             total += share * passes * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part))
     return total
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """Peak dense bf16 FLOP/s of `device`, None where it is not known."""
-    return _of_kind(_PEAK_FLOPS, device)
+def peak_flops(device: "Device") -> float | None:
+    """Return the peak dense bf16 FLOP/s of a device; None where it is unknown."""
+    return _by_device_kind(_PEAK_FLOPS, device)
 
 
-def peak_bandwidth(device: jax.Device) -> float | None:
-    """Bytes a second of the memory of `device`, None where it is not known."""
-    return _of_kind(_PEAK_BANDWIDTH, device)
+def peak_bandwidth(device: "Device") -> float | None:
+    """Return the bytes per second of a device's memory; None where they are unknown."""
+    return _by_device_kind(_PEAK_BANDWIDTH, device)
 
 
-def _of_kind(table: dict[str, float], device: jax.Device) -> float | None:
-    """The entry whose name is the longest beginning of the device's kind."""
+def _by_device_kind(table: dict[str, float], device: "Device") -> float | None:
+    """Return the entry whose name is the longest prefix of the device's kind."""
     matches = [name for name in table if device.device_kind.startswith(name)]
     return table[max(matches, key=len)] if matches else None
 
 
-def utilisation(flops_per_second_per_device: float, device: jax.Device) -> float | None:
-    """Share of the device's peak, in 0..1; None where the peak is not known."""
+def utilisation(flops_per_second_per_device: float, device: "Device") -> float | None:
+    """Return the share of the device's peak, in 0..1; None where the peak is unknown."""
     peak = peak_flops(device)
     return None if peak is None else flops_per_second_per_device / peak

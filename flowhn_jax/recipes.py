@@ -1,4 +1,4 @@
-"""Recipes: the files under `configs/`, found by name or by path, and what they are made of."""
+"""Recipes: the files under `configs/`, found by name or by path, and the parts they share."""
 
 import pathlib
 import runpy
@@ -8,10 +8,11 @@ from typing import Any
 import ml_collections
 
 from flowhn_jax import config as config_lib
+from flowhn_jax.models import registry
 from flowhn_jax.utils.text import short_repr
 
 _PACKAGE = pathlib.Path(__file__).parent
-# An installed package has the recipes inside it, a checkout next to it.
+# An installed package has the recipes inside it, a checkout has them next to it.
 _FOLDERS = _PACKAGE / "configs", _PACKAGE.parent / "configs"
 
 
@@ -24,7 +25,7 @@ def find(name: str) -> pathlib.Path:
     """Return the file of a recipe.
 
     Args:
-      name: a path, or the name of one of `names()`.
+      name: a path, or one of `names()`.
 
     Raises:
       ValueError: there is no such recipe.
@@ -34,18 +35,19 @@ def find(name: str) -> pathlib.Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    found = "it is no file" if path.exists() else f"there is no {short_repr(name)}"
+    found = "not a file" if path.exists() else "not found"
     raise ValueError(
-        f"--config must be the file or the name of a recipe; {found}. Names: {', '.join(names())}."
+        f"--config must be the file or the name of a recipe ({', '.join(names())}); got "
+        f"{short_repr(name)}, which is {found}."
     )
 
 
 def load(name: str, argument: str | None = None) -> ml_collections.ConfigDict:
-    """Return the config of a recipe, for a strategy or a model where it takes one.
+    """Return the config of a recipe.
 
     Args:
-      name: as of `find`.
-      argument: what the recipe's `get_config` gets; None: nothing, its default.
+      name: as for `find`.
+      argument: of the recipe's `get_config`, such as a strategy or a model; None: its default.
 
     Raises:
       ValueError: there is no such recipe.
@@ -55,11 +57,11 @@ def load(name: str, argument: str | None = None) -> ml_collections.ConfigDict:
 
 
 def paper(strategy: str = "fac_split") -> ml_collections.ConfigDict:
-    """Return what all sizes of the paper's recipe share (arXiv 2505.19472).
+    """Return the config that all sizes of the paper share (arXiv 2505.19472).
 
-    AdamW, cosine with 10 % warm-up, sequence 1024, Jamba's vocabulary, untied head.
+    AdamW, a cosine schedule with 10 % warm-up, context 1024, Jamba's vocabulary.
     """
-    config = config_lib.default()
+    config: Any = config_lib.default()
 
     model = config.model
     model.vocab_size = 65536
@@ -85,22 +87,22 @@ def paper(strategy: str = "fac_split") -> ml_collections.ConfigDict:
 def baseline(
     flowhn: ml_collections.ConfigDict, kind: str, sizes: Mapping[str, Mapping[str, Any]]
 ) -> ml_collections.ConfigDict:
-    """Return a baseline's recipe: FlowHN's data, tokens and optimizer, with the model of `kind`.
+    """Return a baseline's config: FlowHN's data, tokens and optimizer with another model.
 
     Args:
       flowhn: FlowHN's recipe at the same size; unchanged.
-      kind: of the model.
-      sizes: keys of the model that differ, by kind.
+      kind: the baseline's model.kind.
+      sizes: by kind, the model keys that differ from FlowHN's.
 
     Raises:
       ValueError: `sizes` has no such kind.
     """
     if kind not in sizes:
-        raise ValueError(f"the model must be one of {', '.join(sizes)}; got {short_repr(kind)}")
-    default = config_lib.default().model
-    config = flowhn.copy_and_resolve_references()
-    for key in config.model:
-        if not config_lib.reads(kind, key):
+        raise ValueError(f"the model must be one of {', '.join(sizes)}; got {short_repr(kind)}.")
+    default: Any = config_lib.default().model
+    config: Any = flowhn.copy_and_resolve_references()
+    for key in registry.all_keys():
+        if kind not in registry.reading(key):
             config.model[key] = default[key]
     config.model.kind = kind
     config.model.update(sizes[kind])

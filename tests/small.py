@@ -5,7 +5,7 @@ from flowhn_jax.config import Config, ModelConfig
 
 
 def small_config(strategy: str = "fac_split", **groups) -> Config:
-    """A FlowHN of a few thousand parameters; `model`, `split`, `train` override its keys."""
+    """Return a FlowHN of a few thousand parameters; `model`, `split`, `train` override its keys."""
     model = {
         "vocab_size": 257,
         "context": 24,
@@ -35,7 +35,7 @@ _SMALL = {
     "jamba": _ATTENTION
     | {"ssm_state": 4, "ssm_dt_rank": 3, "attention_period": 3, "attention_offset": 1, "blocks": 3},
     "shm": _ATTENTION | {"ssm_state": 4, "ssm_dt_rank": 3},
-    # Layers 0, 3 and 5 see all; 2 borrows.
+    # Layers 0, 3 and 5 are global; layer 2 borrows.
     "hymba": _ATTENTION
     | {"ssm_state": 4, "ssm_dt_rank": 3, "meta_tokens": 3, "window": 5, "blocks": 6},
     "falcon_h1": _ATTENTION
@@ -50,7 +50,7 @@ _SMALL = {
 
 
 def small_baseline(kind: str, **model) -> ModelConfig:
-    """A baseline of a few thousand parameters, with every part that it can have."""
+    """Return a baseline of a few thousand parameters, with every part that it can have."""
     common = {"vocab_size": 61, "context": 24, "width": 16, "blocks": 2, "init_std": 0.2}
     keys = {"kind": kind, "dtype": "float32"} | common | _SMALL[kind] | model
     return config_lib.parse({"model": keys}).model

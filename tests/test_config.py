@@ -18,8 +18,8 @@ def test_recipes_parse(size, strategy):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_baselines_are_of_flowhns_size(size):
-    """The parameters of all within 3 % of no_split's; the same head, data and recipe."""
+def test_baselines_have_flowhns_size(size):
+    """All have no_split's parameters within 3 %, and the same head, data and recipe."""
     ours = config_lib.parse(recipes.load(f"flowhn_{size}", "no_split"))
     count = models.param_count(ours.model)
     print(f"{'no_split':<10} {count:>13,}")
@@ -67,21 +67,24 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"model": {"width": True}}, r"model.width is True, a bool; accepted is int"),
         ({"model": {"width": 33.5}}, r"model.width is 33.5, a float; accepted is int"),
         ({"model": 3}, r"model is 3; accepted is a group"),
-        ({"model": {"width": 100}}, r"multiple of model.heads = 32, such as 96 or 128"),
-        ({"model": {"width": 16}}, r"multiple of model.heads = 32, such as 32"),
-        ({"model": {"heads": 12, "width": 768}}, r"kv_heads = 8, such as 8 or 16"),
-        ({"model": {"blocks": 0}}, r"model.blocks is 0; accepted is above 0"),
-        ({"model": {"ssm": "mamba3"}}, r"'mamba3'; accepted is one of mamba1, mamba2"),
-        ({"model": {"ssm": "mamba2", "ssm_head_dim": 80}}, r"ssm_head_dim is 80; .* = 1536"),
-        ({"model": {"ssm": "mamba2", "ssm_groups": 5}}, r"ssm_groups is 5; .*the 24 heads"),
+        ({"model": {"width": 100}}, r"a multiple of model.heads \(32\), e.g. 96 or 128; got 100"),
+        ({"model": {"width": 16}}, r"multiple of model.heads \(32\), e.g. 32; got 16"),
+        ({"model": {"heads": 12, "width": 768}}, r"kv_heads \(8\), e.g. 8 or 16; got 12"),
+        ({"model": {"blocks": 0}}, r"model.blocks must be above 0; got 0"),
+        ({"model": {"ssm": "mamba3"}}, r"model.ssm must be one of mamba1, mamba2; got 'mamba3'"),
+        (
+            {"model": {"ssm": "mamba2", "ssm_head_dim": 80}},
+            r"head_dim must .*\(1536\); got 80",
+        ),
+        ({"model": {"ssm": "mamba2", "ssm_groups": 5}}, r"ssm_groups must .* \(24\); got 5"),
         ({"kernels": {"backend": "fast"}}, r"kernels.backend: .* 'auto', 'xla' or OPER"),
         ({"kernels": {"backend": "scan=xla"}}, r"operation must be one of .*; got 'scan'"),
         ({"kernels": {"backend": "ssd=triton"}}, r"ssd: .* one of 'xla'; got 'triton'"),
         ({"model": {"dtype": "float16"}}, r"one of auto, float32, bfloat16"),
-        ({"model": {"split": {"stem": 3}}}, r"model.split.stem is 3; accepted is 0 to"),
-        ({"train": {"batch_size": 10, "accumulate": 4}}, r"such as 8 or 12"),
+        ({"model": {"split": {"stem": 3}}}, r"split.stem must be 0 to model.blocks \(2\); got 3"),
+        ({"train": {"batch_size": 10, "accumulate": 4}}, r"accumulate \(4\), e.g. 8 or 12"),
         ({"train": {"remat": "some"}}, r"one of none, dots, full"),
-        ({"train": {"warmup": 1.5}}, r"train.warmup is 1.5; accepted is 0 to 1"),
+        ({"train": {"warmup": 1.5}}, r"train.warmup must be 0 to 1; got 1.5"),
         ({"train": {"learning_rate": float("nan")}}, r"learning_rate is nan; .* a finite number"),
         ({"train": {"learning_rate": "-inf"}}, r"learning_rate is '-inf', a str; .* float"),
         ({"train": {"clip_norm": float("inf")}}, r"clip_norm is inf; accepted is a finite number"),
@@ -90,24 +93,30 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"model": {"width": 10**5000}}, r"model.width is an integer of more than 40 digits"),
         ({"model": {"width": 1e300}}, r"model.width is an integer of more than 40 digits"),
         ({"model": {"width": "x" * 10**6}}, r"model.width is 'x{37}\.\.\.x{38}', a str"),
-        ({"model": {"context": 2**24 + 1}}, r"model.context is 16777217; .* at most 16777216"),
-        ({"model": {"blocks": 1025}}, r"model.blocks is 1025; accepted is at most 1024"),
-        ({"model": {"ssm_expand": 1e300}}, r"ssm_expand is 1e\+300; .* 2147483647 / model.width"),
+        ({"model": {"context": 2**24 + 1}}, r"context must be at most 16777216; got 16777217"),
+        ({"model": {"blocks": 1025}}, r"model.blocks must be at most 1024; got 1025"),
+        ({"model": {"ssm_expand": 1e300}}, r"at most 2147483647 / model.width; got 1e\+300"),
         ({"model": {"split": {"balance": "nan"}}}, r"split.balance is nan; .* a finite number"),
         ([1], r"The whole is \[1\]; accepted is a group of config keys"),
-        ({"mesh": {"data": 0}}, r"mesh.data is 0"),
-        ({"model": {"kind": "lama"}}, r"'lama'; accepted is one of flowhn, llama, mamba1"),
-        ({"model": {"kind": "llama", "ssm_state": 8}}, r"ssm_state is 8, but .*'llama' does not"),
-        ({"model": {"window": 8}}, r"window is 8, but model.kind 'flowhn' does not read it"),
-        ({"model": {"kind": "llama", "split": {"stem": 1}}}, r"model.split is .*not read it"),
-        ({"model": {"kind": "jamba", "attention_offset": 8}}, r"accepted is 0 to .* = 7"),
-        ({"model": {"kind": "llama", "head_dim": 7}}, r"size of a head is 7; .*an even one"),
-        ({"model": {"kind": "hymba", "heads": 40}}, r"heads is 40; .* = 1536"),
-        ({"model": {"ssm_expand": 1.3, "width": 32}}, r"product with model.width = 32 is whole"),
-        ({"model": {"kind": "llama"}, "mesh": {"branch": 2}}, r"1 for model.kind 'llama'"),
+        ({"mesh": {"data": 0}}, r"mesh.data must be -1 or above 0; got 0"),
+        ({"model": {"kind": "lama"}}, r"kind must be one of flowhn, llama, .*; got 'lama'"),
+        ({"model": {"kind": "llama", "ssm_state": 8}}, r"ssm_state must .*default, 16, .*; got 8"),
+        (
+            {"model": {"window": 8}},
+            r"window must .* 1024, for .*'flowhn', .*; got 8",
+        ),
+        ({"model": {"kind": "llama", "split": {"stem": 1}}}, r"model.split must be .*not read it"),
+        ({"model": {"kind": "jamba", "attention_offset": 8}}, r"offset must be 0 to .* = 7; got 8"),
+        ({"model": {"kind": "llama", "head_dim": 7}}, r"head_dim\) must be even .*; got 7"),
+        ({"model": {"kind": "hymba", "heads": 40}}, r"heads must be a divisor .*\(1536\); got 40"),
+        ({"model": {"ssm_expand": 1.3, "width": 32}}, r"model.width \(32\) is whole; got 1.3"),
+        (
+            {"model": {"kind": "llama"}, "mesh": {"branch": 2}},
+            r"must be 1 for .*'llama'.*; got 2",
+        ),
     ],
 )
-def test_bad_values_name_what_is_accepted(config, message):
+def test_messages_say_what_a_value_must_be(config, message):
     with pytest.raises(ValueError, match=message):
         config_lib.parse(config)
 
@@ -131,3 +140,39 @@ def test_differences_are_named():
 def test_recipes_are_all_tested():
     tested = {f"{family}_{size}" for family in ("flowhn", "baseline") for size in SIZES}
     assert set(recipes.names()) == tested
+
+
+def test_every_key_has_a_description():
+    described = config_lib.describe_keys()
+
+    def names(group, prefix=""):
+        for name, value in group.items():
+            if isinstance(value, dict):
+                yield from names(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+    assert set(described) == set(names(config_lib.to_dict(config_lib.Config())))
+    missing = [key for key, (_, _, text) in described.items() if not text.split(" Only for")[0]]
+    assert not missing
+    kind, default, text = described["model.window"]
+    assert (kind, default) == ("int", 1024)
+    assert text.endswith("Only for model.kind hymba.")
+
+
+def test_a_models_dict_has_the_keys_of_all_families():
+    """Runs of earlier code have them all in their config.json, too."""
+    config = config_lib.parse({"model": {"kind": "llama", "rope_theta": 500.0}})
+    written = config_lib.to_dict(config)
+    assert written["model"].keys() == config_lib.to_dict(config_lib.Config())["model"].keys()
+    assert (written["model"]["kind"], written["model"]["rope_theta"]) == ("llama", 500.0)
+    assert config_lib.parse(written) == config
+    assert not hasattr(config.model, "window")
+
+
+def test_the_command_that_needs_flowhn_is_named():
+    config = config_lib.parse({"model": {"kind": "llama"}}).model
+    with pytest.raises(ValueError, match=r"model.kind must be 'flowhn' for X; got 'llama'"):
+        config_lib.require_flowhn(config, "X")
+    with pytest.raises(ValueError, match=r"model.kind must be 'flowhn' for a plan .*'llama'"):
+        config.plan()

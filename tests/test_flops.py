@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from flowhn_jax import flops, models
-from flowhn_jax.config import BASELINES, ModelConfig
+from flowhn_jax.config import BASELINES, FlowHNConfig
 from flowhn_jax.split import STRATEGIES, SplitConfig, attention_branch_flops, ssm_branch_flops
 from flowhn_jax.split.cost import score_flops
 from kernels import backends
@@ -18,7 +18,7 @@ def products(config, monkeypatch):
 
     Scan and convolution are loops and sums, but Mamba-2's scan is products: it is left out.
     """
-    monkeypatch.setattr("flowhn_jax.layers.mamba2.ssd", lambda x, *_, **__: x)
+    monkeypatch.setattr("flowhn_jax.layers.mamba2.ssd", lambda x, **_: x)
     tokens = jnp.zeros((1, config.context), int)
     counted = 0
 
@@ -56,17 +56,21 @@ def test_matrix_products_are_those_of_the_jaxpr(strategy, monkeypatch):
 
 @pytest.mark.parametrize("kind", BASELINES)
 def test_matrix_products_of_baselines(kind, monkeypatch):
-    """Exact; the rest is the scan and the convolution, as split/cost.py states them."""
+    """Exact; the rest is the scan and the convolution, as split/cost.py counts them."""
     config = small_baseline(kind)
-    dims, length = config.dims, config.context
+    length = config.context
     mixers = {"llama": 0, "jamba": 2, "shm": 1}.get(kind, config.blocks)
     if kind == "hymba":
         length += config.meta_tokens
     if config.is_mamba2:
-        convolved = dims.inner + 2 * dims.ssm_groups * dims.state
-        elementwise = 5 * dims.inner * dims.state + 2 * dims.inner + 2 * dims.conv * convolved
+        _, inner, state, conv, _, groups = config.mamba2_sizes
+        convolved = inner + 2 * groups * state
+        elementwise = 5 * inner * state + 2 * inner + 2 * conv * convolved
+    elif mixers:
+        _, inner, state, conv, _ = config.mamba1_sizes
+        elementwise = inner * (9 * state + 2 + 2 * conv)
     else:
-        elementwise = dims.inner * (9 * dims.state + 2 + 2 * dims.conv)
+        elementwise = 0
     found = flops.forward_flops(config, config.context, causal=False)
     assert found - mixers * length * elementwise == products(config, monkeypatch)
 
@@ -85,8 +89,8 @@ def test_the_walk_agrees_with_the_planners_cost(strategy):
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba1", "jamba", "hymba"])
-def test_xla_counts_as_much(kind):
-    """XLA counts norms, activations, softmax and exponentials as well: more, but not much."""
+def test_xla_counts_nearly_as_much(kind):
+    """XLA also counts norms, activations, softmax and exponentials: a little more."""
     sizes = dict(width=64, context=48, vocab_size=256, blocks=5)
     if kind != "mamba1":
         sizes["mlp_width"] = 128
@@ -100,7 +104,7 @@ def test_xla_counts_as_much(kind):
 
 
 def test_windows_see_fewer_pairs():
-    """Against a count of all pairs, one by one."""
+    """Compared with a count of all pairs, one by one."""
     for tokens, window, prefix in [(20, 5, 3), (20, 30, 0), (7, 3, 6), (9, 1, 0)]:
         seen = sum(
             j <= i and (j > i - window or j < prefix) for i in range(tokens) for j in range(tokens)
@@ -115,7 +119,7 @@ def test_prefill_runs_the_head_once():
 
 
 def test_fusion_and_head():
-    config = ModelConfig(split=SplitConfig("no_split"), blocks=1)
+    config = FlowHNConfig(split=SplitConfig("no_split"), blocks=1)
     branches = attention_branch_flops(config.dims, 1024) + ssm_branch_flops(config.dims, 1024)
     fusion = 2 * 1024 * 768 * (2 * 768 + 768)
     assert flops.forward_flops(config, 1024) == branches + fusion + 2 * 1024 * 768 * 65536
@@ -123,13 +127,13 @@ def test_fusion_and_head():
 
 
 def test_palm_style_counts_all_pairs():
-    config = ModelConfig(split=SplitConfig("no_split"), blocks=2)
+    config = FlowHNConfig(split=SplitConfig("no_split"), blocks=2)
     extra = flops.forward_flops(config, 64, causal=False) - flops.forward_flops(config, 64)
     assert extra == 2 * 4 * 768 * (64 * 64 - 64 * 65 // 2)
 
 
 def test_a_split_costs_less_than_both_branches_on_all_tokens():
-    split = ModelConfig()
+    split = FlowHNConfig()
     everything = dataclasses.replace(split, split=SplitConfig("no_split"))
     assert flops.forward_flops(split, 1024) < flops.forward_flops(everything, 1024)
 
@@ -154,13 +158,13 @@ def test_peaks(kind, peak):
 
 
 def test_a_decode_step_moves_parameters_and_caches():
-    """Counted from shapes; a split block reads each branch in the share of its tokens."""
+    """Counted from shapes; a split block reads each branch for its share of the tokens."""
     config = small_baseline("llama")
     params = models.abstract_params(config)
     size = sum(leaf.size for leaf in jax.tree.leaves((params["blocks"], params["head"])))
-    kept = 2 * config.blocks * 3 * 24 * config.kv_heads * (config.width // config.heads)
-    counters = 2 * config.blocks * 3  # how many tokens there are, and of other documents
-    assert flops.decode_bytes(config, 3, 24) == 4 * (size + kept + counters)
+    kv = 2 * config.blocks * 3 * 24 * config.kv_heads * (config.width // config.heads)
+    counters = 2 * config.blocks * 3  # tokens so far, and those of earlier documents
+    assert flops.decode_bytes(config, 3, 24) == 4 * (size + kv + counters)
 
     config = small_config("ae_split", model={"blocks": 1}).model
     params = models.abstract_params(config)["blocks"][0]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowhn_jax.bench import authors_model, pytorch
-from flowhn_jax.config import Config, ModelConfig
+from flowhn_jax.config import Config, FlowHNConfig, ModelConfig, require_flowhn
 from flowhn_jax.interop.reference import MODES
 
 Run = Callable[[], Any]
@@ -28,6 +28,7 @@ def build(model: ModelConfig, mode: str) -> Any:
       ImportError: PyTorch is not installed.
       ValueError: the authors' code has no such mode or no such model.
     """
+    model = require_flowhn(model, "the authors' code")
     _check(model, mode)
     module = authors_model.modules().FlowHN(model, mode)
     _init(module, model.init_std)
@@ -59,6 +60,7 @@ def block_runs(
     """
     import torch
 
+    model = require_flowhn(model, "the authors' code")
     _check(model, mode)
     pytorch.autocast(dtype)  # raises for an unknown dtype
     block = authors_model.modules().Block(model, mode, index=0)
@@ -106,11 +108,9 @@ def train_step(config: Config, mode: str) -> pytorch.Step:
     return pytorch.make_step(model, model, config.train, tokens, dtype=dtype)
 
 
-def _check(model: ModelConfig, mode: str) -> None:
+def _check(model: FlowHNConfig, mode: str) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
-    if model.kind != "flowhn":
-        raise ValueError(f"model.kind must be 'flowhn'; got {model.kind!r}.")
     if model.is_mamba2:
         raise ValueError(f"model.ssm must be 'mamba1', as in the authors' code; got {model.ssm!r}.")
     if not model.branch_mlp:

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from flowhn_jax.bench import pytorch
-from flowhn_jax.config import ModelConfig
+from flowhn_jax.config import FlowHNConfig
 
 _ATTENTION_SHARE = 0.59  # of mode C, a constant in the authors' code
 _SCAN = "mamba_ssm.ops.selective_scan_interface", "selective_scan_fn"
@@ -81,7 +81,7 @@ def modules() -> SimpleNamespace:
     class MLP(nn.Module):
         """SwiGLU."""
 
-        def __init__(self, model: ModelConfig):
+        def __init__(self, model: FlowHNConfig):
             super().__init__()
             self.gate_proj = nn.Linear(model.width, model.mlp_width, bias=False)
             self.up_proj = nn.Linear(model.width, model.mlp_width, bias=False)
@@ -93,7 +93,7 @@ def modules() -> SimpleNamespace:
     class Attention(nn.Module):
         """Causal grouped-query attention without position embeddings."""
 
-        def __init__(self, model: ModelConfig):
+        def __init__(self, model: FlowHNConfig):
             super().__init__()
             dims = model.dims
             self.head_dim, self.queries_per_kv = dims.head_dim, dims.heads // dims.kv_heads
@@ -114,7 +114,7 @@ def modules() -> SimpleNamespace:
     class Mamba(nn.Module):
         """Jamba's Mamba-1, with RMS norms on dt, B and C."""
 
-        def __init__(self, model: ModelConfig):
+        def __init__(self, model: FlowHNConfig):
             super().__init__()
             dims = model.dims
             self.sizes = [dims.dt_rank, dims.state, dims.state]
@@ -178,7 +178,7 @@ def modules() -> SimpleNamespace:
     class DecoderLayer(nn.Module):
         """A branch: mixer and MLP, each with a norm before and a residual around it."""
 
-        def __init__(self, model: ModelConfig, name: str, mixer: nn.Module):
+        def __init__(self, model: FlowHNConfig, name: str, mixer: nn.Module):
             super().__init__()
             self.add_module(name, mixer)  # the parameters' names contain `name`
             self.mixer_name = name
@@ -193,7 +193,7 @@ def modules() -> SimpleNamespace:
     class Block(nn.Module):
         """Both branches, one after the other, and the fusion of their outputs."""
 
-        def __init__(self, model: ModelConfig, mode: str, index: int):
+        def __init__(self, model: FlowHNConfig, mode: str, index: int):
             super().__init__()
             self.mode, self.index = mode, index
             self.mamba = DecoderLayer(model, "mamba", Mamba(model))
@@ -218,7 +218,7 @@ def modules() -> SimpleNamespace:
     class FlowHN(nn.Module):
         """Embedding, blocks, norm and an untied head."""
 
-        def __init__(self, model: ModelConfig, mode: str):
+        def __init__(self, model: FlowHNConfig, mode: str):
             super().__init__()
             layers = nn.ModuleList(Block(model, mode, index) for index in range(model.blocks))
             self.model = nn.ModuleDict(

@@ -12,9 +12,8 @@ import numpy as np
 from flax import nnx
 
 from flowhn_jax import models
-from flowhn_jax.bench.branch_times import check_has_branches
 from flowhn_jax.bench.output import check_out, write_results
-from flowhn_jax.config import Config, MeshConfig, ModelConfig
+from flowhn_jax.config import Config, FlowHNConfig, MeshConfig, require_flowhn
 from flowhn_jax.parallel.mesh import make_mesh, replicated
 from flowhn_jax.report.table import markdown
 from flowhn_jax.split import measured
@@ -45,28 +44,28 @@ def bench_parallel(config: Config, *, repeats: int, out: str) -> list[dict[str, 
       ValueError: `out` cannot be written, there are not two devices, the model does not have two
         branches, or the strategy does not split tokens.
     """
-    check_has_branches("bench parallel", config.model)
+    whole = require_flowhn(config.model, "bench parallel")
     devices = jax.devices()
     if len(devices) < 2:
         raise ValueError(
             "bench parallel needs two devices; found 1. On a CPU set "
             "XLA_FLAGS=--xla_force_host_platform_device_count=2."
         )
-    if not config.model.split.strategy_class.is_split:
+    if not whole.split.strategy_class.is_split:
         raise ValueError(
             "split.strategy must be one that splits tokens for bench parallel, e.g. 'fac_split'; "
-            f"got {config.model.split.strategy!r}."
+            f"got {whole.split.strategy!r}."
         )
     check_out(out)
     balances = ["equal", "flops"]
-    if measured.load(devices[0].device_kind, config.model.dims):
+    if measured.load(devices[0].device_kind, whole.dims):
         balances.append("time")
     cores = _cores(devices[0].platform)
     print(f"{devices[0].device_kind}, batch 1, context {config.model.context:,}\n")
     rows = []
     with progress(len(balances) * repeats, "timing blocks", "pairs of calls") as bar:
         for balance in balances:
-            model = _one_block(config.model, balance)
+            model = _one_block(whole, balance)
             with backends.use(config.kernels.backend):
                 one, of_one = _block(model, 1)
                 two, of_two = _block(model, 2)
@@ -108,13 +107,13 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return markdown(headings, table)
 
 
-def _one_block(model: ModelConfig, balance: str) -> ModelConfig:
+def _one_block(model: FlowHNConfig, balance: str) -> FlowHNConfig:
     split = dataclasses.replace(model.split, balance=balance, stem=0)
     split = with_fixed_share(split, model.dims, model.context)
     return dataclasses.replace(model, blocks=1, vocab_size=1, split=split)
 
 
-def _block(model: ModelConfig, branch: int) -> tuple[Run, Any]:
+def _block(model: FlowHNConfig, branch: int) -> tuple[Run, Any]:
     """Return forward and backward of a block on a mesh of `branch` devices, and its results."""
     mesh = make_mesh(MeshConfig(data=1, branch=branch), 1)
     with jax.set_mesh(mesh):
@@ -128,7 +127,7 @@ def _block(model: ModelConfig, branch: int) -> tuple[Run, Any]:
 
         def run(params: Any, x: jax.Array, dy: jax.Array) -> Any:
             def forward(params: Any, x: jax.Array) -> jax.Array:
-                return nnx.merge(graph, params)(x, plan, segment_ids)
+                return nnx.merge(graph, params)(x, segment_ids, plan=plan)
 
             y, vjp = jax.vjp(forward, params, x)
             return y, vjp(dy)

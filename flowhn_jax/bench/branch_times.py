@@ -11,7 +11,7 @@ from flax import nnx
 
 from flowhn_jax import models
 from flowhn_jax.bench.output import check_out, write_results
-from flowhn_jax.config import Config, ModelConfig
+from flowhn_jax.config import Config, FlowHNConfig, ModelConfig, require_flowhn
 from flowhn_jax.layers.decoder import DecoderLayer
 from flowhn_jax.report.table import markdown
 from flowhn_jax.split import SplitConfig, attention_branch_flops, measured, ssm_branch_flops
@@ -40,8 +40,7 @@ def bench_branches(config: Config, *, repeats: int, out: str) -> measured.Branch
     Raises:
       ValueError: `out` cannot be written, or the model does not have two branches.
     """
-    model = config.model
-    check_has_branches("bench branches", model)
+    model = require_flowhn(config.model, "bench branches")
     check_out(out)
     batch = max(1, config.train.batch_size // config.train.accumulate // jax.device_count())
     kind = backends.target_device_kind()
@@ -74,15 +73,6 @@ def bench_branches(config: Config, *, repeats: int, out: str) -> measured.Branch
     return times
 
 
-def check_has_branches(command: str, model: ModelConfig) -> None:
-    """Raise ValueError if a command that measures both branches gets a model without them."""
-    if model.kind != "flowhn":
-        raise ValueError(
-            f"model.kind must be 'flowhn' for {command}, which measures two branches; "
-            f"got {model.kind!r}."
-        )
-
-
 def _seconds(
     model: ModelConfig, branch: DecoderLayer, batch: int, tokens: int, repeats: int
 ) -> float:
@@ -106,7 +96,7 @@ def _seconds(
     return statistics.median(time_repeats(lambda: run(params, x, dy), repeats))
 
 
-def _balances(model: ModelConfig, times: measured.BranchTimes) -> str:
+def _balances(model: FlowHNConfig, times: measured.BranchTimes) -> str:
     """Return attention's tokens, both branches' times and their FLOPs for each balance."""
     context, dims = model.context, model.dims
     table = []

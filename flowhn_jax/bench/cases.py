@@ -14,7 +14,7 @@ from flowhn_jax.bench.case import (
     selective_scan_case,
     ssd_case,
 )
-from flowhn_jax.config import ModelConfig
+from flowhn_jax.config import FlowHNConfig, require_flowhn
 
 SIZES = ("small", "135m", "350m", "1b")
 OPERATION_NAMES = ("selective_scan", "ssd", "attention", "cross_entropy", "causal_conv")
@@ -22,9 +22,10 @@ OPERATION_NAMES = ("selective_scan", "ssd", "attention", "cross_entropy", "causa
 _SSD_STATE = 128  # Mamba-2's default (arXiv 2405.21060, section 9)
 
 
-def model_config(size: str) -> ModelConfig:
+def model_config(size: str) -> FlowHNConfig:
     """Return the paper's model of a size other than 'small'."""
-    return config_lib.parse(recipes.load(f"flowhn_{size}")).model
+    model = config_lib.parse(recipes.load(f"flowhn_{size}")).model
+    return require_flowhn(model, "the cases of the paper")
 
 
 # The shapes at which the operations are compared with their peers on a CPU.

@@ -49,9 +49,7 @@ def bench_decode(config: Config, *, repeats: int, out: str) -> Row:
             f"positions differ from late ones; got {model.context}."
         )
     if not models.can_decode(model):
-        raise ValueError(
-            f"split.scope must be 'context' for bench decode; got {model.split.scope!r}."
-        )
+        raise ValueError("model.split.scope must be 'context' for bench decode; got 'sequence'.")
     check_out(out)
     late = min(1000, model.context - _STEPS)
     with backends.use(config.kernels.backend):

@@ -15,7 +15,7 @@ import jax
 from flowhn_jax import config as config_lib
 from flowhn_jax import models
 from flowhn_jax.checkpoints import free_space as disk
-from flowhn_jax.config import Config
+from flowhn_jax.config import Config, FlowHNConfig
 from flowhn_jax.parallel.distributed import broadcast_from_first, is_first
 from flowhn_jax.split.plan import with_fixed_share
 from flowhn_jax.utils import json_text
@@ -76,11 +76,12 @@ def with_recorded_share(workdir: str | None, config: Config) -> Config:
     a workdir, or if its balance is of another kind, it is the one measured on this device.
     """
     model = config.model
-    if model.split.balance != "time":
+    if not isinstance(model, FlowHNConfig) or model.split.balance != "time":
         return config
     origin, split = "as measured", None
     if workdir is not None and (pathlib.Path(workdir) / _FILE).is_file():
-        balance = read_config(workdir).model.split.balance
+        recorded = read_config(workdir).model
+        balance = recorded.split.balance if isinstance(recorded, FlowHNConfig) else None
         if isinstance(balance, float):
             origin, split = f"as in {workdir}", dataclasses.replace(model.split, balance=balance)
     if split is None:

@@ -7,7 +7,7 @@ from absl import flags
 
 from flowhn_jax import models
 from flowhn_jax.commands import flags as cli
-from flowhn_jax.config import ModelConfig
+from flowhn_jax.config import FlowHNConfig, require_flowhn
 from flowhn_jax.report import plots
 from flowhn_jax.split import attention_branch_flops, reach, ssm_branch_flops
 from flowhn_jax.split.plan import BlockPlan, attention_tokens, partition_warning
@@ -33,12 +33,12 @@ def imbalance(attention: int, ssm: int) -> float:
     return 100 * abs(attention - ssm) / max(attention, ssm)
 
 
-def branch_flops(config: ModelConfig, attention: int, ssm: int) -> tuple[int, int]:
+def branch_flops(config: FlowHNConfig, attention: int, ssm: int) -> tuple[int, int]:
     """Forward FLOPs of both branches for so many tokens each."""
     return attention_branch_flops(config.dims, attention), ssm_branch_flops(config.dims, ssm)
 
 
-def table(config: ModelConfig) -> str:
+def table(config: FlowHNConfig) -> str:
     """Tokens and FLOPs of both branches in every block."""
     context = config.context
     plan = config.plan()
@@ -59,7 +59,7 @@ def table(config: ModelConfig) -> str:
     return "\n".join(lines)
 
 
-def lengths_table(config: ModelConfig, lengths: list[int]) -> str:
+def lengths_table(config: FlowHNConfig, lengths: list[int]) -> str:
     """The balance over context lengths, before and after rounding, and the reach.
 
     Strategies that use no balance (no_split, ae_split) have nothing to round.
@@ -89,7 +89,7 @@ def lengths_table(config: ModelConfig, lengths: list[int]) -> str:
 
 def main() -> None:
     """Prints the plan of a config."""
-    config = cli.parse_config(_CONFIG).model
+    config = require_flowhn(cli.parse_config(_CONFIG).model, "the command split")
     if config.split.balance != "time":  # else planning needs no accelerator
         jax.config.update("jax_platforms", "cpu")
     try:

@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from flowhn_jax.config import Config
+from flowhn_jax.data.config import RunConfig
 from flowhn_jax.data.prepare import ensure_embedded
 from flowhn_jax.data.prepared import TOKENIZER, PreparedSet
 from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer, recipe_vocab_size
@@ -16,7 +16,7 @@ from flowhn_jax.data.tokenizer_config import (
 )
 
 
-def open_data(config: Config, workdir: str) -> PreparedSet:
+def open_data(config: RunConfig, workdir: str) -> PreparedSet:
     """Return the prepared set that the config names, or the embedded corpus under `workdir`.
 
     Raises:
@@ -28,7 +28,7 @@ def open_data(config: Config, workdir: str) -> PreparedSet:
     return open_prepared(config, str(folder))
 
 
-def open_prepared(config: Config, folder: str) -> PreparedSet:
+def open_prepared(config: RunConfig, folder: str) -> PreparedSet:
     """Return the prepared set in `folder`, checked against the config's model.
 
     Raises:
@@ -46,7 +46,7 @@ def open_prepared(config: Config, folder: str) -> PreparedSet:
     return prepared
 
 
-def open_tokenizer(config: Config, workdir: str) -> Tokenizer:
+def open_tokenizer(config: RunConfig, workdir: str) -> Tokenizer:
     """Return the tokenizer of the run in `workdir`: its own if it was imported, or its data's.
 
     Raises:
@@ -77,7 +77,7 @@ def read_tokenizer(folder: str) -> Tokenizer:
     return load_tokenizer(path, eot_token, first_token=first_token)
 
 
-def _check_vocabulary(tokenizer: Tokenizer, config: Config, folder: str | os.PathLike) -> None:
+def _check_vocabulary(tokenizer: Tokenizer, config: RunConfig, folder: str | os.PathLike) -> None:
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ValueError(
             f"model.vocab_size must be at least {tokenizer.vocab_size}, the vocabulary size of the "

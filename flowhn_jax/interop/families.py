@@ -13,6 +13,10 @@ from flowhn_jax.config import ModelConfig, Multipliers
 from flowhn_jax.interop import names
 from flowhn_jax.interop.json_types import check_types
 from flowhn_jax.interop.layout import Path, parse_path
+from flowhn_jax.models.base import AttentionKeys, RotaryKeys, StateSpaceKeys
+from flowhn_jax.models.falcon_h1 import FalconH1Config
+from flowhn_jax.models.jamba import JambaConfig
+from flowhn_jax.models.mamba import Mamba1Config, Mamba2Config
 from flowhn_jax.utils.text import short_repr
 
 Json = Mapping[str, Any]
@@ -40,9 +44,9 @@ class Family:
     kind: str
     architecture: str
     model: Mapping[str, str]
-    layer: Callable[[ModelConfig, int], Mapping[str, str]]
+    layer: Callable[[Any, int], Mapping[str, str]]
     read: Callable[[Json], dict[str, Any]]
-    write: Callable[[ModelConfig], dict[str, Any]]
+    write: Callable[[Any], dict[str, Any]]
     supported: Mapping[str, tuple[Any, ...]]
     layers: str = "model.layers"
     is_tied: bool = False
@@ -153,11 +157,11 @@ def _read_attention(hf: Json) -> dict[str, Any]:
     }
 
 
-def _write_attention(config: ModelConfig) -> dict[str, Any]:
+def _write_attention(config: AttentionKeys) -> dict[str, Any]:
     return {
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
-        "head_dim": config.dims.head_dim,
+        "head_dim": config.head_size,
         "intermediate_size": config.mlp_width,
     }
 
@@ -178,7 +182,7 @@ def _read_rope(hf: Json) -> dict[str, Any]:
     return {"rope_theta": rope.get("rope_theta", _DEFAULT_ROPE_THETA)}
 
 
-def _write_rope(config: ModelConfig) -> dict[str, Any]:
+def _write_rope(config: RotaryKeys) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"}}
 
 
@@ -192,7 +196,7 @@ def _read_ssm(hf: Json, keys: tuple[str, str, str]) -> dict[str, Any]:
     return {"ssm_state": hf[state], "ssm_conv": hf[taps], "ssm_expand": hf[expand]}
 
 
-def _write_ssm(config: ModelConfig, keys: tuple[str, str, str]) -> dict[str, Any]:
+def _write_ssm(config: StateSpaceKeys, keys: tuple[str, str, str]) -> dict[str, Any]:
     if config.ssm_expand != int(config.ssm_expand):
         raise ValueError(
             f"model.ssm_expand must be an integer for {config.kind} in transformers; got "
@@ -210,11 +214,11 @@ def _read_mamba1(hf: Json) -> dict[str, Any]:
     return _read_ssm(hf, _MAMBA_KEYS) | {"ssm_dt_rank": _read_rank(hf["time_step_rank"])}
 
 
-def _write_mamba1(config: ModelConfig) -> dict[str, Any]:
+def _write_mamba1(config: Mamba1Config) -> dict[str, Any]:
     return {
         **_write_ssm(config, _MAMBA_KEYS),
         "intermediate_size": config.inner,
-        "time_step_rank": config.dims.dt_rank,
+        "time_step_rank": config.dt_rank,
         "use_bias": False,
         "use_conv_bias": True,
     }
@@ -231,10 +235,10 @@ def _read_mamba2(hf: Json) -> dict[str, Any]:
     return _read_ssm(hf, _MAMBA_KEYS) | heads
 
 
-def _write_mamba2(config: ModelConfig) -> dict[str, Any]:
+def _write_mamba2(config: Mamba2Config) -> dict[str, Any]:
     return {
         **_write_ssm(config, _MAMBA_KEYS),
-        "num_heads": config.dims.ssm_heads,
+        "num_heads": config.ssm_heads,
         "head_dim": config.ssm_head_dim,
         "n_groups": config.ssm_groups,
         "use_bias": False,
@@ -252,13 +256,13 @@ def _read_jamba(hf: Json) -> dict[str, Any]:
     }
 
 
-def _write_jamba(config: ModelConfig) -> dict[str, Any]:
+def _write_jamba(config: JambaConfig) -> dict[str, Any]:
     return {
         **_write_attention(config),
         "attn_layer_period": config.attention_period,
         "attn_layer_offset": config.attention_offset,
         **_write_ssm(config, _JAMBA_KEYS),
-        "mamba_dt_rank": config.dims.dt_rank,
+        "mamba_dt_rank": config.dt_rank,
         "mamba_conv_bias": True,
         "mamba_proj_bias": False,
         "num_experts": 1,
@@ -267,7 +271,7 @@ def _write_jamba(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _jamba_layer(config: ModelConfig, index: int) -> dict[str, str]:
+def _jamba_layer(config: JambaConfig, index: int) -> dict[str, str]:
     attends = index % config.attention_period == config.attention_offset
     mixer = names.ATTENTION if attends else names.MAMBA1
     return mixer | names.FEED_FORWARD | names.NORMS
@@ -316,7 +320,7 @@ def _read_falcon_h1(hf: Json) -> dict[str, Any]:
     )
 
 
-def _write_falcon_h1(config: ModelConfig) -> dict[str, Any]:
+def _write_falcon_h1(config: FalconH1Config) -> dict[str, Any]:
     factors: Multipliers = config.multipliers
     return (
         _write_attention(config)
@@ -326,7 +330,7 @@ def _write_falcon_h1(config: ModelConfig) -> dict[str, Any]:
             "ssm_multipliers": [getattr(factors, name) for name in _SSM_FACTORS],
             "mlp_multipliers": [getattr(factors, name) for name in _MLP_FACTORS],
             "mamba_d_ssm": config.inner,
-            "mamba_n_heads": config.dims.ssm_heads,
+            "mamba_n_heads": config.ssm_heads,
             "mamba_d_head": config.ssm_head_dim,
             "mamba_n_groups": config.ssm_groups,
             "mamba_d_state": config.ssm_state,

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from flowhn_jax.config import ModelConfig
+from flowhn_jax.config import FlowHNConfig
 from flowhn_jax.interop.layout import Path, assemble, parse_path
 from flowhn_jax.interop.names import ATTENTION, FEED_FORWARD, JAMBA_MODEL, MAMBA1, NORMS
 from flowhn_jax.models import Params
@@ -106,7 +106,7 @@ def _read_pth(path: str) -> Mapping[str, Any]:
     return arrays
 
 
-def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None) -> ModelConfig:
+def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None) -> FlowHNConfig:
     """Return the model's config, inferred from the shapes of the arrays, `mode` and `heads`."""
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
@@ -135,7 +135,7 @@ def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None)
             f"Width {width} and key-value width {kv_width} must divide into the {heads} heads; "
             "give the model's number of heads with heads=..."
         )
-    return ModelConfig(
+    return FlowHNConfig(
         vocab_size=vocab_size,
         width=width,
         mlp_width=shapes[first + "mamba.feed_forward.up_proj.weight"][0],
@@ -150,7 +150,7 @@ def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None)
     )
 
 
-def load(source: Any, mode: str, *, heads: int | None = None) -> tuple[ModelConfig, Params]:
+def load(source: Any, mode: str, *, heads: int | None = None) -> tuple[FlowHNConfig, Params]:
     """Return the config and the parameters of an authors' checkpoint, for `models.forward`.
 
     Args:

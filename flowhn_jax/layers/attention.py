@@ -1,4 +1,4 @@
-"""Grouped-query causal attention (arXiv 2305.13245), with what models add to it."""
+"""Grouped-query causal attention (arXiv 2305.13245), with the options that the models need."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.documents import positions_after_prefix
 from flowhn_jax.layers.linear import linear
 from flowhn_jax.layers.prompts import Prompts
@@ -14,46 +15,56 @@ from flowhn_jax.split.cost import score_flops
 from kernels.attention import attention, attention_step
 
 
+class AttentionSizes(NamedTuple):
+    """Sizes of an attention layer: D, H, G and K."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
 class KeysValues(NamedTuple):
-    """Of a sequence, each [B, T, G, K]; in a cache [B, G, C, K], as its products want them."""
+    """Keys and values: [B, T, G, K] of a sequence, [B, G, C, K] in a cache.
+
+    The cache's layout is the one that its matrix products take without a transpose.
+    """
 
     k: jax.Array
     v: jax.Array
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens that later ones may see.
+    """Keys and values of the tokens that later ones may attend to.
 
     Attributes:
-      kept: [B, G, C, K]; with a window the places behind the prefix are used in turns.
-      tokens: [B] int32, how many there were.
-      first: [B] int32, how many of them were of other documents, which no later one sees.
+      kv: [B, G, C, K] each. With a window, the slots after those of the prefix are a ring buffer.
+      tokens: [B] int32, tokens so far.
+      first: [B] int32, how many of them are of earlier documents, to which no later token attends.
     """
 
-    kept: KeysValues
+    kv: KeysValues
     tokens: jax.Array
     first: jax.Array
 
 
 class Attention(nnx.Module):
-    """Causal attention over the tokens it is given: H query heads, G key-value heads, size K.
+    """Causal attention with H query heads and G key-value heads of size K (a `Mixer`).
 
-    Without `rope_theta` there are no positions, as in Jamba (arXiv 2403.19887). With `window` a
-    token sees so many positions, its own included, and the first `prefix` ones. With `borrows` the
-    layer has no keys and values of its own, without `projects` no output projection: then it gives
-    the heads' results, [..., H * K].
+    Options:
+      rope_theta: base of rotary positions; None: no positions, as in Jamba (arXiv 2403.19887).
+      window: number of positions that a token attends to, its own included; None: all.
+      prefix: number of first positions that every token attends to, whatever the window.
+      key_multiplier: factor on the keys.
+      borrows: the layer has no keys and values; the caller passes those of another layer.
+      projects: False: no output projection, the result is that of the heads, [..., H * K].
     """
 
     def __init__(
         self,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
+        sizes: AttentionSizes,
+        context: LayerContext,
         *,
-        init_std: float,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
         rope_theta: float | None = None,
         window: int | None = None,
         prefix: int = 0,
@@ -61,16 +72,17 @@ class Attention(nnx.Module):
         borrows: bool = False,
         projects: bool = True,
     ):
-        self.heads, self.kv_heads, self.head_dim, self.dtype = heads, kv_heads, head_dim, dtype
+        width, heads, kv_heads, head_dim = sizes
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.dtype = context.dtype
         self.rope_theta, self.window, self.prefix = rope_theta, window, prefix
         self.key_multiplier, self.borrows, self.projects = key_multiplier, borrows, projects
-        kwargs = dict(init_std=init_std, dtype=dtype, rngs=rngs)
-        self.q_proj = linear(width, heads * head_dim, **kwargs)
+        self.q_proj = linear(width, heads * head_dim, context)
         if not borrows:
-            self.k_proj = linear(width, kv_heads * head_dim, **kwargs)
-            self.v_proj = linear(width, kv_heads * head_dim, **kwargs)
+            self.k_proj = linear(width, kv_heads * head_dim, context)
+            self.v_proj = linear(width, kv_heads * head_dim, context)
         if projects:
-            self.o_proj = linear(heads * head_dim, width, **kwargs)
+            self.o_proj = linear(heads * head_dim, width, context)
 
     def __call__(
         self,
@@ -78,21 +90,25 @@ class Attention(nnx.Module):
         segment_ids: jax.Array | None = None,
         keys_values: KeysValues | None = None,
     ) -> jax.Array:
-        """x [B, T, D], segment_ids [B, T] -> [B, T, D]; only tokens of one segment see another.
+        """Return the attended tokens [B, T, D] of x [B, T, D].
 
-        `keys_values` are those of another layer for the same tokens, where this one has none.
+        Args:
+          x: [B, T, D].
+          segment_ids: [B, T] int32; documents never attend to each other. None: one document.
+          keys_values: of the same tokens, from another layer or computed already; None: this
+            layer's.
         """
-        q = self._rotated(self._heads(self.q_proj(x)), self._positions(x, segment_ids))
+        q = self._rotate(self._split_heads(self.q_proj(x)), self._positions(x, segment_ids))
         k, v = self.keys_values(x, segment_ids) if keys_values is None else keys_values
-        options = dict(window=self.window, prefix=self.prefix)
-        return self._out(attention(q, k, v, segment_ids=segment_ids, **options))
+        y = attention(q, k, v, segment_ids=segment_ids, window=self.window, prefix=self.prefix)
+        return self._project_out(y)
 
     def keys_values(self, x: jax.Array, segment_ids: jax.Array | None = None) -> KeysValues:
-        """Return those of x [B, T, D], from position 0 on, or from the prefix in each document."""
+        """Return keys and values [B, T, G, K] of x [B, T, D], which starts at position 0."""
         return self._keys_values(x, self._positions(x, segment_ids))
 
     def init_cache(self, batch: int, length: int) -> KVCache:
-        """An empty cache for `length` tokens a sequence."""
+        """Return an empty cache of `batch` sequences, with slots for `length` tokens each."""
         if self.window is not None:
             length = min(length, self.prefix + self.window)
         empty = jnp.zeros((batch, self.kv_heads, length, self.head_dim), self.dtype)
@@ -100,102 +116,111 @@ class Attention(nnx.Module):
         return KVCache(KeysValues(empty, empty), none, none)
 
     def prefill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, KVCache]:
-        """x [B, T, D] -> ([B, T, D], the cache behind each row's tokens, for `length` of them)."""
+        """Return the attended tokens [B, T, D], and the cache after each row's tokens."""
         keys_values = self.keys_values(x, prompts.segment_ids)
         attended = self(x, prompts.segment_ids, keys_values)
-        return attended, self.cached(keys_values, prompts, length)
+        return attended, self.fill_cache(keys_values, prompts, length)
 
-    def cached(self, keys_values: KeysValues, prompts: Prompts, length: int) -> KVCache:
-        """The cache behind each row's tokens, of keys and values [B, T, G, K]."""
-        empty = self.init_cache(keys_values.k.shape[0], length).kept
-        places, tokens = empty.k.shape[2], keys_values.k.shape[1]
-        if self.window is not None and tokens > places:
-            held = jnp.maximum(self._held(prompts.lengths, places), 0)[:, :, None, None]
-            keys_values = jax.tree.map(lambda x: jnp.take_along_axis(x, held, 1), keys_values)
+    def fill_cache(self, keys_values: KeysValues, prompts: Prompts, length: int) -> KVCache:
+        """Return the cache after each row's tokens, whose keys and values are [B, T, G, K]."""
+        empty = self.init_cache(keys_values.k.shape[0], length).kv
+        slots, tokens = empty.k.shape[2], keys_values.k.shape[1]
+        k, v = keys_values
+        if self.window is not None and tokens > slots:
+            positions = jnp.maximum(self._slot_positions(prompts.lengths, slots), 0)
+            positions = positions[:, :, None, None]
+            k, v = jnp.take_along_axis(k, positions, 1), jnp.take_along_axis(v, positions, 1)
 
-        def place(empty: jax.Array, found: jax.Array) -> jax.Array:
-            found = jnp.swapaxes(found[:, :places], 1, 2).astype(empty.dtype)
+        def put(empty: jax.Array, found: jax.Array) -> jax.Array:
+            found = jnp.swapaxes(found[:, :slots], 1, 2).astype(empty.dtype)
             return empty.at[:, :, : found.shape[2]].set(found)
 
-        return KVCache(jax.tree.map(place, empty, keys_values), prompts.lengths, prompts.first)
+        kv = KeysValues(put(empty.k, k), put(empty.v, v))
+        return KVCache(kv, prompts.lengths, prompts.first)
 
     def extend(self, x: jax.Array, cache: KVCache, active: jax.Array | None = None) -> KVCache:
-        """The cache with one more token of each sequence, x [B, D], or of those `active` [B]."""
+        """Return the cache with one more token x [B, D] of each `active` [B] sequence."""
         (k, v), tokens, first = cache
-        place = tokens
+        slot = tokens
         if self.window is not None:
-            behind = tokens - self.prefix
-            place = jnp.where(behind < 0, tokens, self.prefix + behind % self.window)
-        new = self._keys_values(x, self._step_positions(tokens, first))
+            after_prefix = tokens - self.prefix
+            slot = jnp.where(after_prefix < 0, tokens, self.prefix + after_prefix % self.window)
+        new_k, new_v = self._keys_values(x, self._step_positions(tokens, first))
         if active is not None:
-            place = jnp.where(active, place, k.shape[2])  # beyond the last place: left out
+            slot = jnp.where(active, slot, k.shape[2])  # outside of the cache: dropped
         rows = jnp.arange(x.shape[0])
-        kept = (
-            old.at[rows, :, place].set(added, mode="drop")
-            for old, added in zip((k, v), new, strict=True)
-        )
-        return KVCache(KeysValues(*kept), tokens + (1 if active is None else active), first)
+        k = k.at[rows, :, slot].set(new_k, mode="drop")
+        v = v.at[rows, :, slot].set(new_v, mode="drop")
+        return KVCache(KeysValues(k, v), tokens + (1 if active is None else active), first)
 
     def attend_last(self, x: jax.Array, cache: KVCache) -> jax.Array:
-        """x [B, D], the token that the cache was extended by last -> [B, D]."""
+        """Return the attended token [B, D] of x [B, D], the last one that the cache holds."""
         (k, v), tokens, first = cache
         positions = self._step_positions(tokens - 1, first)
-        q = self._rotated(self._heads(self.q_proj(x)), positions)
-        held = self._held(tokens, k.shape[2])
-        visible = (held < tokens[:, None]) & ((held >= first[:, None]) | (held < self.prefix))
-        return self._out(attention_step(q, k, v, visible))
+        q = self._rotate(self._split_heads(self.q_proj(x)), positions)
+        slot_positions = self._slot_positions(tokens, k.shape[2])
+        is_current = (slot_positions >= first[:, None]) | (slot_positions < self.prefix)
+        visible = (slot_positions < tokens[:, None]) & is_current
+        return self._project_out(attention_step(q, k, v, visible))
 
     def step(
         self, x: jax.Array, cache: KVCache, active: jax.Array | None = None
     ) -> tuple[jax.Array, KVCache]:
-        """One token of each sequence: x [B, D] -> ([B, D], the cache with it).
+        """Return the attended token of each sequence [B, D], and the resulting cache.
 
-        A sequence that is not `active` [B] keeps its cache; its output means nothing.
+        A sequence that is not `active` [B] keeps its cache; its output is undefined.
         """
-        cache = self.extend(x, cache, active)
-        return self.attend_last(x, cache), cache
+        new_cache = self.extend(x, cache, active)
+        return self.attend_last(x, new_cache), new_cache
 
     def mixing_flops(self, tokens: int, *, causal: bool) -> int:
-        """FLOPs of a sequence but for its projections' (see `split.cost.score_flops`)."""
-        sight = dict(causal=causal, window=self.window, prefix=self.prefix)
-        return score_flops(self.heads * self.head_dim, tokens, **sight)
+        """Return the FLOPs of the scores and of their product with the values."""
+        width = self.heads * self.head_dim
+        return score_flops(width, tokens, causal=causal, window=self.window, prefix=self.prefix)
 
-    def _held(self, tokens: jax.Array, places: int) -> jax.Array:
-        """[B, places], the last position before `tokens` [B] that was put into each place.
+    def _slot_positions(self, tokens: jax.Array, slots: int) -> jax.Array:
+        """Return the position of the token that each slot holds, [B, slots].
 
-        A place that is still empty has its first position, which is none before `tokens`.
+        It is the last one before `tokens` [B] that was put there. For a slot that is still empty it
+        is the first one that will be, which is not below `tokens`.
         """
-        place = jnp.broadcast_to(jnp.arange(places), (tokens.shape[0], places))
+        slot = jnp.broadcast_to(jnp.arange(slots), (tokens.shape[0], slots))
         if self.window is None:
-            return place
-        turns = jnp.maximum(tokens[:, None] - 1 - place, 0) // self.window
-        return jnp.where(place < self.prefix, place, place + turns * self.window)
+            return slot
+        rounds = jnp.maximum(tokens[:, None] - 1 - slot, 0) // self.window
+        return jnp.where(slot < self.prefix, slot, slot + rounds * self.window)
 
     def _positions(self, x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         """Return the positions [T] or [B, T] of x [B, T, D].
 
-        A prefix is as far from every document's first token; without one only differences count.
+        The distance from the prefix to a document's first token is the same for all documents;
+        without a prefix only differences within a document matter.
         """
         if not self.prefix or segment_ids is None:
             return jnp.arange(x.shape[1])
         return positions_after_prefix(segment_ids, self.prefix)
 
     def _step_positions(self, tokens: jax.Array, first: jax.Array) -> jax.Array:
-        """Return the positions [B] of tokens after `tokens` [B], `first` [B] of other documents."""
+        """Return the positions [B] of the next tokens, after `tokens` [B].
+
+        Args:
+          tokens: of the sequence so far, `first` included.
+          first: [B], tokens of earlier documents.
+        """
         if not self.prefix:
             return tokens
         return jnp.where(first > 0, tokens - first + self.prefix, tokens)
 
-    def _heads(self, projected: jax.Array) -> jax.Array:
+    def _split_heads(self, projected: jax.Array) -> jax.Array:
         return projected.reshape(*projected.shape[:-1], -1, self.head_dim)
 
-    def _rotated(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+    def _rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         return x if self.rope_theta is None else rotate(x, positions, self.rope_theta)
 
     def _keys_values(self, x: jax.Array, positions: jax.Array) -> KeysValues:
-        k, v = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
-        return KeysValues(self._rotated(k * self.key_multiplier, positions), v)
+        k, v = self._split_heads(self.k_proj(x)), self._split_heads(self.v_proj(x))
+        return KeysValues(self._rotate(k * self.key_multiplier, positions), v)
 
-    def _out(self, heads: jax.Array) -> jax.Array:
+    def _project_out(self, heads: jax.Array) -> jax.Array:
         joined = heads.reshape(*heads.shape[:-2], -1)
         return self.o_proj(joined) if self.projects else joined

@@ -1,7 +1,7 @@
 """Documents of packed sequences that all begin after the same prefix tokens.
 
-The prefix, such as Hymba's meta tokens, stands once, before the first document of a row. Every
-later document begins from what the prefix leaves, as if it stood there again.
+The prefix, such as Hymba's meta tokens, occurs once, before the first document of a row. Every
+later document starts from the state after the prefix, as if the prefix were repeated before it.
 """
 
 from typing import NamedTuple
@@ -12,14 +12,14 @@ from jax import lax
 
 
 class DocumentIndex(NamedTuple):
-    """Where tokens are in their documents.
+    """Positions of tokens within their documents.
 
     Attributes:
-      place: [B, T] int32, tokens of the same document before it.
-      is_later: [B, T] bool, whether it is of another document than the first of its row.
+      position: [B, T] int32, tokens of the same document before each token.
+      is_later: [B, T] bool, whether a token is of a later document than the first of its row.
     """
 
-    place: jax.Array
+    position: jax.Array
     is_later: jax.Array
 
 
@@ -32,31 +32,31 @@ def index_documents(segment_ids: jax.Array) -> DocumentIndex:
 
 
 def positions_after_prefix(segment_ids: jax.Array, prefix: int) -> jax.Array:
-    """Return positions [B, T] that count on from the prefix in every document."""
-    place, is_later = index_documents(segment_ids)
-    return place + jnp.where(is_later, prefix, 0)
+    """Return positions [B, T] that start at `prefix` in every document but a row's first."""
+    position, is_later = index_documents(segment_ids)
+    return position + jnp.where(is_later, prefix, 0)
 
 
 def convolved_prefix(table: jax.Array, index: DocumentIndex) -> jax.Array:
-    """Return what a convolution adds to later documents for the prefix, [B, T, E] in float32.
+    """Return what the prefix adds to a convolution of later documents, [B, T, E] in float32.
 
     Args:
       table: [W - 1, E] float32, outputs at a document's first tokens for the prefix alone.
       index: of the tokens.
     """
-    total = jnp.zeros((*index.place.shape, table.shape[1]), jnp.float32)
-    for place, row in enumerate(table):
-        sees = index.is_later & (index.place == place)
+    total = jnp.zeros((*index.position.shape, table.shape[1]), jnp.float32)
+    for position, row in enumerate(table):
+        sees = index.is_later & (index.position == position)
         total += jnp.where(sees[..., None], row, 0)
     return total
 
 
 def elapsed_in_documents(delta: jax.Array, index: DocumentIndex) -> jax.Array:
-    """Return the sum of time steps delta [B, T, E] from the document's start to the token.
+    """Return the sum of time steps delta [B, T, E] from the document's start to each token.
 
-    Sums over one document alone: differences of sums over the row would lose digits.
+    The sum is taken within each document: differences of sums over the row would lose digits.
     """
-    starts = jnp.broadcast_to((index.place == 0)[..., None], delta.shape)
+    starts = jnp.broadcast_to((index.position == 0)[..., None], delta.shape)
 
     def add(first, second):
         (starts_1, sum_1), (starts_2, sum_2) = first, second
@@ -70,12 +70,12 @@ def scanned_prefix(
 ) -> jax.Array:
     """Return what the state after the prefix adds to a scan's outputs, [B, T, E] in float32.
 
-    The scan is linear in its state, so that y of later documents is that of a scan from zero plus
-    the sum over s of C[s] exp(A[s] elapsed) state[s]. No array of all states [B, T, E, S] exists,
-    in the backward pass either.
+    The scan is linear in its state, so y of later documents is that of a scan from zero plus the
+    sum over s of C[s] exp(A[s] elapsed) state[s]. No array of all states [B, T, E, S] is made,
+    neither here nor in the backward pass.
 
     Args:
-      elapsed: [B, T, E] float32, of `elapsed_in_documents`.
+      elapsed: [B, T, E] float32, from `elapsed_in_documents`.
       A: [E, S] float32.
       C: [B, T, S].
       state: [E, S] float32, after the prefix.

@@ -1,4 +1,4 @@
-"""Prompts of different lengths side by side, whose ends the caches of decoding begin from."""
+"""Prompts of different lengths in one batch, from whose ends decoding continues."""
 
 from typing import Any, NamedTuple
 
@@ -9,12 +9,12 @@ _NO_STEP = -1e9  # a time step before the softplus whose step is exactly zero, i
 
 
 class Prompts(NamedTuple):
-    """Rows of tokens, each followed by padding, whose last document goes on behind them.
+    """Rows of real tokens, each followed by padding. Decoding continues a row's last document.
 
     Attributes:
       lengths: [B] int32, real tokens of each row.
-      first: [B] int32, tokens before the last document; `lengths` where it has none here.
-      segment_ids: [B, T] int32, the last document's for padding; None: one document a row.
+      first: [B] int32, tokens before the last document; `lengths` where no token of it is here.
+      segment_ids: [B, T] int32, padding counted to the last document; None: one document per row.
     """
 
     lengths: jax.Array
@@ -22,35 +22,35 @@ class Prompts(NamedTuple):
     segment_ids: jax.Array | None
 
     def mask_padding(self, dt: jax.Array) -> jax.Array:
-        """dt [B, T, ...] before the softplus, such that padding leaves a state as it was."""
-        real = jnp.arange(dt.shape[1]) < self.lengths[:, None]
-        return jnp.where(real[..., None], dt, _NO_STEP)
+        """Return dt [B, T, ...] before the softplus, such that padding leaves states unchanged."""
+        is_real = jnp.arange(dt.shape[1]) < self.lengths[:, None]
+        return jnp.where(is_real[..., None], dt, _NO_STEP)
 
     def reset_state(self, state: jax.Array) -> jax.Array:
-        """state [B, ...] behind the last tokens; zero where they are of another document."""
-        goes_on = (self.first < self.lengths).reshape(-1, *[1] * (state.ndim - 1))
-        return jnp.where(goes_on, state, 0)
+        """Return state [B, ...] after the last tokens, zero where they are of another document."""
+        continues = (self.first < self.lengths).reshape(-1, *[1] * (state.ndim - 1))
+        return jnp.where(continues, state, 0)
 
     def tail(self, x: jax.Array, count: int, prefix: int = 0) -> jax.Array:
-        """Return the last `count` tokens of x [B, T, E] as [B, count, E].
+        """Return the last `count` real tokens of x [B, T, E] as [B, count, E].
 
-        Before the last document's first token are the last of the first `prefix` tokens, and zeros
-        before these.
+        The last document's first token follows the last of the first `prefix` tokens; zeros stand
+        where there are too few of these.
         """
-        places = self.lengths[:, None] - count + jnp.arange(count)
+        positions = self.lengths[:, None] - count + jnp.arange(count)
         first = self.first[:, None]
-        in_prefix = (places < first) & (first > 0)
-        places = jnp.where(in_prefix, places - first + prefix, places)
-        found = jnp.take_along_axis(x, jnp.maximum(places, 0)[..., None], axis=1)
-        return jnp.where((places >= 0)[..., None], found, 0)
+        in_prefix = (positions < first) & (first > 0)
+        positions = jnp.where(in_prefix, positions - first + prefix, positions)
+        found = jnp.take_along_axis(x, jnp.maximum(positions, 0)[..., None], axis=1)
+        return jnp.where((positions >= 0)[..., None], found, 0)
 
     def last(self, x: jax.Array) -> jax.Array:
-        """x [B, T, D] -> [B, D] of each row's last token."""
+        """Return each row's last real token [B, D] of x [B, T, D]."""
         return jnp.take_along_axis(x, self.lengths[:, None, None] - 1, axis=1)[:, 0]
 
 
 def where_active(active: jax.Array | None, new: Any, old: Any) -> Any:
-    """The `active` [B] rows of `new` and the others of `old`: trees of arrays [B, ...]."""
+    """Return the `active` [B] rows of `new` and the other rows of `old`, trees of [B, ...]."""
     if active is None:
         return new
 
@@ -61,11 +61,16 @@ def where_active(active: jax.Array | None, new: Any, old: Any) -> Any:
 
 
 def make_prompts(lengths: jax.Array, segment_ids: jax.Array | None) -> Prompts:
-    """Of rows of `lengths` [B] tokens, at least one each, and documents segment_ids [B, T]."""
+    """Return the prompts of rows with `lengths` [B] tokens and documents segment_ids [B, T].
+
+    Args:
+      lengths: at least 1 each.
+      segment_ids: those of padding do not matter; None: one document per row.
+    """
     lengths = lengths.astype(jnp.int32)
     if segment_ids is None:
         return Prompts(lengths, jnp.zeros_like(lengths), None)
-    real = jnp.arange(segment_ids.shape[1]) < lengths[:, None]
+    is_real = jnp.arange(segment_ids.shape[1]) < lengths[:, None]
     current = jnp.take_along_axis(segment_ids, lengths[:, None] - 1, axis=1)
-    first = (real & (segment_ids != current)).sum(1, dtype=jnp.int32)
-    return Prompts(lengths, first, jnp.where(real, segment_ids, current))
+    first = (is_real & (segment_ids != current)).sum(1, dtype=jnp.int32)
+    return Prompts(lengths, first, jnp.where(is_real, segment_ids, current))

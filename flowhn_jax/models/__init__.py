@@ -1,4 +1,7 @@
-"""Models by config: built, initialised and run as pure functions of their parameters."""
+"""Models by config: built, initialised and run as pure functions of their parameters.
+
+Importing this package registers all model families (`models.registry`).
+"""
 
 import dataclasses
 import functools
@@ -9,20 +12,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flowhn_jax.config import ModelConfig
-from flowhn_jax.layers.decoder import compute_dtype
+# Families are registered in the order of these imports, which is that of tables and messages.
+# isort: off
+from flowhn_jax.models import flowhn, llama, mamba, jamba, hymba, falcon_h1
+
+# isort: on
 from flowhn_jax.layers.prompts import make_prompts
+from flowhn_jax.models import registry
 from flowhn_jax.models.arguments import checks_tokens
-from flowhn_jax.models.falcon_h1 import FalconH1
-from flowhn_jax.models.flowhn import FlowHN
-from flowhn_jax.models.hymba import Hymba
-from flowhn_jax.models.jamba import SHM, Jamba
+from flowhn_jax.models.base import ModelConfig
 from flowhn_jax.models.language_model import DecodeCache, LanguageModel
-from flowhn_jax.models.llama import Llama
-from flowhn_jax.models.mamba import Mamba
 
 __all__ = [
     "DecodeCache",
+    "ModelConfig",
     "Params",
     "abstract_model",
     "abstract_params",
@@ -30,33 +33,38 @@ __all__ = [
     "build",
     "can_decode",
     "compute_dtype",
+    "falcon_h1",
+    "flowhn",
     "for_inference",
     "forward",
+    "hymba",
     "init",
     "init_cache",
     "is_matrix",
+    "jamba",
+    "llama",
+    "mamba",
     "param_count",
     "prefill",
     "step",
 ]
 
-_MODELS: dict[str, type[LanguageModel]] = {
-    "flowhn": FlowHN,
-    "llama": Llama,
-    "mamba1": Mamba,
-    "mamba2": Mamba,
-    "jamba": Jamba,
-    "shm": SHM,
-    "hymba": Hymba,
-    "falcon_h1": FalconH1,
-}
-
 Params = dict[str, Any]  # nested dict of float32 arrays
 
 
 def build(config: ModelConfig, rngs: nnx.Rngs | None = None) -> LanguageModel:
-    """The model that `config` describes; random parameters from `rngs` (default: key 0)."""
-    return _MODELS[config.kind](config, nnx.Rngs(0) if rngs is None else rngs)
+    """Return the model that `config` describes, with random parameters.
+
+    Args:
+      config: of any family.
+      rngs: keys of the parameters; None: those of key 0.
+    """
+    return registry.model_class(config.kind)(config, nnx.Rngs(0) if rngs is None else rngs)
+
+
+def compute_dtype(config: ModelConfig) -> jnp.dtype:
+    """Return the dtype of matrix products on the platform that is compiled for."""
+    return config.compute_dtype
 
 
 def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
@@ -70,27 +78,27 @@ def _abstract_of(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def abstract_model(config: ModelConfig) -> LanguageModel:
-    """The model with jax.ShapeDtypeStruct for its parameters."""
+    """Return the model with jax.ShapeDtypeStruct for its parameters."""
     return nnx.merge(*_abstract(config))
 
 
 def abstract_params(config: ModelConfig) -> Params:
-    """Shapes and dtypes of the parameters, as jax.ShapeDtypeStruct."""
+    """Return shapes and dtypes of the parameters, as jax.ShapeDtypeStruct."""
     return nnx.to_pure_dict(_abstract(config)[1])
 
 
 def param_count(config: ModelConfig) -> int:
-    """Number of parameters."""
+    """Return the number of parameters."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
-    """Random parameters: a nested dict of float32 arrays."""
+    """Return random parameters: a nested dict of float32 arrays."""
     return nnx.to_pure_dict(nnx.state(build(config, nnx.Rngs(key)), nnx.Param))
 
 
 def bind(config: ModelConfig, params: Params) -> LanguageModel:
-    """The model holding `params`; cheap, made anew wherever a traced function needs it."""
+    """Return the model with `params`; cheap, so every traced function makes its own."""
     return nnx.merge(_abstract(config)[0], nnx.State(params))
 
 
@@ -105,11 +113,11 @@ def forward(
     """Return logits [B, T, V] in float32.
 
     Args:
-      config: of any model.
-      params: as of `init`.
-      tokens: [B, T] int32, in 0..V-1. While a caller is traced their values cannot be checked: an
-        id outside makes the logits from its position on NaN.
-      segment_ids: [B, T] int32, documents of packed sequences; None: one document a row.
+      config: of any family.
+      params: from `init`.
+      tokens: [B, T] int32, in 0..V-1. Inside a traced function the values cannot be checked: an id
+        outside makes the logits from its position on NaN.
+      segment_ids: [B, T] int32, documents of packed sequences; None: one document per row.
 
     Raises:
       ValueError: tokens are not integers [B, T], are empty, or are outside 0..V-1.
@@ -130,32 +138,34 @@ def prefill(
     length: int | None = None,
     padding: str = "right",
 ) -> tuple[jax.Array, DecodeCache]:
-    """Reads prompts in one pass.
+    """Return the logits after each prompt, and the cache to continue it from.
 
-    Each row's tokens are routed by their own positions, counted from its first token.
+    Each row's tokens are routed by their own positions, counted from the row's first real token.
 
     Args:
       config: of a model for which `can_decode` holds.
-      params: as of `init`.
-      tokens: [B, T] int32, in 0..V-1, as of `forward`.
+      params: from `init`.
+      tokens: [B, T] int32, in 0..V-1, as for `forward`.
       lengths: [B] int32, tokens of each prompt, 1 to T; the rest is padding. None: T.
-      segment_ids: [B, T] int32, documents, of which each row's last one goes on. None: one.
-      length: tokens, the prompt's and those behind it, that the cache has room for; None: T.
-      padding: 'right' or 'left', where in the rows it is.
+      segment_ids: [B, T] int32, documents, of which each row's last one is continued. None: one.
+      length: tokens that the cache has room for, those of the prompt included; None: T.
+      padding: the side of a row that its padding is on, 'right' or 'left'.
 
     Returns:
       (logits [B, V] float32 of the token after each prompt, the cache for `step`).
 
     Raises:
-      ValueError: tokens are not as above, `lengths` outside 1..T, `padding` is neither, T is above
-        `length`, or `length` above the context of a split that is tied to it.
+      ValueError: tokens are not integers [B, T] in 0..V-1, `lengths` are outside 1..T, `padding` is
+        neither, T is above `length`, or `length` is above the model's `max_length`.
     """
     batch, columns = tokens.shape
     length = columns if length is None else length
     if columns > length:
-        raise ValueError(f"The prompts have {columns} tokens; accepted is 1 to length = {length}.")
+        raise ValueError(
+            f"models.prefill: length must be at least the prompts' {columns} tokens; got {length}."
+        )
     if padding not in ("left", "right"):
-        raise ValueError(f"padding is {padding!r}; accepted are left, right.")
+        raise ValueError(f"models.prefill: padding must be 'left' or 'right'; got {padding!r}.")
     lengths = jnp.full(batch, columns) if lengths is None else lengths
     if padding == "left":
         order = (jnp.arange(columns) + columns - lengths[:, None]) % columns
@@ -168,20 +178,20 @@ def prefill(
 
 
 def _logits(model: LanguageModel, hidden: jax.Array) -> jax.Array:
-    """hidden [..., D] -> [..., V] float32."""
+    """Return logits [..., V] in float32 of hidden [..., D]."""
     kernel = model.head.kernel[...].astype(hidden.dtype)
     return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
 
 
 def is_matrix(path: tuple[Any, ...]) -> bool:
-    """Whether the parameter at a path of JAX's is a kernel or the embedding."""
+    """Return whether the parameter at a path of jax.tree_util is a kernel or the embedding."""
     return path[-1].key in ("kernel", "embedding")
 
 
 def for_inference(config: ModelConfig, params: Params) -> Params:
-    """The parameters with those of matrix products in the compute dtype, once and for all.
+    """Return the parameters with those of matrix products cast to the compute dtype.
 
-    That is how products take them anyway; a decode step then reads half of the bytes.
+    The products cast them anyway; cast once, a decode step reads half of the bytes.
     """
     dtype = compute_dtype(config)
 
@@ -192,13 +202,13 @@ def for_inference(config: ModelConfig, params: Params) -> Params:
 
 
 def can_decode(config: ModelConfig) -> bool:
-    """Whether the model has caches: not one whose split is planned anew for each length."""
-    return config.kind != "flowhn" or config.split.scope == "context"
+    """Return whether the model has caches: not where its split depends on the length."""
+    return config.can_decode
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def init_cache(config: ModelConfig, params: Params, batch: int, length: int) -> DecodeCache:
-    """What `step` keeps of `batch` sequences of at most `length` tokens, before the first one."""
+    """Return the cache of `batch` sequences before the first of at most `length` tokens."""
     return bind(config, params).init_cache(batch, length)
 
 
@@ -207,18 +217,18 @@ def init_cache(config: ModelConfig, params: Params, batch: int, length: int) -> 
 def step(
     config: ModelConfig, params: Params, tokens: jax.Array, cache: DecodeCache
 ) -> tuple[jax.Array, DecodeCache]:
-    """One more token of each sequence, at its own position.
+    """Return the logits after one more token of each sequence, and the resulting cache.
 
     Args:
       config: of a model for which `can_decode` holds.
-      params: as of `init`.
-      tokens: [B] int32, in 0..V-1, as of `forward`. Where they are on a device and no caller is
-        traced, the check waits for them: a loop of many steps is faster inside `jax.jit`.
-      cache: of `prefill`, `init_cache` or the step before; it is used up. What it has no room for
-        is lost without a word.
+      params: from `init`.
+      tokens: [B] int32, in 0..V-1, as for `forward`. Outside of traced functions the check waits
+        for tokens on a device: a loop of many steps is faster inside `jax.jit`.
+      cache: from `prefill`, `init_cache` or the step before; it is donated. Tokens for which it has
+        no room are silently dropped from it.
 
     Returns:
-      (logits [B, V] float32 of the token after it, the cache behind it).
+      (logits [B, V] float32 of the next token, the resulting cache).
 
     Raises:
       ValueError: tokens are not integers [B], are empty, or are outside 0..V-1.

@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from flowhn_jax.config import ModelConfig
+from flowhn_jax.models.base import ModelConfig
 
 
 class TokenCheckedFunction:
     """A jitted function of (config, params, tokens, ...) whose token ids are checked first.
 
-    All else, such as `lower`, is the jitted function's own.
+    All other attributes, such as `lower`, are those of the jitted function.
     """
 
     def __init__(self, jitted: Any, layout: str):
@@ -44,23 +45,23 @@ def checks_tokens(layout: str) -> Callable[[Any], TokenCheckedFunction]:
 def _check_tokens(function: str, tokens: Any, layout: list[str], vocab_size: int) -> None:
     expected = f"models.{function}: tokens must be integers [{', '.join(layout)}]"
     if not (hasattr(tokens, "shape") and hasattr(tokens, "dtype")):
-        raise ValueError(f"{expected}, found {type(tokens).__name__}")
+        raise ValueError(f"{expected}; got {type(tokens).__name__}.")
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"{expected}, found {tokens.dtype}")
+        raise ValueError(f"{expected}; got {tokens.dtype}.")
     if len(tokens.shape) != len(layout) or 0 in tokens.shape:
-        raise ValueError(f"{expected}, at least one, found shape {tokens.shape}")
+        raise ValueError(f"{expected} with at least one token; got shape {tokens.shape}.")
     _check_range(function, "tokens", tokens, 0, vocab_size - 1)
 
 
 def _check_range(function: str, name: str, values: Any, low: int, high: int) -> None:
     """Raise ValueError where values are known and outside low..high."""
-    if isinstance(values, jax.core.Tracer):
+    if isinstance(values, Tracer):
         return
     if isinstance(values, jax.Array) and not values.is_fully_addressable:
-        return  # of several processes, none of which has all values
+        return  # spread over several processes, none of which has all values
     values = np.asarray(values)
     outside = values[(values < low) | (values > high)]
     if outside.size:
         raise ValueError(
-            f"models.{function}: {name} must be {low} to {high}, found {outside.flat[0]}"
+            f"models.{function}: {name} must be {low} to {high}; got {outside.flat[0]}."
         )

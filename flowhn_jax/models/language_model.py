@@ -1,21 +1,21 @@
 """What all models share: embedding, blocks, final norm and an untied head."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flowhn_jax.config import ModelConfig
-from flowhn_jax.layers.decoder import compute_dtype
+from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.embedding import Embedding
 from flowhn_jax.layers.linear import linear, rms_norm
 from flowhn_jax.layers.prompts import Prompts
+from flowhn_jax.models.base import ModelConfig
 from kernels.partition import constrain
 
 STREAM = "B stream D"
-# From the embedding's layout to the stream's: XLA finds no way of its own, and gathers x whole.
+# XLA finds no way from the embedding's layout to the stream's without gathering x whole.
 _FROM_EMBEDDING = "row column shard", "row stream part", STREAM
 
 _REMAT_POLICIES = {
@@ -24,19 +24,12 @@ _REMAT_POLICIES = {
 }
 
 
-def checkpointed(block: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    """A block whose backward pass keeps what `remat` says; see `LanguageModel.__call__`."""
-    if remat == "none":
-        return block
-    return jax.checkpoint(lambda *args: block(*args), policy=_REMAT_POLICIES[remat])
-
-
 class DecodeCache(NamedTuple):
     """What a model keeps of the tokens so far.
 
     Attributes:
-      blocks: each block's own.
-      tokens: [B] int32, how many there were: the position of the next one.
+      blocks: the cache of each block.
+      tokens: [B] int32, tokens so far: the position of the next one.
     """
 
     blocks: list[Any]
@@ -44,79 +37,90 @@ class DecodeCache(NamedTuple):
 
 
 class LanguageModel(nnx.Module):
-    """A stack of blocks, which a model makes in `block`."""
+    """A stack of blocks, which each family makes in `make_block`."""
+
+    blocks: nnx.List[Any]
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        dtype = compute_dtype(config)
+        context = LayerContext(rngs, config.compute_dtype, config.init_std, config.norm_eps)
         self.config = config
-        self.embed = Embedding(
-            config.vocab_size, config.width, init_std=config.init_std, dtype=dtype, rngs=rngs
-        )
-        self.blocks = nnx.List([self.block(index, rngs) for index in range(config.blocks)])
-        self.final_norm = rms_norm(config.width, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
-        self.head = linear(
-            config.width, config.vocab_size, init_std=config.init_std, dtype=dtype, rngs=rngs
-        )
+        self.embed = Embedding(config.vocab_size, config.width, context)
+        self.blocks = nnx.List([self.make_block(index, context) for index in range(config.blocks)])
+        self.final_norm = rms_norm(config.width, context)
+        self.head = linear(config.width, config.vocab_size, context)
 
-    def block(self, index: int, rngs: nnx.Rngs) -> nnx.Module:
-        """Block `index`, from [B, T, D] and segment_ids [B, T] to [B, T, D]."""
+    def make_block(self, index: int, context: LayerContext) -> nnx.Module:
+        """Return block `index`, a `DecoderLayer` unless the family overrides how blocks are run."""
         raise NotImplementedError
 
     def __call__(
         self, tokens: jax.Array, segment_ids: jax.Array | None = None, *, remat: str = "none"
     ) -> jax.Array:
-        """Final hidden states, ready for the head.
+        """Return the final hidden states [B, T, D], which the head takes, in the compute dtype.
 
         Args:
           tokens: [B, T] int32.
-          segment_ids: [B, T] int32, documents of a packed sequence; None: one document.
+          segment_ids: [B, T] int32, documents of packed sequences; None: one document per row.
           remat: what the backward pass keeps: 'none' recomputes nothing, 'dots' keeps the results
-            of matrix products, 'full' only the blocks' inputs.
-
-        Returns:
-          [B, T, D] in the compute dtype.
+            of matrix products, 'full' keeps only the blocks' inputs.
         """
-        x = self.embedded(constrain(tokens, "row column"))
+        x = self.embed_tokens(constrain(tokens, "row column"))
         for layout in _FROM_EMBEDDING:
             x = constrain(x, layout)
-        return self.normed(self.apply_blocks(x, segment_ids, remat))
+        blocks = [_checkpointed(block, remat) for block in self.blocks]
+        return self.normalize(self.apply_blocks(blocks, x, segment_ids))
 
-    def embedded(self, tokens: jax.Array) -> jax.Array:
-        """tokens [...] -> [..., D]."""
+    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
+        """Return the embedded tokens [..., D] of tokens [...]."""
         return self.embed(tokens)
 
-    def normed(self, x: jax.Array) -> jax.Array:
-        """x [..., D] behind the blocks -> what the head takes."""
+    def normalize(self, x: jax.Array) -> jax.Array:
+        """Return what the head takes [..., D], for x [..., D] after the blocks."""
         return self.final_norm(x)
 
-    def apply_blocks(self, x: jax.Array, segment_ids: jax.Array | None, remat: str) -> jax.Array:
-        """x [B, T, D] -> [B, T, D]."""
-        for block in self.blocks:
-            x = constrain(checkpointed(block, remat)(x, segment_ids), STREAM)
+    def apply_blocks(
+        self,
+        blocks: Sequence[Callable[..., Any]],
+        x: jax.Array,
+        segment_ids: jax.Array | None,
+    ) -> jax.Array:
+        """Return the stream [B, T, D] after all blocks.
+
+        Args:
+          blocks: `self.blocks`, with what remat keeps of them. Arrays are positional arguments,
+            all else is passed by keyword.
+          x: [B, T, D].
+          segment_ids: [B, T] int32, or None.
+        """
+        for block in blocks:
+            x = constrain(block(x, segment_ids), STREAM)
         return x
 
     def init_cache(self, batch: int, length: int) -> DecodeCache:
-        """The cache before the first of `length` tokens."""
-        return DecodeCache(self.init_blocks(batch, length), jnp.zeros(batch, jnp.int32))
+        """Return the cache of `batch` sequences before the first of `length` tokens."""
+        return DecodeCache(self.init_block_caches(batch, length), jnp.zeros(batch, jnp.int32))
 
-    def init_blocks(self, batch: int, length: int) -> list[Any]:
-        """The blocks' caches before the first of `length` tokens."""
+    def init_block_caches(self, batch: int, length: int) -> list[Any]:
+        """Return the blocks' caches before the first of `length` tokens."""
         return [block.init_cache(batch, length) for block in self.blocks]
 
     def prefill(
         self, tokens: jax.Array, prompts: Prompts, length: int
     ) -> tuple[jax.Array, DecodeCache]:
-        """Reads prompts, tokens [B, T] with padding behind each.
+        """Return what the head takes of each row's last token [B, D], and the resulting cache.
 
-        Returns:
-          (what the head takes of each row's last token [B, D], the cache behind it, with room for
-          `length` tokens in all).
+        Args:
+          tokens: [B, T] int32, rows with padding after their real tokens.
+          prompts: lengths and documents of the rows.
+          length: tokens per sequence that the cache must have room for, the prompt's included.
         """
-        x, caches = self.fill(self.embedded(tokens), prompts, length)
-        return self.normed(prompts.last(x)), DecodeCache(caches, prompts.lengths)
+        x, caches = self.prefill_blocks(self.embed_tokens(tokens), prompts, length)
+        return self.normalize(prompts.last(x)), DecodeCache(caches, prompts.lengths)
 
-    def fill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, list[Any]]:
-        """x [B, T, D] -> ([B, T, D], the blocks' caches behind each row's tokens)."""
+    def prefill_blocks(
+        self, x: jax.Array, prompts: Prompts, length: int
+    ) -> tuple[jax.Array, list[Any]]:
+        """Return the stream [B, T, D] and the blocks' caches after each row's tokens."""
         caches = []
         for block in self.blocks:
             x, cache = block.prefill(x, prompts, length)
@@ -125,23 +129,35 @@ class LanguageModel(nnx.Module):
         return x, caches
 
     def step(self, tokens: jax.Array, cache: DecodeCache) -> tuple[jax.Array, DecodeCache]:
-        """One token of each sequence: tokens [B] -> (what the head takes [B, D], the cache)."""
-        x, caches = self.advance(self.embedded(tokens), *cache)
-        return self.normed(x), DecodeCache(caches, cache.tokens + 1)
+        """Return what the head takes of tokens [B], one per sequence, and the resulting cache."""
+        x, new_caches = self.decode_blocks(self.embed_tokens(tokens), *cache)
+        return self.normalize(x), DecodeCache(new_caches, cache.tokens + 1)
 
-    def advance(
+    def decode_blocks(
         self, x: jax.Array, caches: list[Any], positions: jax.Array
     ) -> tuple[jax.Array, list[Any]]:
-        """x [B, D] at `positions` [B] through the blocks -> ([B, D], the caches behind it)."""
+        """Return the stream [B, D] of tokens at `positions` [B], and the resulting caches."""
         del positions
-        behind = []
+        new_caches = []
         for block, cache in zip(self.blocks, caches, strict=True):
-            x, cache = block.step(x, cache)
-            behind.append(cache)
-        return x, behind
+            x, new_cache = block.step(x, cache)
+            new_caches.append(new_cache)
+        return x, new_caches
 
-    def parts(self, length: int) -> Iterator[tuple[nnx.Module, int]]:
-        """All that costs FLOPs, with the tokens that it gets of a sequence of `length`."""
+    def flop_parts(self, length: int) -> Iterator[tuple[nnx.Module, int]]:
+        """Yield all that costs FLOPs, with the tokens that it gets of a sequence of `length`."""
         for block in self.blocks:
             yield block, length
         yield self.head, length
+
+
+def _checkpointed(block: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """Return a block whose backward pass keeps what `remat` says; keyword arguments are static."""
+    if remat == "none":
+        return block
+
+    def run(*arrays: Any, **static: Any) -> Any:
+        policy = _REMAT_POLICIES[remat]
+        return jax.checkpoint(lambda *arrays: block(*arrays, **static), policy=policy)(*arrays)
+
+    return run

@@ -1,36 +1,44 @@
 """Next-token loss of a batch of packed windows."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flowhn_jax import models
-from flowhn_jax.config import ModelConfig
 from flowhn_jax.data.packing import target_mask
-from flowhn_jax.models import Params
+from flowhn_jax.models import ModelConfig, Params
 from kernels.cross_entropy import cross_entropy
 
-# tokens and segment_ids, both [B, N + 1] int32; weights [B, N] float32 where not all count
+# tokens and segment_ids, [B, N + 1] int32; optionally weights of the targets, [B, N] float32.
 Batch = dict[str, jax.Array]
 
 
 class LossSum(NamedTuple):
-    """Summed negative log-likelihood in nats, with the z-loss, and the sum of targets' weights."""
+    """The loss of a batch, as sums over its targets.
 
-    nll: jax.Array  # float32 scalar
-    targets: jax.Array  # float32 scalar
+    Attributes:
+      nll: weighted negative log-likelihood in nats, with the z-loss; float32 scalar.
+      targets: weights of the targets; float32 scalar.
+    """
+
+    nll: jax.Array
+    targets: jax.Array
 
 
 def target_weights(batch: Batch) -> jax.Array:
-    """[B, N] float32: the batch's weights, else 1 for each token and 0 for padding (segment 0)."""
+    """Return the weights of the targets, [B, N] float32.
+
+    They are the batch's weights, otherwise 1 for each token and 0 for padding (segment 0).
+    """
     if "weights" in batch:
         return batch["weights"]
-    return target_mask(batch["segment_ids"]).astype(jnp.float32)
+    segment_ids: Any = batch["segment_ids"]
+    return jnp.asarray(target_mask(segment_ids), jnp.float32)
 
 
 def token_losses(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
-    """-log p(next token) in nats times its weight, [B, N] float32."""
+    """Return -log p(next token) in nats times its weight, [B, N] float32."""
     hidden, head = _hidden_and_head(config, params, batch, "none")
     targets, weights = batch["tokens"][:, 1:], target_weights(batch)
     return cross_entropy(hidden, head, targets, weights, reduction="none")
@@ -44,10 +52,17 @@ def loss_sum(
     remat: str = "none",
     z_loss: float = 0.0,
 ) -> LossSum:
-    """Sum of -log p(next token), and of the z-loss, over the batch's targets, times their weights.
+    """Return the weighted sum of -log p(next token), and of the z-loss, over the batch's targets.
 
-    The last token of a document is scored on predicting the next one's first, the end-of-text
+    The target of a document's last token is the first one of the next document, the end-of-text
     token: that is how the model learns where documents end.
+
+    Args:
+      config: of any family.
+      params: from `models.init`.
+      batch: of packed windows.
+      remat: what the backward pass keeps, as for `LanguageModel`.
+      z_loss: weight of the squared log-normalizer (arXiv 2204.02311, section 5).
     """
     hidden, head = _hidden_and_head(config, params, batch, remat)
     targets, weights = batch["tokens"][:, 1:], target_weights(batch)

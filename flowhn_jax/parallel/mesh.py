@@ -3,15 +3,46 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flowhn_jax.config import MeshConfig, ModelConfig
+from flowhn_jax.utils.checks import require
 from kernels.partition import AXES
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Number of devices along each axis of the mesh; one axis may be -1, which takes the rest.
+
+    Attributes:
+      data: devices over which sequences are sharded.
+      fsdp: devices over which sequences are sharded, and parameters with their optimizer state.
+      branch: 2 runs the attention branch on one half of the devices and the SSM branch on the
+        other; 1 runs both on all.
+      sequence: devices over which the positions of long sequences are sharded, and parameters with
+        their optimizer state.
+      tensor: devices over which heads, channels, MLP units and the vocabulary are sharded.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    branch: int = 1
+    sequence: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            require(size == -1 or size > 0, f"mesh.{name}", "-1 or above 0", size)
+        require(self.branch in (1, 2), "mesh.branch", "1 or 2", self.branch)
+        rest = [name for name, size in sizes.items() if size == -1]
+        require(len(rest) <= 1, "mesh", "sizes of which at most one is -1", sizes)
+        both = self.branch == 2 and self.sequence != 1
+        require(not both, "mesh.sequence", "1 where mesh.branch is 2", self.sequence)
 
 
 def axis_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
@@ -85,41 +116,20 @@ def make_mesh(config: MeshConfig, batch_size: int, devices: Sequence[Any] | None
     return Mesh(array, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def check_sequence(model: ModelConfig, mesh: Mesh) -> None:
+class SequenceSharded(Protocol):
+    """A model's config, as far as sharding sequences over a mesh concerns it."""
+
+    def check_sequence(self, sequence: int, tensor: int) -> None:
+        """Raise ValueError if positions or heads do not divide over the devices."""
+        ...
+
+
+def check_sequence(model: SequenceSharded, mesh: Mesh) -> None:
     """Raise ValueError if the model's positions or heads do not divide over `mesh.sequence`.
 
     Otherwise devices along that axis would replicate each other's work.
     """
-    parts = mesh.shape["sequence"]
-    if parts == 1:
-        return
-    if model.kind == "flowhn":
-        _check_branches(model, parts)
-    else:
-        meta = model.meta_tokens if model.kind == "hymba" else 0
-        if (model.context + meta) % parts:
-            raise ValueError(
-                f"mesh.sequence must divide the {model.context + meta} positions of {model.kind}; "
-                f"got {parts}."
-            )
-    ways = parts * mesh.shape["tensor"]
-    if model.kind not in ("mamba1", "mamba2") and model.heads % ways:
-        raise ValueError(
-            f"mesh.sequence x mesh.tensor must divide model.heads ({model.heads}), over which "
-            f"attention is sharded instead of positions; got {ways}."
-        )
-
-
-def _check_branches(model: ModelConfig, parts: int) -> None:
-    for block in model.plan().blocks:
-        for branch, selection in (("attention", block.attention), ("the SSM", block.ssm)):
-            tokens = selection.count(model.context)
-            if tokens % parts:
-                raise ValueError(
-                    f"mesh.sequence must divide the {tokens} tokens of {branch} in a context of "
-                    f"{model.context}; got {parts}. Give a divisor, or another model.split.align "
-                    "or model.split.period."
-                )
+    model.check_sequence(mesh.shape["sequence"], mesh.shape["tensor"])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

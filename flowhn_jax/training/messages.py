@@ -11,7 +11,6 @@ from flowhn_jax.checkpoints.files import versions
 from flowhn_jax.checkpoints.state import learning_rate_schedule
 from flowhn_jax.config import Config
 from flowhn_jax.data.prepared import PreparedSet
-from flowhn_jax.split.plan import partition_warning
 
 
 def describe_start(config: Config, prepared: PreparedSet, mesh: Mesh) -> list[str]:
@@ -25,7 +24,7 @@ def describe_start(config: Config, prepared: PreparedSet, mesh: Mesh) -> list[st
         f"data {prepared.folder}: {train.tokens:,} training tokens, "
         f"{validation.tokens:,} validation tokens, tokenizer {prepared.tokenizer.spec}",
     ]
-    if model.kind == "flowhn" and (warning := partition_warning(model.split, model.plan())):
+    if warning := model.warning():
         lines.append(f"warning: {warning}")
     return lines
 

@@ -147,7 +147,7 @@ def test_models_that_the_authors_code_lacks_are_rejected():
         authors.build(dataclasses.replace(model, branch_mlp=False), "A")
     with pytest.raises(ValueError, match=r"model.ssm must be 'mamba1'.*got 'mamba2'"):
         authors.build(dataclasses.replace(model, ssm="mamba2", ssm_head_dim=8), "A")
-    with pytest.raises(ValueError, match=r"model.kind must be 'flowhn'; got 'llama'"):
+    with pytest.raises(ValueError, match=r"must be 'flowhn' for the authors' code; got 'llama'"):
         authors.build(small_baseline("llama"), "A")
 
 

@@ -34,7 +34,7 @@ def succeed(*arguments):
         (["train.py", TINY, "--config.model.width=wide", "--workdir=x"], "'wide'"),
         (
             ["train.py", TINY, "--config.model.width=66", "--workdir=x"],
-            "model.width is 66; accepted is a multiple of model.heads = 4, such as 64 or 68",
+            "model.width must be a multiple of model.heads (4), e.g. 64 or 68; got 66.",
         ),
         (
             ["train.py", "--config=configs", "--workdir=x"],
@@ -80,7 +80,7 @@ def succeed(*arguments):
         ),
         (
             ["-m", "flowhn_jax.split", "--config=configs/baseline_tiny.py:llama"],
-            "model.kind 'llama' has no split",
+            "model.kind must be 'flowhn' for the command split; got 'llama'.",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

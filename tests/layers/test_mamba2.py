@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flowhn_jax.layers.mamba2 import GatedRMSNorm, Mamba2
+from flowhn_jax.layers.context import LayerContext
+from flowhn_jax.layers.mamba2 import GatedRMSNorm, Mamba2, Mamba2Sizes
 
 
 def small_mixer(groups=2, dtype=jnp.float32, **sizes):
     sizes = dict(width=8, inner=24, state=4, conv=4, head_dim=4) | sizes
-    return Mamba2(
-        **sizes, groups=groups, norm_eps=1e-5, init_std=0.2, dtype=dtype, rngs=nnx.Rngs(0)
-    )
+    context = LayerContext(nnx.Rngs(0), dtype, init_std=0.2, norm_eps=1e-5)
+    return Mamba2(Mamba2Sizes(**sizes, groups=groups), context)
 
 
 @nnx.jit
@@ -19,7 +19,7 @@ def apply(model, *arguments):
     return model(*arguments)
 
 
-def test_each_group_is_normed_by_itself():
+def test_each_group_is_normed_separately():
     rng = np.random.default_rng()
     x, gate = (rng.standard_normal((2, 5, 12)).astype(np.float32) for _ in range(2))
     norm = GatedRMSNorm(12, 3, epsilon=1e-5)
@@ -31,7 +31,7 @@ def test_each_group_is_normed_by_itself():
     np.testing.assert_allclose(norm(x, gate), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_packed_documents_are_computed_apart():
+def test_packed_documents_do_not_affect_each_other():
     model = small_mixer()
     x = jnp.asarray(np.random.default_rng().standard_normal((2, 10, 8)), jnp.float32)
     packed = apply(model, x.reshape(1, 20, 8), jnp.asarray([[3] * 10 + [5] * 10]))
@@ -59,5 +59,5 @@ def test_bfloat16():
 
 
 def test_heads_that_do_not_divide():
-    with pytest.raises(ValueError, match="24 channels are not heads of 5 in 2 equal groups"):
+    with pytest.raises(ValueError, match="24 channels must be whole heads of 5 in 2 equal groups"):
         small_mixer(head_dim=5)

@@ -4,13 +4,13 @@ import numpy as np
 from flowhn_jax.layers.rope import rotate
 
 
-def test_pairs_are_turned_by_their_angle(rng):
-    """Against complex numbers in float64."""
+def test_pairs_are_rotated_by_their_angle(rng):
+    """Compared with complex numbers in float64."""
     x = rng.standard_normal((2, 7, 3, 8))
     positions = np.arange(7) + 90
     angles = positions[:, None] * 10000.0 ** (-np.arange(4) / 4)
-    turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angles)[:, None]
-    expected = np.concatenate((turned.real, turned.imag), axis=-1)
+    rotated = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angles)[:, None]
+    expected = np.concatenate((rotated.real, rotated.imag), axis=-1)
     found = rotate(jnp.asarray(x, jnp.float32), jnp.asarray(positions), 10000.0)
     np.testing.assert_allclose(found, expected, atol=2e-5)
 

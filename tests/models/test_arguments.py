@@ -1,4 +1,4 @@
-"""What the models' public functions accept."""
+"""Checks of the arguments of the models' public functions."""
 
 import jax
 import jax.numpy as jnp
@@ -30,17 +30,17 @@ def test_token_ids_outside_the_vocabulary_are_refused(name, array):
     params = models.init(config, jax.random.key(0))
     for wrong in (-1, 61, 2**20):
         tokens = array(np.full((2, 5), wrong, np.int32))
-        with pytest.raises(ValueError, match=rf"{name}: tokens must be 0 to 60, found {wrong}$"):
+        with pytest.raises(ValueError, match=rf"{name}: tokens must be 0 to 60; got {wrong}\.$"):
             call(name, config, params, tokens)
-    for accepted in (0, 60):
-        tokens = array(np.full((2, 5), accepted, np.int32))
+    for valid in (0, 60):
+        tokens = array(np.full((2, 5), valid, np.int32))
         assert jnp.isfinite(call(name, config, params, tokens)).all()
 
 
 @pytest.mark.parametrize("wrong", [-1, 61])
 @pytest.mark.parametrize("kind", [*BASELINES, "flowhn"])
 def test_a_traced_id_outside_the_vocabulary_makes_logits_nan(kind, wrong):
-    """No other row is read in its place, and the loss of a batch with it is NaN."""
+    """No other row of the embedding replaces it, and the loss of a batch with it is NaN."""
     config = small_config().model if kind == "flowhn" else small_baseline(kind)
     wrong = config.vocab_size if wrong > 0 else wrong
     params = models.init(config, jax.random.key(0))
@@ -57,21 +57,21 @@ def test_a_traced_id_outside_the_vocabulary_makes_logits_nan(kind, wrong):
 def test_other_arrays_of_tokens_are_refused(name):
     config = small_baseline("llama")
     params = models.init(config, jax.random.key(0))
-    with pytest.raises(ValueError, match=r"tokens must be integers .*, found float32"):
+    with pytest.raises(ValueError, match=r"tokens must be integers .*; got float32"):
         call(name, config, params, np.zeros((2, 5), np.float32))
-    with pytest.raises(ValueError, match=r"tokens must be integers .*, found shape \(0"):
+    with pytest.raises(ValueError, match=r"tokens must be integers .*; got shape \(0"):
         call(name, config, params, np.zeros((0, 5), np.int32))
-    with pytest.raises(ValueError, match=r"tokens must be integers .*, found list"):
+    with pytest.raises(ValueError, match=r"tokens must be integers .*; got list"):
         getattr(models, name)(config, params, [[1, 2]])
 
 
 @pytest.mark.parametrize("wrong", [0, 6])
-def test_prompts_of_other_lengths_are_refused(wrong):
+def test_lengths_outside_the_prompts_are_refused(wrong):
     config = small_baseline("llama")
     params, tokens = models.init(config, jax.random.key(0)), np.zeros((2, 5), np.int32)
     for given in ([np.array([1, wrong])], []):
         keywords = {} if given else {"lengths": np.array([1, wrong])}
-        with pytest.raises(ValueError, match=f"prefill: lengths must be 1 to 5, found {wrong}"):
+        with pytest.raises(ValueError, match=f"prefill: lengths must be 1 to 5; got {wrong}"):
             models.prefill(config, params, tokens, *given, **keywords)
 
 

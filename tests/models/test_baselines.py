@@ -1,4 +1,4 @@
-"""What holds for all baselines alike; parity with transformers is in tests/interop."""
+"""Properties of all baselines; parity with transformers is in tests/interop."""
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,8 @@ def test_no_token_influences_an_earlier_one(kind):
 
 
 @pytest.mark.parametrize("kind", BASELINES)
-def test_documents_are_computed_apart(kind):
-    """Another first document leaves the second one's logits as they were, bit for bit."""
+def test_documents_never_attend_to_each_other(kind):
+    """Another first document leaves the second one's logits unchanged, bit for bit."""
     config = small_baseline(kind)
     params, tokens = params_of(config), tokens_of(config)
     segment_ids = np.repeat([[1, 2]], [9, 15], axis=1).repeat(2, axis=0)
@@ -48,7 +48,7 @@ def test_documents_are_computed_apart(kind):
         np.asarray(models.forward(config, params, t, segment_ids)) for t in (tokens, changed)
     )
     np.testing.assert_array_equal(before[:, 9:], after[:, 9:])
-    # The first one is computed as if it stood alone; behind it nothing of it is left.
+    # Each has the logits that it has alone.
     alone = models.forward(config, params, tokens[:, :9])
     np.testing.assert_allclose(before[:, :9], alone, atol=1e-5, rtol=1e-5)
     alone = models.forward(config, params, tokens[:, 9:])
@@ -57,7 +57,7 @@ def test_documents_are_computed_apart(kind):
 
 @pytest.mark.parametrize("kind", BASELINES)
 def test_gradients(kind):
-    """Finite and of every parameter; those that remat gives are the same."""
+    """Every parameter has a finite gradient that is not zero, the same with remat."""
     config = small_baseline(kind)
     params, tokens = params_of(config), tokens_of(config, config.context + 1)
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens)}
@@ -98,7 +98,7 @@ SPLIT_POSITIONS = {"sequence": 2, "data": 2}
     ],
 )
 def test_on_eight_devices(kind, axes):
-    """Loss and gradients over a mesh are those of one device, and parameters are cut."""
+    """Loss and gradients over a mesh match one device, and parameters are sharded."""
     even = {"meta_tokens": 4} if kind == "hymba" else {}  # positions that divide over `sequence`
     config = small_baseline(kind, **even)
     params, tokens = params_of(config), tokens_of(config, config.context + 1, batch=4)
@@ -123,24 +123,24 @@ def test_on_eight_devices(kind, axes):
 @given(layers=st.integers(1, 40))
 @settings(max_examples=40)
 def test_hymbas_layers(layers):
-    """First, middle and last see all; others pair up, and none borrows from one that sees all."""
-    sees_all = [hymba.is_global(index, layers) for index in range(layers)]
+    """First, middle and last are global; others pair up, and none borrows from a global one."""
+    is_global = [hymba.is_global(index, layers) for index in range(layers)]
     borrows = [hymba.borrows(index, layers) for index in range(layers)]
-    assert sees_all[0]
-    assert sees_all[layers // 2]
-    assert sees_all[-1]
-    assert sum(sees_all) <= 3
+    assert is_global[0]
+    assert is_global[layers // 2]
+    assert is_global[-1]
+    assert sum(is_global) <= 3
     for index in range(layers):
         if borrows[index]:
-            assert not sees_all[index]
-            assert not sees_all[index - 1]
+            assert not is_global[index]
+            assert not is_global[index - 1]
             assert not borrows[index - 1]
-        elif not sees_all[index] and not sees_all[index - 1]:
+        elif not is_global[index] and not is_global[index - 1]:
             assert borrows[index - 1]
 
 
-def test_hymbas_window_and_meta_tokens_reach_as_far_as_they_should():
-    """With windowed attention alone a token's reach ends; a meta token's never does."""
+def test_hymbas_window_ends_and_its_meta_tokens_reach_everywhere():
+    """In one windowed layer a token reaches as far as the window, a meta token to the end."""
     config = small_baseline("hymba")
     attention = models.build(config).blocks[1].mixer.attention
     assert (attention.window, attention.prefix) == (5, 3)

@@ -1,4 +1,4 @@
-"""Prefill and steps against one forward pass, for every model and split."""
+"""Prefill and single steps against one forward pass, for every model and split."""
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,12 @@ def params_of(config, seed=None):
 
 
 def check_against_one_pass(config, tokens, lengths, segment_ids=None, room=None, padding="right"):
-    """Prefill of `lengths` [B] of the rows and steps through the rest give the logits of all."""
+    """Compare prefill of `lengths` [B] tokens and steps through the rest with one pass over all."""
     params = params_of(config)
     batch, total = tokens.shape
     expected = np.asarray(models.forward(config, params, tokens, segment_ids))
     columns = max(lengths)
-    prompts = np.full((batch, columns), 7)  # what padding holds must not matter
+    prompts = np.full((batch, columns), 7)  # the padding's token must not matter
     ids = None if segment_ids is None else np.zeros_like(prompts)
     for row, length in enumerate(lengths):
         place = slice(length) if padding == "right" else slice(columns - length, columns)
@@ -45,7 +45,7 @@ def check_against_one_pass(config, tokens, lengths, segment_ids=None, room=None,
     )
     positions, rows = np.array(lengths) - 1, np.arange(batch)
     found, wanted = [logits], [expected[rows, positions]]
-    for _ in range(total - columns):  # rows run on by as many tokens, each from its own length
+    for _ in range(total - columns):  # every row continues for as many tokens, from its own length
         positions = positions + 1
         logits, cache = models.step(config, params, tokens[rows, positions], cache)
         found.append(logits)
@@ -56,17 +56,17 @@ def check_against_one_pass(config, tokens, lengths, segment_ids=None, room=None,
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_prompts_of_different_lengths_go_on_by_their_own_positions(name, rng):
+def test_prompts_of_different_lengths_continue_at_their_own_positions(name, rng):
     config = model_of(name)
     tokens = rng.integers(0, config.vocab_size, (3, config.context))
     check_against_one_pass(config, tokens, [9, 1, 14])
 
 
 @pytest.mark.parametrize(("name", "error"), [("fac_split", 1e-6), ("hymba", 5e-6)])
-def test_padded_prompts_are_read_as_single_ones(name, error, rng):
-    """On either side, and with documents: logits and later steps as of each prompt alone.
+def test_padding_does_not_change_a_prompt(name, error, rng):
+    """On either side, and with documents: logits and later steps are those of each prompt alone.
 
-    Other shapes have other orders of summation, which Hymba's eight layers show.
+    Other shapes have other orders of summation, which shows in Hymba's layers.
     """
     config = model_of(name)
     params, lengths = params_of(config), [9, 4]
@@ -89,10 +89,10 @@ def test_padded_prompts_are_read_as_single_ones(name, error, rng):
 
 
 @pytest.mark.parametrize("name", ["no_split", "fac_split", "fai_split", *BASELINES])
-def test_the_last_document_of_a_packed_prompt_goes_on_alone(name, rng):
-    """Documents that end within a branch's tokens, or begin where it has none yet."""
+def test_only_the_last_document_of_a_packed_prompt_is_continued(name, rng):
+    """Documents end among a branch's tokens, or begin where it has none yet."""
     config = model_of(name)
-    if name == "hymba":  # the state behind its meta tokens goes to the first document alone
+    if name == "hymba":  # only the first document follows the meta tokens directly
         starts = [(0, 0), (5, 9), (0, 0)]
     else:
         starts = [(4, 13), (5, 9), (0, 0)]
@@ -152,7 +152,7 @@ def test_decoding_beyond_the_training_length(name, rng):
 
 
 @pytest.mark.parametrize("strategy", BOUNDED)
-def test_a_split_tied_to_the_context_ends_there(strategy):
+def test_a_bounded_split_ends_at_the_context(strategy):
     config = model_of(strategy)
     params, tokens = params_of(config), np.zeros((1, 5), int)
     with pytest.raises(ValueError, match=f"25 positions, but {strategy} was planned for a context"):
@@ -161,13 +161,13 @@ def test_a_split_tied_to_the_context_ends_there(strategy):
         models.init_cache(config, params, 1, 25)
 
 
-def test_caches_hold_only_what_was_sent_to_attention():
-    """And one of another size where a block sends another number; the SSM's does not grow."""
+def test_caches_hold_only_the_tokens_of_attention():
+    """Blocks with other numbers of tokens have caches of other sizes; the SSM's does not grow."""
     config = model_of("fac_split", balance=0.3)
     params = params_of(config)
     _, cache = models.prefill(config, params, np.zeros((2, 11), int), length=24)
     for block, plan in zip(cache.blocks, config.plan().blocks, strict=True):
-        assert block.attention.kept.k.shape[2] == plan.attention.count(24) < 24
+        assert block.attention.kv.k.shape[2] == plan.attention.count(24) < 24
         assert list(block.attention.tokens) == [plan.attention.count(11)] * 2
     small, large = (models.init_cache(config, params, 2, length) for length in (2, 24))
     for a, b in zip(small.blocks, large.blocks, strict=True):
@@ -176,7 +176,7 @@ def test_caches_hold_only_what_was_sent_to_attention():
 
 @pytest.mark.parametrize("name", ["fai_split", "hymba"])
 def test_bfloat16(name, rng):
-    """Near the logits of one pass, as near as bfloat16 is."""
+    """The logits are near those of one pass, within the precision of bfloat16."""
     keys = {"dtype": "bfloat16", "vocab_size": 61}
     hymba = name == "hymba"
     config = small_baseline(name, **keys) if hymba else small_config(name, model=keys).model
@@ -189,17 +189,17 @@ def test_bfloat16(name, rng):
         assert jnp.abs(found - wanted).max() < 0.05 * jnp.abs(expected).max()
 
 
-def test_no_decoding_where_the_plan_follows_the_length():
+def test_no_decoding_where_the_plan_depends_on_the_length():
     config = model_of("ae_split", scope="sequence")
     assert not models.can_decode(config)
-    with pytest.raises(ValueError, match=r"split.scope is 'sequence'.*cannot decode"):
+    with pytest.raises(ValueError, match=r"scope must be 'context' for decoding; got 'sequence'"):
         models.init_cache(config, params_of(config), 1, 8)
 
 
 def test_wrong_arguments():
     config = model_of("llama")
     params, tokens = params_of(config), np.zeros((1, 5), int)
-    with pytest.raises(ValueError, match="have 5 tokens; accepted is 1 to length = 4"):
+    with pytest.raises(ValueError, match="length must be at least the prompts' 5 tokens; got 4"):
         models.prefill(config, params, tokens, length=4)
-    with pytest.raises(ValueError, match="padding is 'both'; accepted are left, right"):
+    with pytest.raises(ValueError, match="padding must be 'left' or 'right'; got 'both'"):
         models.prefill(config, params, tokens, padding="both")

@@ -45,14 +45,14 @@ def random_tokens(shape, seed=0):
         ("1b", "fac_split", 1_144_363_968),
     ],
 )
-def test_parameter_counts_are_the_papers(size, strategy, expected):
+def test_parameter_counts_match_the_paper(size, strategy, expected):
     config = config_lib.parse(recipes.load(f"flowhn_{size}", strategy)).model
     assert models.param_count(config) == expected
 
 
 @of_both_kinds
-def test_reach_is_what_perturbing_the_model_finds(strategy, ssm):
-    """Token j reaches logit i just where changing it changes the logits at i: causality too."""
+def test_reach_matches_perturbations_of_the_model(strategy, ssm):
+    """Token j reaches logit i exactly where changing it changes the logits at i, and j <= i."""
     config, params = small(strategy, ssm, balance=0.4)
     length = config.context
     base = random_tokens((1, length))
@@ -85,8 +85,8 @@ def test_length_beyond_the_context(strategy):
 
 
 @of_both_kinds
-def test_documents_do_not_see_each_other(strategy, ssm):
-    """Changing one packed document leaves the others' logits as they were, to the last bit."""
+def test_documents_never_attend_to_each_other(strategy, ssm):
+    """Changing one packed document leaves the others' logits unchanged, bit for bit."""
     config, params = small(strategy, ssm)
     tokens = random_tokens((2, config.context))
     segment_ids = np.repeat(np.array([[1] * 9 + [2] * 8 + [3] * 7]), 2, axis=0)
@@ -110,8 +110,8 @@ def test_documents_do_not_see_each_other(strategy, ssm):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_packed_document_is_scored_as_if_alone():
-    """In no_split a document's logits are those of the document by itself."""
+def test_a_packed_document_has_the_logits_of_the_document_alone():
+    """True for no_split, whose branches see all tokens."""
     config, params = small("no_split")
     tokens = random_tokens((1, 20))
     segment_ids = np.array([[1] * 11 + [2] * 9])
@@ -129,8 +129,8 @@ def test_recomputing_activations_changes_no_gradient(remat):
     def gradients(remat):
         return jax.jit(jax.grad(lambda p: loss_sum(config, p, batch, remat=remat).nll))(params)
 
-    kept, recomputed = gradients("none"), gradients(remat)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), kept, recomputed)
+    stored, recomputed = gradients("none"), gradients(remat)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), stored, recomputed)
 
 
 def test_bfloat16_follows_float32():
@@ -143,7 +143,7 @@ def test_bfloat16_follows_float32():
     assert 1e-5 < error < 0.05
 
 
-def test_without_branch_mlps_the_parameters_are_those_of_the_figure():
+def test_without_branch_mlps_only_the_mlps_are_missing():
     config, _ = small("fac_split")
     bare = dataclasses.replace(config, branch_mlp=False)
     mlps = 2 * config.blocks * (3 * config.width * config.mlp_width + config.width)

@@ -32,7 +32,7 @@ def packed(config, rng):
 
 
 @every_model
-def test_logits_are_those_of_the_documents_alone(name, rng):
+def test_logits_match_the_documents_alone(name, rng):
     config = MODELS[name]
     params, documents, row, segment_ids = packed(config, rng)
     alone = [models.forward(config, params, tokens) for tokens in documents]
@@ -41,7 +41,7 @@ def test_logits_are_those_of_the_documents_alone(name, rng):
 
 
 @pytest.mark.parametrize("name", ["hymba_one_meta_token", "hymba_many_meta_tokens"])
-def test_gradients_are_those_of_the_documents_alone(name, rng):
+def test_gradients_match_the_documents_alone(name, rng):
     config = MODELS[name]
     params, documents, row, segment_ids = packed(config, rng)
 

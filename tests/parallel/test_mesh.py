@@ -81,5 +81,5 @@ def test_positions_and_heads_that_do_not_divide(axes, model, message):
 
 
 def test_branches_and_sequences_do_not_go_together():
-    with pytest.raises(ValueError, match=r"mesh.sequence is 2; accepted is 1 where mesh.branch"):
+    with pytest.raises(ValueError, match=r"mesh.sequence must be 1 where mesh.branch is 2; got 2"):
         MeshConfig(branch=2, sequence=2)

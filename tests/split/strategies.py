@@ -2,10 +2,10 @@
 
 from hypothesis import strategies as st
 
-from flowhn_jax.config import ModelConfig
+from flowhn_jax.config import FlowHNConfig
 from flowhn_jax.split import STRATEGIES, SplitConfig, make_plan
 
-DIMS = ModelConfig().dims
+DIMS = FlowHNConfig().dims
 
 
 @st.composite

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowhn_jax.config import ModelConfig
+from flowhn_jax.config import FlowHNConfig
 from flowhn_jax.split import BranchDims, attention_branch_flops, ssm_branch_flops
 from flowhn_jax.split.cost import balanced_tokens, score_flops
 
-PAPER_135M = ModelConfig().dims
+PAPER_135M = FlowHNConfig().dims
 
 
 def compiled_flops(function, *shapes):
@@ -42,7 +42,7 @@ def test_projections_agree_with_xla():
 
 
 def test_mamba2_projections_agree_with_xla():
-    config = ModelConfig(ssm="mamba2", ssm_state=128, ssm_groups=2)
+    config = FlowHNConfig(ssm="mamba2", ssm_state=128, ssm_groups=2)
     dims, tokens = config.dims, 32
     width, inner, shared = dims.width, dims.inner, 2 * 2 * 128
     shapes = [(width, 2 * inner + shared + dims.ssm_heads), (inner, width)]

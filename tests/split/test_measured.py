@@ -4,14 +4,14 @@ import logging
 import numpy as np
 import pytest
 
-from flowhn_jax.config import ModelConfig
+from flowhn_jax.config import FlowHNConfig
 from flowhn_jax.split import SplitConfig, make_plan, measured, plan
 from flowhn_jax.split.cost import balanced_tokens
 from flowhn_jax.split.measured import BranchTimes
 from flowhn_jax.split.plan import with_fixed_share
 from kernels import device_cache
 
-DIMS = ModelConfig().dims
+DIMS = FlowHNConfig().dims
 
 
 @pytest.fixture(autouse=True)

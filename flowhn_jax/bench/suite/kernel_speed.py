@@ -121,7 +121,7 @@ def block_run(model: ModelConfig, batch: int, length: int) -> Callable[[], Any]:
 
     def with_gradients(params: Any, x: jax.Array, dy: jax.Array) -> Any:
         def run(params: Any, x: jax.Array) -> jax.Array:
-            return nnx.merge(graph, params)(x, plan)
+            return nnx.merge(graph, params)(x, plan=plan)
 
         return jax.vjp(run, params, x)[1](dy)
 

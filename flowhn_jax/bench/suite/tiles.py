@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.suite.workload import Earlier, recipe
+from flowhn_jax.config import require_flowhn
 from kernels.selective_scan import triton
 from kernels.tuning import time_tiles
 
@@ -30,7 +31,8 @@ def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
 def arguments(key: str) -> tuple[jax.ShapeDtypeStruct | None, ...]:
     """Return the scan's arguments at a named shape, as a Mamba-1 mixer passes them in training."""
     batch, length = _SHAPES[key]
-    dims = recipe(key.partition(",")[0], "fac_split").model.dims
+    model = recipe(key.partition(",")[0], "fac_split").model
+    dims = require_flowhn(model, "the tiles of its scan").dims
     tokens = jax.ShapeDtypeStruct((batch, length, dims.inner), jnp.bfloat16)
     states = jax.ShapeDtypeStruct((batch, length, dims.state), jnp.bfloat16)
     channels = jax.ShapeDtypeStruct((dims.inner,), jnp.float32)
