@@ -1,4 +1,4 @@
-"""`python -m flowhn_jax.split`: the command of `commands/split.py`."""
+"""`python -m flowhn_jax.split`: the command `flowhn split`."""
 
 from flowhn_jax.commands import split
 
