@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import absl.flags
 
-from flowhn_jax.utils.text import one_line, short_repr
+from flowhn_jax.utils.text import one_line, short_path, short_repr
 
 if TYPE_CHECKING:
     from flowhn_jax.config import Config
@@ -211,8 +211,15 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_config_keys(arguments: Sequence[str]) -> None:
-    """Raise ValueError if a --config.KEY is not a key of a config or a group of keys."""
+    """Raise ValueError if a --config.KEY is not a key or a group of keys, or comes too early."""
     given = [each for each in arguments if each.startswith(_PREFIX)]
+    if given:
+        before = arguments[: arguments.index(given[0])]
+        if not any(each.partition("=")[0] in _CONFIG_FLAGS for each in before):
+            raise ValueError(
+                "--config must be given before its keys, e.g. --config=flowhn_tiny "
+                f"{short_path(given[0])[1:-1]}."
+            )
     known = _config_keys() if given else []
     groups = {name.rpartition(".")[0] for name in known}
     for argument in given:

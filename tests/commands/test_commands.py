@@ -31,6 +31,10 @@ def succeed(*arguments):
             ["train.py", TINY, "--config.model.splt.period=32", "--workdir=x"],
             "unknown config key 'model.splt.period'; the nearest is --config.model.split.period",
         ),
+        (
+            ["train.py", "--config.model.width=32", "--workdir=x", TINY],
+            "--config must be given before its keys, e.g. --config=flowhn_tiny --config.model.wid",
+        ),
         (["train.py", TINY, "--config.model.width=wide", "--workdir=x"], "'wide'"),
         (["train.py", TINY, "--config.model.width=66", "--workdir=x"], "64 or 68"),
         (["train.py", "--config=configs", "--workdir=x"], "it is no file. Names: baseline_135m"),
