@@ -22,7 +22,7 @@ def test_the_notebook_runs(monkeypatch):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = nbclient.NotebookClient(
         notebook,
-        timeout=300,
+        timeout=600,
         kernel_name="python3",
         resources={"metadata": {"path": os.fspath(NOTEBOOK.parent)}},
     )
