@@ -1,6 +1,5 @@
 """Pictures, drawn with matplotlib (imported only here, and only when a picture is drawn)."""
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -30,6 +29,11 @@ class PositionCurve(Protocol):
     @property
     def nll(self) -> np.ndarray:
         """Return the nats [N], summed over the targets."""
+        ...
+
+    @property
+    def squares(self) -> np.ndarray:
+        """Return the squares [N] of the targets' nats, summed over the targets."""
         ...
 
     @property
@@ -186,7 +190,7 @@ def _label_points(axes: Any, names: Sequence[str], places: Sequence[tuple[float,
 def plot_by_position(curves: Mapping[str, PositionCurve], path: str) -> None:
     """Draw the mean loss over the number of preceding tokens, in bins that grow.
 
-    The band is the mean plus and minus two standard errors, see `bin_positions`.
+    The band is the mean plus and minus two standard errors.
 
     Args:
       curves: by the name of the model.
@@ -224,28 +228,22 @@ def plot_by_position(curves: Mapping[str, PositionCurve], path: str) -> None:
 def bin_positions(curve: PositionCurve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the middle, the mean loss and its standard error of bins of positions that grow.
 
-    The bins have equal widths on a logarithmic axis; empty ones are left out. The error takes the
-    variance of a target's loss to be the same everywhere, estimated from how the means of positions
-    in one bin differ.
+    The bins have equal widths on a logarithmic axis; empty ones are left out. The targets of a bin
+    count as independent; the error is NaN in a bin of one target.
     """
     count = len(curve.nll)
     edges = np.unique(np.geomspace(1, count + 1, 4 * count.bit_length()).astype(int))
-    middles, means, totals = [], [], []
-    squares, freedom = 0.0, 0
-    for start, stop in itertools.pairwise(edges):
-        nll, targets = (each[start - 1 : stop - 1] for each in (curve.nll, curve.targets))
-        nll, targets = nll[targets > 0], targets[targets > 0]
-        if not len(nll):
-            continue
-        total = targets.sum()
-        mean = nll.sum() / total
-        squares += float(np.sum(targets * (nll / targets - mean) ** 2))
-        freedom += len(nll) - 1
-        middles.append(np.sqrt(start * (stop - 1.0)))
-        means.append(mean)
-        totals.append(total)
-    variance = squares / freedom if freedom else np.nan
-    return np.array(middles), np.array(means), np.sqrt(variance / np.array(totals))
+    nll, squares, targets = (
+        np.add.reduceat(np.asarray(each, np.float64), edges[:-1] - 1)
+        for each in (curve.nll, curve.squares, curve.targets)
+    )
+    middles = np.sqrt(edges[:-1] * (edges[1:] - 1.0))
+    present = targets > 0
+    nll, squares, targets = nll[present], squares[present], targets[present]
+    mean = nll / targets
+    above_one = np.where(targets > 1, targets - 1, np.nan)
+    variance = np.maximum(squares - targets * mean**2, 0) / above_one
+    return middles[present], mean, np.sqrt(variance / targets)
 
 
 def plot_split(plan: Plan, title: str, path: str) -> None:
