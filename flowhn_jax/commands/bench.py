@@ -116,8 +116,7 @@ def _define_suite(flags: Flags, out: absl.flags.FlagHolder) -> Callable[..., Non
         if is_comparison.value:
             if len(folders) != 2:
                 raise ValueError(
-                    "--compare must be followed by two folders, as in flowhn bench suite --compare "
-                    f"A B; got {len(folders)}."
+                    f"--compare takes two folders, as in --compare A B; got {len(folders)}."
                 )
             side_by_side.compare(folders[0], folders[1], out.value or "suite_comparison")
             return

@@ -106,27 +106,35 @@ def _parse(command: str, flags: Flags, main: Main) -> list[str]:
     return arguments
 
 
-class _Formatter(logging.Formatter):
-    """A line such as "warning: ..." in place of absl's prefix with file and thread."""
+class _WarningHandler(logging.Handler):
+    """Prints "warning: ..." to standard error, above the progress bars if there are any."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the text of a record."""
-        return f"{record.levelname.lower()}: {record.getMessage()}"
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        text = f"{record.levelname.lower()}: {record.getMessage()}"
+        bars = sys.modules.get("tqdm")
+        if bars is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            bars.tqdm.write(text, file=sys.stderr)
+
+
+def _is_for_absl(record: logging.LogRecord) -> bool:
+    """Return whether absl's handler prints a record."""
+    # Orbax, and asyncio for it, log what is raised as well, with all the stack.
+    is_ours = record.name.partition(".")[0] in _OUR_CODE
+    return not is_ours and "/orbax/" not in record.pathname
 
 
 def _set_up_logging() -> None:
-    """Send warnings of this package to standard error, and quieten libraries' progress."""
+    """Print warnings of this package as plain lines, and quieten libraries' progress."""
     absl.logging.use_absl_handler()
     absl.logging.set_verbosity(absl.logging.WARNING)
-    # Orbax, and asyncio for it, log what is raised as well, with all the stack.
-    absl.logging.get_absl_handler().addFilter(lambda record: "/orbax/" not in record.pathname)
-    for name in ("flowhn_jax", "kernels"):
+    absl.logging.get_absl_handler().addFilter(_is_for_absl)
+    for name in _OUR_CODE:
         logger = logging.getLogger(name)
         if not logger.handlers:
-            handler = logging.StreamHandler()
-            handler.setFormatter(_Formatter())
-            logger.addHandler(handler)
-            logger.propagate = False
+            logger.addHandler(_WarningHandler(logging.WARNING))
 
 
 def _end_all_processes(error: Exception) -> None:

@@ -79,7 +79,7 @@ def succeed(*arguments):
         (["-m", "flowhn_jax.bench", "decode"], "--config must be given"),
         (["-m", "flowhn_jax.bench", "decod"], "must be one of suite, kernels"),
         (["-m", "flowhn_jax.bench"], "decode; got nothing"),
-        (["-m", "flowhn_jax.bench", "suite", "--compare", "x"], "by two folders"),
+        (["-m", "flowhn_jax.bench", "suite", "--compare", "x"], "--compare takes two folders"),
         (["eval.py", TINY, "--mode=perplexity"], "--workdir"),
         (["eval.py", TINY, "--mode=perplexity", "--workdir=nowhere"], "holds no run"),
         (
