@@ -47,8 +47,19 @@ def run(
         it should not: the threads of XLA's compiler would wait for each other.
       interrupted: what Ctrl-C prints.
     """
+    before = sys.argv
     if argv is not None:
-        sys.argv = [sys.argv[0], *argv]  # where ml_collections reads the keys that are set
+        sys.argv = [sys.argv[0], *argv]  # where ml_collections looks for the keys that are set
+    try:
+        _run(command, define, keeps_memory, interrupted)
+    finally:
+        sys.argv = before
+
+
+def _run(
+    command: str, define: Callable[[Flags], Main], keeps_memory: bool, interrupted: str
+) -> None:
+    """Run a command with the arguments of the process, see `run`."""
     flags = Flags()
     main = define(flags)
     if any(argument in _HELP for argument in sys.argv[1:]):
