@@ -8,10 +8,10 @@ import numpy as np
 
 from flowhn_jax.split import STRATEGIES, Plan
 
-_SSM, _ATTENTION, _BOTH = "#2a78d6", "#eb6834", "#8a63b8"
-_BRANCH_LABELS = {_SSM: "SSM", _ATTENTION: "attention", _BOTH: "both"}
-_FLOWHN, _BASELINE = "#2a78d6", "#8d96a3"
-_ERROR = "#555555"
+_BLUE, _ORANGE, _PURPLE, _GREY = "#2a78d6", "#eb6834", "#8a63b8", "#8d96a3"
+_BRANCH_LABELS = {_BLUE: "SSM", _ORANGE: "attention", _PURPLE: "both"}
+_FLOWHN, _BASELINE = _BLUE, _GREY
+_ERROR, _GRID = "#555555", "#e6e8eb"
 # Where a point's name can be: offset in points and alignment, the preferred one first.
 _SIDES = (
     ((6, 0), "left", "center"),
@@ -162,7 +162,7 @@ def _draw_quality(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylabel("validation, bits per byte (lower is better)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.locator_params(axis="x", nbins=5)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
+    axes.grid(color=_GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title("Quality over speed, same training tokens", loc="left", fontsize=10)
     _label_points(axes, [row["model"] for row in rows], places)
@@ -185,6 +185,37 @@ def _label_points(axes: Any, names: Sequence[str], places: Sequence[tuple[float,
             if not any(extent.overlaps(each) for each in taken):
                 break
         taken.append(label.get_window_extent())
+
+
+def plot_losses(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> None:
+    """Draw the training and validation loss of a run over its steps.
+
+    Args:
+      rows: metrics of the run: step, loss (None in a skipped step) and, in some, validation_loss.
+      title: above the picture.
+      path: file to write; its ending is the format.
+
+    Raises:
+      ValueError: matplotlib cannot write this kind of file.
+      ImportError: matplotlib is not installed.
+    """
+    pyplot = load_pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for key, label, style in (
+        ("loss", "training", dict(color=_FLOWHN, linewidth=1.2)),
+        ("validation_loss", "validation", dict(color=_ORANGE, linestyle="none", marker="o")),
+    ):
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, markersize=4, **style)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats per token")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    _save(figure, path)
 
 
 def plot_by_position(curves: Mapping[str, PositionCurve], path: str) -> None:
@@ -219,7 +250,7 @@ def plot_by_position(curves: Mapping[str, PositionCurve], path: str) -> None:
     axes.set_xlabel("preceding tokens in the window")
     axes.set_ylabel("loss, nats per token")
     axes.set_title("Loss by position (band: two standard errors)", loc="left", fontsize=10)
-    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     _save(figure, path)

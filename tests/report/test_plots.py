@@ -69,6 +69,16 @@ def test_comparison_of_models_that_were_not_trained_has_bars_alone(figures):
     assert "MFU" in bars.get_title(loc="left")
 
 
+def test_losses_of_a_run(figures):
+    rows = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": None}]
+    rows.append({"step": 3, "loss": 2.0, "validation_loss": 2.5})
+    plots.plot_losses(rows, "fac_split", "x.png")
+    (axes,) = figures[0].axes
+    training, validation = (line.get_xydata().tolist() for line in axes.lines)
+    assert training == [[1, 3.0], [3, 2.0]]
+    assert validation == [[3, 2.5]]
+
+
 def test_bins_hold_all_targets_once_and_errors_shrink_with_them(rng):
     losses = [rng.normal(2.0, 1.0, count) for count in [400] * 64 + [100] * 64 + [0] * 8]
     middle, mean, error = plots.bin_positions(curve_of(losses))
