@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 _PREFIX = "--config."
 _CONFIG_FLAGS = ("--config", "-config")
 _MAX_INT = 2**32 - 1  # of a flag's integer, either way
+# Why absl refuses a value, and what the value must be.
+_REASONS = {
+    "invalid literal for int()": "an integer",
+    "could not convert string to float": "a number",
+    "('Non-boolean argument": "true or false",
+    "value should be one of": "one of {}",
+}
 _IS_REQUIRED = "must have a value other than None"  # absl's message of a required flag
 
 
@@ -93,7 +100,15 @@ class Flags:
         if missing and _IS_REQUIRED in str(error):
             first = self.values[missing[0].removeprefix("--")].help
             return f"{' and '.join(missing)} must be given; {missing[0]} is: {first}"
-        return _load_failure(error) if "Traceback" in str(error) else str(error)
+        if "Traceback" in str(error):
+            return _load_failure(error)
+        name, _, refused = str(error).removeprefix("flag --").partition("=")
+        for reason, must_be in _REASONS.items():
+            value, found, allowed = refused.partition(f": {reason}")
+            if found:
+                allowed = allowed.strip(" <>").replace("|", ", ")
+                return f"--{name} must be {must_be.format(allowed)}; got {short_repr(value)}."
+        return str(error)
 
     def _check_numbers(self) -> None:
         """Raise ValueError if a flag's number is not one that a size, count or share can be."""

@@ -52,7 +52,10 @@ def succeed(*arguments):
             "--stride must be at most 4294967295; got an integer of more than 40 digits",
         ),
         (["eval.py", "--mode=generate", "--top_p=nan"], "--top_p must be a finite number; got nan"),
-        (["eval.py", "--mode=tasks", f"--repeats={'x' * 10**5}"], "invalid literal for int()"),
+        (
+            ["eval.py", "--mode=tasks", f"--repeats={'x' * 10**5}"],
+            "--repeats must be an integer; got",
+        ),
         (
             ["train.py", TINY, "--workdir=x", "--steps=3"],
             "unknown flag --steps; perhaps --config.train.steps",
@@ -60,8 +63,12 @@ def succeed(*arguments):
         (["train.py", TINY, "--workdir=x", "--wrkdir=y"], "perhaps --workdir"),
         (["train.py", TINY, "--workdir=x", f"--{'q' * 300}"], "--help lists the flags"),
         (["train.py", TINY, "--workdir=x", "again"], "unexpected argument 'again'"),
+        (["eval.py", "--mode=generate", "--top_p=a: b"], "--top_p must be a number; got 'a: b'"),
         (["eval.py", TINY], "--mode must be given"),
-        (["eval.py", TINY, "--mode=quality"], "perplexity|throughput|tasks|recall|generate"),
+        (
+            ["eval.py", TINY, "--mode=quality"],
+            "tasks, recall, generate; got 'quality'.",
+        ),
         (["eval.py", "--mode=tasks"], "--workdir"),
         (["eval.py", TINY, "--mode=generate", "--prompt=a"], "--workdir"),
         (["-m", "flowhn_jax.data.synthetic", "--out=x", "--tasks=needl"], "'needl'"),
