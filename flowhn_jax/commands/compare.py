@@ -10,7 +10,7 @@ from flowhn_jax.commands.flags import Flags
 
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that measures and draws the comparison."""
-    from flowhn_jax.compare.candidates import NAMES, SIZES, candidates, parse_names
+    from flowhn_jax.compare.model_configs import NAMES, SIZES, model_configs, parse_names
 
     values = flags.values
     size = absl.flags.DEFINE_string(
@@ -68,7 +68,7 @@ def define(flags: Flags) -> Callable[[], None]:
     def main() -> None:
         from flowhn_jax.compare.comparison import compare
 
-        configs = candidates(
+        configs = model_configs(
             size.value,
             parse_names(names.value),
             train_tokens.value,

@@ -39,7 +39,7 @@ def define(flags: Flags) -> Callable[[], None]:
             workdir.value,
             mode.value,
             checkpoint.value,
-            of_recipes={"throughput": throughput.measure},
+            benchmarks={"throughput": throughput.measure},
             **{each.name: each.value for each in options if each.value is not None},
         )
 

@@ -10,7 +10,7 @@ import pytest
 from flowhn_jax import config as config_lib
 from flowhn_jax.aot import topology
 from flowhn_jax.checkpoints import lock
-from flowhn_jax.compare import candidates
+from flowhn_jax.compare import model_configs
 from flowhn_jax.data import prepared, sources
 from flowhn_jax.data.shards import Shard
 from flowhn_jax.data.tokenizer import load_tokenizer
@@ -66,9 +66,9 @@ KINDS = {
     "end-of-text of a tokenizer": lambda folder: a_tokenizer_of(folder, ["a"], HUGE),
     "names in a vocabulary": lambda folder: a_tokenizer_of(folder, [f"<{n}{HUGE}>" for n in "ab"]),
     "--tasks": lambda folder: tasks.parse_tasks(HUGE),
-    "--models": lambda folder: candidates.parse_names(HUGE),
-    "--models twice": lambda folder: candidates.parse_names(",".join(["llama"] * 10_000)),
-    "--size": lambda folder: candidates.candidate(HUGE, "llama", 0, None, None),
+    "--models": lambda folder: model_configs.parse_names(HUGE),
+    "--models twice": lambda folder: model_configs.parse_names(",".join(["llama"] * 10_000)),
+    "--size": lambda folder: model_configs.model_config(HUGE, "llama"),
     "--topology": lambda folder: topology.describe(HUGE),
     "split.strategy": lambda folder: SplitConfig(strategy=HUGE),
     "split.balance": lambda folder: SplitConfig(balance=HUGE),
@@ -89,7 +89,7 @@ def test_a_message_is_short(tmp_path, kind):
 def test_what_to_type_is_kept():
     """What to type comes after a value of any size."""
     with pytest.raises(ValueError, match="no_split, ae_split"):
-        candidates.parse_names(HUGE)
+        model_configs.parse_names(HUGE)
 
 
 def test_differences_between_configs():
