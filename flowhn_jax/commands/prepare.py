@@ -90,5 +90,10 @@ def define(flags: Flags) -> Callable[[], None]:
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and prepare the set."""
     runner.run(
-        "prepare", define, argv, keeps_memory=False, interrupted="interrupted; nothing was kept."
+        "prepare",
+        define,
+        argv,
+        keeps_memory=False,
+        shows_tracebacks=False,
+        interrupted="interrupted; nothing was kept.",
     )

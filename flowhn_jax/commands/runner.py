@@ -31,6 +31,7 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     keeps_memory: bool = True,
+    shows_tracebacks: bool = True,
     interrupted: str = "interrupted",
 ) -> None:
     """Parse the flags of a command and run it.
@@ -45,19 +46,25 @@ def run(
       argv: the arguments; None: those of the process.
       keeps_memory: whether freed memory stays with the process. For a command that only compiles
         it should not: the threads of XLA's compiler would wait for each other.
+      shows_tracebacks: whether to show the traceback of an error from inside a library. A command
+        without JAX, whose own messages name the cause of all such errors, does not.
       interrupted: what Ctrl-C prints.
     """
     before = sys.argv
     if argv is not None:
         sys.argv = [sys.argv[0], *argv]  # where ml_collections looks for the keys that are set
     try:
-        _run(command, define, keeps_memory, interrupted)
+        _run(command, define, keeps_memory, shows_tracebacks, interrupted)
     finally:
         sys.argv = before
 
 
 def _run(
-    command: str, define: Callable[[Flags], Main], keeps_memory: bool, interrupted: str
+    command: str,
+    define: Callable[[Flags], Main],
+    keeps_memory: bool,
+    shows_tracebacks: bool,
+    interrupted: str,
 ) -> None:
     """Run a command with the arguments of the process, see `run`."""
     flags = Flags()
@@ -81,7 +88,7 @@ def _run(
         _end_all_processes(error)
         if not isinstance(error, _OF_A_USER):
             raise
-        sys.exit(_message(error))
+        sys.exit(_message(error, shows_tracebacks))
     except KeyboardInterrupt:
         sys.exit(interrupted)
     _end_without_compilation()
@@ -174,7 +181,7 @@ def _end_without_compilation() -> None:
         os._exit(0)
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception, shows_tracebacks: bool = True) -> str:
     """Return what to print of an error: one line, after its traceback if that may not be enough.
 
     Lines that were added as notes follow it.
@@ -183,7 +190,8 @@ def _message(error: Exception) -> str:
         return f"error: there is not enough memory for this: {one_line(error)}"
     if not isinstance(error, _OF_A_USER):
         return traceback.format_exc()
-    before = "" if _is_clear(error) or free_space.is_full(error) else traceback.format_exc()
+    is_enough = not shows_tracebacks or _is_clear(error) or free_space.is_full(error)
+    before = "" if is_enough else traceback.format_exc()
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         error_line = one_line(f"{error.strerror}: {error.filename!r}")  # without its number
     else:

@@ -54,6 +54,6 @@ def check_own_file(path: pathlib.Path) -> None:
     if path.is_symlink() or (path.exists() and not path.is_file()):
         found = "a link" if path.is_symlink() else "not a file"
         raise ValueError(
-            f"{str(path)!r} must be a file written by the run; it is {found}. Remove it, or type "
+            f"{str(path)!r} must be a file that the run made; it is {found}. Remove it, or type "
             "another --workdir."
         )
