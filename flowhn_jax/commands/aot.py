@@ -55,12 +55,12 @@ def define(flags: Flags) -> Callable[[], None]:
     def main() -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs, here or there
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # nor is CUDA installed
-        from flowhn_jax.aot import report
+        from flowhn_jax.aot import step_report
         from flowhn_jax.aot import topology as topology_lib
 
         config = parse_config()
         machine = topology_lib.describe(topology.value, slices.value)
-        make = report.largest_batch if largest_batch.value else report.report
+        make = step_report.largest_batch if largest_batch.value else step_report.report
         found = make(config, machine, mfu=mfu.value, plan_only=plan_only.value)
         print(json.dumps(found.to_dict()) if as_json.value else found)
         if not found.fits:

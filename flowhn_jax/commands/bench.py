@@ -37,14 +37,14 @@ def define(flags: Flags) -> Mapping[str, Callable[..., None]]:
     kernels = _define_kernels(flags, repeats, out)
 
     def models() -> None:
-        from flowhn_jax.bench.models import bench_models
+        from flowhn_jax.bench.peer_models import bench_models
 
         bench_models(repeats=repeats.value, out=out.value or "bench_models.json")
 
     def checkpoint() -> None:
         from flowhn_jax import config as config_lib
         from flowhn_jax import recipes
-        from flowhn_jax.bench.checkpoint import bench_checkpoint
+        from flowhn_jax.bench.checkpoint_cost import bench_checkpoint
 
         config = parse_config() or config_lib.parse(recipes.load("flowhn_tiny"))
         bench_checkpoint(config, repeats=repeats.value, out=out.value or "bench_checkpoint.json")
@@ -58,12 +58,12 @@ def define(flags: Flags) -> Mapping[str, Callable[..., None]]:
         bench(config, repeats=repeats.value, out=out.value or f"bench_{name}.json")
 
     def branches() -> None:
-        from flowhn_jax.bench.branches import bench_branches
+        from flowhn_jax.bench.branch_times import bench_branches
 
         with_config("branches", bench_branches)
 
     def parallel() -> None:
-        from flowhn_jax.bench.parallel import bench_parallel
+        from flowhn_jax.bench.branch_parallel import bench_parallel
 
         with_config("parallel", bench_parallel)
 
@@ -197,7 +197,7 @@ def _define_kernels(
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         import jax
 
-        from flowhn_jax.bench.kernels import bench_kernels
+        from flowhn_jax.bench.kernel_times import bench_kernels
 
         is_cpu = jax.default_backend() == "cpu"
         bench_kernels(
