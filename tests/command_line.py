@@ -20,7 +20,7 @@ _IMPORTED = [
     "flowhn_jax.data.prepare",
     "flowhn_jax.evaluation.evaluate",
     "flowhn_jax.interop.transfer",
-    "flowhn_jax.training.loop",
+    "flowhn_jax.training.trainer",
 ]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_IMPORTED)

@@ -4,7 +4,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import absl.flags
 
@@ -71,21 +71,11 @@ def config_rows() -> dict[str, list[Row]]:
     from flowhn_jax import config as config_lib
 
     rows: dict[str, list[Row]] = {}
-    for key, (kind, default, description) in _described(config_lib).items():
+    for key, (kind, default, description) in config_lib.describe_keys().items():
         text = "None" if default is None else repr(default)
         row = Row(f"--config.{key}={kind}", description, text)
         rows.setdefault(key.rpartition(".")[0], []).append(row)
     return rows
-
-
-def _described(config_lib: Any) -> dict[str, tuple[str, Any, str]]:
-    # TEMPORARY until config.describe_keys is there
-    if hasattr(config_lib, "describe_keys"):
-        return config_lib.describe_keys()
-    from flowhn_jax.commands.flags import _flat
-
-    keys = _flat(config_lib.default().to_dict())
-    return {key: (type(value).__name__, value, "") for key, value in keys.items()}
 
 
 def text(command: str, flags: Flags) -> str:

@@ -173,7 +173,7 @@ def _end_all_processes(error: Exception) -> None:
 def _end_without_compilation() -> None:
     """End the process at once if a compilation that nobody needs any more is still running."""
     compilation = sys.modules.get("flowhn_jax.parallel.compilation")
-    if compilation is not None and compilation.is_going_on():
+    if compilation is not None and compilation.is_compiling():
         from flowhn_jax.parallel import distributed
 
         distributed.shutdown()

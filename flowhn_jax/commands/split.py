@@ -12,7 +12,7 @@ from flowhn_jax.report.table import text_table
 from flowhn_jax.utils.text import short_repr
 
 if TYPE_CHECKING:
-    from flowhn_jax.config import ModelConfig
+    from flowhn_jax.config import FlowHNConfig, ModelConfig
     from flowhn_jax.split.plan import BlockPlan
 
 
@@ -32,14 +32,16 @@ def define(flags: Flags) -> Callable[[], None]:
     return lambda: _print_plan(parse_config().model, lengths.value, plot.value)
 
 
-def _print_plan(config: "ModelConfig", lengths: Sequence[str], plot: str | None) -> None:
+def _print_plan(model: "ModelConfig", lengths: Sequence[str], plot: str | None) -> None:
     import jax
 
     from flowhn_jax import models
+    from flowhn_jax.config import require_flowhn
     from flowhn_jax.report.plots import plot_split
     from flowhn_jax.split import reach
     from flowhn_jax.split.plan import partition_warning
 
+    config = require_flowhn(model, "flowhn split")
     split = config.split
     if split.balance != "time":  # without a measured balance, planning needs no accelerator
         jax.config.update("jax_platforms", "cpu")
@@ -72,14 +74,14 @@ def imbalance(attention: int, ssm: int) -> float:
     return 100 * abs(attention - ssm) / max(attention, ssm)
 
 
-def branch_flops(config: "ModelConfig", attention: int, ssm: int) -> tuple[int, int]:
+def branch_flops(config: "FlowHNConfig", attention: int, ssm: int) -> tuple[int, int]:
     """Return the forward FLOPs of both branches for the number of tokens that each gets."""
     from flowhn_jax.split import attention_branch_flops, ssm_branch_flops
 
     return attention_branch_flops(config.dims, attention), ssm_branch_flops(config.dims, ssm)
 
 
-def table(config: "ModelConfig") -> str:
+def table(config: "FlowHNConfig") -> str:
     """Return the tokens and FLOPs of both branches in every block, as a table."""
     context = config.context
     plan = config.plan()
@@ -118,7 +120,7 @@ def _positions(block: "BlockPlan") -> str:
     return runs if runs else "none"
 
 
-def lengths_table(config: "ModelConfig", lengths: Sequence[int]) -> str:
+def lengths_table(config: "FlowHNConfig", lengths: Sequence[int]) -> str:
     """Return the balance and the reach for several context lengths, as a table.
 
     The exact columns are before rounding, the planned ones of the last block. Strategies that use
@@ -133,7 +135,7 @@ def lengths_table(config: "ModelConfig", lengths: Sequence[int]) -> str:
         plan = longer.plan()
         block = plan.blocks[-1]
         exact = ["-", "-"]
-        if longer.split.strategy not in ("no_split", "ae_split"):
+        if longer.split.strategy_class.uses_balance:
             tokens = attention_tokens(longer.split, longer.dims, length)
             exact = _share(longer, tokens, length - tokens)
         planned = _share(longer, block.attention.count(length), block.ssm.count(length))
@@ -143,7 +145,7 @@ def lengths_table(config: "ModelConfig", lengths: Sequence[int]) -> str:
     return text_table(headings, rows, left=())
 
 
-def _share(config: "ModelConfig", attention: int, ssm: int) -> list[str]:
+def _share(config: "FlowHNConfig", attention: int, ssm: int) -> list[str]:
     """Return attention's tokens and the imbalance, as cells."""
     return [f"{attention:,}", f"{imbalance(*branch_flops(config, attention, ssm)):.3f}"]
 

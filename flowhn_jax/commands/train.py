@@ -1,5 +1,6 @@
 """Train a model: `flowhn train`, or python train.py --config=flowhn_tiny --workdir=runs/tiny."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and train."""
+    _print_first_line(sys.argv[1:] if argv is None else argv)
     stop = StopRequest()
     stop.listen()  # before the imports, which take seconds
     try:
@@ -20,6 +22,14 @@ def run(argv: Sequence[str] | None = None) -> None:
         runner.run("train", partial(define, stop=stop), argv)
     finally:
         stop.ignore()
+
+
+def _print_first_line(arguments: Sequence[str]) -> None:
+    """Print that the command has started, before imports that take seconds."""
+    is_help = any(argument.lstrip("-").startswith("help") for argument in arguments)
+    is_of_several = any(argument.lstrip("-").startswith("process_id") for argument in arguments)
+    if not is_help and not is_of_several:
+        print("flowhn: loading JAX ...", flush=True)
 
 
 def define(flags: "Flags", stop: StopRequest | None = None) -> Callable[[], None]:
@@ -39,9 +49,12 @@ def define(flags: "Flags", stop: StopRequest | None = None) -> Callable[[], None
     join_processes = define_processes(flags)
 
     def main() -> None:
-        from flowhn_jax.training.loop import fit
+        from flowhn_jax.training.summary import print_summary
+        from flowhn_jax.training.trainer import fit
 
         join_processes()
-        fit(parse_config(), workdir.value, stop=stop)
+        assert stop is not None  # it is only absent where the flags alone are of interest
+        summary = partial(print_summary, workdir=workdir.value, argv=sys.argv, stop=stop)
+        fit(parse_config(), workdir.value, stop=stop, on_end=summary)
 
     return main

@@ -9,7 +9,7 @@ import pytest
 
 from flowhn_jax import config as config_lib
 from flowhn_jax.aot import topology
-from flowhn_jax.checkpoints import lock
+from flowhn_jax.checkpoints import workdir
 from flowhn_jax.compare import model_configs
 from flowhn_jax.data import prepared, sources
 from flowhn_jax.data.shards import Shard
@@ -102,12 +102,12 @@ def test_who_holds_a_lock(tmp_path):
     """Whatever is in the lock's file, the message is short."""
     path = tmp_path / "lock"
     path.write_text(json.dumps({"pid": 12, "host": "here"}))
-    assert lock._holder(path) == "process 12 on host here"
+    assert workdir._lock_holder(path) == "process 12 on host here"
     for content in (HUGE, json.dumps({"pid": HUGE, "host": "here"}), "[" * 100_000, "3"):
         path.write_text(content)
-        assert lock._holder(path) == "another process"
+        assert workdir._lock_holder(path) == "another process"
     path.write_text(json.dumps({"pid": 12, "host": HUGE}))
-    assert len(lock._holder(path)) < 300
+    assert len(workdir._lock_holder(path)) < 300
 
 
 def test_short_repr():
