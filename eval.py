@@ -1,4 +1,4 @@
-"""Measure and use a model: python eval.py [--config=...] --workdir=... --mode=MODE."""
+"""Evaluate and use a model: python eval.py [--config=...] --workdir=... --mode=MODE."""
 
 from flowhn_jax.commands import eval as eval_command
 

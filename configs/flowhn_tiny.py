@@ -1,4 +1,14 @@
-"""FlowHN tiny: learns bytes in minutes on a CPU. `--config=configs/flowhn_tiny.py:fai_split`."""
+"""FlowHN tiny: 1.7 million parameters, bytes as tokens, 1600 steps of 8 x 256 tokens.
+
+Chips: any, also a CPU. Measured on 2 cores (AMD EPYC) in float32: 5 minutes 18 seconds with
+`fac_split`, data preparation and two validations included. Expected validation bits per byte on the
+embedded corpus: no_split 2.165, ae_split 2.358, fa_split 2.946, fac_split 2.439, fai_split 2.538
+(docs/results.md).
+
+  python train.py --config=configs/flowhn_tiny.py:fai_split --workdir=runs/tiny
+
+After the colon: no_split, ae_split, fa_split, fac_split (default) or fai_split.
+"""
 
 from flowhn_jax import recipes
 

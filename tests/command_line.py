@@ -1,4 +1,4 @@
-"""Command lines in processes that fork from one that has imported the package.
+"""Command lines in processes forked from one that has imported the package.
 
 A fresh interpreter spends two CPU seconds on imports before it reads its flags.
 """
@@ -27,7 +27,7 @@ _context.set_forkserver_preload(_IMPORTED)
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Return what `python ARGUMENTS`, FILE.py or -m MODULE, does in the root of the repository."""
+    """Run `python ARGUMENTS`, FILE.py or -m MODULE, in the root of the repository."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         child = _context.Process(target=_run, args=(arguments, _sent(stdout), _sent(stderr)))
         child.start()

@@ -1,4 +1,4 @@
-"""`python -m flowhn_jax.aot`: the command of `commands/aot.py`."""
+"""`python -m flowhn_jax.aot`: the command `flowhn aot`."""
 
 from flowhn_jax.commands import aot
 

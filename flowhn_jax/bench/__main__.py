@@ -1,4 +1,4 @@
-"""`python -m flowhn_jax.bench`: the command of `commands/bench.py`."""
+"""`python -m flowhn_jax.bench`: the command `flowhn bench`."""
 
 from flowhn_jax.commands import bench
 

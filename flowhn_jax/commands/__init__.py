@@ -1,1 +1,1 @@
-"""The command lines, one file each."""
+"""The commands, one module each; `main` finds them by name."""

@@ -1,43 +1,74 @@
-"""`python -m flowhn_jax.aot --config=... --topology=v5e:4x4`: compile a train step for a pod."""
+"""`flowhn aot`: compile a train step for absent hardware, such as a TPU pod."""
 
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 
-from absl import flags
+import absl.flags
 
-from flowhn_jax.commands import flags as cli
-
-_CONFIG = cli.define_config()
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Machine, such as v5e:4x4 or gpu:h100x8.", required=True
-)
-_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of TPUs that the network joins.")
-_MFU = flags.DEFINE_float("mfu", 0.5, "MFU assumed of a step that sends nothing.", 0.01, 1.0)
-_LARGEST = flags.DEFINE_bool(
-    "largest_batch", False, "Find the most sequences a chip, of powers of two, that fit."
-)
-_PLAN = flags.DEFINE_bool(
-    "plan_only", False, "TPUs: end before machine code is made, in a quarter of the time or less."
-)
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
+from flowhn_jax.commands import runner
+from flowhn_jax.commands.flags import Flags, define_config
 
 
-def main() -> None:
-    """Prints what the step needs; the status is 1 where it does not fit."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs, here or there
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # nor is CUDA installed
-    from flowhn_jax.aot import step_report, topology
+def define(flags: Flags) -> Callable[[], None]:
+    """Define the flags; return the function that prints what the step needs.
 
-    config = cli.parse_config(_CONFIG)
-    machine = topology.describe(_TOPOLOGY.value, _SLICES.value)
-    make = step_report.largest_batch if _LARGEST.value else step_report.report
-    found = make(config, machine, mfu=_MFU.value, plan_only=_PLAN.value)
-    print(json.dumps(found.to_dict()) if _JSON.value else found)
-    if not found.fits:
-        sys.exit(1)
+    The function exits with status 1 if the step does not fit into memory.
+    """
+    values = flags.values
+    parse_config = define_config(flags)
+    topology = absl.flags.DEFINE_string(
+        "topology",
+        None,
+        "the hardware, e.g. v5e:4x4 or gpu:h100x8.",
+        required=True,
+        flag_values=values,
+    )
+    slices = absl.flags.DEFINE_integer(
+        "num_slices", 1, "TPU slices joined by the data-center network.", flag_values=values
+    )
+    mfu = absl.flags.DEFINE_float(
+        "mfu",
+        0.5,
+        "MFU assumed for a step without communication.",
+        0.01,
+        1.0,
+        flag_values=values,
+    )
+    largest_batch = absl.flags.DEFINE_bool(
+        "largest_batch",
+        False,
+        "find the largest batch per chip that fits, a power of two.",
+        flag_values=values,
+    )
+    plan_only = absl.flags.DEFINE_bool(
+        "plan_only",
+        False,
+        "TPUs: stop before machine code is generated, in a quarter of the time or less.",
+        flag_values=values,
+    )
+    as_json = absl.flags.DEFINE_bool(
+        "json", False, "print one JSON object instead of a table.", flag_values=values
+    )
+
+    def main() -> None:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs, here or there
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # nor is CUDA installed
+        from flowhn_jax.aot import step_report
+        from flowhn_jax.aot import topology as topology_lib
+
+        config = parse_config()
+        machine = topology_lib.describe(topology.value, slices.value)
+        make = step_report.largest_batch if largest_batch.value else step_report.report
+        found = make(config, machine, mfu=mfu.value, plan_only=plan_only.value)
+        print(json.dumps(found.to_dict()) if as_json.value else found)
+        if not found.fits:
+            sys.exit(1)
+
+    return main
 
 
-def run() -> None:
-    """Parse the flags and run the command."""
-    cli.run(main, compiles_only=True)
+def run(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags and compile the step."""
+    runner.run("aot", define, argv, keeps_memory=False)

@@ -1,46 +1,93 @@
-"""`python -m flowhn_jax.compare --size=tiny`: FlowHN and its baselines, measured alike."""
+"""`flowhn compare`: FlowHN and its baselines, measured on this machine in the same way."""
 
-from absl import flags
+from collections.abc import Callable, Sequence
 
-from flowhn_jax.commands import flags as cli
-from flowhn_jax.compare.model_configs import NAMES, SIZES, model_configs, parse_names
+import absl.flags
 
-_SIZE = flags.DEFINE_string("size", None, f"One of {', '.join(SIZES)}.", required=True)
-_MODELS = flags.DEFINE_string("models", "all", f"all, or with commas of {', '.join(NAMES)}.")
-_TOKENS = flags.DEFINE_integer(
-    "train_tokens", 0, "Tokens that each model is trained on; 0: speed alone.", lower_bound=0
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the comparison, where it goes on; runs/compare_SIZE without it."
-)
-_ROUNDS = flags.DEFINE_integer(
-    "rounds", 5, "Turns that each model is timed in.", lower_bound=1, upper_bound=1000
-)
-_REPEATS = flags.DEFINE_integer(
-    "repeats", 5, "Timed calls of a turn.", lower_bound=1, upper_bound=10_000
-)
-_CONTEXT = flags.DEFINE_integer("context", None, "Context, the recipes' without it.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Sequences, the recipes' without it.")
-_REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Draw the report of what is there.")
+from flowhn_jax.commands import runner
+from flowhn_jax.commands.flags import Flags
 
 
-def main() -> None:
-    """Compares by the flags."""
-    from flowhn_jax.compare.comparison import compare
+def define(flags: Flags) -> Callable[[], None]:
+    """Define the flags; return the function that measures and draws the comparison."""
+    from flowhn_jax.compare.model_configs import NAMES, SIZES, model_configs, parse_names
 
-    names = parse_names(_MODELS.value)
-    configs = model_configs(_SIZE.value, names, _TOKENS.value, _CONTEXT.value, _BATCH_SIZE.value)
-    compare(
-        configs,
-        _SIZE.value,
-        _WORKDIR.value or f"runs/compare_{_SIZE.value}",
-        trains=_TOKENS.value > 0,
-        rounds=_ROUNDS.value,
-        repeats=_REPEATS.value,
-        report_only=_REPORT_ONLY.value,
+    values = flags.values
+    size = absl.flags.DEFINE_string(
+        "size",
+        None,
+        f"size of the models: {', '.join(SIZES)}.",
+        required=True,
+        flag_values=values,
+    )
+    names = absl.flags.DEFINE_string(
+        "models",
+        "all",
+        f"all, or some of these, separated by commas: {', '.join(NAMES)}.",
+        flag_values=values,
+    )
+    train_tokens = absl.flags.DEFINE_integer(
+        "train_tokens",
+        0,
+        "tokens that each model is trained on; 0 measures speed alone.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    workdir = absl.flags.DEFINE_string(
+        "workdir",
+        None,
+        "folder of the comparison, which continues there; default: runs/compare_SIZE.",
+        flag_values=values,
+    )
+    rounds = absl.flags.DEFINE_integer(
+        "rounds",
+        5,
+        "rounds of timing, each of which times every model once.",
+        lower_bound=1,
+        upper_bound=1000,
+        flag_values=values,
+    )
+    repeats = absl.flags.DEFINE_integer(
+        "repeats",
+        5,
+        "timed calls per model and round.",
+        lower_bound=1,
+        upper_bound=10_000,
+        flag_values=values,
+    )
+    context = absl.flags.DEFINE_integer(
+        "context", None, "context length; default: the recipes'.", flag_values=values
+    )
+    batch_size = absl.flags.DEFINE_integer(
+        "batch_size", None, "sequences per step; default: the recipes'.", flag_values=values
+    )
+    report_only = absl.flags.DEFINE_bool(
+        "report_only", False, "draw the report again without measuring.", flag_values=values
     )
 
+    def main() -> None:
+        from flowhn_jax.compare.comparison import compare
 
-def run() -> None:
-    """Parse the flags and run the command."""
-    cli.run(main)
+        configs = model_configs(
+            size.value,
+            parse_names(names.value),
+            train_tokens.value,
+            context.value,
+            batch_size.value,
+        )
+        compare(
+            configs,
+            size.value,
+            workdir.value or f"runs/compare_{size.value}",
+            trains=train_tokens.value > 0,
+            rounds=rounds.value,
+            repeats=repeats.value,
+            report_only=report_only.value,
+        )
+
+    return main
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags and compare the models."""
+    runner.run("compare", define, argv)

@@ -1,87 +1,193 @@
-"""Measures and uses a model: python eval.py [--config=...] --workdir=... --mode=MODE."""
+"""Evaluate and use a model: `flowhn eval`, or python eval.py --workdir=runs/tiny --mode=MODE."""
 
-from absl import flags
+from collections.abc import Callable, Sequence
 
-from flowhn_jax.commands import flags as cli
+import absl.flags
+
+from flowhn_jax.commands import runner
+from flowhn_jax.commands.flags import Flags, define_optional_config, define_processes
 
 _MODES = ["perplexity", "throughput", "tasks", "recall", "generate"]
 
-_CONFIG = cli.define_config(required=False)
-_join_processes = cli.define_processes()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the trained run.")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "latest, best (by validation loss) or a step; the latest without it."
-)
-_MODE = flags.DEFINE_enum("mode", None, _MODES, "What to do.", required=True)
 
-# Each goes to its modes as it is named, where it is given.
-_OPTIONS = [
-    flags.DEFINE_string(
-        "data",
-        None,
-        "perplexity: text file or folder of a prepared set; the run's validation set without it.",
-    ),
-    flags.DEFINE_integer(
-        "stride", None, "perplexity of a text: tokens between windows; the context without it."
-    ),
-    flags.DEFINE_integer(
-        "context", None, "perplexity of a text: tokens of a window; the model's without it."
-    ),
-    flags.DEFINE_bool(
-        "by_position", None, "perplexity: the loss by tokens before, as CSV and picture."
-    ),
-    flags.DEFINE_enum(
-        "first_token",
-        None,
-        ["auto", "bos", "eot", "none"],
-        "perplexity, tasks, generate: what a text begins with; as the run's data without it.",
-    ),
-    flags.DEFINE_integer("repeats", None, "throughput: timed repeats (10).", lower_bound=1),
-    flags.DEFINE_string("tasks", None, "tasks: names with commas between them."),
-    flags.DEFINE_string("task_dir", None, "tasks: folder of their files, JSONL or parquet."),
-    flags.DEFINE_string("lengths", None, "recall: tokens, with commas; up to the context."),
-    flags.DEFINE_integer("items", None, "recall: questions of each task and length (100)."),
-    flags.DEFINE_string("prompt", None, "generate: the text to continue."),
-    flags.DEFINE_string("prompts", None, "generate: file of prompts, one a line, or .jsonl."),
-    flags.DEFINE_integer("max_new_tokens", None, "generate: the most for each prompt (128)."),
-    flags.DEFINE_float("temperature", None, "generate: 0 takes the likeliest token (1.0)."),
-    flags.DEFINE_integer("top_k", None, "generate: from so many of the likeliest tokens."),
-    flags.DEFINE_float("top_p", None, "generate: from the likeliest of this probability."),
-    flags.DEFINE_float("min_p", None, "generate: from those of this share of the likeliest's."),
-    flags.DEFINE_float("repetition_penalty", None, "generate: above 1 against repeating."),
-    flags.DEFINE_multi_string("stop", None, "generate: ends the text; may be given repeatedly."),
-    flags.DEFINE_integer("batch_size", None, "generate: prompts side by side (16)."),
-    flags.DEFINE_bool(
-        "replan", None, "generate: go on behind the split's context, in a new window."
-    ),
-    flags.DEFINE_integer(
-        "seed",
-        None,
-        "generate, recall: of the random numbers (0).",
-        lower_bound=0,
-        upper_bound=2**32 - 1,
-    ),
-]
-
-
-def main() -> None:
-    """Runs the mode by the flags and prints its table and its JSON line."""
-    from flowhn_jax.bench import throughput
-    from flowhn_jax.evaluation.evaluate import evaluate
-
-    _join_processes()
-    options = {each.name: each.value for each in _OPTIONS if each.value is not None}
-    config = None if _CONFIG.value is None else cli.parse_config(_CONFIG)
-    evaluate(
-        config,
-        _WORKDIR.value,
-        _MODE.value,
-        _CHECKPOINT.value,
-        benchmarks={"throughput": throughput.measure},
-        **options,
+def define(flags: Flags) -> Callable[[], None]:
+    """Define the flags; return the function that runs the mode they name."""
+    values = flags.values
+    mode = absl.flags.DEFINE_enum(
+        "mode", None, _MODES, "what to do.", required=True, flag_values=values
     )
+    parse_config = define_optional_config(flags)
+    workdir = absl.flags.DEFINE_string(
+        "workdir", None, "folder of the trained run.", flag_values=values
+    )
+    checkpoint = absl.flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "latest (default), best (by validation loss), or the number of a step.",
+        flag_values=values,
+    )
+    join_processes = define_processes(flags)
+    options = _define_options(flags)
+
+    def main() -> None:
+        from flowhn_jax.bench import throughput
+        from flowhn_jax.evaluation.evaluate import evaluate
+
+        join_processes()
+        evaluate(
+            parse_config(),
+            workdir.value,
+            mode.value,
+            checkpoint.value,
+            benchmarks={"throughput": throughput.measure},
+            **{each.name: each.value for each in options if each.value is not None},
+        )
+
+    return main
 
 
-def run() -> None:
+def _define_options(flags: Flags) -> list[absl.flags.FlagHolder]:
+    """Define the flags of single modes, which get those that are given, by their names."""
+    values = flags.values
+    string, integer = absl.flags.DEFINE_string, absl.flags.DEFINE_integer
+    number, boolean = absl.flags.DEFINE_float, absl.flags.DEFINE_bool
+    found = []
+    with flags.group("--mode=perplexity"):
+        found += [
+            string(
+                "data",
+                None,
+                "text file, or folder of a prepared set; default: the run's validation set.",
+                flag_values=values,
+            ),
+            integer(
+                "stride",
+                None,
+                "of a text: tokens between the starts of windows; default: the context.",
+                flag_values=values,
+            ),
+            integer(
+                "context",
+                None,
+                "of a text: tokens of a window; default: the model's context.",
+                flag_values=values,
+            ),
+            boolean(
+                "by_position",
+                None,
+                "write the loss by the number of preceding tokens, as CSV and as a picture.",
+                flag_values=values,
+            ),
+        ]
+    with flags.group("--mode=perplexity, tasks and generate"):
+        found.append(
+            absl.flags.DEFINE_enum(
+                "first_token",
+                None,
+                ["auto", "bos", "eot", "none"],
+                "what each text begins with; default: as in the run's training data.",
+                flag_values=values,
+            )
+        )
+    with flags.group("--mode=throughput"):
+        found.append(
+            integer(
+                "repeats", None, "timed repeats; default: 10.", lower_bound=1, flag_values=values
+            )
+        )
+    with flags.group("--mode=tasks"):
+        found += [
+            string("tasks", None, "names of tasks, separated by commas.", flag_values=values),
+            string(
+                "task_dir",
+                None,
+                "folder with the tasks' files, JSONL or parquet.",
+                flag_values=values,
+            ),
+        ]
+    with flags.group("--mode=recall"):
+        found += [
+            string(
+                "lengths",
+                None,
+                "lengths in tokens, separated by commas; default: up to the context.",
+                flag_values=values,
+            ),
+            integer(
+                "items",
+                None,
+                "questions per task and length; default: 100.",
+                flag_values=values,
+            ),
+        ]
+    with flags.group("--mode=generate"):
+        found += [
+            string("prompt", None, "text to continue.", flag_values=values),
+            string(
+                "prompts",
+                None,
+                "file of prompts, one per line, or .jsonl with a `prompt` in each record.",
+                flag_values=values,
+            ),
+            integer(
+                "max_new_tokens",
+                None,
+                "most new tokens per prompt; default: 128.",
+                flag_values=values,
+            ),
+            number(
+                "temperature",
+                None,
+                "softmax temperature; 0 always takes the most likely token; default: 1.",
+                flag_values=values,
+            ),
+            integer("top_k", None, "sample from the k most likely tokens.", flag_values=values),
+            number(
+                "top_p",
+                None,
+                "sample from the most likely tokens that together have this probability.",
+                flag_values=values,
+            ),
+            number(
+                "min_p",
+                None,
+                "sample from tokens at least this fraction as likely as the most likely one.",
+                flag_values=values,
+            ),
+            number(
+                "repetition_penalty",
+                None,
+                "above 1: make tokens less likely that the text already has.",
+                flag_values=values,
+            ),
+            absl.flags.DEFINE_multi_string(
+                "stop",
+                None,
+                "end the text before this string; may be given several times.",
+                flag_values=values,
+            ),
+            integer("batch_size", None, "prompts per batch; default: 16.", flag_values=values),
+            boolean(
+                "replan",
+                None,
+                "continue beyond the context that the split is planned for, in a new window.",
+                flag_values=values,
+            ),
+        ]
+    with flags.group("--mode=recall and generate"):
+        found.append(
+            integer(
+                "seed",
+                None,
+                "seed of the random numbers; default: 0.",
+                lower_bound=0,
+                upper_bound=2**32 - 1,
+                flag_values=values,
+            )
+        )
+    return found
+
+
+def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and run the mode."""
-    cli.run(main)
+    runner.run("eval", define, argv)

@@ -1,53 +1,193 @@
-"""What the command lines share: the config flag, and a user's error as one clear message."""
+"""The flags of a command: their definition, what they are checked for, and the config among them.
 
+Each command defines its flags in a `Flags` of its own, so that all commands can be defined in one
+process. The definitions themselves are absl's, with `flag_values=flags.values`.
+"""
+
+import contextlib
 import difflib
 import math
-import os
-import pathlib
-import sys
-import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import jax
-import ml_collections
-from absl import app, flags, logging
-from ml_collections import config_flags
+import absl.flags
 
-from flowhn_jax import config as config_lib
-from flowhn_jax.checkpoints import free_space as disk
-from flowhn_jax.parallel import compilation, distributed
-from flowhn_jax.utils.memory import keep_freed_memory
-from flowhn_jax.utils.sources import ROOT
-from flowhn_jax.utils.text import one_line, short_repr
+from flowhn_jax.utils.text import one_line, short_path, short_repr
+
+if TYPE_CHECKING:
+    from flowhn_jax.config import Config
 
 _PREFIX = "--config."
+_CONFIG_FLAGS = ("--config", "-config")
 _MAX_INT = 2**32 - 1  # of a flag's integer, either way
-_OF_A_USER = (MemoryError, ValueError, OSError, ImportError)  # errors; others are faults of ours
+# Why absl refuses a value, and what the value must be.
+_REASONS = {
+    "invalid literal for int()": "an integer",
+    "could not convert string to float": "a number",
+    "('Non-boolean argument": "true or false",
+    "value should be one of": "one of {}",
+}
+_IS_REQUIRED = "must have a value other than None"  # absl's message of a required flag
 
 
-def define_config(required: bool = True) -> flags.FlagHolder:
-    """Defines --config=FILE.py[:STRATEGY] and --config.KEY=VALUE for each of its keys."""
-    keys = ", ".join(f"{key}={value}" for key, value in _keys(config_lib.default()).items())
-    holder = config_flags.DEFINE_config_file(
+class Flags:
+    """The flags of one command.
+
+    Attributes:
+      values: absl's container, for `flag_values` of absl's DEFINE functions.
+      headings: the heading that a flag has in the help, by the flag's name; without one it is
+        among the command's general flags.
+      takes_config: whether there is a --config.
+    """
+
+    def __init__(self):
+        self.values = absl.flags.FlagValues()
+        self.headings: dict[str, str] = {}
+        self.takes_config = False
+
+    @contextlib.contextmanager
+    def group(self, heading: str) -> Iterator[None]:
+        """Put the flags that are defined in the context under a heading of the help."""
+        before = set(self.values)
+        yield
+        self.headings |= dict.fromkeys(set(self.values) - before, heading)
+
+    def is_required(self, name: str) -> bool:
+        """Return whether a flag must be given."""
+        return any(_IS_REQUIRED in each.message for each in self.values[name].validators)
+
+    def parse(self, argv: Sequence[str]) -> list[str]:
+        """Parse the arguments and return those that are no flags.
+
+        Args:
+          argv: the arguments, the program's name first.
+
+        Raises:
+          ValueError: the message names the flag, what it must be and what was found.
+        """
+        # Libraries read absl's own flags, which this process takes with their defaults.
+        absl.flags.FLAGS(argv[:1])
+        if self.takes_config:
+            _check_config_keys(argv[1:])
+            argv = _with_recipes_found(argv)
+        try:
+            rest = self.values(argv)
+        except absl.flags.UnrecognizedFlagError as error:
+            raise ValueError(self._unknown(error.flagname)) from error
+        except absl.flags.Error as error:
+            raise ValueError(self._reworded(error)) from error
+        except Exception as error:  # ours, or anything that running the recipe raised
+            raise ValueError(_load_failure(error)) from error
+        self._check_numbers()
+        return rest[1:]
+
+    def _unknown(self, name: str) -> str:
+        """Return the message about a flag that does not exist."""
+        keys = [f"config.{key}" for key in _config_keys()] if self.takes_config else []
+        known = [each for each in self.values if not each.startswith("config.")] + keys
+        same = [each for each in keys if each.rpartition(".")[2] == name]
+        near = same or difflib.get_close_matches(name[:100], known, n=1, cutoff=0.6)
+        hint = f"perhaps --{near[0]}" if near else "--help lists the flags"
+        return f"unknown flag --{one_line(name[:100])}; {hint}."
+
+    def _reworded(self, error: absl.flags.Error) -> str:
+        """Return what absl says of a flag, in the form of all messages."""
+        missing = [
+            f"--{name}"
+            for name in self.values
+            if self.is_required(name) and self.values[name].value is None
+        ]
+        if missing and _IS_REQUIRED in str(error):
+            first = self.values[missing[0].removeprefix("--")].help
+            return f"{' and '.join(missing)} must be given; {missing[0]} is: {first}"
+        if "Traceback" in str(error):
+            return _load_failure(error)
+        name, _, refused = str(error).removeprefix("flag --").partition("=")
+        for reason, must_be in _REASONS.items():
+            value, found, allowed = refused.partition(f": {reason}")
+            if found:
+                allowed = allowed.strip(" <>").replace("|", ", ")
+                return f"--{name} must be {must_be.format(allowed)}; got {short_repr(value)}."
+        return str(error)
+
+    def _check_numbers(self) -> None:
+        """Raise ValueError if a flag's number is not one that a size, count or share can be."""
+        for name in self.values:
+            if name == "config" or name.startswith("config."):  # config.parse checks these
+                continue
+            value = self.values[name].value
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise ValueError(f"--{name} must be a finite number; got {number}.")
+                if isinstance(number, int) and abs(number) > _MAX_INT:
+                    limit = f"at most {_MAX_INT}" if number > 0 else f"at least {-_MAX_INT}"
+                    raise ValueError(f"--{name} must be {limit}; got {short_repr(number)}.")
+
+
+def define_config(flags: Flags) -> "Callable[[], Config]":
+    """Define --config=RECIPE[:ARGUMENT], required, and --config.KEY=VALUE for each of its keys.
+
+    Returns:
+      A function that returns the validated config once the flags are parsed. It raises ValueError
+      if the config is not valid.
+    """
+    from flowhn_jax import config as config_lib
+
+    holder = _define_recipe(flags)
+    absl.flags.mark_flag_as_required("config", flag_values=flags.values)
+    return lambda: config_lib.parse(_loaded(holder))
+
+
+def define_optional_config(flags: Flags) -> "Callable[[], Config | None]":
+    """Define the flags of `define_config`, not required; the function may return None."""
+    from flowhn_jax import config as config_lib
+
+    holder = _define_recipe(flags)
+    return lambda: None if holder.value is None else config_lib.parse(_loaded(holder))
+
+
+def _define_recipe(flags: Flags) -> absl.flags.FlagHolder:
+    from ml_collections import config_flags
+
+    flags.takes_config = True
+    return config_flags.DEFINE_config_file(
         "config",
         None,
-        "Recipe, such as configs/flowhn_tiny.py:fai_split. --config.KEY=VALUE sets one of its "
-        f"keys, of which these are the defaults without a recipe: {keys}.",
+        "recipe: a name such as flowhn_135m or a file such as configs/flowhn_135m.py, with the "
+        "strategy or the baseline after a colon: flowhn_135m:fai_split.",
+        flag_values=flags.values,
     )
-    if required:
-        flags.mark_flag_as_required("config")
-    return holder
 
 
-def define_processes() -> Callable[[], None]:
-    """Defines the flags of a run of several processes; what it returns joins them."""
-    coordinator = flags.DEFINE_string(
-        "coordinator_address", None, "Several processes: host:port of process 0."
-    )
-    processes = flags.DEFINE_integer("num_processes", None, "Several processes: their number.")
-    process = flags.DEFINE_integer("process_id", None, "Several processes: this one's, from 0.")
+def _loaded(holder: absl.flags.FlagHolder) -> Any:
+    """Return the ConfigDict of --config.
+
+    Raises:
+      ValueError: running the recipe raised an error.
+    """
+    config = holder.value
+    try:
+        config.model  # noqa: B018  the flag of a recipe that failed raises here
+    except Exception as error:
+        raise ValueError(_load_failure(error.__cause__ or error)) from error
+    return config
+
+
+def define_processes(flags: Flags) -> Callable[[], None]:
+    """Define the flags of a run of several processes; return the function that joins them."""
+    with flags.group("several processes (Cloud TPU and SLURM set these by themselves)"):
+        coordinator = absl.flags.DEFINE_string(
+            "coordinator_address",
+            None,
+            "address of process 0, as HOST:PORT.",
+            flag_values=flags.values,
+        )
+        processes = absl.flags.DEFINE_integer(
+            "num_processes", None, "number of processes.", flag_values=flags.values
+        )
+        process = absl.flags.DEFINE_integer(
+            "process_id", None, "index of this process, from 0.", flag_values=flags.values
+        )
 
     def join() -> None:
         from flowhn_jax.parallel import distributed
@@ -57,181 +197,72 @@ def define_processes() -> Callable[[], None]:
     return join
 
 
-def parse_config(holder: flags.FlagHolder) -> config_lib.Config:
-    """The validated config of the flag that `define_config` made.
-
-    Raises:
-      ValueError: the file cannot be found, or holds what `config.parse` refuses.
-    """
-    config = holder.value
-    if not isinstance(config, ml_collections.ConfigDict):
-        try:
-            config.model  # noqa: B018  the flag of a missing file raises why when it is used
-        except Exception as error:
-            raise ValueError(_cannot_load(error.__cause__ or error)) from error
-    return config_lib.parse(config)
-
-
-def _cannot_load(reason: BaseException) -> str:
+def _load_failure(error: BaseException) -> str:
+    """Return the message about a recipe that raises an error when it is run."""
+    if "Traceback" in str(error):  # ml_collections puts the recipe's traceback into its message
+        while error.__context__ is not None:
+            error = error.__context__
+    elif isinstance(error, absl.flags.Error | ValueError):
+        return str(error)
     return (
-        f"--config cannot be loaded: {type(reason).__name__}: {reason}; accepted is a recipe such "
-        "as configs/flowhn_tiny.py, or configs/flowhn_tiny.py:fai_split."
+        f"--config must be a recipe, e.g. flowhn_tiny or configs/flowhn_tiny.py:fai_split; running "
+        f"this one raised {type(error).__name__}: {error}"
     )
 
 
-def _without_traceback(error: BaseException) -> str:
-    """The message; for a recipe's error, which ml_collections puts in with its traceback, why."""
-    if "Traceback" not in str(error):
-        return str(error)
-    while error.__context__ is not None:
-        error = error.__context__
-    return _cannot_load(error)
+def _config_keys() -> list[str]:
+    """Return the dotted keys of a config, without those of groups."""
+    from flowhn_jax import config as config_lib
+
+    return list(_flat(config_lib.default().to_dict()))
 
 
-def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Return all dotted keys of a config, and their values."""
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found = {}
     for name, value in config.items():
-        nested = isinstance(value, ml_collections.ConfigDict)
-        found |= _keys(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+        nested = isinstance(value, dict)
+        found |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return found
 
 
-def _check_config_keys(argv: Sequence[str]) -> None:
-    known = list(_keys(config_lib.default()))
+def _check_config_keys(arguments: Sequence[str]) -> None:
+    """Raise ValueError if a --config.KEY is not a key or a group of keys, or comes too early."""
+    given = [each for each in arguments if each.startswith(_PREFIX)]
+    if given:
+        before = arguments[: arguments.index(given[0])]
+        if not any(each.partition("=")[0] in _CONFIG_FLAGS for each in before):
+            raise ValueError(
+                "--config must be given before its keys, e.g. --config=flowhn_tiny "
+                f"{short_path(given[0])[1:-1]}."
+            )
+    known = _config_keys() if given else []
     groups = {name.rpartition(".")[0] for name in known}
-    for argument in argv:
+    for argument in given:
         key = argument.removeprefix(_PREFIX).partition("=")[0]
-        if argument.startswith(_PREFIX) and key not in known and key not in groups:
+        if key not in known and key not in groups:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"Unknown config key {short_repr(key)}; the nearest is {near!r}.")
+            raise ValueError(
+                f"unknown config key {short_repr(key)}; the nearest is --config.{near}."
+            )
 
 
-def _check_recipe(argv: Sequence[str]) -> None:
-    """Raise ValueError where there is no recipe, a folder, or a pipe that would never end."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
+def _with_recipes_found(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with the path of its file in place of a recipe's name.
+
+    Raises:
+      ValueError: there is no such recipe, or it is not a file (but a pipe that would never end).
+    """
+    from flowhn_jax import recipes
+
+    def found(value: str) -> str:
+        name, colon, argument = value.partition(":")
+        return f"{recipes.find(name)}{colon}{argument}"
+
+    result = list(argv)
+    for i, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
-        value = value if equals else following
-        path = pathlib.Path(value.partition(":")[0])
-        if name in ("--config", "-config") and value and path.exists() and not path.is_file():
-            raise ValueError(f"--config is {short_repr(value)}, which is no file.")
-        if name in ("--config", "-config") and value and not path.exists():
-            found = sorted(path.name for path in (ROOT / "configs").glob("[a-z]*_*.py"))
-            raise ValueError(
-                f"--config must be the file of a recipe; there is no {short_repr(str(path))}. "
-                f"Recipes in configs/: {', '.join(found)}."
-            )
-
-
-def _check_numbers() -> None:
-    """Raises ValueError where a flag's number is not one that any size, count or share can be."""
-    own = (name for name in flags.FLAGS if not name.startswith("config."))  # checks its own
-    for name in own:
-        value = flags.FLAGS[name].value
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ValueError(f"--{name} is {number}; accepted is a finite number.")
-            if isinstance(number, int) and abs(number) > _MAX_INT:
-                raise ValueError(
-                    f"--{name} is {short_repr(number)}; accepted is at most {_MAX_INT}."
-                )
-
-
-def _parse_flags(
-    argv: Sequence[str], commands: Collection[str] = (), most: Mapping[str, int] | None = None
-) -> list[str]:
-    try:
-        _check_config_keys(argv[1:])
-        _check_recipe(argv[1:])
-        rest = flags.FLAGS(argv)
-        _check_numbers()
-        if commands and (len(rest) < 2 or rest[1] not in commands):
-            found = f"is {short_repr(rest[1])}" if len(rest) > 1 else "is missing"
-            raise ValueError(f"The command {found}; accepted are {', '.join(commands)}.")
-        expected = 2 + (most or {}).get(rest[1], 0) if commands else 1
-        if len(rest) > expected:
-            raise ValueError(
-                f"Unexpected argument {short_repr(rest[-1])}; flags are written --name=value."
-            )
-    except (flags.Error, ValueError) as error:
-        sys.exit(f"error: {one_line(_without_traceback(error))}")
-    except Exception as error:  # whatever running the recipe raised
-        sys.exit(f"error: {one_line(_cannot_load(error))}")
-    return rest
-
-
-def _is_clear(error: BaseException) -> bool:
-    """Whether the message alone tells enough: our code wrote it, or the system, with the file."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return True
-    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-    return ROOT in pathlib.Path(innermost).parents and "site-packages" not in innermost
-
-
-def _message(error: Exception) -> str:
-    """Return what to print of an error: one line, after its traceback where that may not do.
-
-    Lines that were added as notes follow it.
-    """
-    if isinstance(error, MemoryError):
-        return f"error: there is not enough memory for what is asked for: {one_line(error)}"
-    if not isinstance(error, _OF_A_USER):
-        return traceback.format_exc()
-    before = "" if _is_clear(error) or disk.is_full(error) else traceback.format_exc()
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        error_line = one_line(f"{error.strerror}: {error.filename!r}")  # without its number
-    else:
-        error_line = one_line(error)
-    notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]  # JAX's are long
-    return "\n".join([f"{before}error: {error_line}", *notes])
-
-
-def run(
-    main: Callable[[], None] | Mapping[str, Callable[..., None]],
-    *,
-    compiles_only: bool = False,
-    arguments: Mapping[str, int] | None = None,
-) -> None:
-    """Parse the flags and run `main`, or the one of several that the first argument names.
-
-    With `compiles_only` freed memory is not kept, for which XLA's compiler threads would queue.
-    `arguments` has the commands that take more of them, by position, and how many at the most.
-
-    A user's error ends the process with its message and status 1; an error from inside a library,
-    where the message alone may not tell enough, with its traceback as well.
-    """
-
-    commands = main if isinstance(main, Mapping) else {}
-
-    def guarded(argv: Sequence[str]) -> None:
-        if not compiles_only:
-            keep_freed_memory()
-        logging.set_verbosity(logging.WARNING)  # libraries' progress; ours goes to stdout
-        # Orbax, and asyncio for it, log what is raised as well, with all the stack.
-        logging.get_absl_handler().addFilter(lambda record: "/orbax/" not in record.pathname)
-        try:
-            if commands:
-                commands[argv[1]](*argv[2:])
-            else:
-                main()
-        except Exception as error:
-            message = _message(error)
-            if distributed.is_one_of_several():
-                if isinstance(error, jax.errors.JaxRuntimeError):  # as of a collective
-                    message += "\nerror: perhaps another task died; its output may say why"
-                distributed.end_all(message, error)
-            if not isinstance(error, _OF_A_USER):
-                raise
-            sys.exit(message)
-        except KeyboardInterrupt:
-            sys.exit("interrupted")
-        if compilation.is_compiling():  # nobody waits for it any more
-            distributed.shutdown()
-            sys.stdout.flush()
-            os._exit(0)
-
-    for module, defined in flags.FLAGS.flags_by_module_dict().items():
-        if module.startswith("flowhn_jax."):  # so that --help shows them
-            for flag in defined:
-                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(guarded, flags_parser=partial(_parse_flags, commands=commands, most=arguments))
+        if name in _CONFIG_FLAGS and value:
+            result[i] = f"{name}{equals}{found(value)}"
+        elif argument in _CONFIG_FLAGS and i + 1 < len(argv):
+            result[i + 1] = found(argv[i + 1])
+    return result

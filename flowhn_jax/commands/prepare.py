@@ -1,72 +1,99 @@
-"""`python -m flowhn_jax.data.prepare`."""
+"""`flowhn prepare`: text to token windows on disk. It does not import JAX."""
 
-import argparse
 import os
-import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from flowhn_jax.data.prepare import prepare
-from flowhn_jax.utils.text import one_line
+import absl.flags
+
+from flowhn_jax.commands import runner
+from flowhn_jax.commands.flags import Flags
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flowhn_jax.data.prepare",
-        description="Turns text into token windows on disk, for training and validation.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "--source",
-        required=True,
-        help="a .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of them, "
+def define(flags: Flags) -> Callable[[], None]:
+    """Define the flags; return the function that prepares a set and prints what it holds."""
+    string = partial(absl.flags.DEFINE_string, flag_values=flags.values)
+    source = string(
+        "source",
+        None,
+        "a .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of them, "
         "hf:NAME[:CONFIG] (a dataset of the Hugging Face hub), or embedded (Python's own sources); "
-        "a .txt file is one document of any size, a line or row has at most 64 MiB",
-    )
-    add(
-        "--tokenizer",
+        "a .txt file is one document of any size, a line or row has at most 64 MiB.",
         required=True,
-        help="bytes, FILE.json (Hugging Face) or hf:NAME; a tokenizer without one of the usual "
-        "end-of-text tokens, such as <|endoftext|> or </s>, needs --eot_token",
     )
-    add("--out", required=True, help="folder to make")
-    add("--context", type=int, default=1024, help="tokens per training window (%(default)s)")
-    add(
-        "--validation_fraction",
-        type=float,
-        default=0.01,
-        help="share of the documents to hold out (%(default)s)",
+    tokenizer = string(
+        "tokenizer",
+        None,
+        "bytes, FILE.json (Hugging Face) or hf:NAME; a tokenizer without one of the usual "
+        "end-of-text tokens, such as <|endoftext|> or </s>, needs --eot_token.",
+        required=True,
     )
-    add("--text_field", default="text", help="field or column with the text (%(default)s)")
-    add("--eot_token", help="end-of-text token of --tokenizer, where it is not a usual one")
-    add(
-        "--first_token",
-        default="auto",
-        help="what each document begins with: bos, eot (end-of-text) or, by default, auto: the "
-        "token that --tokenizer itself puts there, or else end-of-text",
+    out = string("out", None, "folder to make.", required=True)
+    context = absl.flags.DEFINE_integer(
+        "context",
+        1024,
+        "tokens per training window; the recipe's model.context.",
+        flag_values=flags.values,
     )
-    add(
-        "--workers",
-        type=int,
-        help="processes that tokenize (bytes: 1, otherwise one per CPU)",
+    validation_fraction = absl.flags.DEFINE_float(
+        "validation_fraction",
+        0.01,
+        "fraction of the documents to hold out for validation.",
+        flag_values=flags.values,
     )
-    add("--overwrite", action="store_true", help="replace another prepared set at --out")
-    return parser
+    text_field = string("text_field", "text", "field or column that holds the text.")
+    eot_token = string(
+        "eot_token", None, "end-of-text token of --tokenizer, if it is not one of the usual ones."
+    )
+    first_token = string(
+        "first_token",
+        "auto",
+        "what each document begins with: bos, eot (end-of-text) or auto: the token that "
+        "--tokenizer itself puts there, or else end-of-text.",
+    )
+    workers = absl.flags.DEFINE_integer(
+        "workers",
+        None,
+        "processes that tokenize; default: 1 for bytes, otherwise one per CPU.",
+        flag_values=flags.values,
+    )
+    overwrite = absl.flags.DEFINE_bool(
+        "overwrite", False, "replace a different prepared set at --out.", flag_values=flags.values
+    )
 
+    def main() -> None:
+        from flowhn_jax.data.prepare import prepare
 
-def run(argv: list[str] | None = None) -> None:
-    """The command line; bad input ends it with one line and status 1."""
-    options = _parser().parse_args(argv)
-    if options.workers is None:
-        options.workers = 1 if options.tokenizer == "bytes" else os.cpu_count()
-    try:
-        prepared = prepare(**vars(options))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {one_line(error)}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; nothing was kept.")
-    print(f"{prepared.folder}: context {prepared.context}, {prepared.vocab_size} token ids")
-    for name, split in prepared.splits.items():
-        print(
-            f"{name:>12}: {split.windows:,} windows, {split.tokens:,} tokens, "
-            f"{split.bytes:,} bytes, {split.documents:,} documents, {len(split.shards)} shards"
+        default_workers = 1 if tokenizer.value == "bytes" else os.cpu_count() or 1
+        prepared = prepare(
+            source.value,
+            tokenizer.value,
+            out.value,
+            context=context.value,
+            validation_fraction=validation_fraction.value,
+            text_field=text_field.value,
+            eot_token=eot_token.value,
+            first_token=first_token.value,
+            workers=default_workers if workers.value is None else workers.value,
+            overwrite=overwrite.value,
         )
+        print(f"{prepared.folder}: context {prepared.context}, {prepared.vocab_size} token ids")
+        for name, split in prepared.splits.items():
+            print(
+                f"{name:>12}: {split.windows:,} windows, {split.tokens:,} tokens, "
+                f"{split.bytes:,} bytes, {split.documents:,} documents, {len(split.shards)} shards"
+            )
+
+    return main
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags and prepare the set."""
+    runner.run(
+        "prepare",
+        define,
+        argv,
+        keeps_memory=False,
+        shows_tracebacks=False,
+        interrupted="interrupted; nothing was kept.",
+    )

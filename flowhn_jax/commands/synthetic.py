@@ -1,31 +1,42 @@
-"""`python -m flowhn_jax.data.synthetic`."""
+"""`flowhn synthetic`: texts with something to recall. It does not import JAX."""
 
-import argparse
-import sys
+from collections.abc import Callable, Sequence
 
-from flowhn_jax.data.synthetic import TASKS, write
-from flowhn_jax.utils.text import one_line
+import absl.flags
+
+from flowhn_jax.commands import runner
+from flowhn_jax.commands.flags import Flags
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flowhn_jax.data.synthetic",
-        description="Writes texts with something to recall, as .jsonl for flowhn_jax.data.prepare.",
-        allow_abbrev=False,
+def define(flags: Flags) -> Callable[[], None]:
+    """Define the flags; return the function that writes the texts."""
+    from flowhn_jax.data.synthetic import TASKS, write
+
+    values = flags.values
+    out = absl.flags.DEFINE_string(
+        "out", None, ".jsonl file to write.", required=True, flag_values=values
     )
-    add = parser.add_argument
-    add("--tasks", default=",".join(TASKS), help="with commas between them (%(default)s)")
-    add("--size", type=int, default=200, help="characters of a document (%(default)s)")
-    add("--documents", type=int, default=100_000, help="how many (%(default)s)")
-    add("--seed", type=int, default=1, help="not the one to ask by, eval.py's --seed (%(default)s)")
-    add("--out", required=True, help="the .jsonl file to write")
-    return parser
+    tasks = absl.flags.DEFINE_string(
+        "tasks", ",".join(TASKS), "names of tasks, separated by commas.", flag_values=values
+    )
+    size = absl.flags.DEFINE_integer("size", 200, "characters per document.", flag_values=values)
+    documents = absl.flags.DEFINE_integer(
+        "documents", 100_000, "number of documents.", flag_values=values
+    )
+    seed = absl.flags.DEFINE_integer(
+        "seed",
+        1,
+        "seed of the random numbers; use another one than --seed of `flowhn eval --mode=recall`, "
+        "whose default is 0.",
+        flag_values=values,
+    )
+
+    def main() -> None:
+        write(tasks.value.split(","), size.value, documents.value, seed.value, out.value)
+
+    return main
 
 
-def run(argv: list[str] | None = None) -> None:
-    """The command line; bad input ends it with one line and status 1."""
-    options = _parser().parse_args(argv)
-    try:
-        write(**vars(options) | {"tasks": options.tasks.split(",")})
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {one_line(error)}")
+def run(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags and write the texts."""
+    runner.run("synthetic", define, argv, keeps_memory=False, shows_tracebacks=False)

@@ -1,19 +1,25 @@
-"""Train a model: python train.py --config=configs/flowhn_tiny.py --workdir=runs/tiny."""
+"""Train a model: `flowhn train`, or python train.py --config=flowhn_tiny --workdir=runs/tiny."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from flowhn_jax.training.health.preemption import StopRequest
 
+if TYPE_CHECKING:
+    from flowhn_jax.commands.flags import Flags
 
-def run() -> None:
+
+def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and train."""
-    _print_first_line(sys.argv[1:])
+    _print_first_line(sys.argv[1:] if argv is None else argv)
     stop = StopRequest()
     stop.listen()  # before the imports, which take seconds
     try:
-        _run(stop)
+        from flowhn_jax.commands import runner
+
+        runner.run("train", partial(define, stop=stop), argv)
     finally:
         stop.ignore()
 
@@ -26,23 +32,29 @@ def _print_first_line(arguments: Sequence[str]) -> None:
         print("flowhn: loading JAX ...", flush=True)
 
 
-def _run(stop: StopRequest) -> None:
-    from absl import flags
+def define(flags: "Flags", stop: StopRequest | None = None) -> Callable[[], None]:
+    """Define the flags; return the function that trains, until `stop` asks for an end."""
+    import absl.flags
 
-    from flowhn_jax.commands import flags as cli
+    from flowhn_jax.commands.flags import define_config, define_processes
 
-    config = cli.define_config()
-    join_processes = cli.define_processes()
-    workdir = flags.DEFINE_string(
-        "workdir", None, "Folder for checkpoints and metrics; resumes there.", required=True
+    parse_config = define_config(flags)
+    workdir = absl.flags.DEFINE_string(
+        "workdir",
+        None,
+        "folder for checkpoints, metrics and config; a run that is there is resumed.",
+        required=True,
+        flag_values=flags.values,
     )
+    join_processes = define_processes(flags)
 
     def main() -> None:
         from flowhn_jax.training.summary import print_summary
         from flowhn_jax.training.trainer import fit
 
         join_processes()
+        assert stop is not None  # it is only absent where the flags alone are of interest
         summary = partial(print_summary, workdir=workdir.value, argv=sys.argv, stop=stop)
-        fit(cli.parse_config(config), workdir.value, stop=stop, on_end=summary)
+        fit(parse_config(), workdir.value, stop=stop, on_end=summary)
 
-    cli.run(main)
+    return main

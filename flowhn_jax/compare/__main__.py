@@ -1,4 +1,4 @@
-"""`python -m flowhn_jax.compare`: the command of `commands/compare.py`."""
+"""`python -m flowhn_jax.compare`: the command `flowhn compare`."""
 
 from flowhn_jax.commands import compare
 

@@ -17,7 +17,7 @@ from flowhn_jax.compare.speed import Measurement, config_hash, is_number, short_
 from flowhn_jax.config import Config
 from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.parallel.mesh import make_mesh
-from flowhn_jax.report.plots import plot_speeds
+from flowhn_jax.report.plots import plot_comparison
 from flowhn_jax.report.table import markdown, to_json
 from flowhn_jax.training.metrics import read_rows
 from flowhn_jax.utils.text import short_path, short_repr
@@ -159,7 +159,7 @@ def write(results: Results, workdir: str) -> None:
     text = table(results)
     (folder / "results.md").write_text(text)
     for suffix in ("png", "svg"):
-        plot_speeds(results["models"], f"{results['size']}, {results['device']}",
+        plot_comparison(results["models"], f"{results['size']}, {results['device']}",
                     str(folder / f"figure.{suffix}"))  # fmt: skip
     print(text)
     print(f"wrote {folder}/results.json, .csv, .md, figure.png, .svg")

@@ -1,6 +1,6 @@
-"""`python -m flowhn_jax.interop`: the command of `commands/interop.py`."""
+"""`python -m flowhn_jax.interop export|import`: `flowhn export` and `flowhn import`."""
 
-from flowhn_jax.commands import interop
+from flowhn_jax.commands import main
 
 if __name__ == "__main__":
-    interop.run()
+    main.run(program="python -m flowhn_jax.interop", names=("export", "import"))

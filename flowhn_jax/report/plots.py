@@ -1,22 +1,49 @@
-"""Pictures, drawn with matplotlib (imported only here, and only when asked for)."""
+"""Pictures, drawn with matplotlib (imported only here, and only when a picture is drawn)."""
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from flowhn_jax.split import STRATEGIES, Plan
 
-_COLOURS = ("#2a78d6", "#eb6834", "#8a63b8")  # SSM, attention, both
-_LABELS = ("SSM", "attention", "both")
+_BLUE, _ORANGE, _PURPLE, _GREY = "#2a78d6", "#eb6834", "#8a63b8", "#8d96a3"
+_BRANCH_LABELS = {_BLUE: "SSM", _ORANGE: "attention", _PURPLE: "both"}
+_FLOWHN, _BASELINE = _BLUE, _GREY
+_ERROR, _GRID = "#555555", "#e6e8eb"
+# Where a point's name can be: offset in points and alignment, the preferred one first.
+_SIDES = (
+    ((6, 0), "left", "center"),
+    ((-6, 0), "right", "center"),
+    ((0, 6), "center", "bottom"),
+    ((0, -6), "center", "top"),
+    ((6, 8), "left", "bottom"),
+    ((6, -8), "left", "top"),
+)
 
 
-_FLOWHN, _BASELINE, _LINE = "#2a78d6", "#b5bcc6", "#eb6834"
+class PositionCurve(Protocol):
+    """Losses by the number of preceding tokens, from 1 to N."""
+
+    @property
+    def nll(self) -> np.ndarray:
+        """Return the nats [N], summed over the targets."""
+        ...
+
+    @property
+    def squares(self) -> np.ndarray:
+        """Return the squares [N] of the targets' nats, summed over the targets."""
+        ...
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Return the numbers [N] of targets."""
+        ...
 
 
 def load_pyplot() -> Any:
-    """Return matplotlib.pyplot without a screen.
+    """Return matplotlib.pyplot, set up to draw without a screen.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -34,6 +61,11 @@ def load_pyplot() -> Any:
 
 
 def _save(figure: Any, path: str) -> None:
+    """Write a figure and free it.
+
+    Raises:
+      ValueError: matplotlib cannot write this kind of file.
+    """
     try:
         figure.savefig(path, dpi=150)
     except ValueError as error:
@@ -42,16 +74,14 @@ def _save(figure: Any, path: str) -> None:
         load_pyplot().close(figure)
 
 
-def plot_speeds(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> None:
-    """Draws training's tokens/s as bars and MFU as a line (the paper's figure 1) to `path`.
-
-    Where the device's peak is not known the line is TFLOP/s a device.
+def plot_comparison(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> None:
+    """Draw the training speed of models as bars and, where known, quality over speed as points.
 
     Args:
-      rows: of each model: model, train_tokens_per_second with _min and _max, train_mfu and
-        train_tflops_per_second_per_device.
+      rows: of each model: model, train_tokens_per_second with _min and _max, train_mfu,
+        train_tflops_per_second_per_device, validation_bits_per_byte (None: not trained).
       title: above the picture.
-      path: its ending says the kind of file.
+      path: file to write; its ending is the format.
 
     Raises:
       ValueError: matplotlib cannot write this kind of file.
@@ -60,60 +90,120 @@ def plot_speeds(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> Non
     pyplot = load_pyplot()
     from matplotlib.patches import Patch
 
-    names = [row["model"] for row in rows]
+    trained = [row for row in rows if row.get("validation_bits_per_byte") is not None]
+    height = max(2.6, 1.3 + 0.34 * len(rows))
+    if trained:
+        figure, (bars, points) = pyplot.subplots(
+            1, 2, figsize=(11, max(height, 4)), layout="constrained", width_ratios=(1, 1.1)
+        )
+        _draw_quality(points, trained)
+    else:
+        figure, bars = pyplot.subplots(figsize=(7, height), layout="constrained")
+    _draw_speed(bars, rows)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    handles = [Patch(color=_FLOWHN), Patch(color=_BASELINE)]
+    figure.legend(
+        handles,
+        ["FlowHN", "baselines"],
+        loc="outside upper right",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+    )
+    _save(figure, path)
+
+
+def _colour(row: Mapping[str, Any]) -> str:
+    return _FLOWHN if row["model"] in STRATEGIES else _BASELINE
+
+
+def _draw_speed(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw one bar per model, the fastest on top, with its MFU (or TFLOP/s) next to it."""
+    rows = sorted(rows, key=lambda row: row["train_tokens_per_second"])
     key = "train_tokens_per_second"
     speeds, least, most = (
         np.array([row[key + end] for row in rows]) for end in ("", "_min", "_max")
     )
-    label, key, factor = "MFU %", "train_mfu", 100
-    if any(row[key] is None for row in rows):
-        label, key, factor = "TFLOP/s a device", "train_tflops_per_second_per_device", 1
-    line = [factor * row[key] for row in rows]
-
-    size = max(4.5, 1 + 0.75 * len(rows)), 4
-    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
-    colours = [_FLOWHN if name in STRATEGIES else _BASELINE for name in names]
-    axes.bar(
-        names,
+    axes.barh(
+        [row["model"] for row in rows],
         speeds,
-        color=colours,
-        yerr=(speeds - least, most - speeds),
-        ecolor="#555555",
+        height=0.7,
+        color=[_colour(row) for row in rows],
+        xerr=(speeds - least, most - speeds),
+        ecolor=_ERROR,
         capsize=2,
     )
-    axes.set_ylabel("training, tokens/s")
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.tick_params(axis="x", length=0, rotation=30)
-    axes.set_title(title, loc="left", fontsize=10)
-    right = axes.twinx()
-    (drawn,) = right.plot(names, line, color=_LINE, marker="o", markersize=4)
-    right.set_ylabel(label)
-    right.set_ylim(bottom=0)
-    for each in (axes, right):
-        each.spines[["top", "left", "right"]].set_visible(False)
-    handles = [Patch(color=_FLOWHN), Patch(color=_BASELINE), drawn]
-    labels = ["FlowHN", "baselines", label]
-    figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
-    _save(figure, path)
+    if all(row["train_mfu"] is not None for row in rows):
+        unit, texts = "MFU", [f"{100 * row['train_mfu']:.0f} %" for row in rows]
+    else:
+        rates = [row["train_tflops_per_second_per_device"] for row in rows]
+        is_small = max(rates) < 1
+        unit = f"{'GFLOP' if is_small else 'TFLOP'}/s per device"
+        texts = [f"{rate * (1000 if is_small else 1):,.0f}" for rate in rates]
+    for index, text in enumerate(texts):
+        axes.annotate(
+            text, (most[index], index), (5, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    axes.set_xlim(0, 1.12 * most.max())
+    axes.set_xlabel("training, tokens/s")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.locator_params(axis="x", nbins=5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_title(f"Median speed, slowest and fastest round; {unit}", loc="left", fontsize=10)
+
+
+def _draw_quality(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw one labelled point per model: bits per byte over training speed."""
+    places = [(row["train_tokens_per_second"], row["validation_bits_per_byte"]) for row in rows]
+    axes.scatter(*zip(*places, strict=True), s=36, color=[_colour(row) for row in rows], zorder=3)
+    axes.margins(x=0.18, y=0.12)
+    axes.set_xlabel("training, tokens/s (right is faster)")
+    axes.set_ylabel("validation, bits per byte (lower is better)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.locator_params(axis="x", nbins=5)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title("Quality over speed, same training tokens", loc="left", fontsize=10)
+    _label_points(axes, [row["model"] for row in rows], places)
+
+
+def _label_points(axes: Any, names: Sequence[str], places: Sequence[tuple[float, float]]) -> None:
+    """Write a name next to each point, on the first side where it covers nothing."""
+    from matplotlib.transforms import Bbox
+
+    axes.figure.canvas.draw()  # fixes the axes' place, and with it which texts overlap
+    taken = []
+    for place in places:
+        x, y = axes.transData.transform(place)
+        taken.append(Bbox.from_extents(x - 4, y - 4, x + 4, y + 4))
+    for name, place in zip(names, places, strict=True):
+        label = axes.annotate(name, place, _SIDES[0][0], textcoords="offset points", fontsize=8)
+        for offset, horizontal, vertical in _SIDES:
+            label.set(position=offset, ha=horizontal, va=vertical)
+            extent = label.get_window_extent()
+            if not any(extent.overlaps(each) for each in taken):
+                break
+        taken.append(label.get_window_extent())
 
 
 def plot_losses(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> None:
-    """Draw the training and validation loss of a run over its steps to `path`.
+    """Draw the training and validation loss of a run over its steps.
 
     Args:
       rows: metrics of the run: step, loss (None in a skipped step) and, in some, validation_loss.
       title: above the picture.
-      path: its suffix names the file format.
+      path: file to write; its ending is the format.
 
     Raises:
-      ValueError: matplotlib cannot write this file format.
+      ValueError: matplotlib cannot write this kind of file.
       ImportError: matplotlib is not installed.
     """
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for key, label, style in (
         ("loss", "training", dict(color=_FLOWHN, linewidth=1.2)),
-        ("validation_loss", "validation", dict(color=_LINE, linestyle="none", marker="o")),
+        ("validation_loss", "validation", dict(color=_ORANGE, linestyle="none", marker="o")),
     ):
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
         if points:
@@ -122,44 +212,78 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> Non
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     _save(figure, path)
 
 
-def plot_by_position(curves: Mapping[str, Any], path: str) -> None:
-    """Draws the mean loss over the number of tokens before, in bins that grow, to `path`.
+def plot_by_position(curves: Mapping[str, PositionCurve], path: str) -> None:
+    """Draw the mean loss over the number of preceding tokens, in bins that grow.
+
+    The band is the mean plus and minus two standard errors.
 
     Args:
-      curves: by name, each with nll and targets [N], sums over targets with 1, 2, ... before them.
-      path: its ending says the kind of file.
+      curves: by the name of the model.
+      path: file to write; its ending is the format.
 
     Raises:
       ValueError: matplotlib cannot write this kind of file.
       ImportError: matplotlib is not installed.
     """
     pyplot = load_pyplot()
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    from matplotlib.ticker import NullLocator
+
+    figure, axes = pyplot.subplots(figsize=(6.5, 4), layout="constrained")
+    longest = 1
     for name, curve in curves.items():
-        count = len(curve.nll)
-        edges = np.unique(np.geomspace(1, count + 1, 4 * count.bit_length()).astype(int))
-        nll, targets = (
-            np.add.reduceat(each, edges[:-1] - 1) for each in (curve.nll, curve.targets)
+        middle, mean, error = bin_positions(curve)
+        (line,) = axes.plot(middle, mean, label=name, marker="o", markersize=3)
+        axes.fill_between(
+            middle, mean - 2 * error, mean + 2 * error, color=line.get_color(), alpha=0.2, lw=0
         )
-        middle = np.sqrt(edges[:-1] * (edges[1:] - 1.0))
-        there = targets > 0
-        axes.plot(middle[there], nll[there] / targets[there], label=name, marker="o", markersize=3)
+        longest = max(longest, len(curve.nll))
     axes.set_xscale("log")
-    axes.set_xlabel("tokens before")
-    axes.set_ylabel("nats a token")
+    ticks = [2**power for power in range(0, longest.bit_length(), 1 if longest < 1024 else 2)]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("preceding tokens in the window")
+    axes.set_ylabel("loss, nats per token")
+    axes.set_title("Loss by position (band: two standard errors)", loc="left", fontsize=10)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     _save(figure, path)
 
 
+def bin_positions(curve: PositionCurve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the middle, the mean loss and its standard error of bins of positions that grow.
+
+    The bins have equal widths on a logarithmic axis; empty ones are left out. The targets of a bin
+    count as independent; the error is NaN in a bin of one target.
+    """
+    count = len(curve.nll)
+    edges = np.unique(np.geomspace(1, count + 1, 4 * count.bit_length()).astype(int))
+    nll, squares, targets = (
+        np.add.reduceat(np.asarray(each, np.float64), edges[:-1] - 1)
+        for each in (curve.nll, curve.squares, curve.targets)
+    )
+    middles = np.sqrt(edges[:-1] * (edges[1:] - 1.0))
+    present = targets > 0
+    nll, squares, targets = nll[present], squares[present], targets[present]
+    mean = nll / targets
+    above_one = np.where(targets > 1, targets - 1, np.nan)
+    variance = np.maximum(squares - targets * mean**2, 0) / above_one
+    return middles[present], mean, np.sqrt(variance / targets)
+
+
 def plot_split(plan: Plan, title: str, path: str) -> None:
-    """Draws which branch each position goes to in each block (the paper's figure 2) to `path`.
+    """Draw which branch each position goes to in each block (figure 2 of the paper).
+
+    Args:
+      plan: the plan of a sequence.
+      title: above the picture.
+      path: file to write; its ending is the format.
 
     Raises:
       ValueError: matplotlib cannot write this kind of file.
@@ -174,15 +298,23 @@ def plot_split(plan: Plan, title: str, path: str) -> None:
         attends = [block.attention.contains(position) for position in range(plan.length)]
         row[:] = attends if block.is_split else 2
 
+    colours = list(_BRANCH_LABELS)
     figure, axes = pyplot.subplots(figsize=(9, 0.9 + 0.42 * len(rows)), layout="constrained")
-    axes.imshow(rows, aspect="auto", interpolation="nearest", cmap=ListedColormap(_COLOURS),
-                vmin=0, vmax=2, extent=(0, plan.length, len(rows) - 0.5, -0.5))  # fmt: skip
+    axes.imshow(
+        rows,
+        aspect="auto",
+        interpolation="nearest",
+        cmap=ListedColormap(colours),
+        vmin=0,
+        vmax=2,
+        extent=(0, plan.length, len(rows) - 0.5, -0.5),
+    )
     axes.hlines(np.arange(len(rows) - 1) + 0.5, 0, plan.length, color="white", linewidth=3)
     axes.set_yticks(range(len(rows)), [f"block {index}" for index in range(len(rows))])
     axes.tick_params(length=0)
     axes.set_frame_on(False)
     axes.set_xlabel("token position")
     axes.set_title(title, loc="left", fontsize=10)
-    handles = [Patch(color=_COLOURS[i], label=_LABELS[i]) for i in np.unique(rows)]
+    handles = [Patch(color=colours[i], label=_BRANCH_LABELS[colours[i]]) for i in np.unique(rows)]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     _save(figure, path)

@@ -1,4 +1,4 @@
-"""Entry point of `python -m flowhn_jax.split`: runs `commands/split.py`."""
+"""`python -m flowhn_jax.split`: the command `flowhn split`."""
 
 from flowhn_jax.commands import split
 

@@ -1,1 +1,1 @@
-"""What every package may use: values, messages, files, memory and timing."""
+"""What every package may use: typed values, text of messages, files, locks, memory, timing."""

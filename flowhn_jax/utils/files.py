@@ -1,4 +1,4 @@
-"""A file that is whole or absent under its name, also after a power cut."""
+"""Atomic writes: a file is whole or absent under its name, also after a power cut."""
 
 import contextlib
 import os
@@ -9,13 +9,14 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield where to write what then gets the name `path`, in place of a file or link of that name.
+    """Yield a temporary path; its file replaces `path`, atomically, when the context ends.
 
-    Content and name are on the disk when the context ends. The file's mode is that of any new one,
-    whatever the library that writes it would give.
+    Content and name are on the disk by then. A link of that name is replaced, not followed. The
+    file's mode is that of any new file, whatever the library that writes it would choose. After an
+    error in the context, `path` is unchanged.
     """
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.unlink(missing_ok=True)  # one that was left, or a link to something else
+    temporary.unlink(missing_ok=True)  # left by a killed process, or a link to something else
     temporary.touch()
     mode = stat.S_IMODE(temporary.stat().st_mode)
     yield temporary
@@ -23,6 +24,12 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     sync(temporary)
     os.replace(temporary, path)
     sync(path.parent)
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Write a whole file as `whole_file` does; text is written as UTF-8."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def sync(path: pathlib.Path) -> None:
@@ -43,10 +50,10 @@ def sync_tree(folder: pathlib.Path) -> None:
 
 
 def check_own_file(path: pathlib.Path) -> None:
-    """Raise ValueError where a name is taken by a link, or by anything else than a file."""
+    """Raise ValueError if a name is taken by a link, or by anything else that is not a file."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        found = "a link" if path.is_symlink() else "no file"
+        found = "a link" if path.is_symlink() else "not a file"
         raise ValueError(
-            f"{str(path)!r} must be a file that the run made; it is {found}. Remove it, or give "
+            f"{str(path)!r} must be a file that the run made; it is {found}. Remove it, or type "
             "another --workdir."
         )

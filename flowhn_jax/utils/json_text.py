@@ -7,10 +7,10 @@ from flowhn_jax.utils.text import one_line
 
 
 def loads(text: str | bytes, where: str) -> Any:
-    """The value of a JSON text; bytes are UTF-8.
+    """Return the value of a JSON text; bytes are UTF-8.
 
     Raises:
-      ValueError: it is none; the message begins with `where`.
+      ValueError: it is not JSON; the message begins with `where`.
     """
     try:
         return json.loads(text)

@@ -1,4 +1,4 @@
-"""One process at a time in a folder, by a lock on the folder itself."""
+"""One process at a time in a folder: a lock on the folder itself."""
 
 import contextlib
 import errno
@@ -7,18 +7,18 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
-# What file systems answer that lock only files which are open for writing, as NFS does.
-_NOT_FOR_FOLDERS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP)
+# Errors of file systems that lock only files opened for writing, as NFS does.
+_NO_FOLDER_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP)
 LOCK_FILE = ".locked"
 
 
 @contextlib.contextmanager
 def try_lock(folder: pathlib.Path) -> Iterator[bool]:
-    """Hold a folder's lock where it is free; the value says whether it was.
+    """Take a folder's lock if it is free, and hold it in the context; yield whether it was free.
 
     The lock is on the folder, not on a file in it that could be removed or replaced; the system
-    takes it back from a process that dies. Only where the file system locks no folders it is on a
-    file `.locked` in it.
+    releases it when the process dies. Only on a file system that cannot lock folders is it on a
+    file `.locked` in the folder.
     """
     with _tried(folder) as (_, is_free):
         yield is_free
@@ -26,10 +26,10 @@ def try_lock(folder: pathlib.Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def wait_for_lock(folder: pathlib.Path, when_taken: Callable[[], None]) -> Iterator[bool]:
-    """Hold a folder's lock, after `when_taken` and a wait where another process has it.
+    """Take a folder's lock and hold it in the context, waiting for another process if need be.
 
-    The value is False where that process has removed or renamed the folder: then the lock is on
-    nothing of this name.
+    `when_taken` is called before the wait. The context yields False if the other process has
+    removed or renamed the folder meanwhile: then the lock is on nothing of this name.
     """
     with _tried(folder) as (descriptor, is_free):
         if not is_free:
@@ -40,13 +40,13 @@ def wait_for_lock(folder: pathlib.Path, when_taken: Callable[[], None]) -> Itera
 
 @contextlib.contextmanager
 def _tried(folder: pathlib.Path) -> Iterator[tuple[int, bool]]:
-    """Open what is to be locked, the folder or the file in it, and whether it was free."""
+    """Yield the descriptor of what is locked, the folder or the file in it; and if it was free."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             is_free = _lock(descriptor)
         except OSError as error:
-            if error.errno not in _NOT_FOR_FOLDERS:
+            if error.errno not in _NO_FOLDER_LOCKS:
                 raise
             os.close(descriptor)
             descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -57,7 +57,7 @@ def _tried(folder: pathlib.Path) -> Iterator[tuple[int, bool]]:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock a file or folder that is open; return whether it was free."""
+    """Lock an open file or folder if it is free; return whether it was."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -66,7 +66,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _has_name(folder: pathlib.Path, descriptor: int) -> bool:
-    """Return whether the folder, or the file in it, is the one that is open."""
+    """Return whether the folder, or the file in it, is still the one that is open."""
     with contextlib.suppress(FileNotFoundError):
         opened = os.fstat(descriptor)
         return any(

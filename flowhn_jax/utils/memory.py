@@ -8,12 +8,13 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep freed memory, up to 2 GiB, rather than return it to the kernel.
+    """Let glibc keep freed memory, up to 2 GiB, rather than return it to the kernel.
 
-    XLA's CPU backend allocates its temporaries anew in every step. By default they are mapped,
-    zeroed page by page and unmapped each time, about a quarter of a small model's step. They come
-    from its threads, whose own arenas hold no large block: hence a single arena. Call it before the
-    first array is made; where the C library is another one or refuses, it does nothing.
+    XLA's CPU backend allocates its temporaries again in every step. By default they are mapped,
+    zeroed page by page and unmapped each time, which takes about a quarter of a small model's step.
+    They come from XLA's threads, whose own arenas hold no large block: hence a single arena. Call
+    this before the first array is made; with another C library, or one that refuses, it does
+    nothing.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,4 @@
-"""What error messages say of values that a user gave, which may be of any size."""
+"""Short text for messages about values of any size that a user gave."""
 
 import os
 import reprlib
@@ -10,12 +10,12 @@ _REPR.maxstring = _REPR.maxother = 80
 _REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = 8
 _MAX_DIGITS = 40
 _MAX_CHARACTERS = 1000
-_MAX_OF_A_PATH = 255  # the longest name of a file
+_MAX_PATH_CHARACTERS = 255  # the longest name of a file
 _MAX_NAMES = 8
 
 
 def short_repr(value: Any) -> str:
-    """`repr`, shortened where it is long or deep."""
+    """Return `repr` of a value, shortened if it is long or deep."""
     if isinstance(value, int) and abs(value) >= 10**_MAX_DIGITS:
         return f"an integer of more than {_MAX_DIGITS} digits"
     return _REPR.repr(value)
@@ -23,12 +23,12 @@ def short_repr(value: Any) -> str:
 
 def short_path(path: str | os.PathLike) -> str:
     """Return a path, file name or flag that names one in quotes, without its middle if long."""
-    text, half = repr(os.fspath(path)), _MAX_OF_A_PATH // 2
-    return text if len(text) <= _MAX_OF_A_PATH else f"{text[:half]}...{text[-half:]}"
+    text, half = repr(os.fspath(path)), _MAX_PATH_CHARACTERS // 2
+    return text if len(text) <= _MAX_PATH_CHARACTERS else f"{text[:half]}...{text[-half:]}"
 
 
 def short_list(names: Iterable[Any]) -> str:
-    """Return names with commas between them, the first of many, each shortened."""
+    """Return names separated by commas, the first few if there are many, each shortened."""
     found = [str(name) for name in names]
     shortened = [
         name if len(name) <= _REPR.maxstring else short_repr(name) for name in found[:_MAX_NAMES]
@@ -38,7 +38,7 @@ def short_list(names: Iterable[Any]) -> str:
 
 
 def one_line(error: BaseException | str) -> str:
-    """A message as one line, without its middle where it is long."""
+    """Return a message as one line, without its middle if it is long."""
     text = " ".join(str(error).split())
     half = _MAX_CHARACTERS // 2
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:half]} [...] {text[-half:]}"

@@ -1,4 +1,4 @@
-"""Timing of what runs on a device, and of compiling it."""
+"""Timing of programs on a device, and of their compilation."""
 
 import functools
 import threading
@@ -22,18 +22,18 @@ _saved = _Saved()
 
 @functools.cache
 def _listen() -> None:
-    def on_duration(event: str, duration: float, **_: Any) -> None:
+    def on_duration(event: str, duration_secs: float, **_: Any) -> None:
         if event == _SAVED_EVENT:
-            _saved.seconds += duration
+            _saved.seconds += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(on_duration)
 
 
 def compile_timed(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
-    """Return what was compiled, and the seconds that compiling takes.
+    """Return the compiled program, and the seconds that compiling it takes.
 
-    For a program from JAX's persistent compilation cache it is what compiling took when the program
-    was put there, of which JAX keeps the whole seconds only.
+    For a program from JAX's persistent compilation cache these are the seconds that it took when
+    it was put there, of which JAX keeps only the whole ones.
     """
     _listen()
     saved, start = _saved.seconds, time.perf_counter()
@@ -42,7 +42,7 @@ def compile_timed(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, flo
 
 
 def time_repeats(run: Callable[[], Any], repeats: int) -> list[float]:
-    """Return the seconds of each of `repeats` calls, until the device is done; one warms up."""
+    """Return the seconds of each of `repeats` calls until the device is done, after a warm-up."""
     jax.block_until_ready(run())
     seconds = []
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Dataclasses from plain nested values, as of JSON or a ConfigDict, each checked by its type."""
+"""Dataclasses from plain nested values, as in JSON or a ConfigDict, each checked by its type."""
 
 import dataclasses
 import difflib
@@ -6,43 +6,45 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from flowhn_jax.utils.text import short_repr
 
+T = TypeVar("T")
 
-def build(cls: type, values: Any, *, what: str, most: int = 2**63 - 1, prefix: str = "") -> Any:
-    """A dataclass of its fields' values by name; those that are not there take their defaults.
 
-    An integer serves as a float, a whole float as an integer, a numeral as a float where text is
-    accepted, too. Fields may be dataclasses, tuples and dicts of these.
+def build(cls: type[T], values: Any, *, what: str, most: int = 2**63 - 1, prefix: str = "") -> T:
+    """Return a dataclass made of its fields' values by name; missing ones take their defaults.
+
+    An integer may stand for a float, a whole float for an integer, and a numeral for a float where
+    text is allowed as well. Fields may be dataclasses, and tuples and dicts of dataclasses.
 
     Args:
       cls: the dataclass.
       values: its fields' values by name.
       what: what a name is called in messages.
-      most: that an integer may be, either way.
+      most: largest absolute value of an integer.
       prefix: what the names begin with in messages.
 
     Raises:
-      ValueError: an unknown or missing name, or a value of another type; the message tells the
-        name, what was found and what is accepted.
+      ValueError: a name is unknown or missing, or a value is of another type; the message names
+        the key, what it must be and what was found.
     """
     if not isinstance(values, Mapping):
-        whole = prefix.removesuffix(".") or "The whole"
-        raise ValueError(f"{whole} is {short_repr(values)}; accepted is a group of {what}s.")
+        where = prefix.removesuffix(".") or "the top level"
+        raise ValueError(f"{where} must be a group of {what}s; got {short_repr(values)}.")
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
             near = difflib.get_close_matches(str(name)[:100], hints, n=1, cutoff=0.0)[0]
             raise ValueError(
-                f"Unknown {what} {short_repr(f'{prefix}{name}')}; the nearest is {prefix + near!r}. "
-                f"Accepted here are {', '.join(hints)}."
+                f"unknown {what} {short_repr(f'{prefix}{name}')}; the nearest is "
+                f"{prefix + near!r}. Known here: {', '.join(hints)}."
             )
-    for field in dataclasses.fields(cls):
+    for field in dataclasses.fields(typing.cast(Any, cls)):
         defaults = field.default, field.default_factory
         if field.name not in values and defaults == (dataclasses.MISSING,) * 2:
-            raise ValueError(f"{prefix}{field.name} is missing; accepted is a value of it.")
+            raise ValueError(f"{prefix}{field.name} must be given; it is missing.")
     arguments = {
         name: _typed(hints[name], value, f"{prefix}{name}", what, most)
         for name, value in values.items()
@@ -51,16 +53,21 @@ def build(cls: type, values: Any, *, what: str, most: int = 2**63 - 1, prefix: s
 
 
 def _typed(kind: Any, value: Any, key: str, what: str, most: int) -> Any:
-    if dataclasses.is_dataclass(kind):
+    """Return a value as the type `kind`, whatever it is.
+
+    Raises:
+      ValueError: the value is of another type.
+    """
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return build(kind, value, what=what, most=most, prefix=f"{key}.")
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{key} is {short_repr(value)}; accepted is a list.")
+            raise ValueError(f"{key} must be a list; got {short_repr(value)}.")
         inner = typing.get_args(kind)[0]
         return tuple(_typed(inner, each, f"{key}.{n}", what, most) for n, each in enumerate(value))
     if typing.get_origin(kind) is dict:
         if not isinstance(value, Mapping):
-            raise ValueError(f"{key} is {short_repr(value)}; accepted is a group of {what}s.")
+            raise ValueError(f"{key} must be a group of {what}s; got {short_repr(value)}.")
         inner = typing.get_args(kind)[1]
         return {
             name: _typed(inner, each, f"{key}.{_short(name)}", what, most)
@@ -70,7 +77,7 @@ def _typed(kind: Any, value: Any, key: str, what: str, most: int) -> Any:
 
 
 def _short(name: Any) -> str:
-    """A name in a group of any names, as a part of a key."""
+    """Return a name in a group of arbitrary names, as a part of a key."""
     return (
         name
         if isinstance(name, str) and name.isidentifier() and len(name) < 80
@@ -79,24 +86,29 @@ def _short(name: Any) -> str:
 
 
 def _plain(annotation: Any, value: Any, key: str, most: int) -> Any:
-    """`value` as a str, int, float, bool, None, or one of several."""
+    """Return `value` as a str, int, float, bool, None, or one of several of these.
+
+    Raises:
+      ValueError: the value is of another type, too large, or not finite.
+    """
     is_union = isinstance(annotation, types.UnionType)
     kinds = typing.get_args(annotation) if is_union else (annotation,)
     found = _converted(kinds, value)
     if isinstance(found, float) and not math.isfinite(found):
-        raise ValueError(f"{key} is {found}; accepted is a finite number.")
+        raise ValueError(f"{key} must be a finite number; got {found}.")
     if isinstance(found, int) and abs(found) > most:
-        raise ValueError(f"{key} is {short_repr(found)}; accepted is at most {most}, either way.")
+        limit = f"at most {most}" if found > 0 else f"at least {-most}"
+        raise ValueError(f"{key} must be {limit}; got {short_repr(found)}.")
     if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
         raise ValueError(
-            f"{key} is {short_repr(value)}, a {type(value).__name__}; accepted is {names}."
+            f"{key} must be {names}; got {short_repr(value)} ({type(value).__name__})."
         )
     return found
 
 
 def _converted(kinds: tuple[type, ...], value: Any) -> Any:
-    """`value` as one of the kinds, where it stands for one."""
+    """Return `value` as one of the kinds where it stands for one, else unchanged."""
     try:
         if str in kinds and float in kinds and isinstance(value, str):
             return float(value)
@@ -106,6 +118,6 @@ def _converted(kinds: tuple[type, ...], value: Any) -> Any:
             return float(value)
         if int in kinds and isinstance(value, float) and value.is_integer():
             return int(value)
-    except (ValueError, OverflowError):  # no numeral; an integer that no float can be
+    except (ValueError, OverflowError):  # not a numeral; an integer that no float can hold
         pass
     return value

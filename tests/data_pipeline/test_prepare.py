@@ -405,10 +405,10 @@ def test_command_line(tmp_path, jsonl, paragraphs, tokenizer_json):
         (["--context=0"], "context must be from 1 to 16777216; got 0"),
         (["--context=16777217"], "context must be from 1 to 16777216; got 16777217"),
         (["--out="], "out must be the folder to write; got ''"),
-        (["--context=many"], "invalid int value"),
+        (["--context=many"], "--context must be an integer; got 'many'."),
         (["--validation_fraction=2"], "at most 0.5; got 2.0"),
         (["--workers=-1"], "workers must be 1 or more; got -1"),
-        (["--over"], "unrecognized arguments: --over"),
+        (["--over"], "unknown flag --over; perhaps --overwrite."),
         (["--out={dir}/bad.json/set"], "Not a directory"),
     ],
 )

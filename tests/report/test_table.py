@@ -1,7 +1,7 @@
 import json
 import math
 
-from flowhn_jax.report.table import markdown, print_result, to_json
+from flowhn_jax.report.table import markdown, print_result, text_table, to_json
 
 
 def test_last_line_is_strict_json(capsys):
@@ -42,3 +42,13 @@ def test_a_narrow_column_has_a_rule_that_is_one():
     rule = markdown(["n", "", "x"], [["1", "2", "3"]]).splitlines()[1]
     cells = [cell.strip() for cell in rule.strip("|").split("|")]
     assert cells == ["---", "--:", "--:"]
+
+
+def test_text_table_aligns_columns_and_splits_headings():
+    rows = [["a", "1,234", "yes"], ["longer", "5", "no"]]
+    assert text_table(["name", "speed\ntokens/s", "fits"], rows, left=(0, 2)).splitlines() == [
+        "name       speed  fits",
+        "        tokens/s",
+        "a          1,234  yes",
+        "longer         5  no",
+    ]

@@ -3,12 +3,12 @@ import stat
 
 import pytest
 
-from flowhn_jax.utils.files import sync_tree, whole_file
+from flowhn_jax.utils.files import sync_tree, whole_file, write_atomically
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_the_mode_is_that_of_any_new_file(tmp_path, umask):
-    """Whatever the library that writes it would give, as safetensors 0600."""
+    """A library that writes the file may choose another one, as safetensors does."""
     before = os.umask(umask)
     try:
         with whole_file(tmp_path / "a") as temporary:
@@ -26,6 +26,13 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
         temporary.write_text("new")
     assert (tmp_path / "a").read_text() == "new"
     assert (tmp_path / "target").read_text() == "mine"
+
+
+def test_a_text_and_bytes_are_written_whole(tmp_path):
+    write_atomically(tmp_path / "a", "ä")
+    assert (tmp_path / "a").read_bytes() == "ä".encode()
+    write_atomically(tmp_path / "a", b"\xff")
+    assert (tmp_path / "a").read_bytes() == b"\xff"
 
 
 def write_half(path):

@@ -20,7 +20,7 @@ def test_one_holder_at_a_time_whatever_is_removed_inside(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EBADF, errno.EINVAL])
-def test_where_folders_cannot_be_locked_a_file_in_it_is(tmp_path, monkeypatch, number):
+def test_a_file_is_locked_where_folders_cannot_be(tmp_path, monkeypatch, number):
     flock = fcntl.flock
 
     def of_files_alone(descriptor, operation):
@@ -37,8 +37,8 @@ def test_where_folders_cannot_be_locked_a_file_in_it_is(tmp_path, monkeypatch, n
 
 
 @pytest.mark.parametrize("change", ["renamed", "removed", "replaced"])
-def test_a_lock_on_a_folder_that_has_lost_its_name_is_known(tmp_path, change):
-    """The holder does it while a second process waits."""
+def test_a_lock_on_a_folder_that_lost_its_name_is_reported(tmp_path, change):
+    """The holder renames or removes it while a second process waits."""
     folder = tmp_path / "folder"
     folder.mkdir()
 

@@ -47,7 +47,7 @@ def a_tokenizer_of(folder, words, eot_token=None):
     load_tokenizer(str(folder / "t.json"), eot_token)
 
 
-def a_list_of_records(folder):
+def a_record_without_the_field(folder):
     (folder / "docs.jsonl").write_text(json.dumps({HUGE: 1, "y" * 1000: 2}) + "\n")
     list(sources.open_source(str(folder / "docs.jsonl"), HUGE).read(lambda count: None))
 
@@ -60,7 +60,7 @@ KINDS = {
     ),
     "numeral": lambda folder: typed.build(SplitConfig, {"balance": "9" * 100_000}, what="key"),
     "names of files": two_files_of_a_task,
-    "keys of a record": a_list_of_records,
+    "keys of a record": a_record_without_the_field,
     "labels of a record": lambda folder: task_formats._gold(1, [HUGE, "B"]),
     "name of an array": lambda folder: huggingface.from_state_dict({HUGE: np.int32([1])}, {}),
     "end-of-text of a tokenizer": lambda folder: a_tokenizer_of(folder, ["a"], HUGE),
@@ -86,9 +86,9 @@ def test_a_message_is_short(tmp_path, kind):
     assert "\n" not in message
 
 
-def test_the_rest_of_a_message_is_kept():
-    """What to type stays there, behind a value of any size."""
-    with pytest.raises(ValueError, match="must be all or names from no_split, ae_split"):
+def test_what_to_type_is_kept():
+    """What to type comes after a value of any size."""
+    with pytest.raises(ValueError, match="no_split, ae_split"):
         model_configs.parse_names(HUGE)
 
 
@@ -99,7 +99,7 @@ def test_differences_between_configs():
 
 
 def test_who_holds_a_lock(tmp_path):
-    """The file tells who; whatever is in it, the message is short."""
+    """Whatever is in the lock's file, the message is short."""
     path = tmp_path / "lock"
     path.write_text(json.dumps({"pid": 12, "host": "here"}))
     assert workdir._lock_holder(path) == "process 12 on host here"
@@ -110,7 +110,7 @@ def test_who_holds_a_lock(tmp_path):
     assert len(workdir._lock_holder(path)) < 300
 
 
-def test_shown():
+def test_short_repr():
     assert short_repr("text") == "'text'"
     assert short_repr(3) == "3"
     assert len(short_repr(HUGE)) == 80
@@ -118,7 +118,7 @@ def test_shown():
     assert len(short_repr({HUGE: [HUGE] * 100})) < 1000
 
 
-def test_shown_path():
+def test_short_path():
     assert short_path(pathlib.Path("a/b")) == short_path("a/b") == "'a/b'"
     name = "x" * 253
     assert short_path(name) == f"'{name}'"
@@ -127,7 +127,7 @@ def test_shown_path():
     assert short_path(f"begin/{HUGE}/end").endswith("x/end'")
 
 
-def test_listed():
+def test_short_list():
     assert short_list(["a", 1, "b"]) == "a, 1, b"
     assert short_list([]) == ""
     assert short_list(map(str, range(25))) == "0, 1, 2, 3, 4, 5, 6, 7 and 17 more"

@@ -1,4 +1,4 @@
-"""The entry point of `python -m flowhn_jax.data.prepare`; see `commands.prepare`."""
+"""`python -m flowhn_jax.data.prepare`: the command `flowhn prepare`."""
 
 from flowhn_jax.commands import prepare
 

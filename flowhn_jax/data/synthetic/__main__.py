@@ -1,4 +1,4 @@
-"""The entry point of `python -m flowhn_jax.data.synthetic`; see `commands.synthetic`."""
+"""`python -m flowhn_jax.data.synthetic`: the command `flowhn synthetic`."""
 
 from flowhn_jax.commands import synthetic
 

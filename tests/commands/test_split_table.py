@@ -1,17 +1,17 @@
-"""The tables that `python -m flowhn_jax.split` prints."""
+"""The tables that `flowhn split` prints."""
 
 import dataclasses
 
 import pytest
 
 from flowhn_jax.commands.split import imbalance, lengths_table, table
-from flowhn_jax.config import FlowHNConfig
+from flowhn_jax.config import ModelConfig
 from flowhn_jax.split import SplitConfig, attention_branch_flops, reach, ssm_branch_flops
 from tests.small import small_config
 
 
 def config_of(strategy, context=1024, **split):
-    return FlowHNConfig(blocks=2, context=context, split=SplitConfig(strategy, **split))
+    return ModelConfig(blocks=2, context=context, split=SplitConfig(strategy, **split))
 
 
 def words_of(text, skipped=2):
@@ -24,16 +24,16 @@ def test_imbalance_is_a_share_of_the_larger():
     assert imbalance(0, 7) == 100
 
 
-def test_table_of_the_paper_size():
+def test_table_is_that_of_the_readme():
     assert table(config_of("fac_split")).splitlines() == [
-        "block  attention     SSM    attention          SSM imbalance  attention's positions",
-        "          tokens  tokens       MFLOPs       MFLOPs         %",
-        "    0        576     448      7,645.0      7,680.9      0.47  448-1023",
-        "    1        576     448      7,645.0      7,680.9      0.47  0-447 896-1023",
+        "block  attention     SSM  attention      SSM  imbalance  attention's positions",
+        "          tokens  tokens     MFLOPs   MFLOPs          %",
+        "    0        576     448    7,645.0  7,680.9       0.47  448-1023",
+        "    1        576     448    7,645.0  7,680.9       0.47  0-447 896-1023",
     ]
 
 
-def test_positions_of_unsplit_blocks_and_of_periods():
+def test_positions_of_blocks_that_are_not_split_and_of_periods():
     config = config_of("fai_split", balance=0.25, period=8, stem=2)
     config = dataclasses.replace(config, blocks=3)
     assert table(config).splitlines()[0].endswith("attention's positions modulo 8")
@@ -67,7 +67,8 @@ def test_lengths_before_and_after_rounding(strategy, planned):
     split = {"balance": 0.31, "align": 64, "period": 64, "shift": 0, "stem": 2}
     config = dataclasses.replace(small_config(strategy, split=split).model, blocks=3)
     text = lengths_table(config, [64, 1000])
-    assert len({len(line) for line in text.splitlines()[1:]}) == 1
+    first, _, *others = text.splitlines()
+    assert {len(line) for line in others} == {len(first)}
     for row, length, exact, rounded in zip(
         words_of(text), (64, 1000), (20, 310), planned, strict=True
     ):

@@ -1,0 +1,37 @@
+"""`flowhn export`: a run's model as safetensors with a Hugging Face config."""
+
+from collections.abc import Callable, Sequence
+
+import absl.flags
+
+from flowhn_jax.commands import runner
+from flowhn_jax.commands.flags import Flags
+
+
+def define(flags: Flags) -> Callable[[], None]:
+    """Define the flags; return the function that exports the model."""
+    values = flags.values
+    workdir = absl.flags.DEFINE_string(
+        "workdir", None, "folder of the run.", required=True, flag_values=values
+    )
+    out = absl.flags.DEFINE_string(
+        "out", None, "folder to write.", required=True, flag_values=values
+    )
+    checkpoint = absl.flags.DEFINE_string(
+        "checkpoint",
+        "latest",
+        "latest, best (by validation loss), or the number of a step.",
+        flag_values=values,
+    )
+
+    def main() -> None:
+        from flowhn_jax.interop.transfer import export_run
+
+        print(export_run(workdir.value, out.value, checkpoint.value))
+
+    return main
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags and export the model."""
+    runner.run("export", define, argv)

@@ -1,0 +1,35 @@
+"""`flowhn import`: a workdir made of a folder with safetensors and a Hugging Face config."""
+
+from collections.abc import Callable, Sequence
+
+import absl.flags
+
+from flowhn_jax.commands import runner
+from flowhn_jax.commands.flags import Flags
+
+
+def define(flags: Flags) -> Callable[[], None]:
+    """Define the flags; return the function that imports the model."""
+    values = flags.values
+    source = absl.flags.DEFINE_string(
+        "source",
+        None,
+        "folder with config.json and safetensors.",
+        required=True,
+        flag_values=values,
+    )
+    workdir = absl.flags.DEFINE_string(
+        "workdir", None, "workdir to make.", required=True, flag_values=values
+    )
+
+    def main() -> None:
+        from flowhn_jax.interop.transfer import import_run
+
+        print(import_run(source.value, workdir.value))
+
+    return main
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags and import the model."""
+    runner.run("import", define, argv)

@@ -1,0 +1,208 @@
+"""Running a command: its flags, its help, and an error of the user as one clear message."""
+
+import inspect
+import logging
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+
+import absl.logging
+
+from flowhn_jax.checkpoints import free_space
+from flowhn_jax.commands import help_text
+from flowhn_jax.commands.flags import Flags
+from flowhn_jax.utils.memory import keep_freed_memory
+from flowhn_jax.utils.sources import ROOT
+from flowhn_jax.utils.text import one_line, short_repr
+
+# Errors that are the user's to solve; any other is a fault of this code and shows its traceback.
+_OF_A_USER = (MemoryError, ValueError, OSError, ImportError)
+_OUR_CODE = ("flowhn_jax", "kernels", "configs")
+_HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
+
+Main = Callable[[], None] | Mapping[str, Callable[..., None]]
+
+
+def run(
+    command: str,
+    define: Callable[[Flags], Main],
+    argv: Sequence[str] | None = None,
+    *,
+    keeps_memory: bool = True,
+    shows_tracebacks: bool = True,
+    interrupted: str = "interrupted",
+) -> None:
+    """Parse the flags of a command and run it.
+
+    A user's error ends the process with its message and status 1; an error from inside a library,
+    whose message alone may not be enough, with its traceback as well.
+
+    Args:
+      command: its name in `main.COMMANDS`.
+      define: defines the flags; returns what runs the command, or by name what runs each of its
+        subcommands, with the arguments after the name.
+      argv: the arguments; None: those of the process.
+      keeps_memory: whether freed memory stays with the process. For a command that only compiles
+        it should not: the threads of XLA's compiler would wait for each other.
+      shows_tracebacks: whether to show the traceback of an error from inside a library. A command
+        without JAX, whose own messages name the cause of all such errors, does not.
+      interrupted: what Ctrl-C prints.
+    """
+    before = sys.argv
+    if argv is not None:
+        sys.argv = [sys.argv[0], *argv]  # where ml_collections looks for the keys that are set
+    try:
+        _run(command, define, keeps_memory, shows_tracebacks, interrupted)
+    finally:
+        sys.argv = before
+
+
+def _run(
+    command: str,
+    define: Callable[[Flags], Main],
+    keeps_memory: bool,
+    shows_tracebacks: bool,
+    interrupted: str,
+) -> None:
+    """Run a command with the arguments of the process, see `run`."""
+    flags = Flags()
+    main = define(flags)
+    if any(argument in _HELP for argument in sys.argv[1:]):
+        _print_help(help_text.text(command, flags))
+        return
+    try:
+        arguments = _parse(command, flags, main)
+    except ValueError as error:
+        sys.exit(f"error: {one_line(error)}")
+    _set_up_logging()
+    if keeps_memory:
+        keep_freed_memory()
+    try:
+        if isinstance(main, Mapping):
+            main[arguments[0]](*arguments[1:])
+        else:
+            main()
+    except Exception as error:
+        _end_all_processes(error)
+        if not isinstance(error, _OF_A_USER):
+            raise
+        sys.exit(_message(error, shows_tracebacks))
+    except KeyboardInterrupt:
+        sys.exit(interrupted)
+    _end_without_compilation()
+
+
+def _print_help(text: str) -> None:
+    """Print a text that a pager or `head` may not read to its end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parse(command: str, flags: Flags, main: Main) -> list[str]:
+    """Parse the flags; return the subcommand and its arguments, or nothing.
+
+    Raises:
+      ValueError: a flag or an argument is unknown, missing or has a value that it cannot have.
+    """
+    arguments = flags.parse(sys.argv)
+    expected = 0
+    if isinstance(main, Mapping):
+        if not arguments or arguments[0] not in main:
+            got = short_repr(arguments[0]) if arguments else "nothing"
+            raise ValueError(
+                f"the word after flowhn {command} must be one of {', '.join(main)}; got {got}."
+            )
+        expected = 1 + len(inspect.signature(main[arguments[0]]).parameters)
+    if len(arguments) > expected:
+        raise ValueError(
+            f"unexpected argument {short_repr(arguments[-1])}; flags are written --name=value."
+        )
+    return arguments
+
+
+class _WarningHandler(logging.Handler):
+    """Prints "warning: ..." to standard error, above the progress bars if there are any."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        text = f"{record.levelname.lower()}: {record.getMessage()}"
+        bars = sys.modules.get("tqdm")
+        if bars is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            bars.tqdm.write(text, file=sys.stderr)
+
+
+def _is_for_absl(record: logging.LogRecord) -> bool:
+    """Return whether absl's handler prints a record."""
+    # Orbax, and asyncio for it, log what is raised as well, with all the stack.
+    is_ours = record.name.partition(".")[0] in _OUR_CODE
+    return not is_ours and "/orbax/" not in record.pathname
+
+
+def _set_up_logging() -> None:
+    """Print warnings of this package as plain lines, and quieten libraries' progress."""
+    absl.logging.use_absl_handler()
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    absl.logging.get_absl_handler().addFilter(_is_for_absl)
+    for name in _OUR_CODE:
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.addHandler(_WarningHandler(logging.WARNING))
+
+
+def _end_all_processes(error: Exception) -> None:
+    """End the other processes of a run of several, with the error's message; else do nothing."""
+    if "jax" not in sys.modules:
+        return
+    import jax
+
+    from flowhn_jax.parallel import distributed
+
+    if distributed.is_one_of_several():
+        message = _message(error)
+        if isinstance(error, jax.errors.JaxRuntimeError):  # as of a collective
+            message += "\nerror: perhaps another task died; its output may say why"
+        distributed.end_all(message, error)
+
+
+def _end_without_compilation() -> None:
+    """End the process at once if a compilation that nobody needs any more is still running."""
+    compilation = sys.modules.get("flowhn_jax.parallel.compilation")
+    if compilation is not None and compilation.is_compiling():
+        from flowhn_jax.parallel import distributed
+
+        distributed.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _message(error: Exception, shows_tracebacks: bool = True) -> str:
+    """Return what to print of an error: one line, after its traceback if that may not be enough.
+
+    Lines that were added as notes follow it.
+    """
+    if isinstance(error, MemoryError):
+        return f"error: there is not enough memory for this: {one_line(error)}"
+    if not isinstance(error, _OF_A_USER):
+        return traceback.format_exc()
+    is_enough = not shows_tracebacks or _is_clear(error) or free_space.is_full(error)
+    before = "" if is_enough else traceback.format_exc()
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        error_line = one_line(f"{error.strerror}: {error.filename!r}")  # without its number
+    else:
+        error_line = one_line(error)
+    notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]  # JAX's are long
+    return "\n".join([f"{before}error: {error_line}", *notes])
+
+
+def _is_clear(error: BaseException) -> bool:
+    """Return whether the message alone is enough: this code wrote it, or the system did."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
+    innermost = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return any(ROOT / name in innermost.parents for name in _OUR_CODE)

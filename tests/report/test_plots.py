@@ -1,0 +1,106 @@
+"""The pictures: what is drawn, read back from matplotlib's figures."""
+
+import types
+
+import numpy as np
+import pytest
+
+from flowhn_jax.report import plots
+
+
+def row(model, speed, bits=None, mfu=None):
+    return {
+        "model": model,
+        "train_tokens_per_second": speed,
+        "train_tokens_per_second_min": 0.9 * speed,
+        "train_tokens_per_second_max": 1.2 * speed,
+        "train_mfu": mfu,
+        "train_tflops_per_second_per_device": speed / 1e5,
+        "validation_bits_per_byte": bits,
+    }
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Keep the figures that are drawn rather than write them."""
+    kept = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: kept.append(figure))
+    yield kept
+    plots.load_pyplot().close("all")
+
+
+def curve_of(losses):
+    """Return the curve of the losses of each position's targets."""
+    return types.SimpleNamespace(
+        nll=np.array([np.sum(each) for each in losses]),
+        squares=np.array([np.sum(np.square(each)) for each in losses]),
+        targets=np.array([len(each) for each in losses]),
+    )
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_comparison_has_a_bar_and_a_point_per_model_and_no_line(figures):
+    rows = [row("fac_split", 3000.0, 2.5), row("llama", 2000.0, 2.3), row("jamba", 1000.0, 2.2)]
+    plots.plot_comparison(rows, "tiny", "x.png")
+    bars, points = figures[0].axes
+    assert [bar.get_width() for bar in bars.patches] == [1000, 2000, 3000]
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["jamba", "llama", "fac_split"]
+    assert texts(bars) == ["10", "20", "30"]
+    assert "GFLOP/s" in bars.get_title(loc="left")
+    assert len(points.lines) == 0
+    assert points.collections[0].get_offsets().tolist() == [[3000, 2.5], [2000, 2.3], [1000, 2.2]]
+    assert texts(points) == ["fac_split", "llama", "jamba"]
+
+
+def test_names_of_points_that_are_close_do_not_overlap(figures):
+    rows = [row("fac_split", 1000.0, 2.5), row("llama", 1010.0, 2.5), row("jamba", 5000.0, 2.2)]
+    plots.plot_comparison(rows, "tiny", "x.png")
+    extents = [text.get_window_extent() for text in figures[0].axes[1].texts]
+    assert not extents[0].overlaps(extents[1])
+
+
+def test_comparison_of_models_that_were_not_trained_has_bars_alone(figures):
+    plots.plot_comparison([row("fac_split", 3.0, mfu=0.41)], "135m", "x.png")
+    (bars,) = figures[0].axes
+    assert texts(bars) == ["41 %"]
+    assert "MFU" in bars.get_title(loc="left")
+
+
+def test_losses_of_a_run(figures):
+    rows = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": None}]
+    rows.append({"step": 3, "loss": 2.0, "validation_loss": 2.5})
+    plots.plot_losses(rows, "fac_split", "x.png")
+    (axes,) = figures[0].axes
+    training, validation = (line.get_xydata().tolist() for line in axes.lines)
+    assert training == [[1, 3.0], [3, 2.0]]
+    assert validation == [[3, 2.5]]
+
+
+def test_bins_hold_all_targets_once_and_errors_shrink_with_them(rng):
+    losses = [rng.normal(2.0, 1.0, count) for count in [400] * 64 + [100] * 64 + [0] * 8]
+    middle, mean, error = plots.bin_positions(curve_of(losses))
+    assert middle[0] == 1
+    assert np.all(np.diff(middle) > 0)
+    assert middle[-1] < 129
+    # The first position alone: a standard deviation of 1 over 400 targets.
+    assert error[0] == pytest.approx(np.std(losses[0], ddof=1) / 20)
+    assert error[-1] < error[0]
+    assert np.all(np.abs(mean - 2) < 6 * error)
+
+
+def test_loss_by_position_has_a_title_plain_ticks_and_a_band(figures):
+    plots.plot_by_position({"fac_split": curve_of([[1.0, 2.0, 3.0]] * 200)}, "x.png")
+    (axes,) = figures[0].axes
+    assert "Loss by position" in axes.get_title(loc="left")
+    ticks = [label.get_text() for label in axes.get_xticklabels()]
+    assert ticks == ["1", "2", "4", "8", "16", "32", "64", "128"]
+    assert len(axes.collections) == 1
+
+
+def test_an_unknown_ending_is_refused(tmp_path):
+    curve = curve_of([[1.0]] * 4)
+    with pytest.raises(ValueError, match=r"Cannot draw to 'plot\.xyz'"):
+        plots.plot_by_position({"a": curve}, str(tmp_path / "plot.xyz"))
