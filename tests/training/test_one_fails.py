@@ -21,7 +21,7 @@ _MAIN = """
 import errno, json, sys
 from flowhn_jax import config as config_lib
 from flowhn_jax.checkpoints import manifest
-from flowhn_jax.commands import flags as cli
+from flowhn_jax.commands import runner
 from flowhn_jax.parallel import distributed
 from flowhn_jax.training import metrics
 from flowhn_jax.training.trainer import fit
@@ -50,7 +50,7 @@ def main():
     for workdir in workdirs:
         fit(config_lib.parse(json.loads(text)), workdir)
 
-cli.run(main)
+runner.run("train", lambda flags: main)
 """
 
 

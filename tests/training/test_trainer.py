@@ -278,7 +278,7 @@ def test_data_of_another_context_or_vocabulary_is_refused(data, tmp_path):
         ({"context": 32}, "a context of 24 tokens, but model.context is 32"),
         (
             {"vocab_size": 100},
-            r"model\.vocab_size must be at least 257, .* got 100\. .*--config\.model\.vocab_size=384$",
+            r"vocab_size must be at least 257, .* got 100\. .*--config\.model\.vocab_size=384$",
         ),
     ):
         config = small_config("fac_split", model=model, data={"path": data}, mesh={"data": 1})
