@@ -63,10 +63,10 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
     [
         ({"modle": {}}, r"'modle'; the nearest is 'model'"),
         ({"model": {"split": {"periode": 3}}}, r"'model.split.periode'; .*'model.split.period'"),
-        ({"model": {"width": "wide"}}, r"model.width is 'wide', a str; accepted is int"),
-        ({"model": {"width": True}}, r"model.width is True, a bool; accepted is int"),
-        ({"model": {"width": 33.5}}, r"model.width is 33.5, a float; accepted is int"),
-        ({"model": 3}, r"model is 3; accepted is a group"),
+        ({"model": {"width": "wide"}}, r"model.width must be int; got 'wide' \(str\)"),
+        ({"model": {"width": True}}, r"model.width must be int; got True \(bool\)"),
+        ({"model": {"width": 33.5}}, r"model.width must be int; got 33.5 \(float\)"),
+        ({"model": 3}, r"model must be a group of config keys; got 3"),
         ({"model": {"width": 100}}, r"a multiple of model.heads \(32\), e.g. 96 or 128; got 100"),
         ({"model": {"width": 16}}, r"multiple of model.heads \(32\), e.g. 32; got 16"),
         ({"model": {"heads": 12, "width": 768}}, r"kv_heads \(8\), e.g. 8 or 16; got 12"),
@@ -85,19 +85,28 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"train": {"batch_size": 10, "accumulate": 4}}, r"accumulate \(4\), e.g. 8 or 12"),
         ({"train": {"remat": "some"}}, r"one of none, dots, full"),
         ({"train": {"warmup": 1.5}}, r"train.warmup must be 0 to 1; got 1.5"),
-        ({"train": {"learning_rate": float("nan")}}, r"learning_rate is nan; .* a finite number"),
-        ({"train": {"learning_rate": "-inf"}}, r"learning_rate is '-inf', a str; .* float"),
-        ({"train": {"clip_norm": float("inf")}}, r"clip_norm is inf; accepted is a finite number"),
-        ({"train": {"clip_norm": 10**400}}, r"clip_norm is an integer of more than 40 digits"),
-        ({"model": {"width": 10**30}}, r"model.width is 10{30}; accepted is at most 2147483647"),
-        ({"model": {"width": 10**5000}}, r"model.width is an integer of more than 40 digits"),
-        ({"model": {"width": 1e300}}, r"model.width is an integer of more than 40 digits"),
-        ({"model": {"width": "x" * 10**6}}, r"model.width is 'x{37}\.\.\.x{38}', a str"),
+        (
+            {"train": {"learning_rate": float("nan")}},
+            r"learning_rate must be a finite number; got nan",
+        ),
+        ({"train": {"learning_rate": "-inf"}}, r"learning_rate must be float; got '-inf' \(str\)"),
+        ({"train": {"clip_norm": float("inf")}}, r"clip_norm must be a finite number; got inf"),
+        (
+            {"train": {"clip_norm": 10**400}},
+            r"clip_norm must be .*; got an integer of more than 40 digits",
+        ),
+        ({"model": {"width": 10**30}}, r"width must be at most 2147483647; got 10{30}\."),
+        ({"model": {"width": 10**5000}}, r"model.width must be .*; got an integer of more than 40"),
+        ({"model": {"width": 1e300}}, r"model.width must be .*; got an integer of more than 40"),
+        ({"model": {"width": "x" * 10**6}}, r"model.width must be int; got 'x{37}\.\.\.x{38}'"),
         ({"model": {"context": 2**24 + 1}}, r"context must be at most 16777216; got 16777217"),
         ({"model": {"blocks": 1025}}, r"model.blocks must be at most 1024; got 1025"),
         ({"model": {"ssm_expand": 1e300}}, r"at most 2147483647 / model.width; got 1e\+300"),
-        ({"model": {"split": {"balance": "nan"}}}, r"split.balance is nan; .* a finite number"),
-        ([1], r"The whole is \[1\]; accepted is a group of config keys"),
+        (
+            {"model": {"split": {"balance": "nan"}}},
+            r"split.balance must be a finite number; got nan",
+        ),
+        ([1], r"top level must be a group of config keys; got \[1\]"),
         ({"mesh": {"data": 0}}, r"mesh.data must be -1 or above 0; got 0"),
         ({"model": {"kind": "lama"}}, r"kind must be one of flowhn, llama, .*; got 'lama'"),
         ({"model": {"kind": "llama", "ssm_state": 8}}, r"ssm_state must .*default, 16, .*; got 8"),
@@ -123,7 +132,7 @@ def test_messages_say_what_a_value_must_be(config, message):
 
 def test_a_bad_environment_variable_is_named(monkeypatch):
     monkeypatch.setenv("FLOWHN_KERNELS_BACKEND", "attention=flash")
-    with pytest.raises(ValueError, match=r"FLOWHN_KERNELS_BACKEND is 'attention=flash'"):
+    with pytest.raises(ValueError, match=r"FLOWHN_KERNELS_BACKEND: attention: .*; got 'flash'"):
         config_lib.parse({})
 
 

@@ -54,7 +54,7 @@ class Attention(nnx.Module):
     Options:
       rope_theta: base of rotary positions; None: no positions, as in Jamba (arXiv 2403.19887).
       window: number of positions that a token attends to, its own included; None: all.
-      prefix: number of first positions that every token attends to, whatever the window.
+      prefix: number of leading positions that every token attends to, whatever the window.
       key_multiplier: factor on the keys.
       borrows: the layer has no keys and values; the caller passes those of another layer.
       projects: False: no output projection, the result is that of the heads, [..., H * K].

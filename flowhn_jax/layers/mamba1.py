@@ -71,7 +71,7 @@ class Mamba1(nnx.Module):
     Options:
       norms: RMS norms on dt, B and C, as in Jamba.
       projects: False: no output projection, the result is that of the channels, [..., E].
-      prefix: number of first tokens, the same in all rows, that every document of a packed row
+      prefix: number of leading tokens, the same in all rows, that every document of a packed row
         follows: each starts from the state and the inputs after them.
     """
 

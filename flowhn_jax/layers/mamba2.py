@@ -145,7 +145,7 @@ class Mamba2(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """Return the mixed tokens [B, T, D], the convolution's inputs, and the last states.
 
-        The states are computed only where there are prompts.
+        The states are computed for prompts only.
         """
         z, xbc, dt = self._project_in(x)
         inputs = self._ssd_arguments(self._convolve(xbc, segment_ids), dt)

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 
 from flowhn_jax.commands.split import imbalance, lengths_table, table
-from flowhn_jax.config import ModelConfig
+from flowhn_jax.config import FlowHNConfig
 from flowhn_jax.split import SplitConfig, attention_branch_flops, reach, ssm_branch_flops
 from tests.small import small_config
 
 
 def config_of(strategy, context=1024, **split):
-    return ModelConfig(blocks=2, context=context, split=SplitConfig(strategy, **split))
+    return FlowHNConfig(blocks=2, context=context, split=SplitConfig(strategy, **split))
 
 
 def words_of(text, skipped=2):
