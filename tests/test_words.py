@@ -39,7 +39,7 @@ WORDS = {
     "rooms": "packages, modules",
     "seams?": "patch point",
     _RATE: "per step, per token, per device",
-    "(?:through blocks|only where|without steps|of first|settled)": "the names of the style guide",
+    "(?:through_blocks|only_where|without_steps|of_first|settled)": "the names of the style guide",
 }
 # File -> fragments of lines in which an expression is meant literally.
 ALLOWED: dict[str, tuple[str, ...]] = {
