@@ -1,12 +1,13 @@
 """Running a command: its flags, its help, and an error of the user as one clear message."""
 
+import contextlib
 import inspect
 import logging
 import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import absl.logging
 
@@ -50,48 +51,44 @@ def run(
         without JAX, whose own messages name the cause of all such errors, does not.
       interrupted: what Ctrl-C prints.
     """
+    with _replacing_arguments(argv):
+        flags = Flags()
+        main = define(flags)
+        if any(argument in _HELP for argument in sys.argv[1:]):
+            _print_help(help_text.text(command, flags))
+            return
+        try:
+            arguments = _parse(command, flags, main)
+        except ValueError as error:
+            sys.exit(f"error: {one_line(error)}")
+        _set_up_logging()
+        if keeps_memory:
+            keep_freed_memory()
+        try:
+            if isinstance(main, Mapping):
+                main[arguments[0]](*arguments[1:])
+            else:
+                main()
+        except Exception as error:
+            _end_all_processes(error)
+            if not isinstance(error, _OF_A_USER):
+                raise
+            sys.exit(_message(error, shows_tracebacks))
+        except KeyboardInterrupt:
+            sys.exit(interrupted)
+        _end_without_compilation()
+
+
+@contextlib.contextmanager
+def _replacing_arguments(argv: Sequence[str] | None) -> Iterator[None]:
+    """Make `argv` the arguments of the process, where ml_collections looks for keys; None: not."""
     before = sys.argv
     if argv is not None:
-        sys.argv = [sys.argv[0], *argv]  # where ml_collections looks for the keys that are set
+        sys.argv = [sys.argv[0], *argv]
     try:
-        _run(command, define, keeps_memory, shows_tracebacks, interrupted)
+        yield
     finally:
         sys.argv = before
-
-
-def _run(
-    command: str,
-    define: Callable[[Flags], Main],
-    keeps_memory: bool,
-    shows_tracebacks: bool,
-    interrupted: str,
-) -> None:
-    """Run a command with the arguments of the process, see `run`."""
-    flags = Flags()
-    main = define(flags)
-    if any(argument in _HELP for argument in sys.argv[1:]):
-        _print_help(help_text.text(command, flags))
-        return
-    try:
-        arguments = _parse(command, flags, main)
-    except ValueError as error:
-        sys.exit(f"error: {one_line(error)}")
-    _set_up_logging()
-    if keeps_memory:
-        keep_freed_memory()
-    try:
-        if isinstance(main, Mapping):
-            main[arguments[0]](*arguments[1:])
-        else:
-            main()
-    except Exception as error:
-        _end_all_processes(error)
-        if not isinstance(error, _OF_A_USER):
-            raise
-        sys.exit(_message(error, shows_tracebacks))
-    except KeyboardInterrupt:
-        sys.exit(interrupted)
-    _end_without_compilation()
 
 
 def _print_help(text: str) -> None:

@@ -39,9 +39,10 @@ def target_weights(batch: Batch) -> jax.Array:
 
 def token_losses(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
     """Return -log p(next token) in nats times its weight, [B, N] float32."""
-    hidden, head = _hidden_and_head(config, params, batch, "none")
+    model = models.bind(config, params)
+    hidden = model(batch["tokens"][:, :-1], batch["segment_ids"][:, :-1])
     targets, weights = batch["tokens"][:, 1:], target_weights(batch)
-    return cross_entropy(hidden, head, targets, weights, reduction="none")
+    return cross_entropy(hidden, model.head.kernel[...], targets, weights, reduction="none")
 
 
 def loss_sum(
@@ -64,15 +65,8 @@ def loss_sum(
       remat: what the backward pass keeps, as for `LanguageModel`.
       z_loss: weight of the squared log-normalizer (arXiv 2204.02311, section 5).
     """
-    hidden, head = _hidden_and_head(config, params, batch, remat)
-    targets, weights = batch["tokens"][:, 1:], target_weights(batch)
-    nll = cross_entropy(hidden, head, targets, weights, z_loss=z_loss)
-    return LossSum(nll, weights.sum())
-
-
-def _hidden_and_head(
-    config: ModelConfig, params: Params, batch: Batch, remat: str
-) -> tuple[jax.Array, jax.Array]:
     model = models.bind(config, params)
     hidden = model(batch["tokens"][:, :-1], batch["segment_ids"][:, :-1], remat=remat)
-    return hidden, model.head.kernel[...]
+    targets, weights = batch["tokens"][:, 1:], target_weights(batch)
+    nll = cross_entropy(hidden, model.head.kernel[...], targets, weights, z_loss=z_loss)
+    return LossSum(nll, weights.sum())

@@ -124,7 +124,8 @@ def test_a_signal_ends_the_summary(data, uninterrupted, capsys, monkeypatch):  #
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(summary, "_draw", interrupted)
-    monkeypatch.setattr(summary, "_print_sample", lambda *_: pytest.fail("it went on"))
+    after = lambda *_: pytest.fail("a sample after the signal")  # noqa: E731
+    monkeypatch.setattr(summary, "_print_sample", after)
     with StopRequest() as stop:
         summarise(data, uninterrupted[0], stop=stop)
     assert "next:\n" in capsys.readouterr().out
