@@ -51,6 +51,11 @@ class TextStream:
             return ""
         before = self._tokenizer.decode(self._ids[self._context : self._final])
         now = self._tokenizer.decode(self._ids[self._context :])
+        if not now.startswith(
+            before
+        ):  # with byte tokens, a later one may undo an earlier character
+            self._context, before = self._final, ""
+            now = self._tokenizer.decode(self._ids[self._context :])
         pending = len(self._ids) - self._final
         # The bytes of one character may be spread over several tokens.
         if not (wait and now.endswith(_REPLACEMENT)):

@@ -74,7 +74,10 @@ def succeed(*arguments):
         (["-m", "flowhn_jax.data.synthetic", "--out=x", "--tasks=needl"], "'needl'"),
         (["-m", "flowhn_jax.data.synthetic"], "--out must be given"),
         (["-m", "flowhn_jax.data.prepare", "--out=x"], "--source and --tokenizer must be given"),
-        (["-m", "flowhn_jax.interop", "export", "--workdir=nowhere", "--out=x"], "holds no run"),
+        (
+            ["-m", "flowhn_jax.interop", "export", "--workdir=nowhere", "--out=x"],
+            "must be the folder of a run",
+        ),
         (["-m", "flowhn_jax.interop", "export", "--workdir=x"], "--out must be given"),
         (["-m", "flowhn_jax.interop", "import", "--workdir=x"], "--source must be given"),
         (
@@ -88,7 +91,10 @@ def succeed(*arguments):
         (["-m", "flowhn_jax.bench"], "decode; got nothing"),
         (["-m", "flowhn_jax.bench", "suite", "--compare", "x"], "--compare takes two folders"),
         (["eval.py", TINY, "--mode=perplexity"], "--workdir"),
-        (["eval.py", TINY, "--mode=perplexity", "--workdir=nowhere"], "holds no run"),
+        (
+            ["eval.py", TINY, "--mode=perplexity", "--workdir=nowhere"],
+            "must be the folder of a run",
+        ),
         (
             ["-m", "flowhn_jax.split", TINY, "--lengths=1,x"],
             "--lengths must be whole numbers separated by commas, e.g. 1024,8192; got '1,x'",

@@ -154,7 +154,7 @@ def test_errors_say_what_an_option_must_be(trained, tmp_path):
         )
     with pytest.raises(ValueError, match="needs --workdir"):
         evaluation.evaluate(config, None, "perplexity")
-    with pytest.raises(FileNotFoundError, match="holds no run"):
+    with pytest.raises(FileNotFoundError, match="must be the folder of a run"):
         evaluation.evaluate(config, str(tmp_path), "perplexity")
     with pytest.raises(
         FileNotFoundError, match=r"--data must be a text file .*'nowhere.txt' is neither"

@@ -82,3 +82,16 @@ def test_a_character_after_any_number_of_undecodable_bytes_is_whole(count, text)
 def test_pieces_join_to_the_decoded_ids(ids):
     pieces, _ = run(ids)
     assert "".join(pieces) == BYTES.decode(ids)
+
+
+def test_a_byte_that_undoes_an_earlier_character_adds_one_replacement(tmp_path):
+    """A decoder of byte tokens decodes a run of them whole or not at all."""
+    vocabulary = {"<eos>": 0, "a": 1} | {f"<0x{byte:02X}>": 2 + byte for byte in range(256)}
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True))
+    bpe.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    )
+    bpe.save(str(tmp_path / "t.json"))
+    stream = TextStream(load_tokenizer(str(tmp_path / "t.json")))
+    ids = [2 + byte for byte in (*"海".encode(), 0xFF)] + [1]
+    assert "".join([*map(stream.push, ids), stream.finish()]) == "海\ufffda"
