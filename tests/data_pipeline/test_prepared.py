@@ -67,8 +67,14 @@ def test_folders_that_are_not_prepared_sets(tmp_path, copy):
             "the counts of the train split are inconsistent",
         ),
         (lambda text: text.replace('"eot_id": 256', '"eot_id": 257'), "eot_id cannot be 257"),
-        (lambda text: text.replace('"eot_id": 256', '"eot_id": "256"'), "eot_id is '256', a str"),
-        (lambda text: text.replace("32,", "1e30,"), r"context is 10\d{29}; .* most 9223"),
+        (
+            lambda text: text.replace('"eot_id": 256', '"eot_id": "256"'),
+            r"eot_id must be int; got '256' .str.",
+        ),
+        (
+            lambda text: text.replace("32,", "1e30,"),
+            r"context must be at most 9223\d+; got 10\d{29}",
+        ),
         (lambda text: text.replace('"<u2"', '"<u9"'), "token_dtype cannot be '<u9'"),
         (lambda text: text.replace('"validation": {', '"more": {'), "splits cannot be"),
     ],
