@@ -12,6 +12,7 @@ from flowhn_jax.utils.text import one_line
 
 _FILE = "manifest.json"
 _METADATA = "_CHECKPOINT_METADATA"  # Orbax's, written when all parts are
+_MARK = "commit_success.txt"  # Orbax's, in each part
 _ARRAYS = ("params", "optimizer")  # groups of arrays in a checkpoint
 
 
@@ -57,6 +58,8 @@ def damage(folder: pathlib.Path, parts: str | tuple[str, ...] = "") -> str | Non
         expected = {name: files[name] for name in files if name.startswith(parts)}
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{_FILE} cannot be read"
+    if _METADATA not in files or not any(name.startswith("params/") for name in files):
+        return f"{_FILE} does not list the files of a checkpoint"
     for name, digest in expected.items():
         path = folder / name
         if not path.is_file():
@@ -78,8 +81,13 @@ def _incomplete(folder: pathlib.Path) -> str | None:
         return f"{_METADATA} cannot be read"
     if not is_committed or "params" not in parts:
         return f"{_METADATA} does not record that the checkpoint was completed"
-    missing = [part for part in parts if not (folder / part).exists()]
+    missing = [part for part in parts if not _has_content(folder / part)]
     return f"{', '.join(missing)} is missing" if missing else None
+
+
+def _has_content(part: pathlib.Path) -> bool:
+    """Return whether a part of a checkpoint has a file other than Orbax's mark of success."""
+    return any(path.is_file() and path.name != _MARK for path in part.rglob("*"))
 
 
 def is_import(folder: pathlib.Path) -> bool:

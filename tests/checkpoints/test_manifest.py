@@ -157,3 +157,19 @@ def test_with_hashes_the_content_of_metadata_does_not_matter(folder):
     (folder / "_CHECKPOINT_METADATA").write_text(json.dumps({}))
     manifest.write(folder)
     assert manifest.damage(folder) is None
+
+
+def test_a_part_without_content_is_missing(folder):
+    (folder / "data" / "batches.json").unlink()
+    (folder / "data" / "commit_success.txt").touch()
+    assert manifest.damage(folder) == "data is missing"
+
+
+@pytest.mark.parametrize("listed", [(), ("_CHECKPOINT_METADATA",), ("params/a",)])
+def test_hashes_of_no_checkpoint_count_as_damage(folder, listed):
+    (folder / "params" / "a").touch()
+    manifest.write(folder)
+    path = folder / "manifest.json"
+    hashes = json.loads(path.read_text())["sha256"]
+    path.write_text(json.dumps({"sha256": {name: hashes[name] for name in listed}}))
+    assert manifest.damage(folder) == "manifest.json does not list the files of a checkpoint"

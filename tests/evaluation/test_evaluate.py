@@ -168,7 +168,9 @@ def test_a_run_is_exported_and_imported_again(fac, capsys, tmp_path):
     assert result["text"] == evaluate(fac, "generate", capsys, **options)[1]["text"]
     with pytest.raises(ValueError, match="--workdir must be a new or empty folder"):
         import_run(str(out), str(back))
-    with pytest.raises(ValueError, match="holds parameters alone, as that of an imported model does"):
+    with pytest.raises(
+        ValueError, match="holds parameters alone, as that of an imported model does"
+    ):
         fit(config, str(back))
 
 
