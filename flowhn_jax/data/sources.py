@@ -73,7 +73,7 @@ def _embedded_source() -> Source:
 def _hugging_face_source(spec: str, field: str) -> Source:
     name = spec.removeprefix("hf:")
     try:
-        import datasets  # pyright: ignore[reportMissingImports]  an optional package
+        import datasets
     except ImportError as error:
         raise ImportError(
             f"Source {spec} needs the package 'datasets': pip install datasets"

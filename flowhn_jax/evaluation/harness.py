@@ -19,8 +19,8 @@ from flowhn_jax.utils.progress import progress
 
 try:
     # lm-eval is optional, and not in every environment that is type-checked.
-    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
-    from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.utils import (
         get_rolling_token_windows,
         make_disjoint_window,
     )

@@ -18,6 +18,8 @@ in float32. Row numbers have 64 bits. An array whose HAS_ flag is off is not rea
 # ruff: noqa: RUF005 - Triton has no unpacking inside a tuple
 # Triton's annotations do not make static_range iterable, which only its compiler does.
 # pyright: reportGeneralTypeIssues=false
+# Without Triton, pyright takes the file triton.py next to this one for it.
+# pyright: reportAttributeAccessIssue=false
 
 import triton
 import triton.language as tl
