@@ -30,6 +30,7 @@ WORKDIR = [
         "parameters, optimizer state and position in the data, with a manifest of hashes",
     ),
     ("checkpointed.json", "that the run has had a checkpoint, so that losing all is noticed"),
+    ("damaged/", "checkpoints that were found damaged or incomplete, moved out of the way"),
     ("data/", "the prepared embedded corpus, if `data.path` is not set"),
     ("lock", "which process is using the workdir"),
     ("debug/", "a workdir that is about to repeat bad steps, written before a run gives up"),

@@ -1,4 +1,4 @@
-"""A run of a few milliseconds per step and its data: the soak tests the loop, not the model."""
+"""A run of a few milliseconds per step, and its data, for tools that test the training loop."""
 
 import os
 import pathlib
@@ -49,7 +49,7 @@ def as_flags(keys: Mapping[str, Any], prefix: str = "config.") -> Iterator[str]:
 
 
 def prepare_text(folder: str | os.PathLike, context: int = CONTEXT) -> pathlib.Path:
-    """Prepare this package's own sources as bytes in `folder`, if not done yet; return the set."""
+    """Return the prepared set in `folder`, made from the sources of flowhn_jax/data if absent."""
     folder = pathlib.Path(folder)
     text = folder / "text.txt"
     if not text.is_file():

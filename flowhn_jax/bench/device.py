@@ -1,4 +1,4 @@
-"""Peak rates of this device, measured: they set the floors that kernels are compared with."""
+"""Measure peak rates of the device; with them, `Work` gives a lower bound of a kernel's time."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flowhn_jax.utils.timing import time_repeats
 
 _REPEATS = 5
-_EXPS_IN_A_ROW = (4, 32)  # a CPU is fastest with few; an accelerator needs many to be busy
+_EXPS_IN_A_ROW = (4, 32)  # few give a CPU's peak rate, many an accelerator's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """The minimal work of an operation."""
+    """The least work that an operation must do."""
 
     bytes: int  # every input and output once
     matmul_flops: int
     exps: int
 
     def floor_seconds(self, rates: Rates) -> float:
-        """Return the time of the slowest of the three on a device of these rates."""
+        """Return a lower bound of the time on a device of these rates: the three may overlap."""
         return max(
             self.bytes / rates.bytes_per_second,
             self.matmul_flops / rates.matmul_flops_per_second,
@@ -47,7 +47,10 @@ def _best_seconds(function: Callable[..., Any], *arguments: Any) -> float:
 
 @cache
 def measure_rates(dtype: str) -> Rates:
-    """Return the rates of the default device, from arrays of 1 GiB (64 MiB on a CPU).
+    """Return the rates of the default device.
+
+    Copies and exps run on arrays of 1 GiB (64 MiB on a CPU), matrix products on squares of 8192
+    (2048 on a CPU).
 
     Args:
       dtype: of the matrix products.

@@ -12,7 +12,7 @@ from typing import Any
 from flowhn_jax.checkpoints.workdir import differences_of_shape
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.distributed import is_first
-from flowhn_jax.utils.files import whole_file
+from flowhn_jax.utils.files import write_atomically
 from flowhn_jax.utils.version import __version__
 
 # Beginnings of the names of a checkpoint's files.
@@ -59,8 +59,7 @@ def finish_deletions(workdir: str) -> None:
 
 def mark_checkpointed(workdir: str, step: int) -> None:
     """Record that the run has a checkpoint, so that a missing disk is noticed."""
-    with whole_file(pathlib.Path(workdir) / _MARK) as temporary:
-        temporary.write_text(json.dumps({"step": step}) + "\n")
+    write_atomically(pathlib.Path(workdir) / _MARK, json.dumps({"step": step}) + "\n")
 
 
 def check_not_gone(workdir: str) -> None:

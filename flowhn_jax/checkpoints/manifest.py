@@ -7,7 +7,7 @@ import tensorstore
 
 from flowhn_jax.data.shards import sha256
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.files import sync_tree, whole_file
+from flowhn_jax.utils.files import sync_tree, write_atomically
 from flowhn_jax.utils.text import one_line
 
 _FILE = "manifest.json"
@@ -24,8 +24,7 @@ def write(folder: pathlib.Path) -> None:
     sync_tree(folder)
     found = sorted(file for file in folder.rglob("*") if file.is_file())
     files = {str(file.relative_to(folder)): sha256(file) for file in found}
-    with whole_file(folder / _FILE) as temporary:
-        temporary.write_text(json.dumps({"sha256": files}, indent=1))
+    write_atomically(folder / _FILE, json.dumps({"sha256": files}, indent=1))
 
 
 def is_written(folder: pathlib.Path) -> bool:

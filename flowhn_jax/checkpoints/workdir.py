@@ -19,7 +19,7 @@ from flowhn_jax.config import Config, FlowHNConfig
 from flowhn_jax.parallel.distributed import broadcast_from_first, is_first
 from flowhn_jax.split.plan import with_fixed_share
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.files import whole_file
+from flowhn_jax.utils.files import write_atomically
 from flowhn_jax.utils.lock import try_lock
 
 _FILE = "config.json"
@@ -159,8 +159,7 @@ def write_config(workdir: str, config: Config) -> None:
     path = pathlib.Path(workdir) / _FILE
     text = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
     if not path.is_file() or path.read_bytes() != text.encode():
-        with whole_file(path) as temporary:
-            temporary.write_text(text)
+        write_atomically(path, text)
 
 
 @contextlib.contextmanager
@@ -181,9 +180,8 @@ def locked(workdir: str) -> Iterator[None]:
                 "or give another --workdir."
             )
         try:
-            with whole_file(path) as temporary:
-                holder = {"host": socket.gethostname(), "pid": os.getpid()}
-                temporary.write_text(json.dumps(holder))
+            holder = {"host": socket.gethostname(), "pid": os.getpid()}
+            write_atomically(path, json.dumps(holder))
         except OSError as error:  # the lock is held without the file, too
             if not disk.is_full(error):
                 raise

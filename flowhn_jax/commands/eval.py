@@ -163,7 +163,7 @@ def _define_options(flags: Flags) -> list[absl.flags.FlagHolder]:
             absl.flags.DEFINE_multi_string(
                 "stop",
                 None,
-                "end the text before this string; may be given several times.",
+                "end the text before this string.",
                 flag_values=values,
             ),
             integer("batch_size", None, "prompts per batch; default: 16.", flag_values=values),

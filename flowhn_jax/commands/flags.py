@@ -1,7 +1,7 @@
-"""The flags of a command: their definition, what they are checked for, and the config among them.
+"""The flags of a command, --config and its keys included: definition, parsing and checks.
 
-Each command defines its flags in a `Flags` of its own, so that all commands can be defined in one
-process. The definitions themselves are absl's, with `flag_values=flags.values`.
+Each command has its own `Flags`, so that all commands can be defined in one process. Define flags
+with absl's DEFINE functions and `flag_values=flags.values`.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _PREFIX = "--config."
 _CONFIG_FLAGS = ("--config", "-config")
-_MAX_INT = 2**32 - 1  # of a flag's integer, either way
-# Why absl refuses a value, and what the value must be.
+_MAX_INT = 2**32 - 1  # largest absolute value of an integer flag
+# What a value must be, by the words with which absl rejects it.
 _REASONS = {
     "invalid literal for int()": "an integer",
     "could not convert string to float": "a number",
@@ -35,9 +35,8 @@ class Flags:
 
     Attributes:
       values: absl's container, for `flag_values` of absl's DEFINE functions.
-      headings: the heading that a flag has in the help, by the flag's name; without one it is
-        among the command's general flags.
-      takes_config: whether there is a --config.
+      headings: headings in the help, by the names of flags; flags without one are listed first.
+      takes_config: whether the command has --config.
     """
 
     def __init__(self):
@@ -47,7 +46,7 @@ class Flags:
 
     @contextlib.contextmanager
     def group(self, heading: str) -> Iterator[None]:
-        """Put the flags that are defined in the context under a heading of the help."""
+        """List the flags that are defined within the context under `heading` in the help."""
         before = set(self.values)
         yield
         self.headings |= dict.fromkeys(set(self.values) - before, heading)
@@ -57,15 +56,16 @@ class Flags:
         return any(_IS_REQUIRED in each.message for each in self.values[name].validators)
 
     def parse(self, argv: Sequence[str]) -> list[str]:
-        """Parse the arguments and return those that are no flags.
+        """Parse the arguments and return those that are not flags.
 
         Args:
           argv: the arguments, the program's name first.
 
         Raises:
-          ValueError: the message names the flag, what it must be and what was found.
+          ValueError: a flag is unknown, missing or invalid; the message names it, what it must be
+            and what was found.
         """
-        # Libraries read absl's own flags, which this process takes with their defaults.
+        # Libraries read absl's global flags, which must be parsed: all keep their defaults.
         absl.flags.FLAGS(argv[:1])
         if self.takes_config:
             _check_config_keys(argv[1:])
@@ -76,7 +76,7 @@ class Flags:
             raise ValueError(self._unknown(error.flagname)) from error
         except absl.flags.Error as error:
             raise ValueError(self._reworded(error)) from error
-        except Exception as error:  # ours, or anything that running the recipe raised
+        except Exception as error:  # raised by the recipe, which is run here
             raise ValueError(_load_failure(error)) from error
         self._check_numbers()
         return rest[1:]
@@ -91,7 +91,7 @@ class Flags:
         return f"unknown flag --{one_line(name[:100])}; {hint}."
 
     def _reworded(self, error: absl.flags.Error) -> str:
-        """Return what absl says of a flag, in the form of all messages."""
+        """Return an error of absl in the form of this package's messages."""
         missing = [
             f"--{name}"
             for name in self.values
@@ -111,7 +111,7 @@ class Flags:
         return str(error)
 
     def _check_numbers(self) -> None:
-        """Raise ValueError if a flag's number is not one that a size, count or share can be."""
+        """Raise ValueError if a float is not finite or an integer exceeds `_MAX_INT`."""
         for name in self.values:
             if name == "config" or name.startswith("config."):  # config.parse checks these
                 continue
@@ -139,7 +139,7 @@ def define_config(flags: Flags) -> "Callable[[], Config]":
 
 
 def define_optional_config(flags: Flags) -> "Callable[[], Config | None]":
-    """Define the flags of `define_config`, not required; the function may return None."""
+    """Define the flags of `define_config`; without --config the function returns None."""
     from flowhn_jax import config as config_lib
 
     holder = _define_recipe(flags)
@@ -167,14 +167,14 @@ def _loaded(holder: absl.flags.FlagHolder) -> Any:
     """
     config = holder.value
     try:
-        config.model  # noqa: B018  the flag of a recipe that failed raises here
+        config.model  # noqa: B018  raises if the recipe failed
     except Exception as error:
         raise ValueError(_load_failure(error.__cause__ or error)) from error
     return config
 
 
 def define_processes(flags: Flags) -> Callable[[], None]:
-    """Define the flags of a run of several processes; return the function that joins them."""
+    """Define the flags of a run of several processes; return a function that joins the run."""
     with flags.group("several processes (Cloud TPU and SLURM set these by themselves)"):
         coordinator = absl.flags.DEFINE_string(
             "coordinator_address",
@@ -226,7 +226,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_config_keys(arguments: Sequence[str]) -> None:
-    """Raise ValueError if a --config.KEY is not a key or a group of keys, or comes too early."""
+    """Raise ValueError if a --config.KEY is neither a key nor a group, or precedes --config."""
     given = [each for each in arguments if each.startswith(_PREFIX)]
     if given:
         before = arguments[: arguments.index(given[0])]
@@ -247,10 +247,10 @@ def _check_config_keys(arguments: Sequence[str]) -> None:
 
 
 def _with_recipes_found(argv: Sequence[str]) -> list[str]:
-    """Return the arguments with the path of its file in place of a recipe's name.
+    """Return the arguments with the path of the recipe's file in place of its name.
 
     Raises:
-      ValueError: there is no such recipe, or it is not a file (but a pipe that would never end).
+      ValueError: there is no such recipe, or it is not a regular file (a pipe might never end).
     """
     from flowhn_jax import recipes
 

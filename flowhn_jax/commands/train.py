@@ -25,7 +25,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def _print_first_line(arguments: Sequence[str]) -> None:
-    """Print that the command has started, before imports that take seconds."""
+    """Print that the command has started, unless for --help or in one of several processes."""
     is_help = any(argument.lstrip("-").startswith("help") for argument in arguments)
     is_of_several = any(argument.lstrip("-").startswith("process_id") for argument in arguments)
     if not is_help and not is_of_several:
@@ -33,7 +33,12 @@ def _print_first_line(arguments: Sequence[str]) -> None:
 
 
 def define(flags: "Flags", stop: StopRequest | None = None) -> Callable[[], None]:
-    """Define the flags; return the function that trains, until `stop` asks for an end."""
+    """Define the flags and return the function that trains.
+
+    Args:
+      flags: receives the definitions.
+      stop: requests to stop the run. None only where the function is not called, as for the docs.
+    """
     import absl.flags
 
     from flowhn_jax.commands.flags import define_config, define_processes
@@ -42,7 +47,7 @@ def define(flags: "Flags", stop: StopRequest | None = None) -> Callable[[], None
     workdir = absl.flags.DEFINE_string(
         "workdir",
         None,
-        "folder for checkpoints, metrics and config; a run that is there is resumed.",
+        "folder for checkpoints, metrics and config; an existing run is resumed.",
         required=True,
         flag_values=flags.values,
     )
@@ -53,7 +58,7 @@ def define(flags: "Flags", stop: StopRequest | None = None) -> Callable[[], None
         from flowhn_jax.training.trainer import fit
 
         join_processes()
-        assert stop is not None  # it is only absent where the flags alone are of interest
+        assert stop is not None, "only `run` calls this function, and it passes `stop`"
         summary = partial(print_summary, workdir=workdir.value, argv=sys.argv, stop=stop)
         fit(parse_config(), workdir.value, stop=stop, on_end=summary)
 

@@ -1,4 +1,4 @@
-"""`compare`: speed measured round-robin, then one training run per model, then the report."""
+"""`compare`: measure speed round-robin, train each model once, then write the report."""
 
 import pathlib
 from collections.abc import Mapping
@@ -17,7 +17,8 @@ from flowhn_jax.utils.files import check_own_file
 from flowhn_jax.utils.progress import progress
 from flowhn_jax.utils.text import short_path
 
-_STEPS_PER_MEASUREMENT = 30  # on the progress bar, as it takes about as long
+# The progress bar counts a measurement as this many steps, which take about as long.
+_STEPS_PER_MEASUREMENT = 30
 
 
 def compare(
@@ -34,13 +35,13 @@ def compare(
 
     Args:
       configs: the models to compare, by name.
-      size: of the models, for the report.
+      size: the name of the models' size, for the report.
       workdir: receives speed.jsonl, data/, a run's folder for each model, and results.json,
         results.csv, results.md, figure.png and figure.svg.
       trains: whether to train each model for its `train.steps`.
-      rounds: how often each model is measured.
+      rounds: number of measurements of each model.
       repeats: timed calls of each program per measurement.
-      report_only: whether to report on what the workdir already holds, measuring nothing.
+      report_only: whether to measure and train nothing, and report what the workdir holds.
 
     Raises:
       ValueError, FileNotFoundError: the workdir is a file or holds other runs, or `report_only`
@@ -72,7 +73,7 @@ def _measure_and_train(
     rounds: int,
     repeats: int,
 ) -> bool:
-    """Return whether everything was done, without a signal to stop."""
+    """Measure and train what is missing; return False if a signal stopped it early."""
     missing = missing_measurements(configs, rounds, read_measurements(workdir, configs, device))
     folders = {name: str(pathlib.Path(workdir) / name) for name in configs}
     steps = 0

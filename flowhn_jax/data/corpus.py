@@ -1,7 +1,7 @@
 """The embedded corpus: the sources and documentation that ship with the running CPython.
 
-About 10 MB of real text that needs no download. Tests, tables (codecs), files that depend on the
-machine, and packages that were installed later are excluded.
+It is about 10 MB of real text that needs no download. Tests, codec tables, files that depend on the
+machine, and installed packages are excluded.
 """
 
 import ast
@@ -47,7 +47,7 @@ def embedded_documents() -> dict[str, bytes]:
 
 
 def describe(documents: dict[str, bytes]) -> str:
-    """Return a line of text that identifies a corpus: it differs if any text or name does."""
+    """Return one line that identifies a corpus by a hash of all its names and texts."""
     digest = hashlib.sha256()
     for name, text in documents.items():
         digest.update(f"{name}\0{len(text)}\0".encode() + text)
@@ -62,7 +62,7 @@ def _paths(root: pathlib.Path) -> list[pathlib.Path]:
     """Return the files that the corpus is made of, sorted."""
     found = []
     for folder, children, names in os.walk(root):
-        # config-* holds files of the build.
+        # config-* folders hold files of CPython's build, which depend on the machine.
         children[:] = (
             c for c in children if c not in _SKIPPED_FOLDERS and not c.startswith("config-")
         )
@@ -75,6 +75,6 @@ def _paths(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _topics(source: bytes) -> dict[str, bytes]:
-    """Return the pages of Python's help(), which topics.py holds as one dict of literals."""
+    """Return the pages of Python's help() from topics.py, which assigns them as one dict."""
     (assignment,) = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
     return {name: text.encode() for name, text in ast.literal_eval(assignment.value).items()}

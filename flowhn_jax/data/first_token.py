@@ -1,4 +1,4 @@
-"""The token that begins a text: the choices a user has, and their errors."""
+"""The values of --first_token, the token that begins a text, and errors about them."""
 
 from flowhn_jax.data.tokenizer_config import SETTINGS
 from flowhn_jax.utils.text import short_repr
@@ -15,7 +15,7 @@ def check_first_token(first_token: str) -> None:
 
 
 def missing_bos_error(spec: str) -> ValueError:
-    """Return the error for a tokenizer that is asked for a BOS token and has none."""
+    """Return the error for 'bos' with a tokenizer that has no beginning-of-text token."""
     return ValueError(
         f"Tokenizer {spec} has no beginning-of-text token: its post_processor adds none, and "
         f"{SETTINGS} has no usable bos_token; type --first_token=eot"

@@ -1,4 +1,4 @@
-"""Downstream tasks without network access: multiple choice by log-likelihood, and LAMBADA."""
+"""Downstream tasks from local files: multiple choice by log-likelihood, and LAMBADA."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def evaluate_tasks(
     """Return the result of each task, whose files are in `folder`; see `summarize`.
 
     Raises:
-      FileNotFoundError, ValueError: a file is missing or damaged; nothing is scored then.
+      FileNotFoundError, ValueError: a file is missing or damaged. No task has been scored yet.
     """
     files = {task: read_task(task, folder) for task in tasks}
     encoded = {task: _encode(file, tokenizer) for task, file in files.items()}
@@ -82,7 +82,7 @@ def _encode(
     if not items:
         raise ValueError(
             f"{str(file.path)!r} must have records that can be scored; in the first, "
-            f"{malformed[0].reason}."
+            f"{min(malformed).reason}."
         )
     return items, pairs, sorted(malformed)
 
@@ -98,18 +98,19 @@ def summarize(
     Args:
       task: the task's name.
       items: the task's questions.
-      scores: scores of all pairs of the first question, then of the second, and so on.
+      scores: scores of all questions' pairs, in order.
       malformed: records that were left out.
 
     Returns:
-      accuracy: share of questions whose right choice is the likeliest; for LAMBADA, whose word is
-        what greedy decoding gives.
+      accuracy: share of questions whose right choice is the likeliest; for LAMBADA, share of texts
+        whose last word greedy decoding gives.
       accuracy_norm: the same by log-likelihood per character; not for LAMBADA.
-      perplexity: of LAMBADA's words.
+      perplexity: per last word; only for LAMBADA.
       n: number of questions.
-      chance: accuracy of guessing.
+      chance: expected accuracy of random choices; 0 for LAMBADA.
       truncated: number of pairs whose context did not fit.
-      malformed: number of records left out; malformed_records: the first ones, with reasons.
+      malformed: number of malformed records, which are left out.
+      malformed_records: numbers of the first of them, with reasons.
     """
     remaining = iter(scores)
     item_scores = [[next(remaining) for _ in item.pairs] for item in items]
@@ -145,7 +146,7 @@ def summarize(
 
 
 def _is_right(item: Item, scores: Sequence[Score], *, normalize: bool) -> float:
-    """Return 1 if the right choice has the highest score; the first of equal choices counts."""
+    """Return 1.0 if the right choice has the highest score, in a tie the first, else 0.0."""
     values = [score.log_likelihood for score in scores]
     if normalize:
         lengths = (len(continuation.removeprefix(" ")) for _, continuation in item.pairs)

@@ -25,7 +25,7 @@ from flowhn_jax.interop.families import FAMILIES, to_config, to_json
 from flowhn_jax.interop.layout import Path, assemble, to_theirs
 from flowhn_jax.models import Params
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.files import whole_file
+from flowhn_jax.utils.files import whole_file, write_atomically
 from flowhn_jax.utils.text import short_list, short_repr
 
 _OURS = "flowhn_jax"
@@ -135,8 +135,7 @@ def save(
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     with whole_file(folder / _WEIGHTS) as temporary:
         save_file(arrays, temporary, metadata={"format": "pt"})
-    with whole_file(folder / _CONFIG) as temporary:
-        temporary.write_text(json.dumps({**hf_config, **keys}, indent=2) + "\n")
+    write_atomically(folder / _CONFIG, json.dumps({**hf_config, **keys}, indent=2) + "\n")
 
 
 def _own_name(path: Path) -> str:

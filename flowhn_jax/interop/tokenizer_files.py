@@ -23,7 +23,7 @@ from flowhn_jax.data.tokenizer_config import (
     parse_object,
     token_text,
 )
-from flowhn_jax.utils.files import whole_file
+from flowhn_jax.utils.files import write_atomically
 from flowhn_jax.utils.text import short_repr
 
 GENERATION = "generation_config.json"
@@ -116,8 +116,7 @@ def write(folder: pathlib.Path, texts: Mapping[str, str]) -> None:
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        with whole_file(path) as temporary:
-            temporary.write_bytes(text.encode())
+        write_atomically(path, text)
 
 
 def check_replaces_all(folder: pathlib.Path, texts: Iterable[str]) -> None:

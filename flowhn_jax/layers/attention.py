@@ -25,9 +25,9 @@ class AttentionSizes(NamedTuple):
 
 
 class KeysValues(NamedTuple):
-    """Keys and values: [B, T, G, K] of a sequence, [B, G, C, K] in a cache.
+    """Keys and values: [B, T, G, K] of a sequence, [B, G, C, K] in a cache of C slots.
 
-    The cache's layout is the one that its matrix products take without a transpose.
+    With the cache's layout, a decode step needs no transpose.
     """
 
     k: jax.Array
@@ -40,7 +40,8 @@ class KVCache(NamedTuple):
     Attributes:
       kv: [B, G, C, K] each. With a window, the slots after those of the prefix are a ring buffer.
       tokens: [B] int32, tokens so far.
-      first: [B] int32, how many of them are of earlier documents, to which no later token attends.
+      first: [B] int32, tokens before the current document, the prefix included; 0 in a row's first
+        document. Of these tokens, later ones attend only to those of the prefix.
     """
 
     kv: KeysValues
@@ -52,12 +53,13 @@ class Attention(nnx.Module):
     """Causal attention with H query heads and G key-value heads of size K (a `Mixer`).
 
     Options:
-      rope_theta: base of rotary positions; None: no positions, as in Jamba (arXiv 2403.19887).
+      rope_theta: base of the rotary frequencies; None: no position encoding, as in Jamba (arXiv
+        2403.19887).
       window: number of positions that a token attends to, its own included; None: all.
       prefix: number of leading positions that every token attends to, whatever the window.
       key_multiplier: factor on the keys.
-      borrows: the layer has no keys and values; the caller passes those of another layer.
-      projects: False: no output projection, the result is that of the heads, [..., H * K].
+      borrows: True: no projections to keys and values; the caller passes another layer's.
+      projects: False: no output projection; the result is the heads' outputs, [..., H * K].
     """
 
     def __init__(
@@ -95,8 +97,8 @@ class Attention(nnx.Module):
         Args:
           x: [B, T, D].
           segment_ids: [B, T] int32; documents never attend to each other. None: one document.
-          keys_values: of the same tokens, from another layer or computed already; None: this
-            layer's.
+          keys_values: keys and values of x, from `keys_values` of this or another layer; None:
+            compute them.
         """
         q = self._rotate(self._split_heads(self.q_proj(x)), self._positions(x, segment_ids))
         k, v = self.keys_values(x, segment_ids) if keys_values is None else keys_values
@@ -104,7 +106,7 @@ class Attention(nnx.Module):
         return self._project_out(y)
 
     def keys_values(self, x: jax.Array, segment_ids: jax.Array | None = None) -> KeysValues:
-        """Return keys and values [B, T, G, K] of x [B, T, D], which starts at position 0."""
+        """Return keys and values [B, T, G, K] of x [B, T, D], whose first token has position 0."""
         return self._keys_values(x, self._positions(x, segment_ids))
 
     def init_cache(self, batch: int, length: int) -> KVCache:
@@ -122,7 +124,7 @@ class Attention(nnx.Module):
         return attended, self.fill_cache(keys_values, prompts, length)
 
     def fill_cache(self, keys_values: KeysValues, prompts: Prompts, length: int) -> KVCache:
-        """Return the cache after each row's tokens, whose keys and values are [B, T, G, K]."""
+        """Return the cache after each row's tokens, given their keys and values [B, T, G, K]."""
         empty = self.init_cache(keys_values.k.shape[0], length).kv
         slots, tokens = empty.k.shape[2], keys_values.k.shape[1]
         k, v = keys_values
@@ -139,7 +141,7 @@ class Attention(nnx.Module):
         return KVCache(kv, prompts.lengths, prompts.first)
 
     def extend(self, x: jax.Array, cache: KVCache, active: jax.Array | None = None) -> KVCache:
-        """Return the cache with one more token x [B, D] of each `active` [B] sequence."""
+        """Return the cache with token x [B, D] appended to each `active` [B] sequence."""
         (k, v), tokens, first = cache
         slot = tokens
         if self.window is not None:
@@ -147,14 +149,14 @@ class Attention(nnx.Module):
             slot = jnp.where(after_prefix < 0, tokens, self.prefix + after_prefix % self.window)
         new_k, new_v = self._keys_values(x, self._step_positions(tokens, first))
         if active is not None:
-            slot = jnp.where(active, slot, k.shape[2])  # outside of the cache: dropped
+            slot = jnp.where(active, slot, k.shape[2])  # out of bounds: the update is dropped
         rows = jnp.arange(x.shape[0])
         k = k.at[rows, :, slot].set(new_k, mode="drop")
         v = v.at[rows, :, slot].set(new_v, mode="drop")
         return KVCache(KeysValues(k, v), tokens + (1 if active is None else active), first)
 
     def attend_last(self, x: jax.Array, cache: KVCache) -> jax.Array:
-        """Return the attended token [B, D] of x [B, D], the last one that the cache holds."""
+        """Return the attended token [B, D] of x [B, D], the token that `extend` has just added."""
         (k, v), tokens, first = cache
         positions = self._step_positions(tokens - 1, first)
         q = self._rotate(self._split_heads(self.q_proj(x)), positions)
@@ -179,10 +181,10 @@ class Attention(nnx.Module):
         return score_flops(width, tokens, causal=causal, window=self.window, prefix=self.prefix)
 
     def _slot_positions(self, tokens: jax.Array, slots: int) -> jax.Array:
-        """Return the position of the token that each slot holds, [B, slots].
+        """Return the position of the token in each slot after `tokens` [B] tokens, [B, slots].
 
-        It is the last one before `tokens` [B] that was put there. For a slot that is still empty it
-        is the first one that will be, which is not below `tokens`.
+        An empty slot gets the position of the first token that will be written to it, so all empty
+        slots have positions of at least `tokens`.
         """
         slot = jnp.broadcast_to(jnp.arange(slots), (tokens.shape[0], slots))
         if self.window is None:
@@ -193,19 +195,19 @@ class Attention(nnx.Module):
     def _positions(self, x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         """Return the positions [T] or [B, T] of x [B, T, D].
 
-        The distance from the prefix to a document's first token is the same for all documents;
-        without a prefix only differences within a document matter.
+        With a prefix, the positions of every document continue those of the prefix. Without one,
+        only differences within a document matter, so positions count through the row.
         """
         if not self.prefix or segment_ids is None:
             return jnp.arange(x.shape[1])
         return positions_after_prefix(segment_ids, self.prefix)
 
     def _step_positions(self, tokens: jax.Array, first: jax.Array) -> jax.Array:
-        """Return the positions [B] of the next tokens, after `tokens` [B].
+        """Return the position [B] of the token that follows the first `tokens` [B] of each row.
 
         Args:
-          tokens: of the sequence so far, `first` included.
-          first: [B], tokens of earlier documents.
+          tokens: [B], earlier documents included.
+          first: [B], as in `KVCache`.
         """
         if not self.prefix:
             return tokens

@@ -1,4 +1,4 @@
-"""The decoder layer that all models are built from: a mixer, then an MLP, each with a residual."""
+"""The decoder layer of all models but Hymba: a mixer, then an MLP, each with a residual."""
 
 from typing import Generic
 
@@ -47,15 +47,15 @@ class DecoderLayer(nnx.Module, Generic[CacheT]):
         return constrain(self.add_mlp(x + self.mixer(self.norm(x), segment_ids)), _LAYOUT)
 
     def add_mlp(self, x: jax.Array) -> jax.Array:
-        """Return the stream [..., D] after the second half of the layer."""
+        """Return the stream [..., D] after the MLP and its residual; x itself without an MLP."""
         return x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x
 
     def init_cache(self, batch: int, length: int) -> CacheT:
-        """Return the mixer's cache before the first of `length` tokens."""
+        """Return the mixer's cache of sequences without tokens, with room for `length` each."""
         return self.mixer.init_cache(batch, length)
 
     def prefill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, CacheT]:
-        """Return the stream [B, T, D] and the mixer's cache after each row, for `length` tokens."""
+        """Return the stream [B, T, D], and the mixer's cache with room for `length` tokens."""
         x = constrain(x, _LAYOUT)
         mixed, cache = self.mixer.prefill(self.norm(x), prompts, length)
         return constrain(self.add_mlp(x + mixed), _LAYOUT), cache

@@ -1,11 +1,11 @@
-"""Prompts of different lengths in one batch, from whose ends decoding continues."""
+"""Prompts of different lengths in one batch, each of which decoding continues at its end."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-_NO_STEP = -1e9  # a time step before the softplus whose step is exactly zero, in float32
+_NO_STEP = -1e9  # as dt before the softplus: the time step is exactly zero in float32
 
 
 class Prompts(NamedTuple):
@@ -13,7 +13,8 @@ class Prompts(NamedTuple):
 
     Attributes:
       lengths: [B] int32, real tokens of each row.
-      first: [B] int32, tokens before the last document; `lengths` where no token of it is here.
+      first: [B] int32, tokens before the last document; equal to `lengths` if the row has no token
+        of it, as in a branch that gets only earlier positions.
       segment_ids: [B, T] int32, padding counted to the last document; None: one document per row.
     """
 
@@ -22,20 +23,20 @@ class Prompts(NamedTuple):
     segment_ids: jax.Array | None
 
     def mask_padding(self, dt: jax.Array) -> jax.Array:
-        """Return dt [B, T, ...] before the softplus, such that padding leaves states unchanged."""
+        """Return dt [B, T, ...], before the softplus, with time steps of zero at padding."""
         is_real = jnp.arange(dt.shape[1]) < self.lengths[:, None]
         return jnp.where(is_real[..., None], dt, _NO_STEP)
 
     def reset_state(self, state: jax.Array) -> jax.Array:
-        """Return state [B, ...] after the last tokens, zero where they are of another document."""
+        """Return the final state [B, ...], zero in rows without tokens of the last document."""
         continues = (self.first < self.lengths).reshape(-1, *[1] * (state.ndim - 1))
         return jnp.where(continues, state, 0)
 
     def tail(self, x: jax.Array, count: int, prefix: int = 0) -> jax.Array:
         """Return the last `count` real tokens of x [B, T, E] as [B, count, E].
 
-        The last document's first token follows the last of the first `prefix` tokens; zeros stand
-        where there are too few of these.
+        If the last document has fewer, the row's first `prefix` tokens count as the ones before it,
+        and zeros fill what is still missing.
         """
         positions = self.lengths[:, None] - count + jnp.arange(count)
         first = self.first[:, None]
@@ -65,7 +66,7 @@ def make_prompts(lengths: jax.Array, segment_ids: jax.Array | None) -> Prompts:
 
     Args:
       lengths: at least 1 each.
-      segment_ids: those of padding do not matter; None: one document per row.
+      segment_ids: any values at padding; None: one document per row.
     """
     lengths = lengths.astype(jnp.int32)
     if segment_ids is None:

@@ -1,7 +1,7 @@
 """The config that every model family extends, and the groups of keys that several families share.
 
 A family's config is a frozen dataclass of exactly the `model.*` keys that the family reads. Its
-class attribute `kind` is the name to select it by (model.kind); see `models.registry`.
+class attribute `kind` is its value of `model.kind`; see `models.registry`.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class ModelConfig:
       vocab_size: V, number of token ids.
       context: N, tokens of a training window; FlowHN plans its split for this length.
       width: D, size of the residual stream.
-      blocks: number of blocks of FlowHN, of layers of a baseline.
+      blocks: number of FlowHN's blocks, or of a baseline's layers.
       norm_eps: added to the mean square in RMS norms.
       init_std: standard deviation of the normal initial weights.
       dtype: type of matrix products: 'float32', 'bfloat16', or 'auto', which is float32 on a CPU
@@ -37,7 +37,7 @@ class ModelConfig:
     """
 
     kind: ClassVar[str]
-    has_branches: ClassVar[bool] = False  # whether a block is an attention and an SSM branch
+    has_branches: ClassVar[bool] = False  # whether blocks have an attention and an SSM branch
 
     vocab_size: int = 65536
     context: int = 1024
@@ -48,8 +48,8 @@ class ModelConfig:
     dtype: str = "auto"
 
     def __post_init__(self):
-        require_positive(self, "model", "vocab_size", "context", "width", "blocks")
-        require_positive(self, "model", "norm_eps", "init_std")
+        sizes = "vocab_size", "context", "width", "blocks"
+        require_positive(self, "model", *sizes, "norm_eps", "init_std")
         for name, most in (("context", MAX_POSITIONS), ("blocks", MAX_BLOCKS)):
             value = getattr(self, name)
             require(value <= most, f"model.{name}", f"at most {most}", value)
@@ -62,19 +62,19 @@ class ModelConfig:
 
     @property
     def compute_dtype(self) -> jnp.dtype:
-        """The dtype of matrix products on the platform that is compiled for."""
+        """The dtype of matrix products on the target platform."""
         if self.dtype != "auto":
             return jnp.dtype(self.dtype)
         return jnp.dtype(jnp.float32 if target_platform() == "cpu" else jnp.bfloat16)
 
     @property
     def max_length(self) -> int | None:
-        """The most tokens that a sequence can have; None: any number."""
+        """The maximum number of tokens of a sequence; None: no limit."""
         return None
 
     @property
     def can_decode(self) -> bool:
-        """Whether the model has caches, for one token at a time."""
+        """Whether the model can decode one token at a time, with caches."""
         return True
 
     @property
@@ -96,16 +96,17 @@ class ModelConfig:
         """Return the split of `length` tokens; None: of the whole context.
 
         Raises:
-          ValueError: the model is a baseline, which has no split, or `make_plan` raises it.
+          ValueError: the model is a baseline, which has no split, or the split cannot be made for
+            this length (`make_plan`).
         """
         del length
         raise ValueError(f"model.kind must be 'flowhn' for a plan of its split; got {self.kind!r}.")
 
     def block_plans(self, length: int) -> tuple[BlockPlan, ...]:
-        """Return which positions of `length` the branches of each block get: without a split all.
+        """Return the positions of `length` that each block's branches get; all without a split.
 
         Raises:
-          ValueError: `make_plan` raises it.
+          ValueError: the split cannot be made for this length (`make_plan`).
         """
         del length
         return (SHARED,) * self.blocks
@@ -115,13 +116,13 @@ class ModelConfig:
         return None
 
     def check_sequence(self, sequence: int, tensor: int) -> None:
-        """Raise ValueError where positions or heads do not divide over the mesh.
+        """Raise ValueError if positions or heads do not divide over the mesh.
 
-        Otherwise devices along `sequence` would repeat each other's work.
+        XLA would accept the mesh, but devices along `sequence` would repeat each other's work.
 
         Args:
           sequence: mesh.sequence, devices along a sequence's positions.
-          tensor: mesh.tensor.
+          tensor: mesh.tensor, devices along heads.
         """
         if sequence == 1:
             return

@@ -346,7 +346,7 @@ class FlowHN(LanguageModel):
         return self.config.plan(length)
 
     def flop_parts(self, length: int) -> Iterator[tuple[nnx.Module, int]]:
-        """Yield all that costs FLOPs, with the tokens that it gets of a sequence of `length`."""
+        """Yield each module that costs FLOPs, and how many tokens of `length` it processes."""
         for block, plan in zip(self.blocks, self.config.plan(length).blocks, strict=True):
             yield block.ssm, plan.ssm.count(length)
             yield block.attention, plan.attention.count(length)

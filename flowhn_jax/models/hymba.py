@@ -255,7 +255,7 @@ class Hymba(LanguageModel):
         return jnp.concatenate((meta.astype(x.dtype), x), axis=1)
 
     def flop_parts(self, length: int) -> Iterator[tuple[nnx.Module, int]]:
-        """Yield all that costs FLOPs, with the tokens that it gets of a sequence of `length`."""
+        """Yield each module that costs FLOPs, and how many tokens of `length` it processes."""
         for block in self.blocks:
             yield block, self.config.meta_tokens + length
         yield self.head, length

@@ -1,4 +1,4 @@
-"""What all models share: embedding, blocks, final norm and an untied head."""
+"""The base class of all models: embedding, blocks, final norm and an untied head."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from flowhn_jax.models.base import ModelConfig
 from kernels.partition import constrain
 
 STREAM = "B stream D"
-# XLA finds no way from the embedding's layout to the stream's without gathering x whole.
+# Steps from the embedding's layout to the stream's: in a single step XLA would all-gather x.
 _FROM_EMBEDDING = "row column shard", "row stream part", STREAM
 
 _REMAT_POLICIES = {
@@ -25,7 +25,7 @@ _REMAT_POLICIES = {
 
 
 class DecodeCache(NamedTuple):
-    """What a model keeps of the tokens so far.
+    """The state of decoding after the tokens so far.
 
     Attributes:
       blocks: the cache of each block.
@@ -61,8 +61,8 @@ class LanguageModel(nnx.Module):
         Args:
           tokens: [B, T] int32.
           segment_ids: [B, T] int32, documents of packed sequences; None: one document per row.
-          remat: what the backward pass keeps: 'none' recomputes nothing, 'dots' keeps the results
-            of matrix products, 'full' keeps only the blocks' inputs.
+          remat: what is saved for the backward pass, which recomputes the rest: 'none' saves
+            everything, 'dots' the results of matrix products, 'full' only the blocks' inputs.
         """
         x = self.embed_tokens(constrain(tokens, "row column"))
         for layout in _FROM_EMBEDDING:
@@ -75,7 +75,7 @@ class LanguageModel(nnx.Module):
         return self.embed(tokens)
 
     def normalize(self, x: jax.Array) -> jax.Array:
-        """Return what the head takes [..., D], for x [..., D] after the blocks."""
+        """Return the head's input [..., D] for the stream x [..., D] after the blocks."""
         return self.final_norm(x)
 
     def apply_blocks(
@@ -87,8 +87,8 @@ class LanguageModel(nnx.Module):
         """Return the stream [B, T, D] after all blocks.
 
         Args:
-          blocks: `self.blocks`, with what remat keeps of them. Arrays are positional arguments,
-            all else is passed by keyword.
+          blocks: `self.blocks`, wrapped for rematerialization. Pass arrays to them by position and
+            everything else by keyword.
           x: [B, T, D].
           segment_ids: [B, T] int32, or None.
         """
@@ -97,17 +97,17 @@ class LanguageModel(nnx.Module):
         return x
 
     def init_cache(self, batch: int, length: int) -> DecodeCache:
-        """Return the cache of `batch` sequences before the first of `length` tokens."""
+        """Return the cache of `batch` sequences without tokens, with room for `length` each."""
         return DecodeCache(self.init_block_caches(batch, length), jnp.zeros(batch, jnp.int32))
 
     def init_block_caches(self, batch: int, length: int) -> list[Any]:
-        """Return the blocks' caches before the first of `length` tokens."""
+        """Return the blocks' caches of sequences without tokens, with room for `length` each."""
         return [block.init_cache(batch, length) for block in self.blocks]
 
     def prefill(
         self, tokens: jax.Array, prompts: Prompts, length: int
     ) -> tuple[jax.Array, DecodeCache]:
-        """Return what the head takes of each row's last token [B, D], and the resulting cache.
+        """Return the head's input [B, D] for each row's last token, and the resulting cache.
 
         Args:
           tokens: [B, T] int32, rows with padding after their real tokens.
@@ -129,7 +129,7 @@ class LanguageModel(nnx.Module):
         return x, caches
 
     def step(self, tokens: jax.Array, cache: DecodeCache) -> tuple[jax.Array, DecodeCache]:
-        """Return what the head takes of tokens [B], one per sequence, and the resulting cache."""
+        """Return the head's input [B, D] for tokens [B], one per sequence, and the new cache."""
         x, new_caches = self.decode_blocks(self.embed_tokens(tokens), *cache)
         return self.normalize(x), DecodeCache(new_caches, cache.tokens + 1)
 
@@ -145,14 +145,14 @@ class LanguageModel(nnx.Module):
         return x, new_caches
 
     def flop_parts(self, length: int) -> Iterator[tuple[nnx.Module, int]]:
-        """Yield all that costs FLOPs, with the tokens that it gets of a sequence of `length`."""
+        """Yield each module that costs FLOPs, and how many tokens of `length` it processes."""
         for block in self.blocks:
             yield block, length
         yield self.head, length
 
 
 def _checkpointed(block: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    """Return a block whose backward pass keeps what `remat` says; keyword arguments are static."""
+    """Return the block, rematerialized as `remat` says; its keyword arguments are static."""
     if remat == "none":
         return block
 

@@ -28,10 +28,6 @@ class Part(NamedTuple):
     params: Any
     inputs: Any
 
-    def run(self) -> Array:
-        """Return the result [B, T, D]."""
-        return self.function(self.params, self.inputs)
-
 
 def is_parallel() -> bool:
     """Return whether the current mesh has two groups of devices for the branches."""

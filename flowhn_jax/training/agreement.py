@@ -1,4 +1,4 @@
-"""When the processes of a run stop: all after the same step, whichever of them has a reason."""
+"""Agreement among the processes of a run to stop after the same step."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from flowhn_jax.training.health.preemption import StopRequest
 
 
 class StopAgreement:
-    """Agreement of all processes to stop after the same step.
+    """Stops all processes after the same step if any of them has a reason.
 
-    A reason is a request to stop, or an error that one process alone has, such as one of its data
-    or its disk. Such an error is postponed: all processes stop after the same step and save a
-    checkpoint, and then the error is raised. To hear of it in time, each process reads its batches
-    as many steps ahead as the others need to learn of an error.
+    A reason is a request to stop, or an error in a single process, such as unreadable data or a
+    full disk. Such an error is postponed: all processes stop after the same step and save a
+    checkpoint, and only then is it raised. The other processes learn of an error one call late, so
+    each process reads its batches that far ahead: all can still train up to the bad batch.
     """
 
     def __init__(
@@ -33,21 +33,21 @@ class StopAgreement:
 
     @contextlib.contextmanager
     def postponing_errors(self) -> Iterator[None]:
-        """Keep an error of this process; `should_stop` answers True soon after."""
+        """Keep an error raised in the context, for which `should_stop` returns True soon after."""
         try:
             yield
         except Exception as error:
             self._error = self._error or error
 
     def should_stop(self, steps_left: int, validation: Lookahead[Batch] | None = None) -> bool:
-        """Return whether some process has a reason to stop; the same answer in all.
+        """Return whether any process has a reason to stop, the same value in all processes.
 
-        All processes must call it at the same places. In a run of several processes the answer is
-        that of the call before, so that no device waits for it.
+        All processes must call it at the same places. With several processes, the value is that of
+        the previous call, so that no device waits for it.
 
         Args:
           steps_left: steps that still need a batch.
-          validation: the batches of the validation that is under way.
+          validation: the batches of the current validation, if any.
         """
         ahead = 1 + self._any_process_before.delay
         errors = [self._error, self._checkpoints.error()]
@@ -58,11 +58,11 @@ class StopAgreement:
         return self._any_process_before(self._stop.is_requested() or self._error is not None)
 
     def has_error(self) -> bool:
-        """Return whether some process has a postponed error; all must call it."""
+        """Return whether any process has a postponed error; all processes must call it."""
         return any_process(self._error is not None)
 
     def raise_error(self, note: str) -> None:
-        """Raise the postponed error, if some process has one, with a note; all must call it.
+        """Raise the postponed error, with a note, if any process has one; all must call it.
 
         Raises:
           Exception: the error of this process.

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it trains."""
+"""The output of a run while it trains: lines, and a progress bar in a terminal."""
 
 import contextlib
 import sys
@@ -13,14 +13,14 @@ OnStep = Callable[[], object]
 class Console:
     """Lines on standard output and, in a terminal, a progress bar below them.
 
-    Training in a pipe prints the lines alone. Processes other than the first print nothing.
+    Outside of a terminal only the lines are printed.
     """
 
     def __init__(self, enabled: bool, on_step: OnStep | None = None):
-        """Show a run.
+        """Show a run; the bar appears with `start_steps`.
 
         Args:
-          enabled: whether to print anything.
+          enabled: whether to print anything, as the first process of a run does.
           on_step: called after each step.
         """
         self._enabled = enabled
@@ -44,17 +44,17 @@ class Console:
         return activity(description, self._enabled)
 
     def validating(self, batches: int) -> Progress[None]:
-        """Return the progress of a validation of this many batches."""
+        """Return the progress of a validation of `batches` batches."""
         return Progress(batches, "validating", "batches", enabled=self._enabled)
 
     def start_steps(self, done: int, total: int) -> None:
-        """Show the progress bar of the steps; rows of metrics take its place in a pipe."""
+        """Show the progress bar of the steps in a terminal, with `done` of `total` steps done."""
         self._total = total
         shown = self._enabled and sys.stderr.isatty()
         self._steps = Progress(total, "training", "steps", initial=done, leave=True, enabled=shown)
 
     def end_steps(self) -> None:
-        """Leave the progress bar of the steps as the last line, if there is one."""
+        """End the progress bar of the steps, if there is one; it stays as the last line."""
         if self._steps is not None:
             self._steps.close()
             self._steps = None
@@ -72,7 +72,7 @@ class Console:
             self._steps.move_to(step)
 
     def show(self, row: Row) -> None:
-        """Print a row of metrics as a line."""
+        """Print a row of metrics as a line, and add its loss to the progress bar."""
         if self._steps is not None:
             loss = "n/a" if row["loss"] is None else f"{row['loss']:.4f}"
             self._steps.annotate(f"loss {loss}")
@@ -80,7 +80,7 @@ class Console:
 
 
 def describe(row: Row, total_steps: int) -> str:
-    """Return a row of metrics as a line for people."""
+    """Return the line that is printed for a row of metrics."""
     step = row["step"]
     mfu = "n/a" if row["mfu"] is None else f"{100 * row['mfu']:.1f} %"
     loss = "n/a" if row["loss"] is None else f"{row['loss']:.4f}"

@@ -1,4 +1,4 @@
-"""What a run leaves and prints at its end: its result, a sample of text, and the next commands."""
+"""The summary of a complete run: its result, loss curve, a sample of text, and next commands."""
 
 import contextlib
 import math
@@ -22,7 +22,7 @@ from flowhn_jax.parallel.distributed import is_first
 from flowhn_jax.report.plots import plot_losses
 from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.metrics import Row, read_rows
-from flowhn_jax.utils.files import whole_file
+from flowhn_jax.utils.files import write_atomically
 from flowhn_jax.utils.progress import activity, clock, log
 from flowhn_jax.utils.text import one_line
 
@@ -43,15 +43,15 @@ def print_summary(
 ) -> None:
     """Print the summary of a complete run, and draw its losses to `loss.png` in the workdir.
 
-    Nothing of the run changes, and no error here ends it. A signal ends the summary. All processes
-    may call it; the first one prints.
+    The picture and the sample are optional: an error in one of them is logged, and a signal skips
+    what is left of them. All processes may call the function; the first one prints.
 
     Args:
       config: of the run.
       params: the parameters after the last step.
       prepared: the data of the run.
       workdir: folder of the run.
-      argv: the command line of the run, from which those of the next commands are made.
+      argv: the command line of the run, on which the next commands are based.
       stop: the requests to stop.
     """
     if not is_first():
@@ -106,7 +106,7 @@ def next_commands(argv: Sequence[str], workdir: str, steps: int) -> list[str]:
     kept = []
     while arguments:
         argument = arguments.pop(0)
-        if argument == _STEPS_FLAG:  # and its value, the next argument
+        if argument == _STEPS_FLAG:  # its value is the next argument
             del arguments[:1]
         elif not argument.startswith(f"{_STEPS_FLAG}="):
             kept.append(argument)
@@ -119,21 +119,20 @@ def next_commands(argv: Sequence[str], workdir: str, steps: int) -> list[str]:
 
 
 def _try(name: str, work: Callable[[], None]) -> None:
-    """Do optional work; log why it is not possible."""
+    """Do optional work; log an error instead of raising it."""
     try:
         work()
-    except Exception as error:  # such as a full disk, or too little memory of the device
+    except Exception as error:  # such as a full disk, or too little memory on the device
         log(f"no {name}: {one_line(error)}")
 
 
 def _draw(config: Config, rows: Sequence[Row], workdir: str) -> None:
-    """Draw the losses to a file in the workdir, which is complete or absent."""
+    """Draw the losses to `loss.png` in the workdir; the file is written atomically."""
     path = pathlib.Path(workdir) / PICTURE
     with tempfile.TemporaryDirectory() as folder:
         drawn = pathlib.Path(folder) / PICTURE
         plot_losses(rows, f"{config.model.name}: loss", str(drawn))
-        with whole_file(path) as temporary:
-            temporary.write_bytes(drawn.read_bytes())
+        write_atomically(path, drawn.read_bytes())
     log(f"loss curve: {path}")
 
 
@@ -164,7 +163,7 @@ def _print_sample(config: Config, params: Params, prepared: PreparedSet) -> None
 
 
 def _printable(text: str) -> str:
-    """Return a text without what a terminal would interpret, or its encoding does not have."""
+    """Return a text without control characters and what the terminal's encoding cannot show."""
     plain = "".join(
         c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text
     )

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar in a terminal, a plain line every 10 seconds elsewhere."""
 
 import contextlib
 import os
@@ -21,10 +21,10 @@ _SPINNER = "{desc} ... {elapsed}"
 
 
 class Progress(Generic[T]):
-    """An iterable that shows how far it is, or a context manager whose `update` is called.
+    """An iterable that shows its progress, or a context manager with `update` to call.
 
     In a terminal it is a bar on standard error with the time left. Elsewhere it is a plain line
-    every 10 seconds, so that work of less time prints nothing. Only the first process shows it.
+    every 10 seconds; shorter work prints nothing. Only the first process shows it.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ def progress(
     total: int | None = None,
     enabled: bool = True,
 ) -> Progress[T]:
-    """Return a progress bar over `items`, or over as many calls of `update` as an integer says.
+    """Return the progress of iterating over `items`, or of `items` units counted by `update`.
 
     `for batch in progress(batches, "scoring", "batches"): ...`
     `with progress(size, "downloading", "bytes") as bar: bar.update(count)`
@@ -220,6 +220,6 @@ def _size() -> dict[str, Any]:
 
 
 def _is_first_process() -> bool:
-    """Return whether this is the first process of the run; do not start JAX to find out."""
+    """Return whether this is the first process of the run, without initializing JAX."""
     jax = sys.modules.get("jax")
     return jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0

@@ -1,4 +1,4 @@
-"""Dataclasses from plain nested values, as in JSON or a ConfigDict, each checked by its type."""
+"""Build dataclasses from nested values, as in JSON or a ConfigDict, checking every type."""
 
 import dataclasses
 import difflib
@@ -16,15 +16,16 @@ T = TypeVar("T")
 def build(cls: type[T], values: Any, *, what: str, most: int = 2**63 - 1, prefix: str = "") -> T:
     """Return a dataclass made of its fields' values by name; missing ones take their defaults.
 
-    An integer may stand for a float, a whole float for an integer, and a numeral for a float where
-    text is allowed as well. Fields may be dataclasses, and tuples and dicts of dataclasses.
+    An integer is accepted for a float, a whole float for an integer, and a numeral such as "0.5"
+    for a float in a field of type `float | str`; the value is converted. Fields may be dataclasses,
+    and tuples and dicts of dataclasses.
 
     Args:
       cls: the dataclass.
       values: its fields' values by name.
-      what: what a name is called in messages.
+      what: what messages call a name, such as "config key".
       most: largest absolute value of an integer.
-      prefix: what the names begin with in messages.
+      prefix: added before names in messages, such as "model.split.".
 
     Raises:
       ValueError: a name is unknown or missing, or a value is of another type; the message names
@@ -53,7 +54,7 @@ def build(cls: type[T], values: Any, *, what: str, most: int = 2**63 - 1, prefix
 
 
 def _typed(kind: Any, value: Any, key: str, what: str, most: int) -> Any:
-    """Return a value as the type `kind`, whatever it is.
+    """Return a value as `kind`: a plain type, a dataclass, or a tuple or dict of these.
 
     Raises:
       ValueError: the value is of another type.
@@ -77,7 +78,7 @@ def _typed(kind: Any, value: Any, key: str, what: str, most: int) -> Any:
 
 
 def _short(name: Any) -> str:
-    """Return a name in a group of arbitrary names, as a part of a key."""
+    """Return the name of a dict's entry as it appears in a dotted key."""
     return (
         name
         if isinstance(name, str) and name.isidentifier() and len(name) < 80
@@ -108,7 +109,7 @@ def _plain(annotation: Any, value: Any, key: str, most: int) -> Any:
 
 
 def _converted(kinds: tuple[type, ...], value: Any) -> Any:
-    """Return `value` as one of the kinds where it stands for one, else unchanged."""
+    """Return `value` converted to one of the kinds as `build` describes, else unchanged."""
     try:
         if str in kinds and float in kinds and isinstance(value, str):
             return float(value)

@@ -22,7 +22,7 @@ from flowhn_jax.evaluation import by_position, evaluate, generate, perplexity, s
 from flowhn_jax.parallel.mesh import check_sequence, make_mesh
 from flowhn_jax.training import trainer
 
-_MAX_ROWS = 64  # of a batch that is read, whatever the config asks for
+_MAX_ROWS = 64  # sequences per batch, even if the config asks for more
 
 
 def replace(owner: Any, **replacements: Any) -> None:
@@ -56,7 +56,7 @@ def _check_name(owner: Any, name: str) -> None:
 
 
 def replace_corpus() -> None:
-    """Replace the embedded corpus, which is no user's input and takes seconds to read."""
+    """Replace the embedded corpus: it is not user input, and reading it takes seconds."""
     replace(
         corpus,
         embedded_documents=lambda: {"one": b"A text.\n" * 20, "two": b"Another text."},
@@ -64,10 +64,10 @@ def replace_corpus() -> None:
 
 
 def for_train(meanwhile: Callable[[], None] | None = None) -> None:
-    """Let train.py only open its workdir and data and read batches.
+    """Replace training by opening the workdir and the data and reading two batches.
 
     Args:
-      meanwhile: called after the first batch; all others are then read too.
+      meanwhile: called after the first batch; an epoch of batches is then read, not just one more.
     """
     replace_corpus()
 
@@ -103,13 +103,15 @@ def _read(batches: Any, text_bytes: int) -> perplexity.Quality:
 
 
 def for_checkpoint() -> None:
-    """Let eval.py --mode=perplexity only load the parameters and read the data."""
+    """Replace scoring in eval.py --mode=perplexity; parameters and data are still read."""
     replace(
         perplexity, evaluate=lambda step, params, batches, text_bytes: _read(batches, text_bytes)
     )
 
 
 class _Curve(perplexity.Quality):
+    """A result of `_measured` with the method of `by_position.Curve` that eval.py calls."""
+
     def quality(self, text_bytes: int) -> perplexity.Quality:
         return dataclasses.replace(self, bytes=text_bytes)
 
@@ -126,7 +128,7 @@ class _Scorer:
         return [scoring.Score(-1.0, True, False)] * len(pairs)
 
 
-_GENERATED = 60  # tokens, spread over the vocabulary and beyond that of the tokenizer
+_GENERATED = 60  # tokens of a row, also with ids of the model that the tokenizer does not have
 
 
 def _generated(rows: list, batch: int, config: Any, *_: Any) -> None:
@@ -138,7 +140,7 @@ def _generated(rows: list, batch: int, config: Any, *_: Any) -> None:
 
 
 def for_eval() -> None:
-    """Let eval.py run without loading parameters and without running a model."""
+    """Replace loading parameters and running the model in all modes of eval.py."""
     replace_corpus()
     for_checkpoint()
     replace(evaluate, load_params=lambda *_: None, _scorer=lambda trained, context=None: _Scorer())

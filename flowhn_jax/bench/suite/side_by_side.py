@@ -16,7 +16,7 @@ PAGE, FIGURE, DATA = "comparison.md", "comparison.png", "comparison.json"
 
 
 class Measurement(NamedTuple):
-    """A number that both results may have."""
+    """A number of one result, to compare with the same number of another one."""
 
     part: str
     name: str
@@ -28,8 +28,8 @@ class Measurement(NamedTuple):
 def compare(a: str, b: str, out: str) -> list[dict[str, Any]]:
     """Print and write a comparison of B with A; return a row for each number that both have.
 
-    `ratio` is above 1 if B is better: more per second, fewer seconds, a smaller error. The files
-    comparison.md, .json and .png are written to the folder `out`.
+    `ratio` is above 1 if B is better: more per second, fewer seconds, a smaller error. It is None
+    where it is undefined. The files comparison.md, .json and .png are written to the folder `out`.
 
     Raises:
       FileNotFoundError: a folder has no results.
@@ -84,7 +84,7 @@ def measurements(parts: Mapping[str, Any]) -> Iterator[Measurement]:
                 yield Measurement("machine", what, "G/s", row[name] / 1e9, True)
     for row in rows.get("accuracy", ()):
         if "right" in row:
-            # None stands for a number that is not finite, and for gradients that do not exist.
+            # An error is None if it is not finite; without gradients there is no worst_gradient.
             gradients = row["gradient_error"] if row["worst_gradient"] else 0.0
             errors = [math.inf if error is None else error for error in (row["error"], gradients)]
             yield Measurement("accuracy", row["key"], "error", max(errors), False)
