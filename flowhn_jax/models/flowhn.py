@@ -1,7 +1,7 @@
 """FlowHN (arXiv 2505.19472): parallel hybrid blocks whose branches share the tokens."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from flowhn_jax.layers.mamba2 import Mamba2, Mamba2Cache
 from flowhn_jax.layers.mixer import CacheT
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.base import HeadDimKeys, Mamba1Keys, Mamba2Keys, ModelConfig
-from flowhn_jax.models.language_model import STREAM, LanguageModel
+from flowhn_jax.models.language_model import STREAM, Blocks, LanguageModel
 from flowhn_jax.models.registry import register
 from flowhn_jax.parallel.branch import Part, is_parallel, side_by_side
 from flowhn_jax.split import (
@@ -297,10 +297,7 @@ class FlowHN(LanguageModel):
         return Block(self.config, self.config.plan().blocks[index].is_split, context)
 
     def apply_blocks(
-        self,
-        blocks: Sequence[Callable[..., Any]],
-        x: jax.Array,
-        segment_ids: jax.Array | None,
+        self, blocks: Blocks, x: jax.Array, segment_ids: jax.Array | None
     ) -> jax.Array:
         """Return the stream [B, T, D] after all blocks, by the plan for T tokens."""
         for block, plan in zip(blocks, self.config.plan(x.shape[1]).blocks, strict=True):

@@ -8,8 +8,8 @@ after them: from their state and inputs, and at the same distance from their key
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from flowhn_jax.layers.mamba1 import Mamba1, Mamba1Cache
 from flowhn_jax.layers.mlp import SwiGLU
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.base import Mamba1Keys, RotaryKeys
-from flowhn_jax.models.language_model import STREAM, LanguageModel
+from flowhn_jax.models.language_model import STREAM, Blocks, LanguageModel
 from flowhn_jax.models.registry import register
 from flowhn_jax.utils.checks import require, require_positive
 from kernels.partition import constrain
@@ -200,10 +200,7 @@ class Hymba(LanguageModel):
         return HymbaLayer(self.config, index, context)
 
     def apply_blocks(
-        self,
-        blocks: Sequence[Callable[..., Any]],
-        x: jax.Array,
-        segment_ids: jax.Array | None,
+        self, blocks: Blocks, x: jax.Array, segment_ids: jax.Array | None
     ) -> jax.Array:
         """Return the stream [B, T, D] after all blocks, without the meta tokens."""
         count = self.config.meta_tokens

@@ -18,6 +18,8 @@ STREAM = "B stream D"
 # Steps from the embedding's layout to the stream's: in a single step XLA would all-gather x.
 _FROM_EMBEDDING = "row column shard", "row stream part", STREAM
 
+Blocks = Sequence[Callable[..., Any]]  # a model's blocks, as they are or wrapped for remat
+
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -79,10 +81,7 @@ class LanguageModel(nnx.Module):
         return self.final_norm(x)
 
     def apply_blocks(
-        self,
-        blocks: Sequence[Callable[..., Any]],
-        x: jax.Array,
-        segment_ids: jax.Array | None,
+        self, blocks: Blocks, x: jax.Array, segment_ids: jax.Array | None
     ) -> jax.Array:
         """Return the stream [B, T, D] after all blocks.
 
