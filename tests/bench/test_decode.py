@@ -4,7 +4,7 @@ import json
 import pytest
 
 from flowhn_jax.bench import decode
-from flowhn_jax.config import SplitConfig
+from flowhn_jax.split import SplitConfig
 from tests.small import small_config
 
 
