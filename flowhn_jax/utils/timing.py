@@ -41,12 +41,14 @@ def compile_timed(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, flo
     return compiled, time.perf_counter() - start + _saved.seconds - saved
 
 
+def time_once(run: Callable[[], Any]) -> float:
+    """Return the seconds of one call until the device is done."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
 def time_repeats(run: Callable[[], Any], repeats: int) -> list[float]:
     """Return the seconds of each of `repeats` calls until the device is done, after a warm-up."""
     jax.block_until_ready(run())
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        seconds.append(time.perf_counter() - start)
-    return seconds
+    return [time_once(run) for _ in range(repeats)]

@@ -26,7 +26,7 @@ from flowhn_jax.bench.suite.workload import (
 from flowhn_jax.bench.throughput import Programs, TrainRun, compile_programs
 from flowhn_jax.config import Config, ModelConfig
 from flowhn_jax.parallel.mesh import make_mesh
-from flowhn_jax.utils.timing import time_repeats
+from flowhn_jax.utils.timing import time_once
 
 _AUTHORS = "authors"
 # The authors' modes (interop.reference.MODES) of the strategies that do the same work.
@@ -102,11 +102,16 @@ def _compile(config: Config) -> Programs:
 
 
 def alternating(pair: tuple[Callable[[], Any], Callable[[], Any]]) -> Row:
-    """Return the medians of two functions, timed alternately, and the median of their ratios."""
+    """Return the medians of two functions, timed alternately, and the median of their ratios.
+
+    Both are called once before, to warm up.
+    """
+    for run in pair:
+        jax.block_until_ready(run())
     seconds: tuple[list[float], list[float]] = [], []
     for _ in range(_ROUNDS):
         for run, each in zip(pair, seconds, strict=True):
-            each += time_repeats(run, 1)
+            each.append(time_once(run))
     ours, theirs = map(statistics.median, seconds)
     ratios = [b / a for a, b in zip(*seconds, strict=True)]
     return {"seconds": ours, "authors_seconds": theirs, "ratio": statistics.median(ratios)}
