@@ -123,9 +123,11 @@ def test_a_signal_ends_the_summary(data, uninterrupted, capsys, monkeypatch):  #
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def sampled(*args):
+        pytest.fail("a sample after the signal")
+
     monkeypatch.setattr(summary, "_draw", interrupted)
-    after = lambda *_: pytest.fail("a sample after the signal")  # noqa: E731
-    monkeypatch.setattr(summary, "_print_sample", after)
+    monkeypatch.setattr(summary, "_print_sample", sampled)
     with StopRequest() as stop:
         summarise(data, uninterrupted[0], stop=stop)
     assert "next:\n" in capsys.readouterr().out
