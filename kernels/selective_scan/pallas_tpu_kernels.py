@@ -386,19 +386,18 @@ def _load(ref: Any, i: Any, valid: Array | None = None) -> Array:
 
 def _put(ref: Any, rows: Any, x: Array) -> None:
     """Store x [rows, W] in rows of `ref` [W / 128, ..., 128]."""
-    for k in range(ref.shape[0]):
-        ref[k, rows, :] = x[:, k * LANES : (k + 1) * LANES]
+    ref[:, rows, :] = jnp.stack([x[:, k : k + LANES] for k in range(0, x.shape[1], LANES)])
 
 
 def _get(ref: Any, rows: Any) -> Array:
     """Return rows of `ref` [W / 128, ..., 128] as [rows, W]."""
-    return jnp.concatenate([ref.at[k][rows, :] for k in range(ref.shape[0])], axis=1)
+    return jnp.concatenate([*ref[:, rows, :]], axis=1)
 
 
 def _row(ref: Any, row: Any, like: Array) -> Array:
     """Return a row of `ref` [W / 128, ..., 128] repeated over the states, like [S, W]."""
-    rows = (ref[k, pl.ds(row, 1), :] for k in range(ref.shape[0]))
-    return jnp.concatenate([jnp.broadcast_to(x, (len(like), LANES)) for x in rows], axis=1)
+    rows = ref[:, pl.ds(row, 1), :]
+    return jnp.concatenate([*jnp.broadcast_to(rows, (len(rows), len(like), LANES))], axis=1)
 
 
 def _over_channels(column: Array, like: Array) -> Array:
