@@ -151,7 +151,11 @@ def _tiles(inputs: Inputs) -> _Tiles:
 
 
 def _arrange(inputs: Inputs, tiles: _Tiles) -> Inputs:
-    """Return A times log2(e), B and C as [B, chunks, S, 128], tokens in lanes, and resets as [B, chunks, 1, T / 16]."""
+    """Return the inputs in the form that the kernels take.
+
+    A is multiplied by log2(e), B and C are [B, chunks, S, 128] with tokens in lanes, and resets are
+    [B, chunks, 1, T / 16], one bit per token.
+    """
     chunk = tiles.chunk
 
     def chunks(x: Array) -> Array:
@@ -204,9 +208,7 @@ class _Specs:
         )
         columns = pl.BlockSpec((None, None, states, LANES), of_chunk)
         per_channel = pl.BlockSpec((1, part), lambda b, p, t, e: (0, p))
-        resets = pl.BlockSpec(
-            (None, None, 1, chunk // GROUP), of_chunk, memory_space=pltpu.SMEM
-        )
+        resets = pl.BlockSpec((None, None, 1, chunk // GROUP), of_chunk, memory_space=pltpu.SMEM)
         self.inputs = Inputs(
             u=self.tokens,
             dt=self.tokens,
@@ -245,7 +247,7 @@ def _call_forward(
 def _call_backward(
     interpret: bool, inputs: Inputs, starts: Array, dy: Array, dh_final: Array
 ) -> Gradients:
-    """Return the gradients: of B and C per part of the channels, of A, D and dt_bias per sequence."""
+    """Return the gradients: of B and C per part, of A, D and dt_bias per sequence."""
     tiles = _tiles(inputs)
     specs = _Specs(inputs, tiles, reverse=True)
     batch, length, width = inputs.u.shape

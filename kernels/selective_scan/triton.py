@@ -9,12 +9,12 @@ A program has 32 channels, and its warps divide the states between them: a multi
 several warps per scheduler to hide latencies, and batch * E / 32 warps are few for a large GPU. Per
 token and state the forward kernel issues about 11 instructions, one of them the exponential, and
 the backward kernel about 31. The time steps' softplus, the gate and the loads add about 60 and 120
-per token, computed once for all states; exchanges between warps add about 40 and 80 per token and
+per token, computed once for all states; exchanges between warps add about 15 and 40 per token and
 warp. Sums over channels, the gradients of B and C, cross the threads of a warp once and leave one
-sum per program for XLA to add: no atomics, so every run gives the same bits. With 16 tokens and 32 channels these sums take
-S / 4 bytes for every token and channel, as do the states before the chunks. A second pass, over the
-chunks in parallel, could add up more channels before it writes, but would compute all exponentials
-and read all inputs again, which costs more than these sums.
+sum per program for XLA to add: no atomics, so every run gives the same bits. With 16 tokens and 32
+channels these sums take S / 4 bytes for every token and channel, as do the states before the
+chunks. A second pass, over the chunks in parallel, could add up more channels before it writes, but
+would compute all exponentials and read all inputs again, which costs more than these sums.
 """
 
 import importlib.metadata
@@ -296,7 +296,7 @@ def _choose(inputs: ScanInputs) -> Tile:
 
 
 def candidates(channels: int) -> list[Tile]:
-    """Return the tiles to try for so many channels in all sequences: more warps if these are few."""
+    """Return the tiles to try, with more warps if there are few channels in all sequences."""
     warps = (1, 2, 4) if channels > 16384 else (2, 4, 8)
     return [Tile(tokens, 32, count) for tokens in (16, 8) for count in warps]
 

@@ -202,7 +202,9 @@ def test_what_is_timed(rng):
 
 
 @interpreted
-@pytest.mark.parametrize("tile", ["16,24,4", "12,32,4", "16,64,4", "64,32,4", "16,32,3", "16,32,16"])
+@pytest.mark.parametrize(
+    "tile", ["16,24,4", "12,32,4", "16,64,4", "64,32,4", "16,32,3", "16,32,16"]
+)
 def test_a_tile_that_is_not_valid(monkeypatch, tile):
     monkeypatch.setenv("FLOWHN_SELECTIVE_SCAN_TILE", tile)
     args = scan_arguments(np.random.default_rng(0), 1, 2, 3, 4)
