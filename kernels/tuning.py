@@ -40,7 +40,7 @@ def choose_tile(
     all processes compile the same program. May be called while another function is traced.
 
     Args:
-      operation: its name, as 'selective_scan'. `FLOWHN_SELECTIVE_SCAN_TILE=16,32` sets the tile.
+      operation: its name, as 'selective_scan'. `FLOWHN_SELECTIVE_SCAN_TILE=16,32,4` sets the tile.
       key: everything that the choice depends on besides the kind of device: shapes, dtypes,
         versions.
       candidates: the tiles to measure.

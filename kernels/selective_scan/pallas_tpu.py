@@ -24,14 +24,18 @@ from kernels.selective_scan import pallas_tpu_kernels as kernels
 from kernels.selective_scan.pallas_tpu_kernels import (
     GROUP,
     LANES,
+    LOG2_E,
     SUBLANES,
+    SUM_ROWS,
+    BackwardScratch,
+    ForwardScratch,
     Gradients,
     Inputs,
-    Scratch,
 )
 
 _DTYPES = ("bfloat16", "float32")
 _MAX_STATES = 128
+_MAX_STATE_NUMBERS = 2**16  # of a part
 
 
 def unsupported(inputs: ScanInputs) -> str | None:
@@ -99,18 +103,19 @@ def _scan_backward(interpret: bool, residuals: Any, cotangents: Any) -> tuple[In
     batch, length, _ = inputs.u.shape
     grads = _call_backward(interpret, inputs, starts, *cotangents)
 
-    def over_tiles(part: Array, like: Array) -> Array:
-        return part.sum(0).reshape(batch, -1, like.shape[2])[:, :length].astype(like.dtype)
+    def over_parts(sums: Array, like: Array) -> Array:
+        tokens = sums.sum(0)[..., : _tiles(inputs).chunk].mT  # [B, chunks, T, S]
+        return tokens.reshape(batch, -1, like.shape[2])[:, :length].astype(like.dtype)
 
     of_inputs = Inputs(
         u=grads.u,
         dt=grads.dt,
         z=grads.z,
-        B=over_tiles(grads.B, inputs.B),
-        C=over_tiles(grads.C, inputs.C),
+        B=over_parts(grads.B, inputs.B),
+        C=over_parts(grads.C, inputs.C),
         A=grads.A.sum(0),
-        D=grads.D.sum(0),
-        dt_bias=grads.dt_bias.sum(0),
+        D=grads.D.sum((0, 1))[None],
+        dt_bias=grads.dt_bias.sum((0, 1))[None],
         resets=None,
     )
     return of_inputs, grads.initial_state
@@ -120,29 +125,37 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 
 class _Tiles(NamedTuple):
-    """The part of the scan that one grid step works on."""
+    """The part of the scan that one grid step works on, and the channels of adjacent ones."""
 
     chunk: int  # tokens
     width: int  # channels
+    part: int  # channels whose chunks alternate, several tiles
 
 
 def _tiles(inputs: Inputs) -> _Tiles:
     """Return tiles with which the backward kernel fits in 16 MiB of VMEM (default of TPU v4, v5e).
 
-    For a chunk it keeps the states, 4 bytes x chunk x S x width, the products to be summed for the
-    gradients of B and C, twice that of 128 channels, and two copies of each of its blocks. Wide
-    tiles share the reads of B and C; 512 channels of 16 states take 8 of 64 registers.
+    For a chunk it keeps the states, 4 bytes x chunk x S x width, four arrays of 128 channels like
+    them, for B, C and their gradients, and two copies of each of its blocks. 512 channels of 16
+    states take 8 of 64 registers. A TPU of two cores divides sequences and parts between them.
     """
-    _, length, width = inputs.u.shape
+    batch, length, width = inputs.u.shape
     states = inputs.A.shape[0]
     chunk = LANES if states <= 32 else LANES // 2 if states <= 64 else LANES // 4
     widest = LANES * max(1, 64 // max(states, 16))
     tile = next(n for n in (4 * LANES, 2 * LANES, LANES) if width % n == 0 and n <= widest)
-    return _Tiles(min(chunk, length + -length % GROUP), tile)
+    parts = [width // n for n in range(tile, width + 1, tile) if width % n == 0]
+    fitting = [n for n in parts if width // n * states <= _MAX_STATE_NUMBERS]
+    even = [n for n in fitting if batch * n % 2 == 0]
+    return _Tiles(min(chunk, length + -length % GROUP), tile, width // min(even or fitting))
 
 
 def _arrange(inputs: Inputs, tiles: _Tiles) -> Inputs:
-    """Return B and C as [B, chunks, S, 128], tokens in lanes, and resets as [B, chunks, 1, T]."""
+    """Return the inputs in the form that the kernels take.
+
+    A is multiplied by log2(e), B and C are [B, chunks, S, 128] with tokens in lanes, and resets are
+    [B, chunks, 1, T / 16], one bit per token.
+    """
     chunk = tiles.chunk
 
     def chunks(x: Array) -> Array:
@@ -152,42 +165,57 @@ def _arrange(inputs: Inputs, tiles: _Tiles) -> Inputs:
     def lanes(x: Array) -> Array:
         return jnp.pad(chunks(x.astype(jnp.float32)), ((0, 0), (0, 0), (0, 0), (0, LANES - chunk)))
 
-    resets = None if inputs.resets is None else chunks(inputs.resets[..., None])
-    return inputs._replace(B=lanes(inputs.B), C=lanes(inputs.C), resets=resets)
+    resets = inputs.resets
+    if resets is not None:
+        groups = chunks(resets[..., None]).reshape(len(resets), -1, 1, chunk // GROUP, GROUP)
+        resets = jnp.sum(groups << jnp.arange(GROUP), axis=-1)
+    A = inputs.A * LOG2_E
+    return inputs._replace(A=A, B=lanes(inputs.B), C=lanes(inputs.C), resets=resets)
 
 
 class _Specs:
-    """The blocks of a grid (sequences, tiles of channels, chunks)."""
+    """The blocks of a grid (sequences, parts, chunks, tiles of a part)."""
 
     def __init__(self, inputs: Inputs, tiles: _Tiles, *, reverse: bool):
         batch, length, width = inputs.u.shape
         states = inputs.A.shape[0]
-        chunk, tile = tiles.chunk, tiles.width
+        chunk, tile, part = tiles
         chunks = pl.cdiv(length, chunk)
+        each = part // tile
 
         def at(t: Any) -> Any:
             return chunks - 1 - t if reverse else t
 
-        self.grid = batch, width // tile, chunks
-        self.tokens = pl.BlockSpec((None, chunk, tile), lambda b, e, t: (b, at(t), e))
-        self.state = pl.BlockSpec((None, states, tile), lambda b, e, t: (b, 0, e))
-        self.starts = pl.BlockSpec((None, None, states, tile), lambda b, e, t: (b, at(t), 0, e))
-        self.channel_sums = pl.BlockSpec((None, 1, tile), lambda b, e, t: (b, 0, e))
+        def tokens(b: Any, p: Any, t: Any, e: Any) -> Any:
+            return b, at(t), p * each + e
+
+        def starts(b: Any, p: Any, t: Any, e: Any) -> Any:
+            return b, at(t), 0, p * each + e
+
+        def of_chunk(b: Any, p: Any, t: Any, e: Any) -> Any:
+            return b, at(t), 0, 0
+
+        def of_part(b: Any, p: Any, t: Any, e: Any) -> Any:
+            return b, 0, p
+
+        self.grid = batch, width // part, chunks, each
+        self.tokens = pl.BlockSpec((None, chunk, tile), tokens)
+        self.starts = pl.BlockSpec((None, None, states, tile), starts)
+        self.state = pl.BlockSpec((None, states, part), of_part)
+        self.channel_sums = pl.BlockSpec((None, SUBLANES, part), of_part)
         self.token_sums = pl.BlockSpec(
-            (None, None, None, 1, chunk * states), lambda b, e, t: (e, b, at(t), 0, 0)
+            (None, None, None, states, LANES), lambda b, p, t, e: (p, b, at(t), 0, 0)
         )
-        columns = pl.BlockSpec((None, None, states, LANES), lambda b, e, t: (b, at(t), 0, 0))
-        per_channel = pl.BlockSpec((1, tile), lambda b, e, t: (0, e))
-        resets = pl.BlockSpec(
-            (None, None, 1, chunk), lambda b, e, t: (b, at(t), 0, 0), memory_space=pltpu.SMEM
-        )
+        columns = pl.BlockSpec((None, None, states, LANES), of_chunk)
+        per_channel = pl.BlockSpec((1, part), lambda b, p, t, e: (0, p))
+        resets = pl.BlockSpec((None, None, 1, chunk // GROUP), of_chunk, memory_space=pltpu.SMEM)
         self.inputs = Inputs(
             u=self.tokens,
             dt=self.tokens,
             z=None if inputs.z is None else self.tokens,
             B=columns,
             C=columns,
-            A=pl.BlockSpec((states, tile), lambda b, e, t: (0, e)),
+            A=pl.BlockSpec((states, part), lambda b, p, t, e: (0, p)),
             D=per_channel,
             dt_bias=per_channel,
             resets=None if inputs.resets is None else resets,
@@ -209,6 +237,7 @@ def _call_forward(
         in_specs=(specs.inputs, specs.state),
         out_shape=(_like(inputs.u), _like(h0), starts),
         out_specs=(specs.tokens, specs.state, specs.starts if save_starts else None),
+        scratch_shapes=(ForwardScratch(**_shared_scratch(inputs, tiles, sums=1)),),
         operations=(6, 1),
         interpret=interpret,
         name="selective_scan_forward",
@@ -218,13 +247,13 @@ def _call_forward(
 def _call_backward(
     interpret: bool, inputs: Inputs, starts: Array, dy: Array, dh_final: Array
 ) -> Gradients:
-    """Return the gradients: of B and C per tile of channels, of A, D and dt_bias per sequence."""
+    """Return the gradients: of B and C per part, of A, D and dt_bias per sequence."""
     tiles = _tiles(inputs)
     specs = _Specs(inputs, tiles, reverse=True)
     batch, length, width = inputs.u.shape
     states = inputs.A.shape[0]
-    token_sums = _like(dh_final, (specs.grid[1], batch, specs.grid[2], 1, tiles.chunk * states))
-    channel_sums = _like(dh_final, (batch, 1, width))
+    token_sums = _like(dh_final, (specs.grid[1], batch, specs.grid[2], states, LANES))
+    channel_sums = _like(dh_final, (batch, SUBLANES, width))
     gated = inputs.z is not None
     (grads,) = _call(
         partial(kernels.backward, length=length),
@@ -258,10 +287,12 @@ def _call_backward(
             ),
         ),
         scratch_shapes=(
-            Scratch(
-                states=pltpu.VMEM((tiles.chunk + 1, states, tiles.width), jnp.float32),
-                B=pltpu.VMEM((tiles.chunk * states, LANES), jnp.float32),
-                C=pltpu.VMEM((tiles.chunk * states, LANES), jnp.float32),
+            BackwardScratch(
+                **_shared_scratch(inputs, tiles, sums=3),
+                dB=_scratch(tiles.chunk, states, LANES),
+                dC=_scratch(tiles.chunk, states, LANES),
+                dy=_scratch(tiles.width // LANES, GROUP, LANES),
+                states=_scratch(tiles.chunk + 1, states, tiles.width),
             ),
         ),
         operations=(22, 2),
@@ -269,6 +300,18 @@ def _call_backward(
         name="selective_scan_backward",
     )
     return grads
+
+
+def _shared_scratch(inputs: Inputs, tiles: _Tiles, sums: int) -> dict[str, Any]:
+    """Return the scratch that both kernels have, with `sums` sums over states at a time."""
+    columns = _scratch(tiles.chunk, inputs.A.shape[0], LANES)
+    rows = _scratch(tiles.width // LANES, tiles.chunk, LANES)
+    of_states = _scratch(sums, tiles.width // LANES, SUM_ROWS, LANES)
+    return {"B": columns, "C": columns, "delta": rows, "x": rows, "sums": of_states}
+
+
+def _scratch(*shape: int) -> Any:
+    return pltpu.VMEM(shape, jnp.float32)
 
 
 def _like(x: Array, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
@@ -304,8 +347,8 @@ def _call(
       **options: further ones of `pallas_call`.
     """
     inputs = arguments[0]
-    batch, tiles_of_channels, _ = specs.grid
-    per_tile = [x for x in (inputs.B, inputs.C, inputs.resets) if x is not None]
+    batch, parts, *_ = specs.grid
+    per_part = [x for x in (inputs.B, inputs.C, inputs.resets) if x is not None]
     per_sequence = [inputs.A, inputs.D, inputs.dt_bias]
     state_numbers = inputs.u.size * inputs.A.shape[0]
 
@@ -320,11 +363,11 @@ def _call(
             flops=operations[0] * state_numbers,
             transcendentals=operations[1] * state_numbers,
             bytes_accessed=moved((arguments, out_shape))
-            + (tiles_of_channels - 1) * moved(per_tile)
+            + (parts - 1) * moved(per_part)
             + (batch - 1) * moved(per_sequence),
         ),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary")
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")
         ),
         interpret=interpret,
         name=name,

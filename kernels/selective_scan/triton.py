@@ -5,17 +5,16 @@ softplus, the skip D and the gate are part of them. When the scan is differentia
 kernel also writes the state before each chunk of tokens, from which the backward kernel recomputes
 the states of one chunk at a time.
 
-A program is one warp: 32 channels, or fewer with several states of each at the same time. Per
-token and state the forward kernel issues about 9 instructions, one of them the exponential, and the
-backward kernel about 27. The time steps' softplus, the gate and the loads add about 74 and 143 per
-token, shared by all states. Sums over states stay inside a thread. Sums over channels, the
-gradients of B and C, cross the threads of a warp once and leave one sum per program for XLA to
-add: no atomics, so every run gives the same bits. With 16 tokens and 32 channels these sums take
-S / 4 bytes for every token and channel, as do the states before the chunks. A second pass, over the
-chunks in parallel, could add up more channels before it writes, but would compute all exponentials
-and read all inputs again, which costs more than these sums.
-
-The number of programs is batch * E / channels: a small batch leaves much of a large GPU idle.
+A program has 32 channels, and its warps divide the states between them: a multiprocessor needs
+several warps per scheduler to hide latencies, and batch * E / 32 warps are few for a large GPU. Per
+token and state the forward kernel issues about 11 instructions, one of them the exponential, and
+the backward kernel about 31. The time steps' softplus, the gate and the loads add about 60 and 120
+per token, computed once for all states; exchanges between warps add about 15 and 40 per token and
+warp. Sums over channels, the gradients of B and C, cross the threads of a warp once and leave one
+sum per program for XLA to add: no atomics, so every run gives the same bits. With 16 tokens and 32
+channels these sums take S / 4 bytes for every token and channel, as do the states before the
+chunks. A second pass, over the chunks in parallel, could add up more channels before it writes, but
+would compute all exponentials and read all inputs again, which costs more than these sums.
 """
 
 import importlib.metadata
@@ -37,16 +36,17 @@ from kernels.tuning import choose_tile
 
 _f32 = jnp.float32
 _DTYPES = ("bfloat16", "float32")
-_THREADS = 32  # per program
+_THREADS = 32  # per warp
 _MAX_BATCH = 65535  # limit of a grid's second dimension
 _MIN_CAPABILITY = 80  # the first with bfloat16
 
 
 class Tile(NamedTuple):
-    """The part of the scan that one program works on at a time."""
+    """The part of the scan that one program works on at a time; all are powers of two."""
 
-    tokens: int  # per chunk; a power of two
-    channels: int  # 1, 2, 4, ..., 32
+    tokens: int  # per chunk
+    channels: int
+    warps: int
 
 
 class Launch(NamedTuple):
@@ -57,6 +57,7 @@ class Launch(NamedTuple):
     outputs: dict[str, jax.ShapeDtypeStruct]  # in the kernel's order
     grid: tuple[int, int]
     constants: dict[str, Any]
+    warps: int  # per program
 
 
 Run = Callable[[Launch], tuple[Array, ...]]
@@ -77,16 +78,17 @@ class _Arrays(NamedTuple):
     initial_state: Array  # [B, S, E], float32
 
 
-# The largest with which no kernel runs out of registers on sm_80 and sm_90.
-DEFAULT = Tile(tokens=16, channels=32)
+# Tokens: the most with which no kernel runs out of registers on sm_80 and sm_90.
+DEFAULT = Tile(tokens=16, channels=32, warps=4)
+_LARGEST = Tile(tokens=32, channels=32, warps=8)
 
 
 def selective_scan(inputs: ScanInputs) -> tuple[Array, Array]:
     """Return (y, final state), computed on an NVIDIA GPU.
 
-    Results are those of `kernels.selective_scan.selective_scan`. How many tokens and channels a
-    program works on is measured once on each kind of device (`kernels.tuning`);
-    `FLOWHN_SELECTIVE_SCAN_TILE=tokens,channels` sets it.
+    Results are those of `kernels.selective_scan.selective_scan`. How many tokens, channels and
+    warps a program has is measured once on each kind of device (`kernels.tuning`);
+    `FLOWHN_SELECTIVE_SCAN_TILE=tokens,channels,warps` sets it.
 
     Args:
       inputs: for which `unsupported` returns None.
@@ -189,6 +191,7 @@ def _forward(tile: Tile, arrays: _Arrays, *, keeps_starts: bool) -> Launch:
         },
         grid=(-(-width // tile.channels), batch),
         constants=_constants(tile, arrays) | {"KEEPS_STARTS": keeps_starts},
+        warps=tile.warps,
     )
 
 
@@ -213,6 +216,7 @@ def _backward(tile: Tile, residuals: _Arrays, dy: Array, dlast: Array) -> Launch
         },
         grid=(programs, batch),
         constants=_constants(tile, residuals),
+        warps=tile.warps,
     )
 
 
@@ -229,7 +233,7 @@ def _constants(tile: Tile, arrays: _Arrays) -> dict[str, Any]:
         "S": arrays.A.shape[0],
         "TOKENS": tile.tokens,
         "CHANNELS": tile.channels,
-        "STATES": _THREADS // tile.channels,
+        "STATES": tile.warps * _THREADS // tile.channels,
         "HAS_Z": arrays.z is not None,
         "HAS_BIAS": arrays.dt_bias is not None,
         "HAS_IDS": arrays.segment_ids is not None,
@@ -261,7 +265,7 @@ def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[
         name=f"selective_scan_{launch.kernel}",
         out_shape=tuple(launch.outputs.values()),
         grid=launch.grid,
-        num_warps=1,
+        num_warps=launch.warps,
         num_stages=1,
         compute_capability=compute_capability,
         **launch.constants,
@@ -282,18 +286,19 @@ def _choose(inputs: ScanInputs) -> Tile:
             [x for x in shapes if x is not None],
         )
     )
-    if tile.channels not in (1, 2, 4, 8, 16, 32) or tile.tokens.bit_count() != 1:
+    if any(n.bit_count() != 1 or n > most for n, most in zip(tile, _LARGEST, strict=True)):
         raise ValueError(
-            "FLOWHN_SELECTIVE_SCAN_TILE must be tokens,channels, both powers of two and at most 32 "
-            f"channels, e.g. 16,32; got {tile.tokens},{tile.channels}"
+            "FLOWHN_SELECTIVE_SCAN_TILE must be tokens,channels,warps, powers of two of at most "
+            f"{','.join(map(str, _LARGEST))}, e.g. {','.join(map(str, DEFAULT))}; "
+            f"got {','.join(map(str, tile))}"
         )
     return tile
 
 
 def candidates(channels: int) -> list[Tile]:
-    """Return the tiles to try; narrow ones, which write more sums, only if programs are few."""
-    widths = (32, 16) if channels > 16384 else (32, 16, 8)
-    return [Tile(tokens, width) for tokens in (16, 8) for width in widths]
+    """Return the tiles to try, with more warps if there are few channels in all sequences."""
+    warps = (1, 2, 4) if channels > 16384 else (2, 4, 8)
+    return [Tile(tokens, 32, count) for tokens in (16, 8) for count in warps]
 
 
 def forward_and_backward(tile: Tile, shapes: Sequence[Any], *arrays: Array) -> list[Array]:

@@ -1,11 +1,13 @@
 """The selective scan as Triton kernels. Imported only where Triton is installed.
 
-One program is one warp: CHANNELS channels of one sequence and, at a time, STATES states of each,
-where CHANNELS * STATES = 32. It walks over the sequence in chunks of TOKENS tokens, and in a chunk
-over the states. A value per token is a tile [1, CHANNELS], a value per token and state a tile
-[STATES, CHANNELS], one number per thread; tuples hold the tiles of a chunk's tokens. So scans over
-time are plain multiplications and additions in registers, without any exchange between threads, and
-the softplus and the gate are computed once for all states.
+A program has CHANNELS channels of one sequence and walks over it in chunks of TOKENS tokens. In a
+chunk it works in two ways. What has no states (softplus, gate, skip) is computed for tiles
+[TOKENS, CHANNELS], once for all states, by all warps together. The scan itself takes STATES states
+of each channel at a time, in tiles [STATES, CHANNELS] of one number per thread, and tuples hold the
+tiles of a chunk's tokens: scans over time are plain multiplications and additions in registers,
+without any exchange between threads. With 32 channels, each warp has its own states; with fewer, a
+warp has several states of each channel. Between the two, rows go through shared memory: a token's
+row to all warps (`_rows`), and the sums over states back (`_sum_states`).
 
 The state between two chunks passes through global memory (which the cache keeps): the number of
 registers does not depend on the number of states, and the gradient needs it there in any case.
@@ -59,6 +61,7 @@ def forward(
     """
     chunks: tl.constexpr = (L + TOKENS - 1) // TOKENS
     groups: tl.constexpr = (S + STATES - 1) // STATES
+    t = tl.arange(0, TOKENS)[:, None]
     e = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     batch = tl.program_id(1).to(tl.int64)
     D = tl.load(D_ptr + e, e < E, 0.0)
@@ -66,16 +69,15 @@ def forward(
     _copy_states(last_ptr, initial_ptr, batch, e, E, S, STATES)
 
     for chunk in range(chunks):
-        u, delta, x, keep, y = (), (), (), (), ()
-        for t in tl.static_range(TOKENS):
-            token = chunk * TOKENS + t
-            row = batch * L + token
-            inside = (e < E) & (token < L)
-            u_t = tl.load(u_ptr + row * E + e, inside, 0.0).to(tl.float32)
-            dt = tl.load(dt_ptr + row * E + e, inside, 0.0).to(tl.float32) + bias
-            delta_t = tl.where(inside, _softplus(dt), 0.0)
-            u, delta, x = u + (u_t,), delta + (delta_t,), x + (delta_t * u_t,)
-            keep = keep + (_continues(ids_ptr, row, token, L, HAS_IDS),)
+        rows = (batch * L + chunk * TOKENS + t) * E + e
+        inside = (e < E) & (chunk * TOKENS + t < L)
+        u = tl.load(u_ptr + rows, inside, 0.0).to(tl.float32)
+        dt = tl.load(dt_ptr + rows, inside, 0.0).to(tl.float32) + bias
+        steps = tl.where(inside, _softplus(dt), 0.0)
+        delta, x = _two_rows(steps, steps * u, TOKENS, CHANNELS)
+        keep, y = (), ()
+        for i in tl.static_range(TOKENS):
+            keep = keep + (_continues(ids_ptr, batch, chunk * TOKENS + i, L, HAS_IDS),)
             y = y + (tl.zeros([STATES, CHANNELS], tl.float32),)
         for group in range(groups):
             s = group * STATES + tl.arange(0, STATES)[:, None]
@@ -86,23 +88,19 @@ def forward(
                 tl.store(starts_ptr + (batch * chunks + chunk) * S * E + at, h, exists)
             y_before = y
             y = ()
-            for t in tl.static_range(TOKENS):
-                token = chunk * TOKENS + t
+            for i in tl.static_range(TOKENS):
+                token = chunk * TOKENS + i
                 place, there = (batch * L + token) * S + s, (s < S) & (token < L)
                 B = tl.load(B_ptr + place, there, 0.0)
                 C = tl.load(C_ptr + place, there, 0.0)
-                h = _decay(delta[t], A, keep[t], HAS_IDS) * h + x[t] * B
-                y = y + (y_before[t] + C * h,)
+                h = _decay(delta[i], A, keep[i], HAS_IDS) * h + x[i] * B
+                y = y + (y_before[i] + C * h,)
             tl.store(last_ptr + batch * S * E + at, h, exists)
-        for t in tl.static_range(TOKENS):
-            token = chunk * TOKENS + t
-            place = (batch * L + token) * E + e
-            inside = (e < E) & (token < L)
-            out = tl.sum(y[t], 0, keep_dims=True) + D * u[t]
-            if HAS_Z:
-                z = tl.load(z_ptr + place, inside, 0.0).to(tl.float32)
-                out *= z * tl.sigmoid(z)
-            tl.store(y_ptr + place, out.to(y_ptr.dtype.element_ty), inside)
+        out = _sum_states(y, TOKENS, CHANNELS) + D * u
+        if HAS_Z:
+            z = tl.load(z_ptr + rows, inside, 0.0).to(tl.float32)
+            out *= z * tl.sigmoid(z)
+        tl.store(y_ptr + rows, out.to(y_ptr.dtype.element_ty), inside)
         tl.debug_barrier()
 
 
@@ -146,32 +144,31 @@ def backward(
     """
     chunks: tl.constexpr = (L + TOKENS - 1) // TOKENS
     groups: tl.constexpr = (S + STATES - 1) // STATES
+    t = tl.arange(0, TOKENS)[:, None]
     e = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     batch = tl.program_id(1).to(tl.int64)
     sequences = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + batch  # before this one
     D = tl.load(D_ptr + e, e < E, 0.0)
     bias = tl.load(bias_ptr + e, e < E, 0.0) if HAS_BIAS else 0.0
-    dD = tl.zeros([1, CHANNELS], tl.float32)
-    dbias = tl.zeros([1, CHANNELS], tl.float32)
+    of_channels = tl.zeros([CHANNELS, 2], tl.float32)  # the gradients of D and of the bias
     _copy_states(dinitial_ptr, dlast_ptr, batch, e, E, S, STATES)
 
     for step in range(chunks):
         chunk = chunks - 1 - step
-        delta, x, dy, keep = (), (), (), ()
-        y, dx, dexponent = (), (), ()
-        for t in tl.static_range(TOKENS):
-            token = chunk * TOKENS + t
-            row = batch * L + token
-            inside = (e < E) & (token < L)
-            u = tl.load(u_ptr + row * E + e, inside, 0.0).to(tl.float32)
-            dt = tl.load(dt_ptr + row * E + e, inside, 0.0).to(tl.float32) + bias
-            dy_t = tl.load(dy_ptr + row * E + e, inside, 0.0).to(tl.float32)
-            if HAS_Z:
-                z = tl.load(z_ptr + row * E + e, inside, 0.0).to(tl.float32)
-                dy_t *= z * tl.sigmoid(z)
-            delta_t = tl.where(inside, _softplus(dt), 0.0)
-            delta, x, dy = delta + (delta_t,), x + (delta_t * u,), dy + (dy_t,)
-            keep = keep + (_continues(ids_ptr, row, token, L, HAS_IDS),)
+        rows = (batch * L + chunk * TOKENS + t) * E + e
+        inside = (e < E) & (chunk * TOKENS + t < L)
+        u = tl.load(u_ptr + rows, inside, 0.0).to(tl.float32)
+        dt = tl.load(dt_ptr + rows, inside, 0.0).to(tl.float32) + bias
+        steps = tl.where(inside, _softplus(dt), 0.0)
+        dout = tl.load(dy_ptr + rows, inside, 0.0).to(tl.float32)
+        if HAS_Z:
+            z = tl.load(z_ptr + rows, inside, 0.0).to(tl.float32)
+            dout *= z * tl.sigmoid(z)
+        delta, x = _two_rows(steps, steps * u, TOKENS, CHANNELS)
+        dy = _rows(tl.trans(dout), TOKENS, CHANNELS)
+        keep, y, dx, dexponent = (), (), (), ()
+        for i in tl.static_range(TOKENS):
+            keep = keep + (_continues(ids_ptr, batch, chunk * TOKENS + i, L, HAS_IDS),)
             zero = tl.zeros([STATES, CHANNELS], tl.float32)
             y, dx, dexponent = y + (zero,), dx + (zero,), dexponent + (zero,)
         for group in range(groups):
@@ -183,64 +180,63 @@ def backward(
             decay, decayed, dC = (), (), ()
             y_before = y
             y = ()
-            for t in tl.static_range(TOKENS):
-                token = chunk * TOKENS + t
+            for i in tl.static_range(TOKENS):
+                token = chunk * TOKENS + i
                 place, there = (batch * L + token) * S + s, (s < S) & (token < L)
                 B = tl.load(B_ptr + place, there, 0.0)
-                decay_t = _decay(delta[t], A * _LOG2_E, keep[t], HAS_IDS)
-                decayed_t = decay_t * h
-                h = decayed_t + x[t] * B
-                decay, decayed, dC = decay + (decay_t,), decayed + (decayed_t,), dC + (h * dy[t],)
+                decay_i = _decay(delta[i], A * _LOG2_E, keep[i], HAS_IDS)
+                decayed_i = decay_i * h
+                h = decayed_i + x[i] * B
+                decay, decayed, dC = decay + (decay_i,), decayed + (decayed_i,), dC + (h * dy[i],)
                 if HAS_Z:
                     C = tl.load(C_ptr + place, there, 0.0)
-                    y = y + (y_before[t] + C * h,)
+                    y = y + (y_before[i] + C * h,)
                 else:
-                    y = y + (y_before[t],)
+                    y = y + (y_before[i],)
             _store_sums(dC, dC_ptr + sums_at, chunk, s < S, L, TOKENS, CHANNELS, STATES)
             dh = tl.load(dinitial_ptr + batch * S * E + at, exists, 0.0)  # after the chunk
             dA = tl.zeros([STATES, CHANNELS], tl.float32)
             dB, dx_after, dexponent_after = (), (), ()
-            for t in tl.static_range(TOKENS - 1, -1, -1):
-                token = chunk * TOKENS + t
+            for i in tl.static_range(TOKENS - 1, -1, -1):
+                token = chunk * TOKENS + i
                 place, there = (batch * L + token) * S + s, (s < S) & (token < L)
                 B = tl.load(B_ptr + place, there, 0.0)
                 C = tl.load(C_ptr + place, there, 0.0)
-                g = dh + C * dy[t]
-                dh = decay[t] * g
-                of_exponent = g * decayed[t]  # the gradient of delta * A
-                dA += of_exponent * delta[t]
-                dB = (g * x[t],) + dB
-                dx_after = (dx[t] + g * B,) + dx_after
-                dexponent_after = (dexponent[t] + of_exponent * A,) + dexponent_after
+                g = dh + C * dy[i]
+                dh = decay[i] * g
+                of_exponent = g * decayed[i]  # the gradient of delta * A
+                dA += of_exponent * delta[i]
+                dB = (g * x[i],) + dB
+                dx_after = (dx[i] + g * B,) + dx_after
+                dexponent_after = (dexponent[i] + of_exponent * A,) + dexponent_after
             dx, dexponent = dx_after, dexponent_after
             tl.store(dinitial_ptr + batch * S * E + at, dh, exists)
             dA += tl.load(dA_ptr + batch * S * E + at, exists & (step > 0), 0.0)
             tl.store(dA_ptr + batch * S * E + at, dA, exists)
             _store_sums(dB, dB_ptr + sums_at, chunk, s < S, L, TOKENS, CHANNELS, STATES)
-        for t in tl.static_range(TOKENS):
-            token = chunk * TOKENS + t
-            row = batch * L + token
-            place = row * E + e
-            inside = (e < E) & (token < L)
-            u = tl.load(u_ptr + place, inside, 0.0).to(tl.float32)
-            dt = tl.load(dt_ptr + row * E + e, inside, 0.0).to(tl.float32) + bias
-            dx_t = tl.sum(dx[t], 0, keep_dims=True)
-            ddt = (tl.sum(dexponent[t], 0, keep_dims=True) + dx_t * u) * tl.sigmoid(dt)
-            du = dx_t * delta[t] + D * dy[t]
-            tl.store(du_ptr + place, du.to(du_ptr.dtype.element_ty), inside)
-            tl.store(ddt_ptr + place, ddt.to(ddt_ptr.dtype.element_ty), inside)
-            dD += dy[t] * u
-            dbias += tl.where(inside, ddt, 0.0)
-            if HAS_Z:
-                z = tl.load(z_ptr + place, inside, 0.0).to(tl.float32)
-                gate = tl.sigmoid(z)
-                out = tl.sum(y[t], 0, keep_dims=True) + D * u
-                of_out = tl.load(dy_ptr + place, inside, 0.0).to(tl.float32)
-                dz = of_out * out * gate * (1 + z * (1 - gate))
-                tl.store(dz_ptr + place, dz.to(dz_ptr.dtype.element_ty), inside)
+        # Inputs are loaded again: kept in registers during the scan, they would make it spill.
+        u = tl.load(u_ptr + rows, inside, 0.0).to(tl.float32)
+        dt = tl.load(dt_ptr + rows, inside, 0.0).to(tl.float32) + bias
+        of_y = tl.load(dy_ptr + rows, inside, 0.0).to(tl.float32)
+        dout = of_y
+        if HAS_Z:
+            z = tl.load(z_ptr + rows, inside, 0.0).to(tl.float32)
+            dout *= z * tl.sigmoid(z)
+        of_x = _sum_states(dx, TOKENS, CHANNELS)
+        ddt = (_sum_states(dexponent, TOKENS, CHANNELS) + of_x * u) * tl.sigmoid(dt)
+        du = of_x * steps + D * dout
+        tl.store(du_ptr + rows, du.to(du_ptr.dtype.element_ty), inside)
+        tl.store(ddt_ptr + rows, ddt.to(ddt_ptr.dtype.element_ty), inside)
+        of_channels += tl.sum(tl.join(dout * u, tl.where(inside, ddt, 0.0)), 0)
+        if HAS_Z:
+            gate = tl.sigmoid(z)
+            out = _sum_states(y, TOKENS, CHANNELS) + D * u
+            dz = of_y * out * gate * (1 + z * (1 - gate))
+            tl.store(dz_ptr + rows, dz.to(dz_ptr.dtype.element_ty), inside)
         tl.debug_barrier()
-    tl.store(dD_ptr + batch * E + e, dD, e < E)
-    tl.store(dbias_ptr + batch * E + e, dbias, e < E)
+    dD, dbias = tl.split(of_channels)
+    tl.store(dD_ptr + batch * E + e, dD[None, :], e < E)
+    tl.store(dbias_ptr + batch * E + e, dbias[None, :], e < E)
 
 
 @triton.jit
@@ -270,13 +266,57 @@ def _softplus(x):
 
 
 @triton.jit
-def _continues(ids_ptr, row, token, L: tl.constexpr, HAS_IDS: tl.constexpr):
+def _continues(ids_ptr, batch, token, L: tl.constexpr, HAS_IDS: tl.constexpr):
     """Return whether a token belongs to the document of the token before."""
     follows = (token > 0) & (token < L)
     if HAS_IDS:
-        here = tl.load(ids_ptr + row, follows, 0)
-        follows = here == tl.load(ids_ptr + row - 1, follows, 0)
+        here = ids_ptr + batch * L + token
+        follows = tl.load(here, follows, 0) == tl.load(here - 1, follows, 0)
     return follows
+
+
+@triton.jit
+def _two_rows(first, second, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return the rows of two tiles [TOKENS, CHANNELS] as two tuples of tiles [1, CHANNELS].
+
+    Triton would let every warp compute all rows of a single tile, rather than exchange them.
+    """
+    both = tl.permute(tl.join(first, second), (1, 0, 2))
+    rows = _rows(tl.reshape(both, [CHANNELS, 2 * TOKENS]), 2 * TOKENS, CHANNELS)
+    firsts, seconds = (), ()
+    for i in tl.static_range(TOKENS):
+        firsts, seconds = firsts + (rows[2 * i],), seconds + (rows[2 * i + 1],)
+    return firsts, seconds
+
+
+@triton.jit
+def _rows(x, COUNT: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return the columns of a tile [CHANNELS, COUNT] as a tuple of tiles [1, CHANNELS]."""
+    rows = (x,)
+    for i in tl.static_range(6):
+        if 1 << i < COUNT:
+            halves = ()
+            for v in tl.static_range(1 << i):
+                pairs = tl.reshape(rows[v], [CHANNELS, 2, COUNT >> (i + 1)])
+                first, second = tl.split(tl.permute(pairs, (0, 2, 1)))
+                halves = halves + (first, second)
+            rows = halves
+    result = ()
+    for i in tl.static_range(COUNT):
+        result = result + (tl.reshape(rows[i], [1, CHANNELS]),)
+    return result
+
+
+@triton.jit
+def _sum_states(values, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return the sums over states of the tiles [STATES, CHANNELS] of each token, as one tile."""
+    for i in tl.static_range(5):
+        if 1 << i < TOKENS:
+            pairs = ()
+            for v in tl.static_range(TOKENS >> (i + 1)):
+                pairs = pairs + (tl.join(values[v], values[v + (TOKENS >> (i + 1))]),)
+            values = pairs
+    return tl.trans(tl.reshape(tl.sum(values[0], 0), [CHANNELS, TOKENS]))
 
 
 @triton.jit

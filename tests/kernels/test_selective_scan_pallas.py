@@ -28,7 +28,9 @@ SCAN = Scan(
         (2, 1, 5, 3, True),
         (2, 7, 5, 3, False),
         (2, 33, 130, 16, True),
-        (1, 150, 500, 3, True),  # two chunks, a tile in two parts
+        (1, 150, 500, 3, True),  # two chunks, the second with two groups
+        (1, 20, 640, 3, True),  # one part of five tiles
+        (1, 5, 2048, 3, False),  # two parts of two tiles
         pytest.param(1, 440, 192, 16, True, marks=pytest.mark.slow),
         pytest.param(3, 584, 192, 16, False, marks=pytest.mark.slow),
         pytest.param(1, 1025, 1536, 16, True, marks=pytest.mark.slow),

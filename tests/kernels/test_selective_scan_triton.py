@@ -21,8 +21,8 @@ interpreted = pytest.mark.skipif(importlib.util.find_spec("triton") is None, rea
 
 
 @functools.cache
-def scan_of(tokens, channels):
-    tile = backend.Tile(tokens, channels)
+def scan_of(tokens, channels, warps):
+    tile = backend.Tile(tokens, channels, warps)
 
     def run(args):
         return backend.scan_with(triton_interpreter.run, tile, scan_inputs(args))
@@ -30,7 +30,7 @@ def scan_of(tokens, channels):
     return Scan(run, formulas.selective_scan, PER_TOKEN)
 
 
-TILE = backend.Tile(tokens=8, channels=32)
+TILE = backend.Tile(tokens=8, channels=32, warps=2)
 SCAN = scan_of(*TILE)
 
 
@@ -38,21 +38,22 @@ SCAN = scan_of(*TILE)
 @pytest.mark.parametrize(
     ("tile", "length", "width", "states", "optional"),
     [
-        ((16, 32), 1, 5, 8, True),
-        ((8, 32), 7, 33, 2, True),
-        ((16, 32), 33, 5, 2, True),
-        ((8, 32), 19, 5, 3, False),
-        ((8, 16), 9, 17, 3, True),
-        ((16, 8), 17, 3, 8, False),
-        ((4, 8), 5, 8, 16, True),
-        ((2, 4), 3, 2, 64, True),
-        pytest.param((16, 32), 33, 5, 3, False, marks=pytest.mark.slow),
-        pytest.param((16, 32), 35, 33, 16, True, marks=pytest.mark.slow),
-        pytest.param((16, 16), 20, 33, 128, True, marks=pytest.mark.slow),
-        pytest.param((16, 32), 440, 7, 2, True, marks=pytest.mark.slow),
-        pytest.param((16, 32), 584, 7, 2, True, marks=pytest.mark.slow),
-        pytest.param((16, 32), 1025, 7, 2, True, marks=pytest.mark.slow),
-        pytest.param((16, 32), 18, 192, 4, True, marks=pytest.mark.slow),
+        ((16, 32, 4), 1, 5, 8, True),
+        ((8, 32, 1), 7, 33, 2, True),
+        ((16, 32, 2), 33, 5, 2, True),
+        ((8, 32, 4), 19, 5, 3, False),
+        ((8, 16, 2), 9, 17, 3, True),
+        ((16, 8, 1), 17, 3, 8, False),
+        ((4, 8, 8), 5, 8, 16, True),
+        ((2, 4, 2), 3, 2, 64, True),
+        ((1, 32, 1), 3, 2, 2, True),
+        pytest.param((16, 32, 4), 33, 5, 3, False, marks=pytest.mark.slow),
+        pytest.param((32, 32, 8), 35, 33, 16, True, marks=pytest.mark.slow),
+        pytest.param((16, 16, 1), 20, 33, 128, True, marks=pytest.mark.slow),
+        pytest.param((16, 32, 2), 440, 7, 2, True, marks=pytest.mark.slow),
+        pytest.param((16, 32, 4), 584, 7, 2, True, marks=pytest.mark.slow),
+        pytest.param((16, 32, 1), 1025, 7, 2, True, marks=pytest.mark.slow),
+        pytest.param((16, 32, 8), 18, 192, 4, True, marks=pytest.mark.slow),
     ],
 )
 def test_outputs_and_gradients(rng, tile, length, width, states, optional):
@@ -102,7 +103,7 @@ def test_a_document_is_bitwise_alone(rng):
 @interpreted
 def test_sharded_inside_scan_and_checkpoint(rng):
     """Two layers on two devices have the gradients that they have on one."""
-    run = scan_of(2, 32).run
+    run = scan_of(2, 32, 1).run
     args = scan_arguments(rng, 2, 3, 3, 2)
     names = ["u", "dt", "B", "C", "z", "segment_ids", "initial_state"]
     mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,))
@@ -201,9 +202,11 @@ def test_what_is_timed(rng):
 
 
 @interpreted
-@pytest.mark.parametrize("tile", ["16,24", "12,32", "16,64"])
+@pytest.mark.parametrize(
+    "tile", ["16,24,4", "12,32,4", "16,64,4", "64,32,4", "16,32,3", "16,32,16"]
+)
 def test_a_tile_that_is_not_valid(monkeypatch, tile):
     monkeypatch.setenv("FLOWHN_SELECTIVE_SCAN_TILE", tile)
     args = scan_arguments(np.random.default_rng(0), 1, 2, 3, 4)
-    with pytest.raises(ValueError, match=rf"both powers of two .* 32 channels.*; got {tile}"):
+    with pytest.raises(ValueError, match=rf"powers of two of at most 32,32,8.*; got {tile}"):
         backend.selective_scan(scan_inputs(args))

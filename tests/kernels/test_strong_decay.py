@@ -45,7 +45,7 @@ def run_pallas(**args):
 
 
 def run_triton(**args):
-    tile = triton.Tile(tokens=8, channels=32)
+    tile = triton.Tile(tokens=8, channels=32, warps=2)
     return triton.scan_with(triton_interpreter.run, tile, scan_inputs(args))
 
 

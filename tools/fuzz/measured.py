@@ -65,8 +65,8 @@ _ROWS: dict[str, list[Row]] = {
          "decode_bandwidth_utilisation": None},
     ],
     "tiles": [
-        {"key": "135m", "shape": "[16, 1024, 1536]", "seconds": {"16 x 32": 0.003},
-         "default": "16 x 32"},
+        {"key": "135m", "shape": "[16, 1024, 1536]", "seconds": {"16 x 32 x 4": 0.003},
+         "default": "16 x 32 x 4"},
     ],
     "learning": [{"key": "float32", "losses": [6.0 - 0.02 * step for step in range(40)]}],
 }  # fmt: skip

@@ -254,7 +254,7 @@ def _tiles(rows: Sequence[Row]) -> str:
             marks = ["chosen"] * fastest + ["default"] * (tile == row["default"])
             table.append([row["key"], row["shape"], tile, f"{1e3 * seconds:.3f}", ", ".join(marks)])
     return markdown(
-        ["scan", "[B, L, E]", "tokens x channels", "forward and backward ms", ""], table
+        ["scan", "[B, L, E]", "tokens x channels x warps", "forward and backward ms", ""], table
     )
 
 

@@ -61,5 +61,5 @@ def _measure(key: str) -> Row:
 
 
 def _name(tile: Sequence[int]) -> str:
-    """Return a tile as 'tokens x channels'."""
+    """Return a tile as 'tokens x channels x warps'."""
     return " x ".join(map(str, tile))

@@ -194,8 +194,8 @@ def every_part() -> dict[str, list[Row]]:
             {
                 "key": "135m",
                 "shape": "[16, 1024, 1536]",
-                "seconds": {"16 x 32": 0.003, "32 x 32": 0.002},
-                "default": "16 x 32",
+                "seconds": {"16 x 32 x 4": 0.003, "16 x 32 x 2": 0.002},
+                "default": "16 x 32 x 4",
             }
         ],
         "learning": [learning("bfloat16", offset=0.125), learning("float32")],

@@ -65,8 +65,8 @@ def test_numbers_of_the_tables(tmp_path):
         "30.00",
     ]
     assert "Kernels of the authors' code: scan: a loop over tokens" in text
-    assert cells(text, "32 x 32")[3:] == ["2.000", "chosen"]
-    assert cells(text, "16 x 32")[3:] == ["3.000", "default"]
+    assert cells(text, "16 x 32 x 2")[3:] == ["2.000", "chosen"]
+    assert cells(text, "16 x 32 x 4")[3:] == ["3.000", "default"]
     assert "the curves differ by at most 0.1250" in text
     assert cells(text, "200", "2.3350") == ["200", "2.3350", "2.2100"]
     assert "OutOfMemoryError: 12 GiB" in cells(text, "peer")
