@@ -136,7 +136,8 @@ def _on_device(
         return jnp.pad(x, ((0, -tokens % count), *((0, 0),) * (x.ndim - 1)))
 
     if reduction == "sum":
-        options = chunks.Options(products, count, z_loss, vocabulary_axes, shard_axes, sum(token_axes, ()))
+        axes = vocabulary_axes, shard_axes, sum(token_axes, ())
+        options = chunks.Options(products, count, z_loss, *axes)
         return chunks.weighted_sum(options, flat(hidden), head, flat(targets), flat(weights))
     head = chunks.gather_head(head, shard_axes)
     options = chunks.Options(products, count, z_loss, vocabulary_axes)

@@ -55,17 +55,19 @@ def exponentials(
         head = tl.load(head_ptr + column, is_feature[:, None] & is_word, 0.0)
         logits = tl.dot(hidden, head, logits)
 
+    # In this order, so that each result takes the registers of the one before.
     shift = tl.load(shift_ptr + n, is_token, 0.0)
     target = tl.load(targets_ptr + n, is_token, -1)
+    at = tile * N + n
+    if V % WORDS:
+        logits = tl.where(is_word[None, :], logits, -float("inf"))
+    tl.store(peak_ptr + at, tl.max(logits, 1), is_token)
     centred = logits - shift[:, None]
-    exps = tl.where(is_word[None, :], tl.exp(centred), 0.0)
+    # A target past the last word is another device's.
+    is_target = v[None, :] == tl.where(target < V, target, -1)[:, None]
+    tl.store(target_ptr + at, tl.sum(tl.where(is_target, centred, 0.0), 1), is_token)
+    exps = tl.exp(centred)
+    tl.store(total_ptr + at, tl.sum(exps, 1), is_token)
     if KEEP:
         place = row * V + v[None, :]
         tl.store(exps_ptr + place, exps.to(exps_ptr.dtype.element_ty), is_token[:, None] & is_word)
-    # A target past the last word is another device's.
-    is_target = (v[None, :] == target[:, None]) & is_word[None, :]
-    of_target = tl.where(is_target, centred, 0.0)
-    at = tile * N + n
-    tl.store(total_ptr + at, tl.sum(exps, 1), is_token)
-    tl.store(target_ptr + at, tl.sum(of_target, 1), is_token)
-    tl.store(peak_ptr + at, tl.max(tl.where(is_word[None, :], logits, -float("inf")), 1), is_token)

@@ -19,7 +19,6 @@ from tests.kernels.test_cross_entropy import FAR, arguments, both_reductions, fa
 interpreted = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 
-
 def interpret(launch):
     """Run a launch with bfloat16 widened: the interpreter multiplies the bits of bfloat16.
 
@@ -78,9 +77,7 @@ def check(args, results, cotangent, reduction, z_loss=0.0, scale=1):
         pytest.param(300, 200, 1030, 150, 0.0, marks=pytest.mark.slow),
     ],
 )
-def test_outputs_and_gradients(
-    rng, run, reduction, tokens, width, vocabulary, chunk_size, z_loss
-):
+def test_outputs_and_gradients(rng, run, reduction, tokens, width, vocabulary, chunk_size, z_loss):
     args = arguments(rng, tokens, width, vocabulary, jnp.bfloat16)
     args["head"] = args["head"] / np.sqrt(width)
     cotangent = jnp.asarray(rng.standard_normal(tokens if reduction == "none" else ()), jnp.float32)

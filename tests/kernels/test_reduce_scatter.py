@@ -49,7 +49,7 @@ def test_a_ring_sums_each_devices_part(rng, axes, axis, rows):
 @pytest.mark.parametrize(
     ("platform", "most", "permutes"), [("tpu", 8, True), ("tpu", 7, False), ("gpu", 8, False)]
 )
-def test_a_ring_where_the_platform_has_no_reduce_scatter(rng, monkeypatch, platform, most, permutes):
+def test_a_ring_where_xla_would_sum_the_whole(rng, monkeypatch, platform, most, permutes):
     monkeypatch.setattr(module, "target_platform", lambda: platform)
     monkeypatch.setattr(module, "_MAX_RING", most)
     x = jnp.asarray(rng.standard_normal((8, 16, 3)), jnp.float32)
