@@ -61,10 +61,10 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         mu_dtype=config.moment_dtype,
     )
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         adam, *others = state
         adam = adam._replace(mu=optax.tree.cast(adam.mu, jnp.float32))
-        return adamw.update(gradients, (adam, *others), params)
+        return adamw.update(updates, (adam, *others), params)
 
     return optax.chain(clip, optax.GradientTransformation(adamw.init, update))
 
