@@ -54,6 +54,7 @@ __all__ = [
 KINDS = registry.kinds()  # of the models that come with the package
 BASELINES = tuple(kind for kind in KINDS if kind != FlowHNConfig.kind)
 REMATS = ("none", "dots", "full")
+MOMENT_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,8 @@ class TrainConfig:
       beta1: AdamW's decay rate of the mean of gradients.
       beta2: AdamW's decay rate of the mean of squared gradients.
       epsilon: AdamW's epsilon.
+      moment_dtype: type in which AdamW's mean of gradients is stored: 'float32', or 'bfloat16' for
+        2 bytes per parameter less memory and 4 less traffic per step. Arithmetic is float32.
       weight_decay: decoupled weight decay, on matrices only.
       clip_norm: largest global gradient norm; 0 for no clipping.
       z_loss: weight of the squared log-normalizer (arXiv 2204.02311, section 5).
@@ -97,6 +100,7 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
+    moment_dtype: str = "float32"
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     z_loss: float = 0.0
@@ -136,6 +140,10 @@ class TrainConfig:
             self.batch_size,
         )
         require(self.remat in REMATS, "train.remat", f"one of {', '.join(REMATS)}", self.remat)
+        allowed = f"one of {', '.join(MOMENT_DTYPES)}"
+        require(
+            self.moment_dtype in MOMENT_DTYPES, "train.moment_dtype", allowed, self.moment_dtype
+        )
 
 
 @dataclasses.dataclass(frozen=True)

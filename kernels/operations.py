@@ -2,10 +2,11 @@
 
 import os
 
-from kernels import attention, backends, selective_scan, ssd
+from kernels import attention, backends, cross_entropy, selective_scan, ssd
 
 OPERATIONS = {
-    module.OPERATION.name: module.OPERATION for module in (attention, selective_scan, ssd)
+    module.OPERATION.name: module.OPERATION
+    for module in (attention, cross_entropy, selective_scan, ssd)
 }
 
 

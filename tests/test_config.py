@@ -85,6 +85,7 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"model": {"split": {"stem": 3}}}, r"split.stem must be 0 to model.blocks \(2\); got 3"),
         ({"train": {"batch_size": 10, "accumulate": 4}}, r"accumulate \(4\), e.g. 8 or 12"),
         ({"train": {"remat": "some"}}, r"one of none, dots, full"),
+        ({"train": {"moment_dtype": "float16"}}, r"train.moment_dtype must be one of float32, bfl"),
         ({"train": {"warmup": 1.5}}, r"train.warmup must be 0 to 1; got 1.5"),
         (
             {"train": {"learning_rate": float("nan")}},

@@ -83,12 +83,17 @@ class Program:
                 yield name, 1
 
     def _trips(self, computation: str, loop: Instruction) -> int:
-        """Return how often a loop's body runs, according to XLA or to the loop's counter."""
+        """Return how often a loop's body runs, according to XLA or to the loop's counter.
+
+        Without a counter it is 1: such a loop runs again only if its result is not exact.
+        """
         if known := re.search(r'"?known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
             return int(known[1])
         found = _search(r"condition=%([\w.-]+), body=%([\w.-]+)", loop)
         condition, body = (self.computations[name] for name in found.groups())
-        compare = next(x for x in reversed(condition.values()) if x.opcode == "compare")
+        compare = next((x for x in reversed(condition.values()) if x.opcode == "compare"), None)
+        if compare is None:
+            return 1
         counter, limit = (condition[name] for name in compare.operands)
         if counter.opcode != "get-tuple-element" or limit.opcode != "constant":
             raise ValueError(f"The loop {loop.name} has no counter with a constant limit.")

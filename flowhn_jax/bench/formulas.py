@@ -100,7 +100,7 @@ def cross_entropy(hidden, head, targets, weights, z_loss=0.0):
     """Return the weighted losses [N] of the tokens; a token of weight zero may have any target."""
     logits = hidden @ head
     picked = logits[np.arange(len(targets)), jnp.clip(targets, 0, head.shape[1] - 1)]
-    lse = jnp.log(jnp.exp(logits).sum(-1))
+    lse = jax.nn.logsumexp(logits, -1)
     return weights * (lse - picked + z_loss * lse**2)
 
 

@@ -6,9 +6,9 @@ from typing import Literal
 import jax.numpy as jnp
 from jax import Array
 
-from kernels.backends import target_platform
+from kernels.backends import Backend, Operation, target_capability, target_platform
 from kernels.checks import check_arguments
-from kernels.cross_entropy import xla
+from kernels.cross_entropy import chunks, triton, xla
 from kernels.manual_axes import vary_alike
 from kernels.partition import over_mesh
 
@@ -17,6 +17,21 @@ from kernels.partition import over_mesh
 _CHUNK_BYTES = {"cpu": 128 * 2**20, "gpu": 512 * 2**20, "tpu": 512 * 2**20}
 
 Axes = tuple[str, ...]  # names of mesh axes
+
+
+def _triton_products() -> chunks.Products:
+    return triton.products(partial(triton.call_triton, compute_capability=target_capability()))
+
+
+# A backend's function returns its `chunks.Products`.
+OPERATION = Operation(
+    "cross_entropy",
+    {
+        "triton": Backend(_triton_products, ("gpu",), triton.unsupported),
+        "xla": Backend(lambda: xla.PRODUCTS),
+    },
+    {"gpu": ("triton", "xla"), "tpu": ("xla",), "cpu": ("xla",)},
+)
 
 
 def cross_entropy(
@@ -28,6 +43,7 @@ def cross_entropy(
     reduction: Literal["sum", "none"] = "sum",
     z_loss: float = 0.0,
     chunk_size: int | None = None,
+    backend: str | None = None,
 ) -> Array:
     """Return the weighted cross-entropy, in nats, of logits `hidden @ head`, chunk by chunk.
 
@@ -49,14 +65,15 @@ def cross_entropy(
       z_loss: weight of lse**2, at least 0.
       chunk_size: maximal number of tokens per device whose logits exist at the same time; None: as
         many as fill 128 MiB on a CPU, 512 MiB on an accelerator.
+      backend: 'triton' (NVIDIA) or 'xla'; None: see `kernels.backends`.
 
     Returns:
       A float32 scalar for 'sum', [N] float32 for 'none'. Differentiable in hidden, head (its
       gradient accumulates in float32) and weights (whose gradient is the token's own loss).
 
     Raises:
-      ValueError: a dtype or an option is not as above, an array is empty or shapes do not match
-        each other.
+      ValueError: a dtype or an option is not as above, an array is empty, shapes do not match each
+        other, or `backend` cannot run them.
     """
     rank = len(getattr(hidden, "shape", ()))
     if rank not in (2, 3):
@@ -84,7 +101,8 @@ def cross_entropy(
 
     in_range = (targets >= 0) & (targets < vocabulary)
     weights = jnp.where(in_range | (weights == 0), weights, jnp.nan)
-    local = partial(_on_device, reduction, z_loss, chunk_size)
+    products = OPERATION.choose(hidden, head, backend=backend)()
+    local = partial(_on_device, products, reduction, z_loss, chunk_size)
     tokens = tokens.replace("T", "stream")
     layouts = f"{tokens} D", "shard V", tokens, tokens
     out = "" if reduction == "sum" else tokens
@@ -93,6 +111,7 @@ def cross_entropy(
 
 
 def _on_device(
+    products: chunks.Products,
     reduction: str,
     z_loss: float,
     chunk_size: int,
@@ -109,17 +128,18 @@ def _on_device(
     The mesh axes are those that the vocabulary, the head's D and the tokens are cut over.
     """
     tokens = targets.size
-    chunks = max(1, -(-tokens // chunk_size))
+    count = max(1, -(-tokens // chunk_size))
     hidden, head, targets, weights = vary_alike((hidden, head, targets, weights))
 
     def flat(x: Array) -> Array:
         x = x.reshape(tokens, *x.shape[weights.ndim :])
-        return jnp.pad(x, ((0, -tokens % chunks), *((0, 0),) * (x.ndim - 1)))
+        return jnp.pad(x, ((0, -tokens % count), *((0, 0),) * (x.ndim - 1)))
 
     if reduction == "sum":
-        options = xla.Options(chunks, z_loss, vocabulary_axes, shard_axes, sum(token_axes, ()))
-        return xla.weighted_sum(options, flat(hidden), head, flat(targets), flat(weights))
-    head = xla.gather_head(head, shard_axes)
-    options = xla.Options(chunks, z_loss, vocabulary_axes)
-    losses = xla.token_losses(options, flat(hidden), head, flat(targets))
+        axes = vocabulary_axes, shard_axes, sum(token_axes, ())
+        options = chunks.Options(products, count, z_loss, *axes)
+        return chunks.weighted_sum(options, flat(hidden), head, flat(targets), flat(weights))
+    head = chunks.gather_head(head, shard_axes)
+    options = chunks.Options(products, count, z_loss, vocabulary_axes)
+    losses = chunks.token_losses(options, flat(hidden), head, flat(targets))
     return weights * losses[:tokens].reshape(weights.shape)

@@ -71,7 +71,7 @@ def compile_kernel(kernel, launch, capability: int) -> Resources:
         attrs={(i,): [["tt.divisibility", 16]] for i in range(len(arrays))},
     )
     target = GPUTarget("cuda", capability, 32)
-    options = {"num_warps": launch.warps, "num_stages": 1}
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
     assembler = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
         triton.knobs.cache.dir = folder  # importing jax-triton unsets it

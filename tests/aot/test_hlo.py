@@ -77,6 +77,18 @@ def test_loops_within_loops_as_xla_counts_them():
     assert {3 * 5, 5, 1} <= set(program.runs().values())
 
 
+def test_a_loop_that_only_repeats_a_result_that_is_not_exact_counts_once():
+    def f(x):
+        def again(state):
+            x, is_first = state
+            return x @ x, is_first & jnp.isnan(x).any()
+
+        return lax.while_loop(lambda state: state[1], again, (x, True))[0]
+
+    program = Program(jax.jit(f).lower(jnp.ones((32, 32))).compile().as_text())
+    assert set(program.runs().values()) == {1}
+
+
 def test_a_loop_without_a_counter_is_rejected():
     program = Program(TEXT.replace("constant(8)", "parameter(1)"))
     with pytest.raises(ValueError, match="has no counter with a constant limit"):

@@ -40,7 +40,7 @@ def test_a_step_that_fits(axes, name, slices):
     config, machine = config_for_tpus(**axes), topology(name, slices)
     found = report(config, machine)
     assert found.fits
-    assert found.kernels == "attention splash, selective_scan pallas_tpu"
+    assert found.kernels == "attention splash, cross_entropy xla, selective_scan pallas_tpu"
     params = models.param_count(config.model)
     shards = found.mesh["fsdp"] * found.mesh["sequence"] * found.mesh["tensor"]
     assert 4 * params / shards <= found.memory.parameters < 4 * params / shards * 1.4

@@ -43,8 +43,16 @@ def mesh_of(target, **axes):
 
 
 KERNELS = {
-    "v5e": {"selective_scan": {"pallas_tpu"}, "attention": {"splash"}},
-    "h100": {"selective_scan": {"triton"}, "attention": {"cudnn"}},
+    "v5e": {
+        "selective_scan": {"pallas_tpu"},
+        "attention": {"splash"},
+        "cross_entropy": {"xla"},
+    },
+    "h100": {
+        "selective_scan": {"triton"},
+        "attention": {"cudnn"},
+        "cross_entropy": {"triton"},
+    },
 }
 
 

@@ -74,14 +74,75 @@ def test_outputs_and_gradients(
     assert_close(gradients, expected[1], 1e-4 if dtype == "float32" else 1e-2, scale=1)
 
 
+# Rows of a head [3, 12] whose logits are far from their mean, for hidden states of ones.
+FAR = {
+    "one 200 above": lambda normal: np.where(np.arange(12) == 1, 200, 0),
+    "one 200 above the others' noise": lambda normal: np.where(np.arange(12) == 1, 200, normal),
+    "one -1e30": lambda normal: np.where(np.arange(12) == 1, -1e30, normal),
+    "all but one -1e30": lambda normal: np.where(np.arange(12) == 1, 0, -1e30),
+    "all equal": lambda normal: np.zeros(12),
+    "all 64": lambda normal: np.full(12, 64),
+    "of size 1e4": lambda normal: 1e4 * normal,
+}
+
+
+def far_logits(rng, kind, tokens=40):
+    """Return arguments; hidden states of ones, or close to zero, whose logits are not far."""
+    args = arguments(rng, tokens, 3, 12)
+    near = rng.random((tokens, 1)) < 0.3
+    hidden = np.where(near, 1e-2 * args["hidden"], 1 / 3)
+    head = np.stack([FAR[kind](row) for row in np.asarray(args["head"])])
+    return args | {"hidden": jnp.float32(hidden), "head": jnp.float32(head)}
+
+
 @both_reductions
-def test_tokens_of_weight_zero_contribute_nothing(rng, reduction):
+@pytest.mark.parametrize("kind", FAR)
+def test_logits_far_from_their_mean(rng, reduction, kind):
+    args = far_logits(rng, kind)
+    cotangent = cotangents_like(rng, jax.eval_shape(partial(run, reduction=reduction), args))
+    output, gradients = run_with_gradients(args, cotangent, reduction, 16)
+
+    def losses(**args):
+        weighted = formulas.cross_entropy(**args)
+        return weighted.sum() if reduction == "sum" else weighted
+
+    expected = formulas.in_float64(losses, args, cotangent)
+    exists = (args["targets"] >= 0) & (args["targets"] < 12)
+    for each in (gradients, expected[1]):
+        each["weights"] = np.where(exists, each["weights"], 0)
+    assert_close(output, expected[0], 1e-5, scale=1)
+    assert_close(gradients, expected[1], 1e-4, scale=1)
+
+
+@both_reductions
+def test_logits_of_minus_infinity_count_as_absent(rng, reduction):
+    """Losses and the gradients of the other words' columns are those without the word."""
+    args = far_logits(rng, "all equal")
+    args["head"] = args["head"].at[:, 1].set(-jnp.inf)
+    args["hidden"] = jnp.full_like(args["hidden"], 0.3)
+    args["targets"] = jnp.where(args["targets"] == 1, 0, args["targets"])
+    without = args | {
+        "head": args["head"][:, jnp.arange(12) != 1],
+        "targets": jnp.where(args["targets"] > 1, args["targets"] - 1, args["targets"]),
+    }
+    cotangent = jnp.ones(40 if reduction == "none" else ())
+    with_word, without_it = (
+        run_with_gradients(each, cotangent, reduction) for each in (args, without)
+    )
+    np.testing.assert_allclose(with_word[0], without_it[0], rtol=1e-6)
+    columns = np.delete(with_word[1]["head"], 1, axis=1)
+    np.testing.assert_allclose(columns, without_it[1]["head"], rtol=1e-5, atol=1e-6)
+
+
+@both_reductions
+@pytest.mark.parametrize("factor", [9, 1e4])
+def test_tokens_of_weight_zero_contribute_nothing(rng, reduction, factor):
     args = arguments(rng, 20, 3, 7)
     args["weights"] = args["weights"].at[jnp.array([3, 11])].set(0)
     ignored = np.asarray(args["weights"] == 0)
     others = arguments(rng, 20, 3, 7)
     perturbed = args | {
-        "hidden": jnp.where(ignored[:, None], 9 * others["hidden"], args["hidden"]),
+        "hidden": jnp.where(ignored[:, None], factor * others["hidden"], args["hidden"]),
         "targets": jnp.where(ignored, rng.integers(-5, 15, 20), args["targets"]),
     }
     cotangent = jnp.ones_like(args["weights"] if reduction == "none" else 0.0)

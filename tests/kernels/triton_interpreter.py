@@ -22,14 +22,14 @@ _TYPES = {
 }
 
 
-def run(launch):
-    """Run a `kernels.selective_scan.triton.Launch`, also inside `jax.jit`."""
+def run(launch, module="kernels.selective_scan.triton_kernels"):
+    """Run a kernel of the module for a `Launch` of its operation, also inside `jax.jit`."""
     outputs = tuple(launch.outputs.values())
 
     def call(*inputs):
         arrays = [np.asarray(x) for x in inputs]
         shapes = [(x.shape, x.dtype) for x in outputs]
-        job = interpret, launch.kernel, arrays, shapes, launch.grid, launch.constants
+        job = interpret, module, launch.kernel, arrays, shapes, launch.grid, launch.constants
         return tuple(_process().submit(*job).result())
 
     return jax.pure_callback(call, outputs, *launch.inputs)
@@ -44,9 +44,9 @@ def _process():
     return pool
 
 
-def interpret(kernel, inputs, outputs, grid, constants):
+def interpret(module, kernel, inputs, outputs, grid, constants):
     """Run a kernel on every program of the grid; what it does not write is NaN."""
-    kernels = importlib.import_module("kernels.selective_scan.triton_kernels")
+    kernels = importlib.import_module(module)
     inputs = [np.ascontiguousarray(x) for x in inputs]
     results = [np.full(shape, np.nan, dtype) for shape, dtype in outputs]
     tensors = [_Tensor(x) for x in (*inputs, *results)]

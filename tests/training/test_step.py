@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from flowhn_jax import models
-from flowhn_jax.checkpoints.state import decay_mask, init_state, learning_rate_schedule
+from flowhn_jax.aot.step_memory import shard_bytes
+from flowhn_jax.checkpoints.state import (
+    abstract_state,
+    decay_mask,
+    init_state,
+    learning_rate_schedule,
+    make_optimizer,
+    state_shardings,
+)
 from flowhn_jax.config import MeshConfig, TrainConfig
 from flowhn_jax.parallel.mesh import make_mesh, shard_batch
 from flowhn_jax.training.step import make_train_step
@@ -107,6 +115,41 @@ def test_schedule_warms_up_and_falls_as_a_cosine():
 def test_schedule_without_warmup_starts_at_the_peak():
     config = TrainConfig(steps=10, learning_rate=0.5, warmup=0.0)
     assert float(learning_rate_schedule(config)(0)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_mean_of_gradients_is_updated_in_float32_and_stored_rounded(rng, dtype):
+    """Compared with AdamW in float64 that rounds the mean after each step."""
+    config = TrainConfig(moment_dtype=dtype, clip_norm=0.0, weight_decay=0.0, warmup=0.0)
+    optimizer, schedule = make_optimizer(config), learning_rate_schedule(config)
+    params = {"kernel": jnp.zeros((40, 50))}
+    state = optimizer.init(params)
+    mean, square = np.zeros((2, 40, 50))
+    for step in range(1, 30):
+        gradient = rng.standard_normal((40, 50)) + 1
+        updates, state = optimizer.update({"kernel": jnp.float32(gradient)}, state, params)
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.95 * square + 0.05 * gradient**2
+        expected = mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.95**step)) + 1e-8)
+        expected *= -float(schedule(step - 1))
+        np.testing.assert_allclose(updates["kernel"], expected, rtol=2e-4, atol=1e-9)
+        stored = state[1][0].mu["kernel"]
+        assert stored.dtype == dtype
+        np.testing.assert_allclose(stored, mean, rtol=2**-8, atol=1e-6)
+        mean = np.asarray(stored, np.float64)
+
+
+def test_the_mean_of_gradients_in_bfloat16_takes_a_quarter_of_the_optimizer_less():
+    """On each of four devices that the state is sharded over."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4), 8)
+    sizes = {}
+    for dtype in ("float32", "bfloat16"):
+        config = small_config(train={"moment_dtype": dtype})
+        state = abstract_state(config, mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, state.opt_state)
+        assert shardings == state_shardings(small_config(), mesh).opt_state
+        sizes[dtype] = shard_bytes(state.opt_state)
+    assert sizes["bfloat16"] == pytest.approx(0.75 * sizes["float32"], abs=8)
 
 
 def test_bfloat16_keeps_float32_masters():

@@ -189,6 +189,26 @@ def test_a_signal_stops_with_a_checkpoint_and_the_run_resumes(
     assert_is_the_uninterrupted_run(tmp_path, config, uninterrupted)
 
 
+def test_a_rounded_mean_of_gradients_is_resumed_bit_for_bit(data, tmp_path, monkeypatch):
+    config = run_config(data, steps=4, moment_dtype="bfloat16")
+    fit(config, str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "Console", signalling_console(signal.SIGTERM))
+        fit(config, str(tmp_path / "resumed"))
+    fit(config, str(tmp_path / "resumed"))
+    whole = tmp_path / "whole", final_params(tmp_path / "whole", config)
+    assert_is_the_uninterrupted_run(tmp_path / "resumed", config, whole)
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_the_mean_of_gradients_may_change_its_dtype_on_a_resume(data, tmp_path, capsys, dtypes):
+    before, after = dtypes
+    fit(run_config(data, steps=2, log_every=1, moment_dtype=before), str(tmp_path))
+    fit(run_config(data, steps=3, log_every=1, moment_dtype=after), str(tmp_path))
+    assert f"train.moment_dtype: '{before}' -> '{after}'" in capsys.readouterr().out
+    assert [row["step"] for row in metrics_lib.read_rows(str(tmp_path))] == [1, 2, 3]
+
+
 def test_killed_anywhere_the_run_resumes_bit_for_bit(data, uninterrupted, tmp_path):
     """After kill -9 the rows since the last checkpoint are dropped, and their steps repeated."""
     config = run_config(data)

@@ -1,0 +1,133 @@
+"""The products of head and cross-entropy on NVIDIA GPUs, the first one as a Triton kernel.
+
+XLA's product writes the logits in float32, and other operations read them to write what the other
+two products take. The kernel instead writes the exponentials in hidden's dtype, once. They are what
+the other two products take, for which cuBLAS is as fast as any: the factors that make gradients of
+the exponentials are the same for a whole row, and are multiplied with the rows of the products'
+other operand or result. Only the target has another factor, so its exponential is replaced. With
+the logits computed again, as in the memory-efficient forms of the loss, there would be a fourth
+product, a third more work, and less memory: here the exponentials of one chunk.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from kernels.backends import target_capability, target_device_kind
+from kernels.checks import refused_dtype
+from kernels.cross_entropy.chunks import Exponentials, Products
+from kernels.manual_axes import vary_alike
+
+_MIN_CAPABILITY = 80  # the first with bfloat16
+_TOKENS, _WORDS, _FEATURES = 128, 256, 64  # of a program's tile, and of a step of its product
+
+
+class Launch(NamedTuple):
+    """One run of a kernel of `triton_kernels`."""
+
+    kernel: str
+    inputs: tuple[Array, ...]
+    outputs: dict[str, jax.ShapeDtypeStruct]  # in the kernel's order
+    grid: tuple[int]
+    constants: dict[str, Any]
+
+
+Run = Callable[[Launch], tuple[Array, ...]]
+
+
+def unsupported(hidden: Array, head: Array) -> str | None:
+    """Return why the kernel, or this installation, cannot run the inputs; None if it can.
+
+    Only looks at shapes and dtypes, and assumes that the program is compiled for an NVIDIA GPU.
+    """
+    capability = target_capability()
+    if capability is None:
+        return f"the compute capability of {target_device_kind()} is not known"
+    if capability < _MIN_CAPABILITY:
+        return f"it needs a compute capability of {_MIN_CAPABILITY}, this GPU's is {capability}"
+    for module, package in {"triton": "triton", "jax_triton": "jax-triton"}.items():
+        if importlib.util.find_spec(module) is None:
+            return f"the package {package} is not installed: pip install {package}"
+    if not hidden.size:
+        return f"hidden {hidden.shape} is empty"
+    return refused_dtype({"hidden": hidden}, ("bfloat16",))
+
+
+def products(run: Run) -> Products:
+    """Return the products with this way to run the kernel."""
+    return Products(partial(_exponentials, run), _gradients)
+
+
+def _exponentials(
+    run: Run, hidden: Array, head: Array, targets: Array, shift: Array, keep: bool
+) -> Exponentials:
+    (tokens, width), words = hidden.shape, head.shape[1]
+    tiles = -(-words // _WORDS)
+    inputs = hidden, head, targets.astype(jnp.int32), shift
+    rows = jax.ShapeDtypeStruct((tiles, tokens), jnp.float32)
+    outputs = {
+        "exps": jax.ShapeDtypeStruct((tokens, words) if keep else (1,), hidden.dtype),
+        "total": rows,
+        "target": rows,
+        "peak": rows,
+    }
+    sizes = {"N": tokens, "D": width, "V": words}
+    tile = {"TOKENS": _TOKENS, "WORDS": _WORDS, "FEATURES": _FEATURES, "KEEP": keep}
+    grid = (-(-tokens // _TOKENS) * tiles,)
+    launch = Launch("exponentials", inputs, outputs, grid, sizes | tile)
+    # jax-triton does not declare that they vary over devices.
+    _, (exps, total, target, peak) = vary_alike((inputs, tuple(run(launch))))
+    return Exponentials(exps if keep else None, total.sum(0), target.sum(0), peak.max(0))
+
+
+def _gradients(
+    exps: Array,
+    hidden: Array,
+    head: Array,
+    targets: Array,
+    scale: Array,
+    of_target: Array,
+    of_others: Array,
+) -> tuple[Array, Array]:
+    tokens, words = exps.shape
+    place = jnp.where(targets < 0, words, targets)  # another device's are dropped
+    exps = exps.at[jnp.arange(tokens), place].set(
+        (of_target / of_others).astype(exps.dtype),
+        mode="drop",
+        indices_are_sorted=True,
+        unique_indices=True,
+    )
+    factors = (scale * of_others)[:, None]
+    dot = partial(jnp.dot, preferred_element_type=jnp.float32)
+    dhead = dot((hidden * factors).astype(hidden.dtype).T, exps)
+    return factors * dot(exps, head.T), dhead
+
+
+def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[Array, ...]:
+    """Run a kernel through jax-triton.
+
+    Args:
+      launch: the kernel and its arrays.
+      compute_capability: that of the GPU to compile for, as 90; None: the local GPU's. Without a
+        GPU the call can only be compiled.
+    """
+    import jax_triton
+
+    from kernels.cross_entropy import triton_kernels
+
+    return jax_triton.triton_call(
+        *launch.inputs,
+        kernel=getattr(triton_kernels, launch.kernel),
+        name=f"cross_entropy_{launch.kernel}",
+        out_shape=tuple(launch.outputs.values()),
+        grid=launch.grid,
+        num_warps=8,
+        num_stages=3,
+        compute_capability=compute_capability,
+        **launch.constants,
+    )
