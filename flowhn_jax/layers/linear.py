@@ -45,8 +45,8 @@ def linear_to_heads(
 ) -> jax.Array:
     """Return scale * layer(x) as heads, [B, T, H, K] or [B, H, K].
 
-    The kernel is scaled, and for sequences it is the kernel that is cut into heads, not the result:
-    to cut a dimension of H * K is a copy on TPUs, which store K as 128 or a multiple of it.
+    The kernel is scaled, not the result. For sequences the kernel is also what is reshaped: TPUs pad
+    the last dimension of an array to 128, so that a reshape from H * K to H, K is a copy.
 
     Args:
       layer: with a kernel [D, H * K].
@@ -56,7 +56,7 @@ def linear_to_heads(
     """
     kernel = (scale * layer.kernel[...]).astype(layer.dtype)
     if x.ndim == 3:
-        kernel = kernel.reshape(len(kernel), -1, head_dim)
+        kernel = kernel.reshape(x.shape[-1], -1, head_dim)
     y = _apply(layer, x, kernel, 1)
     return y.reshape(*x.shape[:-1], -1, head_dim)
 
@@ -64,7 +64,7 @@ def linear_to_heads(
 def linear_from_heads(layer: nnx.LinearGeneral, x: jax.Array) -> jax.Array:
     """Return layer(x) [B, T, D] or [B, D] of heads x [B, T, H, K] or [B, H, K].
 
-    As in `linear_to_heads`, x is not reshaped if it is of sequences.
+    As in `linear_to_heads`, the kernel is reshaped for sequences, and x for tokens.
     """
     kernel = layer.kernel[...].astype(layer.dtype)
     if x.ndim == 4:

@@ -1,6 +1,7 @@
 """Causal grouped-query attention."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ def padded_length(length: int, dtype: jnp.dtype, *, prefix: int = 0) -> int:
       dtype: of q, k and v.
       prefix: as in `attention`.
     """
-    x = jax.ShapeDtypeStruct((1, length, 1, 1), dtype)
+    x: Any = jax.ShapeDtypeStruct((1, length, 1, 1), dtype)
     if target_platform() != "tpu" or num_parts("heads") > 1:
         return length
     if splash.unsupported(AttentionInputs(x, x, x), Visibility(prefix=prefix)):

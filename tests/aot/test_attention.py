@@ -62,7 +62,7 @@ def test_a_layer_has_no_copies_around_splash(topology, heads, groups, size):
     mesh = tpu_target.mesh(topology, data=len(tpu_target.devices(topology)))
     context = LayerContext(nnx.Rngs(0), jnp.bfloat16, init_std=0.02, norm_eps=1e-5)
     sizes = AttentionSizes(width, heads, groups, size)
-    graph, state = nnx.split(nnx.eval_shape(lambda: Attention(sizes, context)))
+    graph, state = nnx.split(Attention(sizes, context))
 
     def step(state, x, segment_ids, dy):
         y, vjp = jax.vjp(lambda state, x: nnx.merge(graph, state)(x, segment_ids), state, x)
