@@ -45,8 +45,8 @@ def linear_to_heads(
 ) -> jax.Array:
     """Return scale * layer(x) as heads, [B, T, H, K] or [B, H, K].
 
-    The kernel is scaled, not the result. For sequences the kernel is also what is reshaped: TPUs pad
-    the last dimension of an array to 128, so that a reshape from H * K to H, K is a copy.
+    The kernel is scaled, not the result. For sequences the kernel is reshaped as well: TPUs pad the
+    last dimension of an array to 128, so that a reshape from H * K to H, K is a copy.
 
     Args:
       layer: with a kernel [D, H * K].

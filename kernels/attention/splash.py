@@ -14,8 +14,8 @@ from kernels.checks import refused_dtype
 
 _LANES = 128  # blocks are multiples of it
 _LARGEST_BLOCK = 640  # the backward pass's scores of larger blocks do not fit in a v5e's VMEM
-# The fused backward pass writes dq once per block of keys. Compiled for a v5e, 4 blocks take no more
-# memory than with separate passes, 8 blocks 1.6 times as much.
+# The fused backward pass writes dq once per block of keys. Compiled for a v5e, 4 blocks take no
+# more memory than with separate passes, 8 blocks 1.6 times as much.
 _MAX_FUSED_BLOCKS = 4
 
 

