@@ -44,6 +44,16 @@ def test_default_strategy_is_fac_split():
     assert recipes.load("flowhn_tiny").model.split.strategy == "fac_split"
 
 
+def test_12_heads_have_the_papers_size():
+    paper, ours = (
+        config_lib.parse(recipes.load("flowhn_135m", variant)).model
+        for variant in ("fac_split", "heads12")
+    )
+    assert [(model.heads, model.kv_heads) for model in (paper, ours)] == [(32, 8), (12, 3)]
+    assert models.param_count(paper) == models.param_count(ours)
+    assert paper.plan() == ours.plan()
+
+
 def test_round_trip_through_json():
     config = config_lib.parse(recipes.load("flowhn_135m", "fai_split"))
     assert config_lib.parse(json.loads(json.dumps(config_lib.to_dict(config)))) == config

@@ -8,11 +8,11 @@ from flax import nnx
 
 from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.documents import positions_after_prefix
-from flowhn_jax.layers.linear import linear
+from flowhn_jax.layers.linear import linear, linear_from_heads, linear_to_heads
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.layers.rope import rotate
 from flowhn_jax.split.cost import score_flops
-from kernels.attention import attention, attention_step
+from kernels.attention import attention, attention_step, padded_length
 
 
 class AttentionSizes(NamedTuple):
@@ -100,10 +100,24 @@ class Attention(nnx.Module):
           keys_values: keys and values of x, from `keys_values` of this or another layer; None:
             compute them.
         """
-        q = self._rotate(self._split_heads(self.q_proj(x)), self._positions(x, segment_ids))
-        k, v = self.keys_values(x, segment_ids) if keys_values is None else keys_values
-        y = attention(q, k, v, segment_ids=segment_ids, window=self.window, prefix=self.prefix)
-        return self._project_out(y)
+        length = x.shape[1]
+        if keys_values is None:
+            tail = padded_length(length, self.dtype, prefix=self.prefix) - length
+            x = jnp.pad(x, ((0, 0), (0, tail), (0, 0)))
+            if segment_ids is not None:
+                segment_ids = jnp.pad(segment_ids, ((0, 0), (0, tail)))
+            keys_values = self.keys_values(x, segment_ids)
+        q = linear_to_heads(self.q_proj, x, self.head_dim, scale=self.head_dim**-0.5)
+        q = self._rotate(q, self._positions(x, segment_ids))
+        y = attention(
+            q,
+            *keys_values,
+            segment_ids=segment_ids,
+            window=self.window,
+            prefix=self.prefix,
+            scale=1.0,  # already in q
+        )
+        return self._project_out(y)[:, :length]
 
     def keys_values(self, x: jax.Array, segment_ids: jax.Array | None = None) -> KeysValues:
         """Return keys and values [B, T, G, K] of x [B, T, D], whose first token has position 0."""
@@ -159,7 +173,7 @@ class Attention(nnx.Module):
         """Return the attended token [B, D] of x [B, D], the token that `extend` has just added."""
         (k, v), tokens, first = cache
         positions = self._step_positions(tokens - 1, first)
-        q = self._rotate(self._split_heads(self.q_proj(x)), positions)
+        q = self._rotate(linear_to_heads(self.q_proj, x, self.head_dim), positions)
         slot_positions = self._slot_positions(tokens, k.shape[2])
         is_current = (slot_positions >= first[:, None]) | (slot_positions < self.prefix)
         visible = (slot_positions < tokens[:, None]) & is_current
@@ -213,16 +227,14 @@ class Attention(nnx.Module):
             return tokens
         return jnp.where(first > 0, tokens - first + self.prefix, tokens)
 
-    def _split_heads(self, projected: jax.Array) -> jax.Array:
-        return projected.reshape(*projected.shape[:-1], -1, self.head_dim)
-
     def _rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         return x if self.rope_theta is None else rotate(x, positions, self.rope_theta)
 
     def _keys_values(self, x: jax.Array, positions: jax.Array) -> KeysValues:
-        k, v = self._split_heads(self.k_proj(x)), self._split_heads(self.v_proj(x))
+        k, v = (linear_to_heads(layer, x, self.head_dim) for layer in (self.k_proj, self.v_proj))
         return KeysValues(self._rotate(k * self.key_multiplier, positions), v)
 
     def _project_out(self, heads: jax.Array) -> jax.Array:
-        joined = heads.reshape(*heads.shape[:-2], -1)
-        return self.o_proj(joined) if self.projects else joined
+        if self.projects:
+            return linear_from_heads(self.o_proj, heads)
+        return heads.reshape(*heads.shape[:-2], -1)

@@ -1,5 +1,6 @@
 """Linear layers and RMS norms with float32 parameters, computed in the model's dtype."""
 
+import math
 from typing import Any
 
 import jax
@@ -39,8 +40,47 @@ def linear(
     )
 
 
+def linear_to_heads(
+    layer: nnx.LinearGeneral, x: jax.Array, head_dim: int, *, scale: float = 1.0
+) -> jax.Array:
+    """Return scale * layer(x) as heads, [B, T, H, K] or [B, H, K].
+
+    The kernel is scaled, not the result. For sequences the kernel is reshaped as well: TPUs pad the
+    last dimension of an array to 128, so that a reshape from H * K to H, K is a copy.
+
+    Args:
+      layer: with a kernel [D, H * K].
+      x: sequences [B, T, D], or tokens [B, D].
+      head_dim: K.
+      scale: factor.
+    """
+    kernel = (scale * layer.kernel[...]).astype(layer.dtype)
+    if x.ndim == 3:
+        kernel = kernel.reshape(x.shape[-1], -1, head_dim)
+    y = _apply(layer, x, kernel, 1)
+    return y.reshape(*x.shape[:-1], -1, head_dim)
+
+
+def linear_from_heads(layer: nnx.LinearGeneral, x: jax.Array) -> jax.Array:
+    """Return layer(x) [B, T, D] or [B, D] of heads x [B, T, H, K] or [B, H, K].
+
+    As in `linear_to_heads`, the kernel is reshaped for sequences, and x for tokens.
+    """
+    kernel = layer.kernel[...].astype(layer.dtype)
+    if x.ndim == 4:
+        return _apply(layer, x, kernel.reshape(*x.shape[-2:], -1), 2)
+    return _apply(layer, x.reshape(len(x), -1), kernel, 1)
+
+
+def _apply(layer: nnx.LinearGeneral, x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
+    """Return x [..., *in] by kernel [*in, *out], with `contracted` dimensions in."""
+    axes = tuple(range(x.ndim - contracted, x.ndim)), tuple(range(contracted))
+    options = {"preferred_element_type": layer.preferred_element_type}
+    return _product(x.astype(layer.dtype), kernel, (axes, ((), ())), **options)
+
+
 def _product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
-    """Return x [..., in] by kernel [in, *out], as `jax.lax.dot_general` does.
+    """Return x [..., *in] by kernel [*in, *out], as `jax.lax.dot_general` does.
 
     On one CPU device it is a product of two matrices: XLA takes more than twice as long for the
     gradient of a product that sums over sequences and positions. Over a mesh these dimensions stay
@@ -48,9 +88,11 @@ def _product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options:
     """
     if target_platform() != "cpu" or jax.sharding.get_abstract_mesh().size > 1:
         return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
-    rows, columns = x.reshape(-1, x.shape[-1]), kernel.reshape(kernel.shape[0], -1)
+    contracted = len(dimension_numbers[0][1])
+    size = math.prod(kernel.shape[:contracted])
+    rows, columns = x.reshape(-1, size), kernel.reshape(size, -1)
     y = jax.lax.dot_general(rows, columns, (((1,), (0,)), ((), ())), **options)
-    return y.reshape(*x.shape[:-1], *kernel.shape[1:])
+    return y.reshape(*x.shape[: x.ndim - contracted], *kernel.shape[contracted:])
 
 
 def rms_norm(features: int, context: LayerContext, *, dtype: Any = None) -> nnx.RMSNorm:

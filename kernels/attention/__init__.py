@@ -1,18 +1,20 @@
 """Causal grouped-query attention."""
 
 import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from kernels.attention import cudnn, splash, xla
 from kernels.attention.inputs import AttentionInputs, Visibility
 from kernels.attention.step import attention_step
-from kernels.backends import Backend, Operation
+from kernels.backends import Backend, Operation, target_platform
 from kernels.checks import check_arguments, check_groups
 from kernels.partition import constrain, num_parts, over_mesh
 
-__all__ = ["OPERATION", "attention", "attention_step"]
+__all__ = ["OPERATION", "attention", "attention_step", "padded_length"]
 
 # Of the fields of `AttentionInputs`; the result has the first.
 _LAYOUTS = ("B T heads size", "B T kv_heads size", "B T kv_heads size", "B T")
@@ -36,14 +38,14 @@ def attention(
     *,
     window: int | None = None,
     prefix: int = 0,
+    scale: float | None = None,
     backend: str | None = None,
 ) -> Array:
     """Return causal attention of H query heads on H_kv key-value heads (GQA, arXiv 2305.13245).
 
-    Query head h uses key-value head h // (H / H_kv); scores are scaled by K**-0.5; the softmax is
-    float32. The weight of a masked token is zero. If it is differentiated, 'xla' keeps the weights
-    of all heads, [B, H, T, about T / 2], for the backward pass; the other backends recompute them
-    block by block.
+    Query head h uses key-value head h // (H / H_kv); the softmax is float32. The weight of a masked
+    token is zero. If it is differentiated, 'xla' keeps the weights of all heads, [B, H, T, about
+    T / 2], for the backward pass; the other backends recompute them block by block.
 
     Args:
       q: queries [B, T, H, K], any float dtype.
@@ -54,6 +56,7 @@ def attention(
       window: number of positions that a token sees, its own included; None: all up to its own.
       prefix: number of leading positions that all later ones see regardless of window and
         document, as Hymba's meta tokens (arXiv 2411.13676, section 2.4).
+      scale: factor on the scores q k; None: K**-0.5.
       backend: 'splash' (TPU), 'cudnn' (NVIDIA) or 'xla'; None: see `kernels.backends`.
 
     Returns:
@@ -81,12 +84,33 @@ def attention(
     q, k, v = (_by_position(x) for x in (q, k, v))
     inputs = AttentionInputs(q, k, v, segment_ids)
     visibility = Visibility(window, prefix)
+    factor = sizes["K"] ** -0.5 if scale is None else scale
     run = OPERATION.choose(inputs, visibility, backend=backend)
 
     def on_device(*arrays: Array) -> Array:
-        return run(AttentionInputs(*arrays), visibility)
+        return run(AttentionInputs(*arrays), visibility, factor)
 
     return _by_position(over_mesh(on_device, _LAYOUTS, _LAYOUTS[0])(*inputs))
+
+
+def padded_length(length: int, dtype: jnp.dtype, *, prefix: int = 0) -> int:
+    """Return the length, at least `length`, to which this platform's backend would pad q, k and v.
+
+    A layer should pad its input to it before it projects q, k and v, which saves their copies;
+    causality hides the padding at the end. Where the mesh cuts heads, it is `length` itself: a
+    device then copies few heads, but its products would have all the padded positions.
+
+    Args:
+      length: number of positions, T.
+      dtype: of q, k and v.
+      prefix: as in `attention`.
+    """
+    x: Any = jax.ShapeDtypeStruct((1, length, 1, 1), dtype)
+    if target_platform() != "tpu" or num_parts("heads") > 1:
+        return length
+    if splash.unsupported(AttentionInputs(x, x, x), Visibility(prefix=prefix)):
+        return length
+    return length + -length % splash.block_size(length)
 
 
 def _by_position(x: Array) -> Array:

@@ -27,13 +27,13 @@ def unsupported(inputs: AttentionInputs, visibility: Visibility) -> str | None:
     if size % 8 or size > largest:
         return f"the head size must be a multiple of 8 up to {largest}, this is {size}"
     try:  # whether cuDNN is installed, and recent enough for these shapes
-        jax.eval_shape(partial(attention, visibility=visibility), inputs)
+        jax.eval_shape(partial(attention, visibility=visibility, scale=1.0), inputs)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
-def attention(inputs: AttentionInputs, visibility: Visibility) -> Array:
+def attention(inputs: AttentionInputs, visibility: Visibility, scale: float) -> Array:
     """Return the output of `kernels.attention.attention`."""
     window, prefix = visibility
     length = inputs.q.shape[1]
@@ -55,6 +55,7 @@ def attention(inputs: AttentionInputs, visibility: Visibility) -> Array:
         k,
         v,
         mask=mask,
+        scale=scale,
         is_causal=True,
         local_window_size=None if window is None else (window - 1, 0),
         implementation="cudnn",

@@ -50,25 +50,30 @@ class _Block(NamedTuple):
         return jnp.concatenate(padded, axis=2)
 
 
-def attention(inputs: AttentionInputs, visibility: Visibility) -> Array:
+def attention(inputs: AttentionInputs, visibility: Visibility, scale: float) -> Array:
     """Return the output of `kernels.attention.attention`."""
     q, k, v = vary_alike((inputs.q, inputs.k, inputs.v))
     q = jnp.moveaxis(q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1]), 1, 3)
     k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
-    out = jnp.moveaxis(_attend(visibility, q, k, v, inputs.segment_ids), 3, 1)  # [B, T, G, R, K]
+    out = _attend(visibility, scale, q, k, v, inputs.segment_ids)
+    out = jnp.moveaxis(out, 3, 1)  # [B, T, G, R, K]
     return out.reshape(*out.shape[:2], -1, out.shape[-1])
 
 
-@custom_vjp(nondiff_argnums=(0,))
-def _attend(visibility: Visibility, q: Array, k: Array, v: Array, ids: Array | None) -> Array:
+@custom_vjp(nondiff_argnums=(0, 1))
+def _attend(
+    visibility: Visibility, scale: float, q: Array, k: Array, v: Array, ids: Array | None
+) -> Array:
     """Return [B, G, R, T, K] from q, of the same shape, and k, v [B, G, T, K].
 
     G is the number of key-value heads, each of which has R query heads.
     """
-    return _attend_forward(visibility, q, k, v, ids)[0]
+    return _attend_forward(visibility, scale, q, k, v, ids)[0]
 
 
-def _attend_forward(visibility: Visibility, q: Array, k: Array, v: Array, ids: Array | None):
+def _attend_forward(
+    visibility: Visibility, scale: float, q: Array, k: Array, v: Array, ids: Array | None
+):
     outputs, weighings = [], []
     positions = jnp.arange(q.shape[3])
     for block in _blocks(q.shape[3], visibility):
@@ -83,7 +88,7 @@ def _attend_forward(visibility: Visibility, q: Array, k: Array, v: Array, ids: A
             mask = (mask & (same | (seen < visibility.prefix)))[:, None, None]
         # [queries, keys], or [B, 1, 1, queries, keys]
         scores = _einsum("bgrnk,bgmk->bgrnm", q[:, :, :, queries], block.keys(k, 2))
-        scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, -jnp.inf)
+        scores = jnp.where(mask, scores * scale, -jnp.inf)
         weights = jnp.exp(scores - scores.max(-1, keepdims=True))
         total = weights.sum(-1, keepdims=True)
         weights = weights.astype(v.dtype)
@@ -94,7 +99,7 @@ def _attend_forward(visibility: Visibility, q: Array, k: Array, v: Array, ids: A
     return out, (q, k, v, out, weighings)
 
 
-def _attend_backward(visibility: Visibility, residuals, dout: Array):
+def _attend_backward(visibility: Visibility, scale: float, residuals, dout: Array):
     # Written by hand for precision: autodiff would round the weights' gradient to their dtype
     # before it cancels with dout * out, and the parts of dk and dv before they are added.
     q, k, v, out, weighings = residuals
@@ -103,7 +108,7 @@ def _attend_backward(visibility: Visibility, residuals, dout: Array):
         q_i, out_i, dout_i = (x[:, :, :, block.start : block.stop] for x in (q, out, dout))
         dweights = _einsum("bgrnk,bgmk->bgrnm", dout_i, block.keys(v, 2))
         dtotal = _einsum("bgrnk,bgrnk->bgrn", dout_i, out_i)[..., None]
-        dscores = weights * (dweights - dtotal) * (q.shape[-1] ** -0.5 / total)
+        dscores = weights * (dweights - dtotal) * (scale / total)
         dscores = dscores.astype(q.dtype)
         dqs.append(_einsum("bgrnm,bgmk->bgrnk", dscores, block.keys(k, 2)).astype(q.dtype))
         dk_i = _einsum("bgrnm,bgrnk->bgmk", dscores, q_i)

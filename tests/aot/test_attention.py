@@ -1,12 +1,18 @@
 """Attention by splash and cuDNN, compiled for TPUs and for an H100."""
 
+import math
+import re
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from flowhn_jax.aot.hlo import Program
+from flowhn_jax.layers.attention import Attention, AttentionSizes
+from flowhn_jax.layers.context import LayerContext
 from kernels import backends
 from kernels.attention import attention
 from tests.aot import cuda_target, tpu_target
@@ -46,6 +52,65 @@ def test_splash(topology):
     mesh = tpu_target.mesh(topology, data=len(tpu_target.devices(topology)))
     _, chosen = compile_step(mesh, 8, 577, 32, 8, 24, documents=True)
     assert chosen == {"splash"}
+
+
+@pytest.mark.parametrize(
+    ("topology", "heads", "groups", "size", "allowed"),
+    [
+        ("v5e:2x2", 32, 8, 24, 0),
+        ("v5e:2x2", 12, 3, 64, 0),
+        ("v5p:2x2x1", 32, 8, 24, 1),  # dq, for the gradient of q_proj
+        ("v5p:2x2x1", 12, 3, 64, 0),
+    ],
+)
+def test_copies_of_a_layer_around_splash(topology, heads, groups, size, allowed):
+    """Products write q, k and v as the kernels read them, and read their results likewise."""
+    length, width = 577, 768
+    mesh = tpu_target.mesh(topology, data=len(tpu_target.devices(topology)))
+    context = LayerContext(nnx.Rngs(0), jnp.bfloat16, init_std=0.02, norm_eps=1e-5)
+    sizes = AttentionSizes(width, heads, groups, size)
+    graph, state = nnx.split(Attention(sizes, context))
+
+    def step(state, x, segment_ids, dy):
+        y, vjp = jax.vjp(lambda state, x: nnx.merge(graph, state)(x, segment_ids), state, x)
+        return y, vjp(dy)
+
+    x = jax.ShapeDtypeStruct((16, length, width), jnp.bfloat16)
+    ids = jax.ShapeDtypeStruct((16, length), jnp.int32)
+    arguments = state, x, ids, x
+    specs = jax.tree.map(lambda _: P(), state), P("data"), P("data"), P("data")
+    with jax.set_mesh(mesh), backends.record() as chosen:
+        shapes = tpu_target.on_mesh(mesh, arguments, specs)
+        compiled = jax.jit(step).lower(*shapes).compile()
+    assert chosen["attention"] == {"splash"}
+    keys = 16 // mesh.size * groups * length * size
+    assert len(copies(compiled.as_text(), size, keys)) == allowed
+
+
+def copies(hlo, last, elements):
+    """Return the instructions that only move large arrays, to main memory.
+
+    Args:
+      hlo: text of the compiled program.
+      last: size of the arrays' last dimension.
+      elements: minimum of an array.
+    """
+    program = Program(hlo)
+
+    def moves(instruction):
+        if instruction.opcode != "fusion":
+            return instruction.opcode in ("copy", "transpose", "pad", "slice", "reshape")
+        fused = program.computations[re.search(r"calls=%([\w.-]+)", instruction.attributes)[1]]
+        return not any(x.opcode in ("convolution", "dot") for x in fused.values())
+
+    def is_large(instruction):
+        arrays = re.findall(r"\w+\[([\d,]+)\](\{[^}]*\})?", instruction.result)
+        in_main_memory = [shape for shape, layout in arrays if "S(1)" not in layout]
+        dimensions = [[int(n) for n in shape.split(",")] for shape in in_main_memory]
+        return any(shape[-1] == last and math.prod(shape) >= elements for shape in dimensions)
+
+    entry = program.computations[program.entry].values()
+    return [x for x in entry if moves(x) and is_large(x)]
 
 
 @pytest.mark.slow

@@ -15,9 +15,10 @@ from kernels.partition import over_mesh
 from tests.kernels.reference import assert_close, cotangents_like
 
 
-def interpreted_splash(q, k, v, segment_ids, window=None):
+def interpreted_splash(q, k, v, segment_ids, window=None, scale=None):
     inputs = AttentionInputs(q, k, v, segment_ids)
-    return splash.attention(inputs, Visibility(window), interpret=True)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return splash.attention(inputs, Visibility(window), scale, interpret=True)
 
 
 def arguments(rng, batch, length, heads, groups, size, dtype=np.float32, *, optional=True):
@@ -117,6 +118,36 @@ def test_splash(rng, length, heads, groups, size, optional, window):
     expected = formulas.in_float64(formula, present, cotangent)
     assert_close(output, expected[0], 1e-2)
     assert_close(gradients, expected[1], 1e-2)
+
+
+@pytest.mark.parametrize("max_fused_blocks", [4, 2])
+def test_splash_with_three_blocks(rng, monkeypatch, max_fused_blocks):
+    """Both backward passes: one kernel, or one for the queries and one for keys and values."""
+    monkeypatch.setattr(splash, "_LARGEST_BLOCK", 128)
+    monkeypatch.setattr(splash, "_MAX_FUSED_BLOCKS", max_fused_blocks)
+    args = arguments(rng, 1, 300, 4, 2, 24, jnp.bfloat16)
+    cotangent = cotangents_like(rng, args["q"])
+    output, gradients = run_with_gradients(args, cotangent, None, partial(interpreted_splash))
+    expected = formulas.in_float64(formulas.attention, args, cotangent)
+    assert_close(output, expected[0], 1e-2)
+    assert_close(gradients, expected[1], 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("run", "dtype"),
+    [(attention, "float32"), (attention, "bfloat16"), (interpreted_splash, "bfloat16")],
+)
+def test_scale(rng, run, dtype):
+    args = arguments(rng, 2, 90, 4, 2, 16, dtype)
+    cotangent = cotangents_like(rng, args["q"])
+    output, gradients = run_with_gradients(args, cotangent, None, partial(run, scale=0.3))
+
+    def formula(q, **others):
+        return formulas.attention(q * 0.3 * 16**0.5, **others)
+
+    expected = formulas.in_float64(formula, args, cotangent)
+    assert_close(output, expected[0], 1e-5 if dtype == "float32" else 1e-2)
+    assert_close(gradients, expected[1], 1e-4 if dtype == "float32" else 1e-2)
 
 
 def test_splash_over_a_mesh(rng):
