@@ -7,7 +7,7 @@ forward passes.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 from flax import nnx
@@ -21,6 +21,7 @@ from flowhn_jax.models import ModelConfig
 if TYPE_CHECKING:
     from jaxlib._jax import Device  # to a type checker jax.Device is a variable
 
+_Entry = TypeVar("_Entry")
 _CACHES = KVCache, Mamba1Cache, Mamba2Cache
 
 # Dense bf16 FLOP/s of one JAX device, from the vendors' data sheets; a TPU v7x chip is two devices.
@@ -61,6 +62,18 @@ _PEAK_BANDWIDTH = {
     "NVIDIA H100 PCIe": 2000e9,
     "NVIDIA H200": 4800e9,
     "NVIDIA B200": 8000e9,
+}
+
+# Clock in Hz and TensorCores of one JAX device. The clock is the peak FLOP/s divided by those per
+# cycle of the matrix units: per core 4 of 128 x 128, of a v6e 4 of 256 x 256.
+_TENSOR_CORES = {
+    "TPU v4": (1.05e9, 2),
+    "TPU v5 lite": (1.503e9, 1),
+    "TPU v5e": (1.503e9, 1),
+    "TPU v5": (1.75e9, 2),
+    "TPU v5p": (1.75e9, 2),
+    "TPU v6 lite": (1.75e9, 1),
+    "TPU v6e": (1.75e9, 1),
 }
 
 
@@ -136,7 +149,12 @@ def peak_bandwidth(device: "Device") -> float | None:
     return _by_device_kind(_PEAK_BANDWIDTH, device)
 
 
-def _by_device_kind(table: dict[str, float], device: "Device") -> float | None:
+def tensor_cores(device: "Device") -> tuple[float, int] | None:
+    """Return the clock in Hz and the number of TensorCores of a TPU; None where it is unknown."""
+    return _by_device_kind(_TENSOR_CORES, device)
+
+
+def _by_device_kind(table: dict[str, _Entry], device: "Device") -> _Entry | None:
     """Return the entry whose name is the longest prefix of the device's kind."""
     matches = [name for name in table if device.device_kind.startswith(name)]
     return table[max(matches, key=len)] if matches else None
