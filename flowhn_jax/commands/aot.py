@@ -93,7 +93,7 @@ def _define_roofline(flags: Flags) -> Callable[..., bool]:
             flag_values=values,
         )
         options = absl.flags.DEFINE_multi_string(
-            "xla", [], "compiler option NAME=VALUE; can be repeated.", flag_values=values
+            "xla", [], "XLA's compiler option NAME=VALUE.", flag_values=values
         )
         out = absl.flags.DEFINE_string("out", None, "JSON file to write.", flag_values=values)
         before = absl.flags.DEFINE_string(
@@ -107,6 +107,11 @@ def _define_roofline(flags: Flags) -> Callable[..., bool]:
         )
 
     def print_roofline(config: "Config", machine: "Topology", *, as_json: bool) -> bool:
+        needs, refuses = ("xla", "out", "diff", "plot"), ("mfu", "largest_batch")
+        for name in refuses if roofline.value else needs:
+            if values[name].present:
+                must = "be left out with" if roofline.value else "be given with"
+                raise ValueError(f"--{name} must {must} --roofline.")
         if not roofline.value:
             return False
         from flowhn_jax.aot.roofline import render
@@ -158,7 +163,8 @@ def _read_step(path: str) -> dict[str, Any]:
         with open(path) as file:
             step = json.load(file)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{_DIFF}; got {short_path(path)}: {one_line(error)}.") from error
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ValueError(f"{_DIFF}; got {short_path(path)}: {reason}.") from error
     if not isinstance(step, dict) or "bound" not in step:
         raise ValueError(f"{_DIFF}; got {short_path(path)}, which is another file.")
     return step
