@@ -109,6 +109,35 @@ def train_flops(config: ModelConfig, length: int, *, causal: bool = True) -> int
     return 3 * forward_flops(config, length, causal=causal)
 
 
+def train_bytes(
+    config: ModelConfig, batch: int, length: int, *, devices: int = 1, tensor: int = 1
+) -> float:
+    """Return the fewest bytes per device that a train step of `batch` sequences can move.
+
+    Each product with a weight reads its factors and writes its result once, forward and twice
+    backward, in the dtype of products, but the head's logits are never written. Parameters and
+    AdamW's two means are read and written once, in float32.
+
+    Args:
+      config: of the model.
+      batch: sequences of all devices.
+      length: tokens per sequence.
+      devices: that share tokens and state evenly.
+      tensor: devices that share each weight's products.
+    """
+    model = models.abstract_model(config)
+    total = 2 * 3 * 4 * models.param_count(config) / devices
+    for part, tokens in model.flop_parts(length):
+        for _, module in nnx.iter_modules(part):
+            if isinstance(module, nnx.LinearGeneral):
+                weight = math.prod(module.kernel.shape)
+                inputs = module.kernel.shape[0]
+                ends = inputs if part is model.head else inputs + weight // inputs
+                numbers = weight / tensor + batch * tokens * ends / devices
+                total += 3 * config.compute_dtype.itemsize * numbers
+    return total
+
+
 def decode_bytes(config: ModelConfig, batch: int, length: int) -> float:
     """Return the fewest bytes that one decode step of `batch` sequences can move.
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowhn_jax.aot.collectives import Transfer, transfers
-from flowhn_jax.aot.hlo import Instruction, Program, size
-from flowhn_jax.aot.roofline.categories import CATEGORIES, HEAD, category
+from flowhn_jax.aot.hlo import Instruction, Program
+from flowhn_jax.aot.roofline.categories import CATEGORIES, category
 from flowhn_jax.aot.roofline.pallas_schedule import Kernel, kernel_of
 from flowhn_jax.aot.roofline.rates import Rates
 from flowhn_jax.aot.roofline.timeline import Entry, Timeline
@@ -66,8 +66,6 @@ class Bound:
       parts: by category, in the order of the table.
       heaviest: operations with the most time.
       model_flops_milliseconds: of the model's FLOPs at the device's peak; the ideal time.
-      ideal_gigabytes: parameters, optimizer state and batch once in and out, and each product's
-        factors and result once, without padding; of the head's products without the logits.
       overlapped_gigabytes: part of the bytes that asynchronous copies and collectives move.
       link_milliseconds: of all collectives, one after the other.
       kernels_by_schedule: whether there are Pallas kernels, all priced by their static schedules;
@@ -77,7 +75,6 @@ class Bound:
     parts: dict[str, Part]
     heaviest: list[HeavyOperation]
     model_flops_milliseconds: float
-    ideal_gigabytes: float
     overlapped_gigabytes: float
     link_milliseconds: float
     kernels_by_schedule: bool
@@ -104,7 +101,6 @@ class Bound:
             "mfu_bound": self.mfu,
             "model_flops_milliseconds": self.model_flops_milliseconds,
             "gigabytes": self.gigabytes,
-            "ideal_gigabytes": self.ideal_gigabytes,
             "overlapped_gigabytes": self.overlapped_gigabytes,
             "link_milliseconds": self.link_milliseconds,
             "kernels_by_schedule": self.kernels_by_schedule,
@@ -170,7 +166,6 @@ def bound(
         parts=_parts(entries, by_category, rates),
         heaviest=_heaviest(entries, by_category, source),
         model_flops_milliseconds=1e3 * model_flops / rates.flops,
-        ideal_gigabytes=_ideal_bytes(program, entries, by_category) / 1e9,
         overlapped_gigabytes=sum(x.count * x.work.moved for x in entries if x.work.is_async) / 1e9,
         link_milliseconds=1e3 * sum(runs[name] * each.seconds for (name, _), each in sent.items()),
         kernels_by_schedule=bool(kernels) and all(kernel in schedules for kernel in kernels),
@@ -207,15 +202,3 @@ def _heaviest(
         for (name, operation, line), group in groups.items()
     ]
     return sorted(heavy, key=lambda each: -each.milliseconds)[:_HEAVIEST]
-
-
-def _ideal_bytes(program: Program, entries: Sequence[Entry], by_category: Sequence[str]) -> int:
-    """Return the bytes that the step would move if everything between products were fused."""
-    instructions = program.computations[program.entry].values()
-    total = sum(size(x.result) for x in instructions if x.opcode == "parameter")
-    total += size(next(reversed(instructions)).result)
-    for entry, name in zip(entries, by_category, strict=True):
-        for product in entry.work.products:
-            logits = max(product.bytes) if name == HEAD else 0
-            total += entry.count * (sum(product.bytes) - logits)
-    return total

@@ -40,7 +40,7 @@ def category(entry: Entry, files: Sequence[str], *, only_moves: bool) -> str:
         for folder, name in _FOLDERS.items():
             if file.startswith(folder):
                 return name
-    if entry.work.products:
+    if entry.work.flops:
         return PRODUCTS
     if only_moves:
         return MOVES

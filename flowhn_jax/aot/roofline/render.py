@@ -47,7 +47,7 @@ def text(step: dict[str, Any]) -> str:
             f"{bound['model_flops_milliseconds']:.2f} ms: MFU at most "
             f"{100 * bound['mfu_bound']:.1f} %",
             f"HBM {bound['gigabytes']:.2f} GB, {bound['overlapped_gigabytes']:.2f} of them next to "
-            f"computing; ideal {bound['ideal_gigabytes']:.2f} GB",
+            f"computing; at least {step['ideal_gigabytes']:.2f} GB are needed",
             f"links {bound['link_milliseconds']:.2f} ms, most of them next to computing"
             if bound["link_milliseconds"]
             else "no collectives",

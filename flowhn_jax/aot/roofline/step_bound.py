@@ -31,6 +31,7 @@ class StepBound:
       options: XLA's compiler options that were asked for.
       memory: bytes per chip of arguments, results and temporaries.
       memory_limit: bytes per chip that are available.
+      ideal_gigabytes: fewest that a chip can move, `flops.train_bytes`.
       bound: of the step.
     """
 
@@ -42,6 +43,7 @@ class StepBound:
     options: dict[str, str]
     memory: int
     memory_limit: int
+    ideal_gigabytes: float
     bound: Bound
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,6 +84,14 @@ def step_bound(
         schedules=schedules,
         links=(topology, list(mesh.devices.flat)),
     )
+    with jax.set_mesh(mesh):  # it determines the dtype of products
+        ideal = flops.train_bytes(
+            model,
+            config.train.batch_size,
+            model.context,
+            devices=mesh.size,
+            tensor=mesh.shape["tensor"],
+        )
     return StepBound(
         name=model.name,
         topology=topology.name,
@@ -91,5 +101,6 @@ def step_bound(
         options=dict(options or {}),
         memory=planned.main_memory,
         memory_limit=topology.chip.memory,
+        ideal_gigabytes=ideal / 1e9,
         bound=found,
     )

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from flowhn_jax.aot.hlo import Array, Instruction, Program, arrays, split
@@ -26,23 +26,11 @@ _MOVES = (
 _SLICES = ("slice", "dynamic-slice", "gather")
 
 
-class Product(NamedTuple):
-    """A matrix product.
-
-    Attributes:
-      flops: 2 per multiplication and addition.
-      bytes: of the two factors and the result, without padding.
-    """
-
-    flops: int
-    bytes: tuple[int, int, int]
-
-
 class Work(NamedTuple):
     """What one execution of an instruction needs at least.
 
     Attributes:
-      products: that it computes.
+      flops: of its matrix products, 2 per multiplication and addition.
       moved: bytes read from and written to main memory, padded.
       vector: elements that it computes outside of products.
       loaded: bytes read from any memory of a TPU, VMEM included.
@@ -50,17 +38,12 @@ class Work(NamedTuple):
       is_async: whether it runs next to the instructions that follow.
     """
 
-    products: tuple[Product, ...] = ()
+    flops: int = 0
     moved: int = 0
     vector: int = 0
     loaded: int = 0
     stored: int = 0
     is_async: bool = False
-
-    @property
-    def flops(self) -> int:
-        """FLOPs of its products."""
-        return sum(product.flops for product in self.products)
 
 
 class Workload:
@@ -69,7 +52,7 @@ class Workload:
     def __init__(self, program: Program):
         """Read the work of `program`."""
         self._program = program
-        self._inside: dict[str, tuple[tuple[Product, ...], int]] = {}  # of fused computations
+        self._inside: dict[str, tuple[int, int]] = {}  # FLOPs and elements of fused computations
 
     def of(self, computation: str, instruction: Instruction) -> Work | None:
         """Return the work of an instruction; None if it is free or only calls others."""
@@ -86,16 +69,16 @@ class Workload:
             return Work(moved=self._moved_by_start(instruction, operands, fused), is_async=True)
         if fused is not None and opcode == "fusion":
             return self._of_fusion(instruction, operands, results, fused)
-        products = self._products(instructions, instruction)
+        flops = _flops(instruction, operands, results)
         if opcode == "custom-call":
-            return Work(products, _moved((*_flat(operands), *results)))
+            return Work(flops, _moved((*_flat(operands), *results)))
         read, written = _flat(operands), results
         if opcode in _SLICES:
             read = results
         elif opcode == "dynamic-update-slice":
             read = written = operands[1]
         return Work(
-            products,
+            flops,
             _moved((*read, *written)),
             _arithmetic(instruction, instructions),
             sum(x.padded_bytes for x in read),
@@ -127,7 +110,7 @@ class Workload:
         results: list[Array],
         fused: str,
     ) -> Work:
-        products, vector = self._within(fused)
+        flops, vector = self._within(fused)
         passing = _passing_through(instruction) if self._has_collective(fused) else {}
         moved = loaded = stored = 0
         for i, arrays_of in enumerate(operands):
@@ -140,28 +123,30 @@ class Workload:
             if i not in passing:
                 stored += used
                 moved += used if array.in_main_memory else 0
-        return Work(products, moved, vector, loaded, stored)
+        return Work(flops, moved, vector, loaded, stored)
 
     def _has_collective(self, fused: str) -> bool:
         inside = self._program.computations[fused].values()
         return any(x.opcode in COLLECTIVES for x in inside)
 
-    def _within(self, fused: str) -> tuple[tuple[Product, ...], int]:
-        """Return the products and the elements of arithmetic in a fused computation."""
+    def _within(self, fused: str) -> tuple[int, int]:
+        """Return the FLOPs of products and the elements of arithmetic in a fused computation."""
         if fused not in self._inside:
-            products: list[Product] = []
-            vector = 0
+            flops = vector = 0
             instructions = self._program.computations[fused]
             for instruction in instructions.values():
                 inner = self.fused(fused, instruction)
                 if inner is not None and instruction.opcode == "fusion":
                     more, elements = self._within(inner)
-                    products += more
+                    flops += more
                     vector += elements
                 else:
-                    products += self._products(instructions, instruction)
+                    operands = [
+                        arrays(instructions[x].result) for x in _known(instruction, instructions)
+                    ]
+                    flops += _flops(instruction, operands, arrays(instruction.result))
                     vector += _arithmetic(instruction, instructions)
-            self._inside[fused] = tuple(products), vector
+            self._inside[fused] = flops, vector
         return self._inside[fused]
 
     def _read(self, fused: str, index: int, whole: int) -> int:
@@ -236,27 +221,6 @@ class Workload:
             x.padded_bytes for x in target if all(y.in_main_memory for y in _flat(operands))
         )
 
-    def _products(
-        self, instructions: dict[str, Instruction], instruction: Instruction
-    ) -> tuple[Product, ...]:
-        """Return the product of an instruction, or those of a library's call, if there are any."""
-        operands = [arrays(instructions[x].result) for x in _known(instruction, instructions)]
-        results = arrays(instruction.result)
-        if instruction.opcode in _PRODUCTS:
-            flops = _dot if instruction.opcode == "dot" else _convolution
-            (left,), (right,), out = operands[0], operands[1], results[0]
-            factors = left.bytes, right.bytes, out.bytes
-            return (Product(flops(instruction, left, right, out), factors),)
-        target = call_target(instruction)
-        if target.startswith("__cublas$"):
-            (left,), (right,), out = operands[0], operands[1], results[0]
-            contracted = _backend(instruction)["lhs_contracting_dimensions"]
-            flops = 2 * out.elements * math.prod(left.shape[int(d)] for d in contracted)
-            return (Product(flops, (left.bytes, right.bytes, out.bytes)),)
-        if target.startswith("__cudnn$fmha"):
-            return _flash_attention(instruction, operands[0][0], target.endswith("Backward"))
-        return ()
-
 
 def call_target(instruction: Instruction) -> str:
     """Return the target of a custom call; empty for other instructions."""
@@ -297,8 +261,25 @@ def _arithmetic(instruction: Instruction, instructions: dict[str, Instruction]) 
     return max((x.elements for x in arrays(source.result)), default=0)
 
 
-def _dot(instruction: Instruction, left: Array, right: Array, out: Array) -> int:
-    del right
+def _flops(
+    instruction: Instruction, operands: Sequence[list[Array]], results: Sequence[Array]
+) -> int:
+    """Return the FLOPs of a product or of a library's call; 0 for other instructions."""
+    if instruction.opcode == "dot":
+        return _dot(instruction, operands[0][0], results[0])
+    if instruction.opcode == "convolution":
+        return _convolution(instruction, operands[0][0], operands[1][0], results[0])
+    target = call_target(instruction)
+    if target.startswith("__cublas$"):
+        contracted = _backend(instruction)["lhs_contracting_dimensions"]
+        left = operands[0][0].shape
+        return 2 * results[0].elements * math.prod(left[int(d)] for d in contracted)
+    if target.startswith("__cudnn$fmha"):
+        return _flash_attention(instruction, operands[0][0], target.endswith("Backward"))
+    return 0
+
+
+def _dot(instruction: Instruction, left: Array, out: Array) -> int:
     found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
     dimensions = [int(n) for n in found[1].split(",") if n] if found else []
     return 2 * out.elements * math.prod(left.shape[d] for d in dimensions)
@@ -334,15 +315,13 @@ def _convolution(instruction: Instruction, left: Array, right: Array, out: Array
     return flops
 
 
-def _flash_attention(call: Instruction, q: Array, backward: bool) -> tuple[Product, ...]:
-    """Return cuDNN's products: 2 forward, 5 backward, half of each with a causal mask."""
+def _flash_attention(call: Instruction, q: Array, backward: bool) -> int:
+    """Return the FLOPs of cuDNN's 2 products forward or 5 backward, half with a causal mask."""
     config = _backend(call)
     # [B, H, queries, keys]
     scores = math.prod(int(n) for n in config["intermediate_tensor_shape"]["dimensions"])
-    flops = 2 * scores * q.shape[-1]
-    if "CAUSAL" in config["mask_type"]:
-        flops //= 2
-    return (Product(flops, (0, 0, 0)),) * (5 if backward else 2)
+    flops = (5 if backward else 2) * 2 * scores * q.shape[-1]
+    return flops // 2 if "CAUSAL" in config["mask_type"] else flops
 
 
 def _backend(call: Instruction) -> dict:
