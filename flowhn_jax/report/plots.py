@@ -335,16 +335,17 @@ def plot_bounds(
       ImportError: matplotlib is not installed.
     """
     pyplot = load_pyplot()
-    figure, axes = pyplot.subplots(figsize=(9, 1.9 + 0.6 * len(parts)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 1.6 + 0.9 * len(parts)), layout="constrained")
     colours = pyplot.get_cmap("tab10").colors
     names = list(dict.fromkeys(name for each in parts.values() for name in each))
     ends = np.zeros(len(parts))
     for name, colour in zip(names, colours, strict=False):
         widths = np.array([each.get(name, 0.0) for each in parts.values()])
-        axes.barh(list(parts), widths, left=ends, height=0.6, color=colour, label=name)
+        axes.barh(range(len(parts)), widths, left=ends, height=0.5, color=colour, label=name)
         ends += widths
     for row, title in enumerate(parts):
-        axes.vlines(ideal[title], row - 0.4, row + 0.4, color="black", linewidth=2)
+        axes.vlines(ideal[title], row - 0.25, row + 0.25, color="black", linewidth=2)
+        axes.annotate(title, (0, row - 0.28), va="bottom", fontsize=9)
         axes.annotate(
             f"{ends[row]:.1f}", (ends[row], row), (4, 0), textcoords="offset points", va="center"
         )
@@ -353,6 +354,6 @@ def plot_bounds(
     axes.set_xlabel("ms per step, at least; black: the model's FLOPs at the peak")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.tick_params(axis="y", length=0)
+    axes.set_yticks([])
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     _save(figure, path)

@@ -76,7 +76,7 @@ def test_bounds_are_stacked_bars(figures):
     head, scan = axes.containers
     assert [bar.get_width() for bar in head] == [2, 4]
     assert [bar.get_x() for bar in scan] == [2, 4]
-    assert texts(axes) == ["3.0", "4.5"]
+    assert texts(axes) == ["a", "3.0", "b", "4.5"]
     ideal = [line.get_segments()[0][0][0] for line in axes.collections]
     assert ideal == [1.5, 2.5]
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["head", "scan"]

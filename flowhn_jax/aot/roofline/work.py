@@ -62,7 +62,7 @@ class Workload:
         if opcode.endswith("-done") or call_target(instruction) in _FREE_CALLS:
             return None
         instructions = self._program.computations[computation]
-        operands = [arrays(instructions[x].result) for x in _known(instruction, instructions)]
+        operands = _operands(instruction, instructions)
         results = arrays(instruction.result)
         fused = self.fused(computation, instruction)
         if opcode.endswith("-start"):
@@ -141,9 +141,7 @@ class Workload:
                     flops += more
                     vector += elements
                 else:
-                    operands = [
-                        arrays(instructions[x].result) for x in _known(instruction, instructions)
-                    ]
+                    operands = _operands(instruction, instructions)
                     flops += _flops(instruction, operands, arrays(instruction.result))
                     vector += _arithmetic(instruction, instructions)
             self._inside[fused] = flops, vector
@@ -228,9 +226,12 @@ def call_target(instruction: Instruction) -> str:
     return found[1] if found and instruction.opcode == "custom-call" else ""
 
 
-def _known(instruction: Instruction, instructions: dict[str, Instruction]) -> list[str]:
-    """Return the operands that are names; those of a constant or a parameter are not."""
-    return [x for x in instruction.operands if x in instructions]
+def _operands(
+    instruction: Instruction, instructions: dict[str, Instruction]
+) -> list[list[Array]]:
+    """Return the arrays of each operand; none for a constant's value or a parameter's number."""
+    names = (name for name in instruction.operands if name in instructions)
+    return [arrays(instructions[name].result) for name in names]
 
 
 def _flat(operands: Iterable[list[Array]]) -> list[Array]:
