@@ -124,7 +124,7 @@ def _define_roofline(flags: Flags) -> Callable[..., bool]:
             check_out(out.value)
         found = step_bound(config, machine, chosen).to_dict()
         if as_json:
-            print(json.dumps(found))
+            print(json.dumps(found if earlier is None else found | {"before": earlier}))
         else:
             print(render.text(found))
             if earlier is not None:

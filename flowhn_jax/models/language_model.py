@@ -21,20 +21,23 @@ _FROM_EMBEDDING = "row column shard", "row stream part", STREAM
 
 Blocks = Sequence[Callable[..., Any]]  # a model's blocks, as they are or wrapped for remat
 
+_KEPT = (
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(KERNEL_RESULT),
+)
 
-def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Return whether a primitive is cuDNN's attention, whose results `jax.nn` does not name."""
-    return primitive.name.startswith("dot_product_attention_fwd")
+
+def _keep_results(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
+    """Return whether a primitive is a product or what a kernel returns.
+
+    `jax.nn` does not name the results of cuDNN's attention.
+    """
+    is_cudnn = primitive.name.startswith("dot_product_attention_fwd")
+    return is_cudnn or any(policy(primitive, *arguments, **parameters) for policy in _KEPT)
 
 
-_save_both = jax.checkpoint_policies.save_from_both_policies
 _REMAT_POLICIES = {
-    "dots": _save_both(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        _save_both(
-            jax.checkpoint_policies.save_only_these_names(KERNEL_RESULT), _is_cudnn_attention
-        ),
-    ),
+    "dots": _keep_results,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -226,9 +226,7 @@ def call_target(instruction: Instruction) -> str:
     return found[1] if found and instruction.opcode == "custom-call" else ""
 
 
-def _operands(
-    instruction: Instruction, instructions: dict[str, Instruction]
-) -> list[list[Array]]:
+def _operands(instruction: Instruction, instructions: dict[str, Instruction]) -> list[list[Array]]:
     """Return the arrays of each operand; none for a constant's value or a parameter's number."""
     names = (name for name in instruction.operands if name in instructions)
     return [arrays(instructions[name].result) for name in names]
