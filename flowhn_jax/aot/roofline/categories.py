@@ -20,14 +20,15 @@ _FOLDERS = {
     "kernels/selective_scan/": SCAN,
     "kernels/ssd/": SCAN,
 }
+_ATTENTION_LAYER = "flowhn_jax/layers/attention.py"
 _STEP = "flowhn_jax/training/step.py"
 
 
 def category(entry: Entry, files: Sequence[str], *, only_moves: bool) -> str:
     """Return the category of an entry.
 
-    What a kernel's package computes, copies included, belongs to the kernel's category; the
-    projections before and after it are products.
+    What a kernel's package computes, copies included, belongs to the kernel's category, and so does
+    what the attention layer computes around its kernel; projections are products.
 
     Args:
       entry: of the timeline.
@@ -42,6 +43,8 @@ def category(entry: Entry, files: Sequence[str], *, only_moves: bool) -> str:
                 return name
     if entry.work.flops:
         return PRODUCTS
+    if _ATTENTION_LAYER in files:
+        return ATTENTION
     if only_moves:
         return MOVES
     # Of the step's own lines only the gradients are under autodiff.
