@@ -77,7 +77,7 @@ class TrainConfig:
       clip_norm: largest global gradient norm; 0 for no clipping.
       z_loss: weight of the squared log-normalizer (arXiv 2204.02311, section 5).
       remat: what the backward pass keeps: 'none' keeps all activations, 'dots' the results of
-        matrix products, 'full' only the blocks' inputs.
+        matrix products and of fused kernels, 'full' only the blocks' inputs.
       seed: seed of the initial parameters.
       log_every: steps between logged rows.
       eval_every: steps between validations.

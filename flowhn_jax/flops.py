@@ -7,7 +7,7 @@ forward passes.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 from flax import nnx
@@ -21,6 +21,7 @@ from flowhn_jax.models import ModelConfig
 if TYPE_CHECKING:
     from jaxlib._jax import Device  # to a type checker jax.Device is a variable
 
+_Entry = TypeVar("_Entry")
 _CACHES = KVCache, Mamba1Cache, Mamba2Cache
 
 # Dense bf16 FLOP/s of one JAX device, from the vendors' data sheets; a TPU v7x chip is two devices.
@@ -63,6 +64,18 @@ _PEAK_BANDWIDTH = {
     "NVIDIA B200": 8000e9,
 }
 
+# Clock in Hz and TensorCores of one JAX device. The clock is the peak FLOP/s divided by those per
+# cycle of the matrix units: per core 4 of 128 x 128, of a v6e 4 of 256 x 256.
+_TENSOR_CORES = {
+    "TPU v4": (1.05e9, 2),
+    "TPU v5 lite": (1.503e9, 1),
+    "TPU v5e": (1.503e9, 1),
+    "TPU v5": (1.75e9, 2),
+    "TPU v5p": (1.75e9, 2),
+    "TPU v6 lite": (1.75e9, 1),
+    "TPU v6e": (1.75e9, 1),
+}
+
 
 def forward_flops(config: ModelConfig, length: int, *, causal: bool = True) -> int:
     """Return the FLOPs of a forward pass over one sequence of `length` tokens, head included."""
@@ -94,6 +107,35 @@ def _part_flops(part: nnx.Module, tokens: int, causal: bool) -> int:
 def train_flops(config: ModelConfig, length: int, *, causal: bool = True) -> int:
     """Return the FLOPs of forward and backward over one sequence: three times the forward pass."""
     return 3 * forward_flops(config, length, causal=causal)
+
+
+def train_bytes(
+    config: ModelConfig, batch: int, length: int, *, devices: int = 1, tensor: int = 1
+) -> float:
+    """Return the fewest bytes per device that a train step of `batch` sequences can move.
+
+    Each product with a weight reads its factors and writes its result once, forward and twice
+    backward, in the dtype of products, but the head's logits are never written. Parameters and
+    AdamW's two means are read and written once, in float32.
+
+    Args:
+      config: of the model.
+      batch: sequences of all devices.
+      length: tokens per sequence.
+      devices: that share tokens and state evenly.
+      tensor: devices that share each weight's products.
+    """
+    model = models.abstract_model(config)
+    total = 2 * 3 * 4 * models.param_count(config) / devices
+    for part, tokens in model.flop_parts(length):
+        for _, module in nnx.iter_modules(part):
+            if isinstance(module, nnx.LinearGeneral):
+                weight = math.prod(module.kernel.shape)
+                inputs = module.kernel.shape[0]
+                ends = inputs if part is model.head else inputs + weight // inputs
+                numbers = weight / tensor + batch * tokens * ends / devices
+                total += 3 * config.compute_dtype.itemsize * numbers
+    return total
 
 
 def decode_bytes(config: ModelConfig, batch: int, length: int) -> float:
@@ -136,7 +178,12 @@ def peak_bandwidth(device: "Device") -> float | None:
     return _by_device_kind(_PEAK_BANDWIDTH, device)
 
 
-def _by_device_kind(table: dict[str, float], device: "Device") -> float | None:
+def tensor_cores(device: "Device") -> tuple[float, int] | None:
+    """Return the clock in Hz and the number of TensorCores of a TPU; None where it is unknown."""
+    return _by_device_kind(_TENSOR_CORES, device)
+
+
+def _by_device_kind(table: dict[str, _Entry], device: "Device") -> _Entry | None:
     """Return the entry whose name is the longest prefix of the device's kind."""
     matches = [name for name in table if device.device_kind.startswith(name)]
     return table[max(matches, key=len)] if matches else None

@@ -191,3 +191,20 @@ def test_a_decode_step_moves_parameters_and_caches():
 )
 def test_bandwidths(kind, peak):
     assert flops.peak_bandwidth(types.SimpleNamespace(device_kind=kind)) == peak
+
+
+def test_train_bytes_of_llama():
+    """Products in bfloat16 with factors and results, three times; the state in float32, twice."""
+    config = small_baseline("llama", dtype="bfloat16")
+    assert (config.width, config.heads, config.kv_heads, config.mlp_width) == (16, 4, 2, 24)
+    d, keys, f, v = 16, 2 * 4, 24, config.vocab_size
+    layer = [(d, d), (d, keys), (d, keys), (d, d), (d, f), (d, f), (f, d)]
+    tokens, devices = 6 * 24, 4
+    numbers = sum(i * o + tokens * (i + o) / devices for i, o in layer) * config.blocks
+    head = d * v + tokens * d / devices  # no logits
+    state = 2 * 3 * 4 * models.param_count(config) / devices
+    found = flops.train_bytes(config, 6, 24, devices=devices)
+    assert found == pytest.approx(state + 3 * 2 * (numbers + head))
+    halved = flops.train_bytes(config, 6, 24, devices=devices, tensor=2)
+    weights = d * v + config.blocks * sum(i * o for i, o in layer)
+    assert found - halved == pytest.approx(3 * 2 * weights / 2)

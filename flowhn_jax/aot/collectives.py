@@ -25,6 +25,20 @@ _RECEIVED = {
 }
 
 
+class Transfer(NamedTuple):
+    """One execution of a collective.
+
+    Attributes:
+      kind: such as 'all-gather'.
+      received: bytes that each device receives.
+      seconds: time of the links.
+    """
+
+    kind: str
+    received: float
+    seconds: float
+
+
 class Traffic(NamedTuple):
     """All collectives of one kind in a step.
 
@@ -44,17 +58,36 @@ def traffic(
 ) -> dict[str, Traffic]:
     """Return the traffic of a program by kind of collective.
 
-    Times assume an algorithm that uses all links of the group at once, with no other traffic on
-    them. Two permutations in opposite directions share no link and count once.
-
     Args:
       program: the compiled step.
       devices: of its mesh, in the mesh's order.
       topology: of the devices.
     """
     total: dict[str, Traffic] = {}
+    runs = program.runs()
+    for (name, _), (kind, received, seconds) in transfers(program, devices, topology).items():
+        before = total.get(kind, Traffic(0, 0.0, 0.0))
+        total[kind] = Traffic(
+            before.count + runs[name],
+            before.received + runs[name] * received,
+            before.seconds + runs[name] * seconds,
+        )
+    return total
+
+
+def transfers(
+    program: Program, devices: "Sequence[Device]", topology: Topology
+) -> dict[tuple[str, str], Transfer]:
+    """Return the collectives of a program, by the names of their computation and instruction.
+
+    Times assume an algorithm that uses all links of the group at once, with no other traffic on
+    them. Two permutations in opposite directions share no link and count once.
+
+    The arguments are those of `traffic`.
+    """
+    found: dict[tuple[str, str], Transfer] = {}
     seen: set[tuple[str, str]] = set()
-    for name, runs in program.runs().items():
+    for name in program.runs():
         instructions = program.computations[name]
         permutations = [pairs for x in instructions.values() if (pairs := _pairs(x)) is not None]
         for instruction in instructions.values():
@@ -66,13 +99,8 @@ def traffic(
             opposite = {(b, a) for a, b in pairs or ()}
             if opposite != pairs and opposite in permutations:
                 seconds /= 2
-            before = total.get(kind, Traffic(0, 0.0, 0.0))
-            total[kind] = Traffic(
-                before.count + runs,
-                before.received + runs * received,
-                before.seconds + runs * seconds,
-            )
-    return total
+            found[name, instruction.name] = Transfer(kind, received, seconds)
+    return found
 
 
 def _is_again(instruction: Instruction, seen: set[tuple[str, str]]) -> bool:

@@ -1,4 +1,4 @@
-"""Parses a compiled program's text (HLO): enough to find its collectives and its buffers."""
+"""Parses a compiled program's text (HLO): its instructions, and the arrays that they return."""
 
 import math
 import re
@@ -19,6 +19,41 @@ _BEGIN = re.compile(r"\s+(ROOT )?%?[\w.-]+ = ")
 _CALLS = re.compile(
     r"(?:calls|true_computation|false_computation)=%([\w.-]+)|branch_computations=\{([^}]*)\}"
 )
+
+
+class Array(NamedTuple):
+    """An array, or an element of a tuple, of an instruction's result."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    layout: str  # such as '{1,0:T(8,128)(2,1)S(1)}'; empty if the program gives none
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes without padding."""
+        return _BYTES[self.dtype] * self.elements
+
+    @property
+    def padded_bytes(self) -> int:
+        """Bytes in the memory of a TPU, where the minor dimensions are filled up to whole tiles."""
+        found = re.match(r"\{([\d,]*):T\(([\d,]+)\)", self.layout)
+        if found is None:
+            return self.bytes
+        shape, minor_first = list(self.shape), [int(n) for n in found[1].split(",") if n]
+        tile = [int(n) for n in found[2].split(",")]
+        for dimension, side in zip(minor_first, reversed(tile), strict=False):
+            shape[dimension] += -shape[dimension] % side
+        return _BYTES[self.dtype] * math.prod(shape)
+
+    @property
+    def in_main_memory(self) -> bool:
+        """Whether it is in main memory; S(n) marks other memories of a TPU."""
+        return re.search(r"S\([1-9]\)", self.layout) is None
 
 
 class Instruction(NamedTuple):
@@ -138,13 +173,17 @@ def _search(pattern: str, instruction: Instruction) -> re.Match[str]:
     return found
 
 
-def size(result: str, *, main_memory_only: bool = False) -> int:
-    """Return the bytes of a type or of a tuple's elements; S(n) marks other memories of a TPU."""
-    return sum(
-        _BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
+def arrays(result: str) -> list[Array]:
+    """Return the array of a type, or the arrays of a tuple."""
+    return [
+        Array(dtype, tuple(int(n) for n in shape.split(",") if n), layout)
         for dtype, shape, layout in _ARRAY.findall(result)
-        if not (main_memory_only and re.search(r"S\([1-9]\)", layout))
-    )
+    ]
+
+
+def size(result: str, *, main_memory_only: bool = False) -> int:
+    """Return the bytes of a type or of a tuple's elements, without padding."""
+    return sum(x.bytes for x in arrays(result) if x.in_main_memory or not main_memory_only)
 
 
 def _parse(line: str) -> Instruction:

@@ -12,8 +12,8 @@ from flowhn_jax import flops, models
 from flowhn_jax.aot.collectives import Traffic, traffic
 from flowhn_jax.aot.hlo import Program
 from flowhn_jax.aot.step_memory import Memory, memory
+from flowhn_jax.aot.step_plan import CODE_BYTES, plan
 from flowhn_jax.aot.topology import GIB, Topology
-from flowhn_jax.aot.tpu_plan import CODE_BYTES, plan
 from flowhn_jax.bench.largest_batch import Attempt
 from flowhn_jax.bench.largest_batch import largest_batch as search
 from flowhn_jax.bench.throughput import memory_sizes, program_bytes

@@ -42,10 +42,10 @@ class ProgramText:
         if head is None:
             raise ValueError(f"text must be a compiled program's as_text(); got {text[:40]!r}.")
         self.module = head[1]
-        self._program = hlo.Program(text)
+        self.program = hlo.Program(text)
         self._computation = {
             name: computation
-            for computation, instructions in self._program.computations.items()
+            for computation, instructions in self.program.computations.items()
             for name in instructions
         }
         self._of_kernel = {_kernel_name(name): name for name in self._computation}
@@ -76,9 +76,7 @@ class ProgramText:
             return Origin("", "")
         instruction = self._instruction(name)
         fused = list(self._fused(instruction))
-        products = [one for one in fused if one.opcode in _PRODUCTS]
-        products = [max(products, key=lambda one: hlo.size(one.result))] if products else []
-        for one in (*products, instruction, *fused[-1:]):
+        for one in _principal(instruction, fused):
             origin = self._own_origin(one)
             if origin.source:
                 return origin
@@ -91,10 +89,23 @@ class ProgramText:
         root = self._own_origin(fused[-1] if fused else instruction)
         return Origin(self._source_of_neighbors(name), own_operation or root.operation)
 
+    def files(self, name: str) -> list[str]:
+        """Return the files of this project on an instruction's stack, the innermost first.
+
+        A fusion takes those of the first instruction with any, in the order of `origin`.
+        """
+        instruction = self._instruction(name)
+        fused = list(self._fused(instruction))
+        for one in (*_principal(instruction, fused), *fused):
+            files = [_project_file(file) for file, _ in self._frames_of(_fields(one))]
+            if found := [file for file in files if file is not None]:
+                return found
+        return []
+
     def _source_of_neighbors(self, name: str) -> str:
         """Return the source of the first user that has one, else of the first operand; else ''."""
         computation = self._computation[name]
-        instructions = self._program.computations[computation]
+        instructions = self.program.computations[computation]
         if computation not in self._users:
             users = self._users[computation] = collections.defaultdict(list)
             for user, instruction in instructions.items():
@@ -117,23 +128,20 @@ class ProgramText:
         return self._instruction(name).operands
 
     def _instruction(self, name: str) -> hlo.Instruction:
-        return self._program.computations[self._computation[name]][name]
+        return self.program.computations[self._computation[name]][name]
 
     def _fused(self, instruction: hlo.Instruction) -> Iterator[hlo.Instruction]:
         """Yield the instructions that are executed as one; the root comes last."""
         if instruction.opcode in ("while", "conditional"):
             return
         computation = self._computation[instruction.name]
-        for called, _ in self._program.called(computation, instruction):
-            for one in self._program.computations[called].values():
+        for called, _ in self.program.called(computation, instruction):
+            for one in self.program.computations[called].values():
                 yield from self._fused(one)
                 yield one
 
     def _own_origin(self, instruction: hlo.Instruction) -> Origin:
-        found = _METADATA.search(instruction.attributes)
-        fields = {
-            key: text or number for key, text, number in _FIELD.findall(found[1] if found else "")
-        }
+        fields = _fields(instruction)
         operation = _operation(fields.get("op_name", ""), instruction.opcode)
         return Origin(_source(self._frames_of(fields)), operation)
 
@@ -146,6 +154,23 @@ class ProgramText:
             location = self._locations[self._frames[frame]["file_location_id"]]
             yield self._files[location["file_name_id"]], location["line"]
             frame = self._frames[frame]["parent_frame_id"]
+
+
+def _principal(
+    instruction: hlo.Instruction, fused: Sequence[hlo.Instruction]
+) -> Iterator[hlo.Instruction]:
+    """Yield what an instruction is mainly for: its largest product, itself, its root."""
+    products = [one for one in fused if one.opcode in _PRODUCTS]
+    if products:
+        yield max(products, key=lambda one: hlo.size(one.result))
+    yield instruction
+    yield from fused[-1:]
+
+
+def _fields(instruction: hlo.Instruction) -> dict[str, str]:
+    """Return the fields of an instruction's metadata."""
+    found = _METADATA.search(instruction.attributes)
+    return {key: text or number for key, text, number in _FIELD.findall(found[1] if found else "")}
 
 
 def _kernel_name(name: str) -> str:
@@ -175,16 +200,22 @@ def _source(frames: Iterable[tuple[str, int]]) -> str:
     """Return the innermost frame of this project, else the innermost outside libraries, else ''."""
     shared = outside = ""
     for file, line in frames:
-        path = pathlib.Path(file)
-        inside = path.is_relative_to(ROOT)
-        name = (path.relative_to(ROOT) if inside else path).as_posix()
-        if inside and name.startswith(_PACKAGES):
+        if name := _project_file(file):
             if name not in _SHARED:
                 return f"{name}:{line}"
             shared = shared or f"{name}:{line}"
         elif not _LIBRARIES.search(file):
-            outside = outside or f"{name}:{line}"
+            path = pathlib.Path(file)
+            path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+            outside = outside or f"{path.as_posix()}:{line}"
     return shared or outside
+
+
+def _project_file(file: str) -> str | None:
+    """Return the path of a file in the repository; None if it is not of this project."""
+    path = pathlib.Path(file)
+    name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else ""
+    return name if name.startswith(_PACKAGES) else None
 
 
 def _read_tables(text: str) -> dict[str, dict[int, Any]]:

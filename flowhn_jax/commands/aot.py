@@ -4,9 +4,17 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags, define_config
+from flowhn_jax.utils.text import one_line, short_path, short_repr
+
+if TYPE_CHECKING:
+    from flowhn_jax.aot.topology import Topology
+    from flowhn_jax.config import Config
+
+_DIFF = "--diff must be a file that --roofline --out wrote"
 
 
 def define(flags: Flags) -> Callable[[], None]:
@@ -32,6 +40,8 @@ def define(flags: Flags) -> Callable[[], None]:
     )
     as_json = flags.boolean("json", False, "print one JSON object instead of a table.")
 
+    print_roofline = _define_roofline(flags)
+
     def main() -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs, here or there
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # nor is CUDA installed
@@ -40,6 +50,8 @@ def define(flags: Flags) -> Callable[[], None]:
 
         config = parse_config()
         machine = topology_lib.describe(topology.value, slices.value)
+        if print_roofline(config, machine, as_json=as_json.value):
+            return
         make = step_report.largest_batch if largest_batch.value else step_report.report
         found = make(config, machine, mfu=mfu.value, plan_only=plan_only.value)
         print(json.dumps(found.to_dict()) if as_json.value else found)
@@ -47,6 +59,95 @@ def define(flags: Flags) -> Callable[[], None]:
             sys.exit(1)
 
     return main
+
+
+def _define_roofline(flags: Flags) -> Callable[..., bool]:
+    """Define the flags of the roofline; return the function that prints it if it is asked for."""
+    values = flags.values
+    with flags.group("With --roofline"):
+        roofline = absl.flags.DEFINE_bool(
+            "roofline",
+            False,
+            "print the least time that the scheduled program can take, by part of the step, and "
+            "its heaviest operations.",
+            flag_values=values,
+        )
+        options = absl.flags.DEFINE_multi_string(
+            "xla", [], "XLA's compiler option NAME=VALUE.", flag_values=values
+        )
+        out = absl.flags.DEFINE_string("out", None, "JSON file to write.", flag_values=values)
+        before = absl.flags.DEFINE_string(
+            "diff",
+            None,
+            "an earlier --out, of another recipe or with another --xla, to compare with.",
+            flag_values=values,
+        )
+        plot = absl.flags.DEFINE_string(
+            "plot", None, "picture to write: .png, .svg or .pdf.", flag_values=values
+        )
+
+    def print_roofline(config: "Config", machine: "Topology", *, as_json: bool) -> bool:
+        needs, refuses = ("xla", "out", "diff", "plot"), ("mfu", "largest_batch")
+        for name in refuses if roofline.value else needs:
+            if values[name].present:
+                must = "be left out with" if roofline.value else "be given with"
+                raise ValueError(f"--{name} must {must} --roofline.")
+        if not roofline.value:
+            return False
+        from flowhn_jax.aot.roofline import render
+        from flowhn_jax.aot.roofline.step_bound import step_bound
+        from flowhn_jax.bench.output import check_out, save_results
+
+        chosen = _options(options.value)
+        earlier = None if before.value is None else _read_step(before.value)
+        if out.value is not None:
+            check_out(out.value)
+        found = step_bound(config, machine, chosen).to_dict()
+        if as_json:
+            print(json.dumps(found if earlier is None else found | {"before": earlier}))
+        else:
+            print(render.text(found))
+            if earlier is not None:
+                print(f"\n{render.difference(earlier, found)}")
+        if out.value is not None:
+            save_results(out.value, found)
+        if plot.value is not None:
+            render.draw([found] if earlier is None else [earlier, found], plot.value)
+        return True
+
+    return print_roofline
+
+
+def _options(given: Sequence[str]) -> dict[str, str]:
+    """Return compiler options by name.
+
+    Raises:
+      ValueError: one has no '='.
+    """
+    for option in given:
+        if not option.partition("=")[2]:
+            raise ValueError(
+                f"--xla must be NAME=VALUE, e.g. xla_tpu_scoped_vmem_limit_kib=65536; got "
+                f"{short_repr(option)}."
+            )
+    return {name: value for name, _, value in (option.partition("=") for option in given)}
+
+
+def _read_step(path: str) -> dict[str, Any]:
+    """Return an earlier result of --roofline.
+
+    Raises:
+      ValueError: the file is not one.
+    """
+    try:
+        with open(path) as file:
+            step = json.load(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ValueError(f"{_DIFF}; got {short_path(path)}: {reason}.") from error
+    if not isinstance(step, dict) or "bound" not in step:
+        raise ValueError(f"{_DIFF}; got {short_path(path)}, which is another file.")
+    return step
 
 
 def run(argv: Sequence[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from flowhn_jax.layers.embedding import Embedding
 from flowhn_jax.layers.linear import linear, rms_norm
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.base import ModelConfig
+from kernels.custom_vjp import KERNEL_RESULT
 from kernels.partition import constrain
 
 STREAM = "B stream D"
@@ -20,8 +21,23 @@ _FROM_EMBEDDING = "row column shard", "row stream part", STREAM
 
 Blocks = Sequence[Callable[..., Any]]  # a model's blocks, as they are or wrapped for remat
 
+_KEPT = (
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(KERNEL_RESULT),
+)
+
+
+def _keep_results(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
+    """Return whether a primitive is a product or what a kernel returns.
+
+    `jax.nn` does not name the results of cuDNN's attention.
+    """
+    is_cudnn = primitive.name.startswith("dot_product_attention_fwd")
+    return is_cudnn or any(policy(primitive, *arguments, **parameters) for policy in _KEPT)
+
+
 _REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _keep_results,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -64,7 +80,8 @@ class LanguageModel(nnx.Module):
           tokens: [B, T] int32.
           segment_ids: [B, T] int32, documents of packed sequences; None: one document per row.
           remat: what is saved for the backward pass, which recomputes the rest: 'none' saves
-            everything, 'dots' the results of matrix products, 'full' only the blocks' inputs.
+            everything, 'dots' the results of matrix products and of fused kernels, 'full' only the
+            blocks' inputs.
         """
         x = self.embed_tokens(constrain(tokens, "row column"))
         for layout in _FROM_EMBEDDING:

@@ -306,3 +306,42 @@ def plot_split(plan: Plan, title: str, path: str) -> None:
     handles = [Patch(color=colours[i], label=_BRANCH_LABELS[colours[i]]) for i in np.unique(rows)]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     _save(figure, path)
+
+
+def plot_bounds(
+    parts: Mapping[str, Mapping[str, float]], ideal: Mapping[str, float], path: str
+) -> None:
+    """Draw the bounds of train steps as stacked bars, one bar per step.
+
+    Args:
+      parts: milliseconds of each part of a step, by the step's title.
+      ideal: milliseconds of each step's model FLOPs at the peak, a line across its bar.
+      path: file to write; its ending is the format.
+
+    Raises:
+      ValueError: matplotlib cannot write this kind of file.
+      ImportError: matplotlib is not installed.
+    """
+    pyplot = load_pyplot()
+    figure, axes = pyplot.subplots(figsize=(9, 1.6 + 0.9 * len(parts)), layout="constrained")
+    colours = pyplot.get_cmap("tab10").colors
+    names = list(dict.fromkeys(name for each in parts.values() for name in each))
+    ends = np.zeros(len(parts))
+    for name, colour in zip(names, colours, strict=False):
+        widths = np.array([each.get(name, 0.0) for each in parts.values()])
+        axes.barh(range(len(parts)), widths, left=ends, height=0.5, color=colour, label=name)
+        ends += widths
+    for row, title in enumerate(parts):
+        axes.vlines(ideal[title], row - 0.25, row + 0.25, color="black", linewidth=2)
+        axes.annotate(title, (0, row - 0.28), va="bottom", fontsize=9)
+        axes.annotate(
+            f"{ends[row]:.1f}", (ends[row], row), (4, 0), textcoords="offset points", va="center"
+        )
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.set_xlabel("ms per step, at least; black: the model's FLOPs at the peak")
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.set_yticks([])
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    _save(figure, path)

@@ -90,7 +90,25 @@ def make_train_step(
     # With debug_nans JAX repeats the step, operation by operation, to find the one at fault.
     donated = () if config.train.debug_nans else (0,)
     out_shardings = state_shardings(config, mesh), replicated(mesh)
-    return jax.jit(train_step, donate_argnums=donated, out_shardings=out_shardings)
+    return jax.jit(
+        train_step,
+        donate_argnums=donated,
+        out_shardings=out_shardings,
+        compiler_options=compiler_options(mesh, out_shardings[0].params),
+    )
+
+
+def compiler_options(mesh: Mesh, params: Any) -> dict[str, Any] | None:
+    """Return XLA's options for a step whose parameters have these shardings.
+
+    On TPUs XLA multiplies each part of a sharded weight as it arrives, and adds it to the product,
+    which it reads and writes each time. For the gathered weights of a step that costs more than
+    the wait: the links are hidden by other products in any case.
+    """
+    is_sharded = not all(each.is_fully_replicated for each in jax.tree.leaves(params))
+    if mesh.devices.flat[0].platform != "tpu" or not is_sharded:
+        return None
+    return {"xla_tpu_enable_windowed_einsum_for_all_gather": False}
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> Batch:

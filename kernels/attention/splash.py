@@ -11,6 +11,7 @@ from jax import Array
 
 from kernels.attention.inputs import AttentionInputs, Visibility, pad_length
 from kernels.checks import refused_dtype
+from kernels.custom_vjp import KERNEL_RESULT
 
 _LANES = 128  # blocks are multiples of it
 _LARGEST_BLOCK = 640  # the backward pass's scores of larger blocks do not fit in a v5e's VMEM
@@ -69,6 +70,7 @@ def attention(
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=KERNEL_RESULT,
         interpret=interpret,
     )
     out: Any  # an array; with other options the kernel returns residuals as well

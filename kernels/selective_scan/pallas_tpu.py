@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.checks import refused_dtype
-from kernels.custom_vjp import custom_vjp
+from kernels.custom_vjp import custom_vjp, kept_by_remat
 from kernels.manual_axes import vary_alike
 from kernels.scan_inputs import ScanInputs, float32_or_zeros, per_token
 from kernels.selective_scan import pallas_tpu_kernels as kernels
@@ -94,7 +94,7 @@ def _scan(interpret: bool, inputs: Inputs, h0: Array) -> tuple[Array, Array]:
 
 
 def _scan_forward(interpret: bool, inputs: Inputs, h0: Array) -> tuple[Any, Any]:
-    y, state, starts = _call_forward(interpret, inputs, h0, save_starts=True)
+    y, state, starts = kept_by_remat(_call_forward(interpret, inputs, h0, save_starts=True))
     return (y, state), (inputs, starts)
 
 

@@ -29,7 +29,7 @@ from jax import Array
 
 from kernels.backends import target_capability, target_device_kind
 from kernels.checks import refused_dtype
-from kernels.custom_vjp import custom_vjp
+from kernels.custom_vjp import custom_vjp, kept_by_remat
 from kernels.manual_axes import vary_alike
 from kernels.scan_inputs import ScanInputs, float32_or_zeros, per_token
 from kernels.tuning import choose_tile
@@ -152,7 +152,7 @@ def _scan(run: Run, tile: Tile, arrays: _Arrays) -> tuple[Array, Array]:
 
 def _scan_forward(run: Run, tile: Tile, arrays: _Arrays):
     """Return the results, and the arguments with the states before the chunks for the initial."""
-    results = _execute(run, _forward(tile, arrays, keeps_starts=True))
+    results = kept_by_remat(_execute(run, _forward(tile, arrays, keeps_starts=True)))
     residuals = arrays._replace(initial_state=results["starts"])
     return (results["y"], results["last"]), residuals
 

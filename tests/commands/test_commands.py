@@ -102,6 +102,22 @@ def succeed(*arguments):
         (["-m", "flowhn_jax.split", TINY, "--plot=plan.xyz"], "Cannot draw to 'plan.xyz'"),
         (["-m", "flowhn_jax.aot", TINY], "--topology must be given"),
         (["-m", "flowhn_jax.aot", TINY, "--topology=v5e:3x3"], "v4:2x2x1 2x2x2"),
+        (
+            ["-m", "flowhn_jax.aot", TINY, "--topology=v5e:1x1", "--out=x"],
+            "--out must be given with --roofline",
+        ),
+        (
+            ["-m", "flowhn_jax.aot", TINY, "--topology=v5e:1x1", "--roofline", "--mfu=0.4"],
+            "--mfu must be left out with --roofline",
+        ),
+        (
+            ["-m", "flowhn_jax.aot", TINY, "--topology=v5e:1x1", "--roofline", "--xla=fast"],
+            "--xla must be NAME=VALUE, e.g. xla_tpu_scoped_vmem_limit_kib=65536; got 'fast'",
+        ),
+        (
+            ["-m", "flowhn_jax.aot", TINY, "--topology=v5e:1x1", "--roofline", "--diff=nothing"],
+            "--diff must be a file that --roofline --out wrote; got 'nothing': No such file",
+        ),
         (["-m", "flowhn_jax.compare"], "--size must be given"),
         (["-m", "flowhn_jax.compare", "--size=2b"], "tiny, 135m, 350m, 1b"),
         (["-m", "flowhn_jax.compare", "--size=tiny", "--models=llama,mambo"], "'mambo'"),

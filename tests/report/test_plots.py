@@ -69,6 +69,19 @@ def test_comparison_of_models_that_were_not_trained_has_bars_alone(figures):
     assert "MFU" in bars.get_title(loc="left")
 
 
+def test_bounds_are_stacked_bars(figures):
+    parts = {"a": {"head": 2.0, "scan": 1.0}, "b": {"head": 4.0, "scan": 0.5}}
+    plots.plot_bounds(parts, {"a": 1.5, "b": 2.5}, "x.png")
+    (axes,) = figures[0].axes
+    head, scan = axes.containers
+    assert [bar.get_width() for bar in head] == [2, 4]
+    assert [bar.get_x() for bar in scan] == [2, 4]
+    assert texts(axes) == ["a", "3.0", "b", "4.5"]
+    ideal = [line.get_segments()[0][0][0] for line in axes.collections]
+    assert ideal == [1.5, 2.5]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["head", "scan"]
+
+
 def test_losses_of_a_run(figures):
     rows = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": None}]
     rows.append({"step": 3, "loss": 2.0, "validation_loss": 2.5})

@@ -11,7 +11,7 @@ from typing import Any
 
 from flowhn_jax.aot import step_report
 from flowhn_jax.aot.step_memory import Memory, shard_bytes
-from flowhn_jax.aot.tpu_plan import Plan
+from flowhn_jax.aot.step_plan import Plan
 from flowhn_jax.bench import branch_parallel, branch_times, checkpoint_cost, decode, kernel_times
 from flowhn_jax.bench.device import Rates
 from flowhn_jax.bench.suite import document

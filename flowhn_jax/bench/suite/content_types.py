@@ -104,6 +104,7 @@ _WITH: dict[str, dict[str, dict[str, Any]]] = {
             **dict.fromkeys(("memory_bytes", "compile_seconds"), _NUMBER),
             "train_tflops_per_second_per_device": _NUMBER,
             "train_mfu": _MAYBE,
+            "bound_seconds?": _MAYBE,
         }
     },
     "kernel_speed": {

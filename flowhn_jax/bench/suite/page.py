@@ -149,13 +149,15 @@ def _training(rows: Sequence[Row]) -> str:
                 number(row["train_mfu"], "{:.1f}", 100),
                 f"{row['train_tflops_per_second_per_device']:,.2f}",
                 f"{step} ({spread})",
+                number(row.get("bound_seconds"), "{:,.1f}", 1e3),
                 f"{row['memory_bytes'] / 2**30:,.2f}",
                 f"{row['compile_seconds']:.1f}",
                 row["kernels"],
             ]
         )
     headings = ["model", "parameters", "batch (limit)", "tokens/s", "x no_split", "MFU %",
-                "TFLOP/s per device", "ms per step", "GiB", "compile s", "kernels"]  # fmt: skip
+                "TFLOP/s per device", "ms per step", "bound ms", "GiB", "compile s",
+                "kernels"]  # fmt: skip
     return markdown(headings, table)
 
 

@@ -13,8 +13,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+from absl import logging
 
 from flowhn_jax import flops, models
+from flowhn_jax.aot.roofline.bound import bound
+from flowhn_jax.aot.roofline.rates import of_device
 from flowhn_jax.bench.attempt import Row, attempt, failure
 from flowhn_jax.bench.device import measure_rates
 from flowhn_jax.bench.largest_batch import Attempt, largest_batch
@@ -29,6 +32,7 @@ from flowhn_jax.bench.throughput import (
 )
 from flowhn_jax.config import BASELINES, Config
 from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.utils.text import one_line
 from kernels.partition import AXES
 
 if TYPE_CHECKING:
@@ -58,6 +62,7 @@ class Candidate(NamedTuple):
     programs: Programs
     limit: str  # what limits the batch: 'memory' or 'step time'
     attempts: int  # programs compiled to find it
+    bound_seconds: float | None  # least time of a step; None where it is unknown
 
 
 def plan() -> list[str]:
@@ -157,6 +162,7 @@ def _described(candidate: Candidate) -> Row:
         "kernels": programs.kernels,
         "memory_bytes": programs.memory_bytes,
         "compile_seconds": programs.compile_seconds,
+        "bound_seconds": candidate.bound_seconds,
         "programs_compiled": candidate.attempts,
     }
 
@@ -214,7 +220,26 @@ def compile_largest(
         raise TooLargeError(str(error), memory) from error
     assert programs is not None  # an attempt that fits has programs
     each = programs.config.train.batch_size // ways
-    return Candidate(programs.config, programs, "step time" if each == most else "memory", attempts)
+    limit = "step time" if each == most else "memory"
+    return Candidate(programs.config, programs, limit, attempts, _bound_seconds(programs))
+
+
+def _bound_seconds(programs: Programs) -> float | None:
+    """Return the least time that the compiled step can take; None on devices of unknown rates.
+
+    Kernels count by their FLOPs and bytes, and collectives take no time.
+    """
+    config, mesh = programs.config, programs.mesh
+    rates = of_device(mesh.devices.flat[0])
+    text = None if rates is None else programs.train_step.as_text()
+    if rates is None or text is None:
+        return None
+    step_flops = config.train.batch_size * flops.train_flops(config.model, config.model.context)
+    try:
+        return bound(text, rates, step_flops / mesh.size).milliseconds / 1e3
+    except (ValueError, LookupError) as error:  # the step can be timed without it
+        logging.warning("The program's bound is unknown: %s", one_line(error))
+        return None
 
 
 def memory_limit() -> int:

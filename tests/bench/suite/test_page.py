@@ -57,6 +57,7 @@ def test_numbers_of_the_tables(tmp_path):
     assert text.startswith("# FlowHN on 1 x NVIDIA H100\n\nMeasured in 1.5 minutes; code ")
     found = cells(text, "135m fac_split", "132,396,448")
     assert found[2:6] == ["32 (memory)", "125,000", "1.25", "25.0"]
+    assert found[7:9] == ["262.1 (235.9 to 288.4)", "62.5"]  # measured, and the bound
     assert cells(text, "1b fac_split", "132,396,448")[4:6] == ["n/a", "n/a"]
     assert "701.00 TFLOP/s" in cells(text, "matrix products, bfloat16")
     assert cells(text, "train step of ae_split at 135m")[1:] == [

@@ -1,15 +1,18 @@
 """Part `training`: the largest batch, and models timed round-robin."""
 
 import dataclasses
+import types
 
 import jax
 import pytest
 
 from flowhn_jax import config as config_lib
 from flowhn_jax import flops, models
+from flowhn_jax.aot.roofline.rates import Rates
 from flowhn_jax.bench.suite import compilation, figures, page, training_speed
 from flowhn_jax.bench.suite.document import Document
 from flowhn_jax.bench.suite.parts import PARTS
+from tests.aot import tpu_target
 from tests.small import small_baseline, small_config
 
 PLENTY = 2**36
@@ -21,9 +24,9 @@ def config_of(devices=1, **model):
     return dataclasses.replace(config, model=small_baseline("llama", blocks=1, **model))
 
 
-def rate_for(config, sequences):
-    """Return the FLOP/s at which n sequences per device take 0.09 of the 0.1 seconds allowed."""
-    return sequences * flops.train_flops(config.model, config.model.context) / 0.09
+def rate_for(config, sequences, seconds=0.09):
+    """Return the FLOP/s at which n sequences per device take 0.09 of a CPU's 0.1 seconds."""
+    return sequences * flops.train_flops(config.model, config.model.context) / seconds
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,29 @@ def test_the_batch_is_limited_by_memory(by_time):
     assert found.config.train.batch_size in (1, 2, 4)
     assert found.programs.memory_bytes <= memory
     assert found.attempts <= 3
+
+
+def test_a_step_of_a_cpu_has_no_bound(by_time):
+    assert by_time.bound_seconds is None
+
+
+@pytest.mark.aot
+def test_a_step_of_a_tpu_takes_at_least_the_time_of_its_flops():
+    config, devices = config_of(dtype="bfloat16"), tpu_target.devices("v5e:1x1")[:1]
+    rate = rate_for(config, 64, seconds=0.24)
+    found = training_speed.compile_largest(config, PLENTY, rate, devices)
+    assert found.config.train.batch_size == 64
+    model_flops = 64 * flops.train_flops(config.model, config.model.context)
+    assert found.bound_seconds > model_flops / flops.peak_flops(devices[0])
+    assert found.bound_seconds < 0.01
+
+
+def test_a_program_that_cannot_be_read_has_no_bound(by_time, monkeypatch):
+    unreadable = dataclasses.replace(
+        by_time.programs, train_step=types.SimpleNamespace(as_text=lambda: "HloModule f\n")
+    )
+    monkeypatch.setattr(training_speed, "of_device", lambda device: Rates(1e12, 1e9))
+    assert training_speed._bound_seconds(unreadable) is None
 
 
 class FakePrograms:

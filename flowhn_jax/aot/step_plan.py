@@ -1,15 +1,17 @@
-"""XLA's plan of a train step for TPUs: the program and its memory, without machine code.
+"""XLA's plan of a train step: the scheduled program and its memory, without machine code.
 
 XLA schedules the program and its memory early; generating machine code takes most of the time. It
 has no option to stop before that, but it can dump intermediate results: a separate process
 compiles, and is killed as soon as both dumps are complete.
 """
 
+import itertools
 import multiprocessing
 import pathlib
 import re
 import tempfile
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from flowhn_jax.aot.topology import GIB, describe
@@ -22,7 +24,8 @@ from kernels import backends
 # Allowance for machine code, which takes 0.24 to 0.43 GiB for the largest recipes.
 CODE_BYTES = GIB // 2
 
-_PROGRAM = "*after_optimizations_after_buffer_assignment.txt"
+# Of TPUs and of GPUs.
+_PROGRAMS = "*after_optimizations_after_buffer_assignment.txt", "*gpu_after_optimizations.txt"
 _MEMORY = "*after_optimizations-memory-usage-report.txt"
 _ERROR = "error"
 
@@ -34,8 +37,16 @@ class Plan(NamedTuple):
     main_memory: int  # bytes of arguments, results and temporaries
 
 
-def plan(config: Config, topology: str, slices: int) -> Plan:
-    """Return the plan of a config's train step for a topology of TPUs.
+def plan(
+    config: Config, topology: str, slices: int, options: Mapping[str, str] | None = None
+) -> Plan:
+    """Return the plan of a config's train step for a topology.
+
+    Args:
+      config: of the run; its mesh is laid over the topology's devices.
+      topology: name of the machine.
+      slices: number of TPU slices.
+      options: XLA's compiler options, next to those of the train step.
 
     Raises:
       RuntimeError: XLA cannot compile the step, e.g. because it does not fit; its message.
@@ -43,7 +54,7 @@ def plan(config: Config, topology: str, slices: int) -> Plan:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         process = multiprocessing.get_context("spawn").Process(
-            target=_compile, args=(config, topology, slices, name), daemon=True
+            target=_compile, args=(config, topology, slices, options, name), daemon=True
         )
         process.start()
         try:
@@ -59,19 +70,23 @@ def plan(config: Config, topology: str, slices: int) -> Plan:
         raise RuntimeError(error.read_text() if error.exists() else "XLA ended without a plan.")
 
 
-def _compile(config: Config, topology: str, slices: int, folder: str) -> None:
+def _compile(
+    config: Config, topology: str, slices: int, options: Mapping[str, str] | None, folder: str
+) -> None:
     try:
         mesh = make_mesh(config.mesh, eval_batch_size(config), describe(topology, slices).devices)
         with backends.use(config.kernels.backend):
             lowered = lower_train_step(config, mesh)
-        lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        dumps = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        lowered.compile(compiler_options={**(options or {}), **dumps})
     except Exception as error:
         (pathlib.Path(folder) / _ERROR).write_text(str(error))
 
 
 def _read(folder: pathlib.Path) -> Plan | None:
     """Return the plan in a folder of dumps; None if it is not complete yet."""
-    programs, reports = sorted(folder.glob(_PROGRAM)), sorted(folder.glob(_MEMORY))
+    programs = sorted(itertools.chain.from_iterable(map(folder.glob, _PROGRAMS)))
+    reports = sorted(folder.glob(_MEMORY))
     if not programs or not reports:
         return None
     text = programs[-1].read_text()
