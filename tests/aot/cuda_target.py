@@ -52,8 +52,8 @@ def recorded(launches: list):
     return run
 
 
-def compile_kernel(kernel, launch, capability: int) -> Resources:
-    """Compile a Triton kernel for a launch, one warp per program, as jax-triton does."""
+def compile_kernel(kernel, launch, capability: int, warps: int = 1) -> Resources:
+    """Compile a Triton kernel for a launch, with these warps per program, as jax-triton does."""
     triton = pytest.importorskip("triton", reason="compiles by Triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -70,7 +70,7 @@ def compile_kernel(kernel, launch, capability: int) -> Resources:
         constexprs={(i,): x for i, x in constants.items()},
         attrs={(i,): [["tt.divisibility", 16]] for i in range(len(arrays))},
     )
-    target, options = GPUTarget("cuda", capability, 32), {"num_warps": 1, "num_stages": 1}
+    target, options = GPUTarget("cuda", capability, 32), {"num_warps": warps, "num_stages": 1}
     assembler = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
         triton.knobs.cache.dir = folder  # importing jax-triton unsets it
