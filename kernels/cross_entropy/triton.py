@@ -9,35 +9,18 @@ the logits computed again, as in the memory-efficient forms of the loss, there w
 product, a third more work, and less memory: here the exponentials of one chunk.
 """
 
-import importlib.util
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kernels.backends import target_capability, target_device_kind
+from kernels import triton_call
 from kernels.checks import refused_dtype
 from kernels.cross_entropy.chunks import Exponentials, Products
-from kernels.manual_axes import vary_alike
+from kernels.triton_call import Launch, Run
 
-_MIN_CAPABILITY = 80  # the first with bfloat16
 _TOKENS, _WORDS, _FEATURES = 128, 256, 64  # of a program's tile, and of a step of its product
-
-
-class Launch(NamedTuple):
-    """One run of a kernel of `triton_kernels`."""
-
-    kernel: str
-    inputs: tuple[Array, ...]
-    outputs: dict[str, jax.ShapeDtypeStruct]  # in the kernel's order
-    grid: tuple[int]
-    constants: dict[str, Any]
-
-
-Run = Callable[[Launch], tuple[Array, ...]]
 
 
 def unsupported(hidden: Array, head: Array) -> str | None:
@@ -45,14 +28,8 @@ def unsupported(hidden: Array, head: Array) -> str | None:
 
     Only looks at shapes and dtypes, and assumes that the program is compiled for an NVIDIA GPU.
     """
-    capability = target_capability()
-    if capability is None:
-        return f"the compute capability of {target_device_kind()} is not known"
-    if capability < _MIN_CAPABILITY:
-        return f"it needs a compute capability of {_MIN_CAPABILITY}, this GPU's is {capability}"
-    for module, package in {"triton": "triton", "jax_triton": "jax-triton"}.items():
-        if importlib.util.find_spec(module) is None:
-            return f"the package {package} is not installed: pip install {package}"
+    if reason := triton_call.unsupported():
+        return reason
     if not hidden.size:
         return f"hidden {hidden.shape} is empty"
     return refused_dtype({"hidden": hidden}, ("bfloat16",))
@@ -79,9 +56,8 @@ def _exponentials(
     sizes = {"N": tokens, "D": width, "V": words}
     tile = {"TOKENS": _TOKENS, "WORDS": _WORDS, "FEATURES": _FEATURES, "KEEP": keep}
     grid = (-(-tokens // _TOKENS) * tiles,)
-    launch = Launch("exponentials", inputs, outputs, grid, sizes | tile)
-    # jax-triton does not declare that they vary over devices.
-    _, (exps, total, target, peak) = vary_alike((inputs, tuple(run(launch))))
+    launch = Launch("exponentials", inputs, outputs, grid, sizes | tile, warps=8, stages=3)
+    exps, total, target, peak = triton_call.execute(run, launch).values()
     return Exponentials(exps if keep else None, total.sum(0), target.sum(0), peak.max(0))
 
 
@@ -109,25 +85,7 @@ def _gradients(
 
 
 def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[Array, ...]:
-    """Run a kernel through jax-triton.
-
-    Args:
-      launch: the kernel and its arrays.
-      compute_capability: that of the GPU to compile for, as 90; None: the local GPU's. Without a
-        GPU the call can only be compiled.
-    """
-    import jax_triton
-
+    """Run a kernel of `triton_kernels`, as `triton_call.call` does."""
     from kernels.cross_entropy import triton_kernels
 
-    return jax_triton.triton_call(
-        *launch.inputs,
-        kernel=getattr(triton_kernels, launch.kernel),
-        name=f"cross_entropy_{launch.kernel}",
-        out_shape=tuple(launch.outputs.values()),
-        grid=launch.grid,
-        num_warps=8,
-        num_stages=3,
-        compute_capability=compute_capability,
-        **launch.constants,
-    )
+    return triton_call.call(triton_kernels, "cross_entropy", launch, compute_capability)

@@ -18,8 +18,7 @@ would compute all exponentials and read all inputs again, which costs more than 
 """
 
 import importlib.metadata
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,18 +26,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kernels.backends import target_capability, target_device_kind
+from kernels import triton_call
+from kernels.backends import target_capability
 from kernels.checks import refused_dtype
 from kernels.custom_vjp import custom_vjp, kept_by_remat
 from kernels.manual_axes import vary_alike
 from kernels.scan_inputs import ScanInputs, float32_or_zeros, per_token
+from kernels.triton_call import Launch, Run
 from kernels.tuning import choose_tile
 
 _f32 = jnp.float32
 _DTYPES = ("bfloat16", "float32")
 _THREADS = 32  # per warp
 _MAX_BATCH = 65535  # limit of a grid's second dimension
-_MIN_CAPABILITY = 80  # the first with bfloat16
 
 
 class Tile(NamedTuple):
@@ -47,20 +47,6 @@ class Tile(NamedTuple):
     tokens: int  # per chunk
     channels: int
     warps: int
-
-
-class Launch(NamedTuple):
-    """One run of a kernel of `triton_kernels`."""
-
-    kernel: str
-    inputs: tuple[Array, ...]
-    outputs: dict[str, jax.ShapeDtypeStruct]  # in the kernel's order
-    grid: tuple[int, int]
-    constants: dict[str, Any]
-    warps: int  # per program
-
-
-Run = Callable[[Launch], tuple[Array, ...]]
 
 
 class _Arrays(NamedTuple):
@@ -105,14 +91,8 @@ def unsupported(inputs: ScanInputs) -> str | None:
 
     Only looks at shapes and dtypes, and assumes that the program is compiled for an NVIDIA GPU.
     """
-    capability = target_capability()
-    if capability is None:
-        return f"the compute capability of {target_device_kind()} is not known"
-    if capability < _MIN_CAPABILITY:
-        return f"it needs a compute capability of {_MIN_CAPABILITY}, this GPU's is {capability}"
-    for module, package in {"triton": "triton", "jax_triton": "jax-triton"}.items():
-        if importlib.util.find_spec(module) is None:
-            return f"the package {package} is not installed: pip install {package}"
+    if reason := triton_call.unsupported():
+        return reason
     if reason := refused_dtype(per_token(inputs), _DTYPES):
         return reason
     u, A = inputs.x, inputs.A
@@ -146,19 +126,19 @@ def scan_with(run: Run, tile: Tile, inputs: ScanInputs) -> tuple[Array, Array]:
 @custom_vjp(nondiff_argnums=(0, 1))
 def _scan(run: Run, tile: Tile, arrays: _Arrays) -> tuple[Array, Array]:
     """Return y [B, L, E] and the last state [B, S, E]."""
-    results = _execute(run, _forward(tile, arrays, keeps_starts=False))
+    results = triton_call.execute(run, _forward(tile, arrays, keeps_starts=False))
     return results["y"], results["last"]
 
 
 def _scan_forward(run: Run, tile: Tile, arrays: _Arrays):
     """Return the results, and the arguments with the states before the chunks for the initial."""
-    results = kept_by_remat(_execute(run, _forward(tile, arrays, keeps_starts=True)))
+    results = kept_by_remat(triton_call.execute(run, _forward(tile, arrays, keeps_starts=True)))
     residuals = arrays._replace(initial_state=results["starts"])
     return (results["y"], results["last"]), residuals
 
 
 def _scan_backward(run: Run, tile: Tile, residuals: _Arrays, cotangents):
-    results = _execute(run, _backward(tile, residuals, *cotangents))
+    results = triton_call.execute(run, _backward(tile, residuals, *cotangents))
     gradients = _Arrays(
         u=results["du"],
         dt=results["ddt"],
@@ -240,36 +220,11 @@ def _constants(tile: Tile, arrays: _Arrays) -> dict[str, Any]:
     }
 
 
-def _execute(run: Run, launch: Launch) -> dict[str, Array]:
-    """Run the kernel and return its results by name."""
-    # jax-triton does not declare that they vary over devices.
-    results = vary_alike((launch.inputs, tuple(run(launch))))[1]
-    return dict(zip(launch.outputs, results, strict=True))
-
-
 def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[Array, ...]:
-    """Run a kernel through jax-triton.
-
-    Args:
-      launch: the kernel and its arrays.
-      compute_capability: that of the GPU to compile for, as 90; None: the local GPU's. Without a
-        GPU the call can only be compiled.
-    """
-    import jax_triton
-
+    """Run a kernel of `triton_kernels`, as `triton_call.call` does."""
     from kernels.selective_scan import triton_kernels
 
-    return jax_triton.triton_call(
-        *launch.inputs,
-        kernel=getattr(triton_kernels, launch.kernel),
-        name=f"selective_scan_{launch.kernel}",
-        out_shape=tuple(launch.outputs.values()),
-        grid=launch.grid,
-        num_warps=launch.warps,
-        num_stages=1,
-        compute_capability=compute_capability,
-        **launch.constants,
-    )
+    return triton_call.call(triton_kernels, "selective_scan", launch, compute_capability)
 
 
 def _choose(inputs: ScanInputs) -> Tile:

@@ -6,7 +6,7 @@ from kernels.backends import Backend, Operation
 from kernels.checks import check_arguments, check_groups
 from kernels.scan_inputs import OPTIONAL, ScanInputs, finite_rates
 from kernels.sequence import scan_over_mesh
-from kernels.ssd import xla
+from kernels.ssd import pallas_tpu, triton, xla
 from kernels.ssd.step import ssd_step
 
 __all__ = ["OPERATION", "ssd", "ssd_step"]
@@ -20,8 +20,12 @@ _OUT_LAYOUTS = "B L H P", "B H P S"
 
 OPERATION = Operation(
     "ssd",
-    {"xla": Backend(xla.ssd)},
-    {"gpu": ("xla",), "tpu": ("xla",), "cpu": ("xla",)},
+    {
+        "triton": Backend(triton.ssd, ("gpu",), triton.unsupported),
+        "pallas_tpu": Backend(pallas_tpu.ssd, ("tpu",), pallas_tpu.unsupported),
+        "xla": Backend(xla.ssd),
+    },
+    {"gpu": ("triton", "xla"), "tpu": ("pallas_tpu", "xla"), "cpu": ("xla",)},
 )
 
 
@@ -48,7 +52,8 @@ def ssd(
     Each head has one decay per token, so that the sums over time are matrix products. On
     accelerators these round their operands to x's dtype, also in the gradient, and accumulate in
     float32. Decays, states and everything else are float32. Memory beyond inputs and outputs is one
-    chunk's matrices and, if it is differentiated, the state at each chunk's start.
+    chunk's matrices and, if it is differentiated (by Triton in any case), the state at each chunk's
+    start, which the kernels keep in x's dtype.
 
     Args:
       x: inputs [B, L, H, P], any float dtype, any length L >= 1.
@@ -62,7 +67,7 @@ def ssd(
       initial_state: h before position 0, [B, H, P, S] float32, of the document of position 0. None:
         zero.
       return_final_state: whether to also return h after position L-1.
-      backend: 'xla'; None: see `kernels.backends`.
+      backend: 'triton' (NVIDIA), 'pallas_tpu' or 'xla'; None: see `kernels.backends`.
 
     Returns:
       y [B, L, H, P] in x's dtype, or (y, final state [B, H, P, S] float32) with

@@ -2,7 +2,7 @@
 
 Exponents are differences of sums of the tokens' log-decays. A sum runs over the token's own
 document only, as a product with zeros and ones: no document affects another, not even by rounding.
-So that differences of large sums stay exact, each log-decay is split into a multiple of 2**-10, of
+So that differences of large sums stay exact, each log-decay is split into a multiple of 2**-9, of
 which all sums are exact in float32, and a rest so small that the rounding of its sums does not
 matter. Where a decay is zero the exponent is minus infinity, set before the exponential.
 
@@ -14,9 +14,9 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array, lax
 
-# Lower log-decays are equivalent to minus infinity: exp(-128) is 0 in float32. A chunk's sum of
-# multiples of 2**-10 down to it has 24 bits.
-_LEAST_EXPONENT, _GRID = -128.0, 2.0**-10
+# Lower log-decays are equivalent to minus infinity: exp(-160) and 2**-160 are 0 in float32. A
+# chunk's sum of multiples of the grid down to it has 24 bits.
+LEAST_EXPONENT, _GRID = -160.0, 2.0**-9
 # Tokens that `_sum_across` sums over pair by pair.
 _BLOCK = 8
 
@@ -37,16 +37,9 @@ def decays(
       [N, Q, R], from the chunk's start to t: 0 once another document has begun;
       [N, Q, R], from t to the chunk's end: 0 unless the last token's document is t's.
     """
-    batch, length, _ = delta.shape
-    seen = jnp.tril(jnp.ones((length, length), bool))[None]  # (t, s)
-    if document is not None:
-        seen &= document[:, :, None] == document[:, None, :]
-    exponents = jnp.maximum(delta * A[:, None], _LEAST_EXPONENT)
-    coarse = lax.stop_gradient(jnp.round(exponents / _GRID) * _GRID)
-    # Over a document's tokens of the chunk up to t, as exact as float32 on every device.
-    ones = jnp.broadcast_to(seen, (batch, length, length)).astype(jnp.float32)
-    total = partial(jnp.einsum, "nts,nsr->ntr", ones, precision=lax.Precision.HIGHEST)
-    sums = total(coarse), total(exponents - coarse)
+    exponents = jnp.maximum(delta * A[:, None], LEAST_EXPONENT)
+    seen = _seen(document, delta.shape[1])
+    sums = document_sums(exponents, document)
 
     def differences(sums: Array) -> Array:
         at_t, at_s = sums[..., :, None], sums[..., None, :]  # [N, R, t, s]
@@ -60,6 +53,48 @@ def decays(
         before = jnp.where(document[..., None] == 0, before, -jnp.inf)
         after = jnp.where((document == document[:, -1:])[..., None], after, -jnp.inf)
     return within, jnp.exp(before), jnp.exp(after)
+
+
+def document_sums(exponents: Array, document: Array | None) -> tuple[Array, Array]:
+    """Return the sums of log-decays over the tokens of t's document in the chunk up to t.
+
+    Args:
+      exponents: log-decays to any base, at least `LEAST_EXPONENT`, [N, Q, R] float32, Q at most
+        128.
+      document: [N, Q] or None.
+
+    Returns:
+      Two arrays [N, Q, R] whose sum is the result: a multiple of 2**-9, of which differences are
+      exact, and a rest of magnitude at most Q * 2**-10. As exact as float32 on every device.
+    """
+    batch, length, _ = exponents.shape
+    coarse = lax.stop_gradient(jnp.round(exponents / _GRID) * _GRID)
+    seen = _seen(document, length)
+    ones = jnp.broadcast_to(seen, (batch, length, length)).astype(jnp.float32)
+    total = partial(jnp.einsum, "nts,nsr->ntr", ones, precision=lax.Precision.HIGHEST)
+    return total(coarse), total(exponents - coarse)
+
+
+def number_documents(segment_ids: Array, chunk: int, length: int) -> Array:
+    """Return the documents of each chunk's tokens, numbered 0, 1, ..., [B, length] int32.
+
+    Args:
+      segment_ids: documents, [B, L].
+      chunk: tokens of a chunk.
+      length: a multiple of it, at least L; further tokens are of the last document.
+    """
+    starts = segment_ids[:, 1:] != segment_ids[:, :-1]
+    starts = jnp.pad(starts, ((0, 0), (1, length - segment_ids.shape[1])))
+    starts = starts.reshape(len(starts), -1, chunk)
+    return starts.cumsum(-1, dtype=jnp.int32).reshape(-1, length)
+
+
+def _seen(document: Array | None, length: int) -> Array:
+    """Return whether token s <= t is of t's document, [N or 1, Q, Q] (t, s)."""
+    seen = jnp.tril(jnp.ones((length, length), bool))[None]
+    if document is not None:
+        seen &= document[:, :, None] == document[:, None, :]
+    return seen
 
 
 def decays_backward(
@@ -85,7 +120,7 @@ def decays_backward(
     of_starts = lax.cumsum(of_before, axis=1, reverse=True)
     of_ends = jnp.pad(lax.cumsum(of_after, axis=1)[:, :-1], ((0, 0), (1, 0), (0, 0)))
     dexponents = tokens_first(of_pairs) + of_starts + of_ends
-    dexponents = jnp.where(delta * A[:, None] > _LEAST_EXPONENT, dexponents, 0)
+    dexponents = jnp.where(delta * A[:, None] > LEAST_EXPONENT, dexponents, 0)
     return dexponents * A[:, None], (dexponents * delta).sum(1)
 
 

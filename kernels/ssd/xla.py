@@ -27,7 +27,13 @@ from kernels.custom_vjp import custom_vjp
 from kernels.manual_axes import vary_alike
 from kernels.precision import product_precision
 from kernels.scan_inputs import ScanInputs, float32_or_zeros, time_steps
-from kernels.ssd.decays import decays, decays_backward, heads_first, tokens_first
+from kernels.ssd.decays import (
+    decays,
+    decays_backward,
+    heads_first,
+    number_documents,
+    tokens_first,
+)
 
 # A chunk of Q tokens costs Q P products per token and head next to the state's 2 P S, so 64 does
 # less work than 128; it is the fastest of 32, 64 and 128 on a CPU. Matrix units are 128 wide.
@@ -71,9 +77,7 @@ def ssd(inputs: ScanInputs) -> tuple[Array, Array]:
 
     document = None
     if segment_ids is not None:
-        starts = segment_ids[:, 1:] != segment_ids[:, :-1]
-        starts = jnp.pad(starts, ((0, 0), (1, tail))).reshape(batch, -1, chunk)
-        document = starts.cumsum(-1, dtype=jnp.int32).reshape(batch, -1)
+        document = number_documents(segment_ids, chunk, length + tail)
         document = jnp.repeat(document, groups, axis=0)
     B, C = (by_group(v)[:, :, 0] for v in (inputs.B, inputs.C))
     tokens = _Tokens(by_group(x), by_group(delta), B, C, document)

@@ -96,8 +96,6 @@ def test_registers_do_not_spill(capability, keep):
     jax.eval_shape(partial(products.exponentials, keep=keep), hidden, head, targets, shift)
     (launch,) = launches
     assert launch.grid == (16 * 256,)
-    needs = cuda_target.compile_kernel(
-        triton_kernels.exponentials, launch, capability, num_warps=8, num_stages=3
-    )
+    needs = cuda_target.compile_kernel(triton_kernels.exponentials, launch, capability)
     print(capability, keep, needs)
     assert needs.spilled <= {80: 32, 90: 0}[capability]

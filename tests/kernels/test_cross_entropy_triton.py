@@ -10,6 +10,7 @@ import pytest
 
 from flowhn_jax.bench import formulas
 from kernels import cross_entropy as operation
+from kernels import triton_call
 from kernels.backends import Backend
 from kernels.cross_entropy import triton as backend
 from tests.kernels import triton_interpreter
@@ -123,11 +124,11 @@ def test_refusals(monkeypatch):
     hidden, head = (jax.ShapeDtypeStruct((4, 4), jnp.bfloat16) for _ in range(2))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert "the compute capability of cpu is not known" in backend.unsupported(hidden, head)
-    monkeypatch.setattr(backend, "target_capability", lambda: 75)
+    monkeypatch.setattr(triton_call, "target_capability", lambda: 75)
     assert "it needs a compute capability of 80, this GPU's is 75" in backend.unsupported(
         hidden, head
     )
-    monkeypatch.setattr(backend, "target_capability", lambda: 90)
+    monkeypatch.setattr(triton_call, "target_capability", lambda: 90)
     assert backend.unsupported(hidden, head) is None
     single = jax.ShapeDtypeStruct((4, 4), jnp.float32)
     assert backend.unsupported(single, head) == "hidden is float32, not bfloat16"

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from flowhn_jax.bench import formulas
+from kernels import triton_call
 from kernels.selective_scan import triton as backend
 from tests.kernels import triton_interpreter
 from tests.kernels.reference import assert_close
@@ -177,9 +178,9 @@ def test_refusals(monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert "the compute capability of cpu is not known" in reason()
-    monkeypatch.setattr(backend, "target_capability", lambda: 75)
+    monkeypatch.setattr(triton_call, "target_capability", lambda: 75)
     assert "it needs a compute capability of 80, this GPU's is 75" in reason()
-    monkeypatch.setattr(backend, "target_capability", lambda: 90)
+    monkeypatch.setattr(triton_call, "target_capability", lambda: 90)
     assert reason() is None
     half = jax.ShapeDtypeStruct((1, 2, 3), jnp.float16)
     assert reason(z=half) == "z is float16, not bfloat16 or float32"

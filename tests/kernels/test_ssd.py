@@ -7,16 +7,34 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from flowhn_jax.bench import formulas
+from kernels.scan_inputs import ScanInputs
 from kernels.ssd import ssd, ssd_step
 from tests.kernels import reference
 from tests.kernels.scans import Scan, random_documents
 
-SCAN = Scan(lambda args: ssd(**args, return_final_state=True), formulas.ssd, ["x", "dt", "B", "C"])
+PER_TOKEN = ["x", "dt", "B", "C"]
+SCAN = Scan(lambda args: ssd(**args, return_final_state=True), formulas.ssd, PER_TOKEN)
+
+
+def ssd_inputs(args):
+    """Return the arguments as the operation's backends take them."""
+    return ScanInputs(*map(args.get, ScanInputs._fields))
+
+
+def ssd_specs(groups):
+    """Return how arguments and results are cut over `data` and `model`."""
+    specs = {name: P("data", None, "model") for name in ("x", "dt")}
+    specs |= {name: P("model") for name in ("A", "D", "dt_bias")}
+    specs |= {name: P("data", None, "model" if groups > 1 else None) for name in ("B", "C")}
+    specs |= {"segment_ids": P("data"), "initial_state": P("data", "model")}
+    return specs, (specs["x"], specs["initial_state"])
 
 
 def arguments(
     rng, batch, length, heads, groups, dtype=np.float32, *, size=3, states=4, optional=True
 ):
+    """Return random arguments, with documents of any lengths."""
+
     def normal(*shape, dtype=np.float32):
         return rng.standard_normal(shape).astype(dtype)
 
@@ -60,11 +78,13 @@ def test_small_time_steps_among_large_ones(rng, share):
     SCAN.check_against_float64(rng, args)
 
 
-def test_large_time_steps_forget_everything(rng):
-    def last_input(args):
-        B = jnp.repeat(args["B"][:, -1], 2, axis=1)
-        return args["dt"][:, -1, :, None, None] * jnp.einsum("bhp,bhs->bhps", args["x"][:, -1], B)
+def last_input(args):
+    """Return what the last token adds to the state, with two heads in each group."""
+    B = jnp.repeat(args["B"][:, -1], 2, axis=1)
+    return args["dt"][:, -1, :, None, None] * jnp.einsum("bhp,bhs->bhps", args["x"][:, -1], B)
 
+
+def test_large_time_steps_forget_everything(rng):
     args = arguments(rng, 2, 100, 4, 2, optional=False)
     SCAN.check_large_time_steps_forget(rng, args, last_input)
 
@@ -97,12 +117,8 @@ def test_no_array_holds_the_decays_of_all_chunks():
 def test_sharded_over_batch_and_heads(rng, groups):
     args = arguments(rng, 4, 100, 4, groups)
     ones = jnp.ones_like(args["x"]), jnp.ones_like(args["initial_state"])
-    specs = {name: P("data", None, "model") for name in ("x", "dt")}
-    specs |= {name: P("model") for name in ("A", "D", "dt_bias")}
-    specs |= {name: P("data", None, "model" if groups > 1 else None) for name in ("B", "C")}
-    specs |= {"segment_ids": P("data"), "initial_state": P("data", "model")}
     whole = SCAN.run_with_gradients(args, ones)[1]
-    SCAN.check_sharded(args, ones, (specs, (specs["x"], specs["initial_state"])), whole, 1e-5)
+    SCAN.check_sharded(args, ones, ssd_specs(groups), whole, 1e-5)
 
 
 def test_one_token_after_another_is_the_scan(rng):
@@ -123,7 +139,9 @@ def test_wrong_arguments_of_a_step(rng):
 
 def test_wrong_arguments():
     args = arguments(np.random.default_rng(0), 2, 7, 6, 3)
-    with pytest.raises(ValueError, match=r"backend must be one of 'xla'; got 'fast'"):
+    with pytest.raises(
+        ValueError, match=r"must be one of 'pallas_tpu', 'triton', 'xla'; got 'fast'"
+    ):
         ssd(**args, backend="fast")
     with pytest.raises(ValueError, match=r"B must be \[B, L, G, S\] = .*; got shape \(1,"):
         ssd(**args | {"B": args["B"][:1]})

@@ -9,11 +9,14 @@ import pytest
 
 from flowhn_jax.bench import formulas
 from kernels.selective_scan import pallas_tpu, selective_scan, triton
+from kernels.ssd import pallas_tpu as ssd_pallas_tpu
 from kernels.ssd import ssd
+from kernels.ssd import triton as ssd_triton
 from tests.kernels import triton_interpreter
 from tests.kernels.reference import assert_close
 from tests.kernels.scans import scan_inputs
 from tests.kernels.test_sequence import over
+from tests.kernels.test_ssd import ssd_inputs
 
 EXPONENTS = [0.01, 0.1, 1, 4, 8, 16, 30]  # -delta * A
 DELTA = 0.5
@@ -49,6 +52,15 @@ def run_triton(**args):
     return triton.scan_with(triton_interpreter.run, tile, scan_inputs(args))
 
 
+def run_ssd_pallas(**args):
+    return ssd_pallas_tpu.ssd(ssd_inputs(args), interpret=True)
+
+
+def run_ssd_triton(**args):
+    run = partial(triton_interpreter.run, module="kernels.ssd.triton_kernels")
+    return ssd_triton.ssd_with(run, ssd_triton.Tile(tokens=16, warps=4), ssd_inputs(args))
+
+
 def scan(backend):
     return partial(selective_scan, return_final_state=True, backend=backend)
 
@@ -61,6 +73,8 @@ RUNS = {
     "triton": (run_triton, scan_arguments, 19, {}),
     "scan_over_sequence": (scan(None), scan_arguments, 96, {"sequence": 4}),
     "ssd": (partial(ssd, return_final_state=True), ssd_arguments, 200, {}),
+    "ssd_pallas_tpu": (run_ssd_pallas, ssd_arguments, 200, {}),
+    "ssd_triton": (run_ssd_triton, ssd_arguments, 40, {}),
     "ssd_over_sequence": (
         partial(ssd, return_final_state=True),
         ssd_arguments,
@@ -71,7 +85,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=needs_triton if name == "triton" else ()) for name in RUNS]
+    "name", [pytest.param(name, marks=needs_triton if "triton" in name else ()) for name in RUNS]
 )
 def test_gradients_of_decays_are_those_of_float64(name, rng):
     run, arguments, length, axes = RUNS[name]
@@ -94,8 +108,9 @@ def test_gradients_of_decays_are_those_of_float64(name, rng):
         assert_close(found, {"A": expected["A"], "dt": expected["dt"]}, 1e-5)
 
 
+@pytest.mark.parametrize("run", [ssd, run_ssd_pallas], ids=["default", "pallas_tpu"])
 @pytest.mark.parametrize("share", [0.03, 0.3])
-def test_ssd_with_small_steps_among_large_ones(rng, share):
+def test_ssd_with_small_steps_among_large_ones(rng, share, run):
     """Few pairs of tokens have weights that are not almost zero."""
     args = ssd_arguments(rng, 1, 200)
     steps = np.where(rng.random(args["dt"].shape) < share, 5.0, -5.0).astype(np.float32)

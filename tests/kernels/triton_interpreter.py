@@ -4,6 +4,7 @@ Triton decides whether to interpret when it is imported, so the kernels run in a
 which starts at the first launch and ends with this one.
 """
 
+import contextlib
 import functools
 import importlib
 import multiprocessing
@@ -50,8 +51,33 @@ def interpret(module, kernel, inputs, outputs, grid, constants):
     inputs = [np.ascontiguousarray(x) for x in inputs]
     results = [np.full(shape, np.nan, dtype) for shape, dtype in outputs]
     tensors = [_Tensor(x) for x in (*inputs, *results)]
-    getattr(kernels, kernel)[grid](*tensors, **constants)
+    with _exact_bfloat16():
+        getattr(kernels, kernel)[grid](*tensors, **constants)
     return results
+
+
+@contextlib.contextmanager
+def _exact_bfloat16():
+    """Make the interpreter round to bfloat16, and multiply matrices of it, as a GPU does.
+
+    It truncates, and multiplies the bits as if they were integers.
+    """
+    builder = importlib.import_module("triton.runtime.interpreter").InterpreterBuilder
+    float32 = importlib.import_module("triton.language").float32
+    create_dot, create_fp_trunc = builder.create_dot, builder.create_fp_trunc
+
+    def dot_of_floats(self, a, b, *arguments):
+        a, b = (self.create_fp_ext(x, float32) if x.dtype.is_bf16() else x for x in (a, b))
+        return create_dot(self, a, b, *arguments)
+
+    def round_to_nearest(self, source, dtype):
+        result = create_fp_trunc(self, source, dtype)
+        if dtype.scalar.is_bf16():
+            result.data = source.data.astype(jax.numpy.bfloat16).view(np.uint16)
+        return result
+
+    with mock.patch.multiple(builder, create_dot=dot_of_floats, create_fp_trunc=round_to_nearest):
+        yield
 
 
 class _Tensor:
