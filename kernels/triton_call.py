@@ -20,7 +20,7 @@ class Launch(NamedTuple):
     kernel: str  # name of a function in the operation's module of kernels
     inputs: tuple[Array, ...]
     outputs: dict[str, jax.ShapeDtypeStruct]  # in the kernel's order
-    grid: tuple[int, ...]
+    grid: tuple[int] | tuple[int, int] | tuple[int, int, int]
     constants: dict[str, Any]
     warps: int  # per program
     stages: int = 1  # of loops that load ahead
