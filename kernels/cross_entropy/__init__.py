@@ -12,8 +12,8 @@ from kernels.cross_entropy import chunks, triton, xla
 from kernels.manual_axes import vary_alike
 from kernels.partition import over_mesh
 
-# Bytes of a chunk's logits. Each chunk adds to the head's gradient, a pass over D x V numbers; on
-# an accelerator the products take longer than that pass from about 2000 tokens per chunk.
+# Bytes of a chunk's logits in float32. Each chunk adds to the head's gradient, a pass over D x V
+# numbers; on an accelerator the products take longer than it from about 2000 tokens per chunk.
 _CHUNK_BYTES = {"cpu": 128 * 2**20, "gpu": 512 * 2**20, "tpu": 512 * 2**20}
 
 Axes = tuple[str, ...]  # names of mesh axes
@@ -64,7 +64,7 @@ def cross_entropy(
         'none' recomputes the logits in the backward pass.
       z_loss: weight of lse**2, at least 0.
       chunk_size: maximal number of tokens per device whose logits exist at the same time; None: as
-        many as fill 128 MiB on a CPU, 512 MiB on an accelerator.
+        many as fill 128 MiB in float32 on a CPU, 512 MiB on an accelerator.
       backend: 'triton' (NVIDIA) or 'xla'; None: see `kernels.backends`.
 
     Returns:

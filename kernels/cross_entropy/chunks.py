@@ -31,7 +31,7 @@ _LEAST_SUM, _LARGEST_SUM = 1e-3, 1e25
 class Exponentials(NamedTuple):
     """Results of a chunk of n tokens for a device's part of the vocabulary; rows in float32."""
 
-    exps: Array | None  # exp(logits - shift) [n, V] in the products' dtype, if they are kept
+    exps: Array | None  # exp(logits - shift) [n, V], if they are kept; bfloat16 if hidden is
     total: Array  # their sum, in float32, [n]
     target: Array  # the target's logit - shift, 0 where the target is not in this part, [n]
     peak: Array  # the largest logit, [n]

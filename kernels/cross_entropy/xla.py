@@ -14,9 +14,11 @@ def _exponentials(
     centred = logits - shift[:, None]
     exps = jnp.exp(centred)
     target = jnp.where(_one_hot(targets, logits.shape), centred, 0).sum(-1)
-    # Without the barrier XLA would keep them in float32, the type in which they are used next.
-    kept = lax.optimization_barrier(exps.astype(hidden.dtype)) if keep else None
-    return Exponentials(kept, exps.sum(-1), target, logits.max(-1))
+    total, kept = exps.sum(-1), exps if keep else None
+    if keep and hidden.dtype == jnp.bfloat16:
+        # Without the barrier XLA would keep them in float32, the type in which they are used next.
+        kept = lax.optimization_barrier(exps.astype(jnp.bfloat16))
+    return Exponentials(kept, total, target, logits.max(-1))
 
 
 def _gradients(

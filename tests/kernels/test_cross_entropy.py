@@ -114,6 +114,21 @@ def test_logits_far_from_their_mean(rng, reduction, kind):
     assert_close(gradients, expected[1], 1e-4, scale=1)
 
 
+def test_exponentials_outside_of_the_range_of_float16(rng):
+    args = arguments(rng, 9, 3, 12, np.float16)
+    args |= {"hidden": jnp.full((9, 3), 0.5, np.float16), "head": args["head"].at[:, 1].set(16)}
+    output, gradients = run_with_gradients(args, jnp.float32(1), "sum")
+
+    def loss(hidden, head):
+        others = {name: args[name] for name in ("targets", "weights")}
+        return formulas.cross_entropy(hidden, head, **others).sum()
+
+    floats = {"hidden": args["hidden"], "head": args["head"].astype(np.float16)}
+    expected = formulas.in_float64(loss, floats, jnp.float32(1))
+    assert_close(output, expected[0], 1e-2)
+    assert_close({name: gradients[name] for name in floats}, expected[1], 1e-2)
+
+
 @both_reductions
 def test_logits_of_minus_infinity_count_as_absent(rng, reduction):
     """Losses and the gradients of the other words' columns are those without the word."""
