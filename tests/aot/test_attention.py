@@ -65,7 +65,7 @@ def test_splash(topology):
 )
 def test_copies_of_a_layer_around_splash(topology, heads, groups, size, allowed):
     """Products write q, k and v as the kernels read them, and read their results likewise."""
-    length, width = 577, 768
+    batch, length, width = 64, 577, 768
     mesh = tpu_target.mesh(topology, data=len(tpu_target.devices(topology)))
     context = LayerContext(nnx.Rngs(0), jnp.bfloat16, init_std=0.02, norm_eps=1e-5)
     sizes = AttentionSizes(width, heads, groups, size)
@@ -75,15 +75,15 @@ def test_copies_of_a_layer_around_splash(topology, heads, groups, size, allowed)
         y, vjp = jax.vjp(lambda state, x: nnx.merge(graph, state)(x, segment_ids), state, x)
         return y, vjp(dy)
 
-    x = jax.ShapeDtypeStruct((16, length, width), jnp.bfloat16)
-    ids = jax.ShapeDtypeStruct((16, length), jnp.int32)
+    x = jax.ShapeDtypeStruct((batch, length, width), jnp.bfloat16)
+    ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     arguments = state, x, ids, x
     specs = jax.tree.map(lambda _: P(), state), P("data"), P("data"), P("data")
     with jax.set_mesh(mesh), backends.record() as chosen:
         shapes = tpu_target.on_mesh(mesh, arguments, specs)
         compiled = jax.jit(step).lower(*shapes).compile()
     assert chosen["attention"] == {"splash"}
-    keys = 16 // mesh.size * groups * length * size
+    keys = batch // mesh.size * groups * length * size
     assert len(copies(compiled.as_text(), size, keys)) == allowed
 
 
