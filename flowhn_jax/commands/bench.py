@@ -17,12 +17,11 @@ _MAX_TOKENS = 2**24
 def define(flags: Flags) -> Mapping[str, Callable[..., None]]:
     """Define the flags; return the functions that run the subcommands, by name."""
     values = flags.values
-    out = absl.flags.DEFINE_string(
+    out = flags.define_path(
         "out",
-        None,
         "JSON file to write; default: bench_SUBCOMMAND.json. For suite a folder; default: "
         "runs/suite, with --topology runs/rehearsal, with --compare suite_comparison.",
-        flag_values=values,
+        schemes=(),
     )
     repeats = absl.flags.DEFINE_integer(
         "repeats",

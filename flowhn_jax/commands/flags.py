@@ -37,12 +37,14 @@ class Flags:
       values: absl's container, for `flag_values` of absl's DEFINE functions.
       headings: headings in the help, by the names of flags; flags without one are listed first.
       takes_config: whether the command has --config.
+      paths: the flags that name a file or a folder, each with the schemes of URLs that it may have.
     """
 
     def __init__(self):
         self.values = absl.flags.FlagValues()
         self.headings: dict[str, str] = {}
         self.takes_config = False
+        self.paths: dict[str, Sequence[str]] = {}
 
     @contextlib.contextmanager
     def group(self, heading: str) -> Iterator[None]:
@@ -50,6 +52,27 @@ class Flags:
         before = set(self.values)
         yield
         self.headings |= dict.fromkeys(set(self.values) - before, heading)
+
+    def define_path(
+        self,
+        name: str,
+        help: str,
+        *,
+        required: bool = False,
+        schemes: Sequence[str] = WRITABLE,
+    ) -> absl.flags.FlagHolder[str | None]:
+        """Define a flag that names a file or a folder, here or in a bucket.
+
+        Args:
+          name: of the flag.
+          help: its description.
+          required: whether it must be given.
+          schemes: those of the URLs that it may be.
+        """
+        self.paths[name] = schemes
+        return absl.flags.DEFINE_string(
+            name, None, help, required=required, flag_values=self.values
+        )
 
     def is_required(self, name: str) -> bool:
         """Return whether a flag must be given."""
