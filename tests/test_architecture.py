@@ -18,6 +18,7 @@ ROWS = [
     ["layers", "data", "parallel"],
     ["report"],
     ["split", "kernels"],
+    ["storage"],
     ["utils"],
 ]
 RANK = {package: len(ROWS) - row for row, packages in enumerate(ROWS) for package in packages}

@@ -5,9 +5,8 @@ import pathlib
 
 import tensorstore
 
-from flowhn_jax.data.shards import sha256
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.files import sync_tree, write_atomically
+from flowhn_jax.utils.files import sha256, sync_tree, write_atomically
 from flowhn_jax.utils.text import one_line
 
 _FILE = "manifest.json"

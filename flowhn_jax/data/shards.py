@@ -1,7 +1,6 @@
 """Shards: the ArrayRecord files of a prepared set."""
 
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ from array_record.python import (
     array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  an extension without stubs
 )
 
-from flowhn_jax.utils.files import sync
+from flowhn_jax.utils.files import sha256, sync
 from flowhn_jax.utils.text import short_repr
 
 SHARD_BYTES = 1 << 28  # of windows in one shard, before compression
@@ -143,9 +142,3 @@ def _utf8_path(path: pathlib.Path) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"The path of prepared data must be UTF-8; got {str(path)!r}.") from error
     return str(path)
-
-
-def sha256(path: pathlib.Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
