@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import absl.flags
 
+from flowhn_jax.storage import check_scheme, is_remote
 from flowhn_jax.utils.text import one_line, short_path, short_repr
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Flags:
         self.values = absl.flags.FlagValues()
         self.headings: dict[str, str] = {}
         self.takes_config = False
-        self.paths: dict[str, Sequence[str]] = {}
+        self.paths: dict[str, tuple[str, ...]] = {}
 
     @contextlib.contextmanager
     def group(self, heading: str) -> Iterator[None]:
@@ -59,15 +60,15 @@ class Flags:
         help: str,
         *,
         required: bool = False,
-        schemes: Sequence[str] = WRITABLE,
-    ) -> absl.flags.FlagHolder[str | None]:
+        schemes: tuple[str, ...] = ("gs",),
+    ) -> absl.flags.FlagHolder[Any]:
         """Define a flag that names a file or a folder, here or in a bucket.
 
         Args:
           name: of the flag.
           help: its description.
           required: whether it must be given.
-          schemes: those of the URLs that it may be.
+          schemes: of the URLs that it may be.
         """
         self.paths[name] = schemes
         return absl.flags.DEFINE_string(
@@ -102,6 +103,8 @@ class Flags:
         except Exception as error:  # raised by the recipe, which is run here
             raise ValueError(_load_failure(error)) from error
         self._check_numbers()
+        self._check_paths()
+        self._check_paths()
         return rest[1:]
 
     def _unknown(self, name: str) -> str:
@@ -133,6 +136,13 @@ class Flags:
                 return f"--{name} must be {must_be.format(allowed)}; got {short_repr(value)}."
         return str(error)
 
+    def _check_paths(self) -> None:
+        """Raise ValueError if a path is a URL that its flag cannot be."""
+        for name, schemes in self.paths.items():
+            path = self.values[name].value
+            if path is not None:
+                _check_path(name, path, schemes)
+
     def _check_numbers(self) -> None:
         """Raise ValueError if a float is not finite or an integer exceeds `_MAX_INT`."""
         for name in self.values:
@@ -145,6 +155,16 @@ class Flags:
                 if isinstance(number, int) and abs(number) > _MAX_INT:
                     limit = f"at most {_MAX_INT}" if number > 0 else f"at least {-_MAX_INT}"
                     raise ValueError(f"--{name} must be {limit}; got {short_repr(number)}.")
+
+
+def _check_path(name: str, path: str, schemes: tuple[str, ...]) -> None:
+    """Raise ValueError if the path of a flag is a URL with another scheme than these."""
+    try:
+        check_scheme(path, schemes)
+    except ValueError as error:
+        raise ValueError(f"--{name}: {error}") from error
+    if "gs" not in schemes and is_remote(path):
+        raise ValueError(f"--{name} must be a local path; got {short_path(path)}.")
 
 
 def define_config(flags: Flags) -> "Callable[[], Config]":
@@ -278,6 +298,7 @@ def _with_recipes_found(argv: Sequence[str]) -> list[str]:
     from flowhn_jax import recipes
 
     def found(value: str) -> str:
+        _check_path("config", value, ())
         name, colon, argument = value.partition(":")
         return f"{recipes.find(name)}{colon}{argument}"
 

@@ -47,8 +47,8 @@ def open_source(spec: str, text_field: str = "text") -> Source:
       spec: a .txt file (one document); a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file (one
         document per line or row); a folder, whose files of these kinds are read in the order of
         their paths; all of these also in a bucket (gs://) or on the Hugging Face hub, as
-        hf://datasets/NAME/FILE; 'hf:NAME[:CONFIG]', the train split of a dataset of the Hugging Face hub or of
-        a folder that `datasets.load_dataset` reads; or 'embedded'.
+        hf://datasets/NAME/FILE; 'hf:NAME[:CONFIG]', the train split of a dataset of the hub or of a
+        folder that `datasets.load_dataset` reads; or 'embedded'.
       text_field: the field or column with the text.
 
     Raises:

@@ -55,7 +55,7 @@ class ChatTemplates:
             named = file.parent / NAMED_TEMPLATES
             templates |= {
                 each.name.removesuffix(_TEMPLATE_ENDING): each.read_text()
-                for each in named.list()
+                for each in named.children()
                 if each.name.endswith(_TEMPLATE_ENDING)
             }
         if not templates:

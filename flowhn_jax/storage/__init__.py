@@ -1,7 +1,7 @@
 """Where a run, its data and its results lie: a local folder, or a bucket (gs://)."""
 
 from flowhn_jax.storage.errors import StorageError, is_storage_error
-from flowhn_jax.storage.open import AnyPath, check_scheme, is_remote, place
+from flowhn_jax.storage.open import AnyPath, check_scheme, is_remote, place, readable_place
 from flowhn_jax.storage.place import Place
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "is_remote",
     "is_storage_error",
     "place",
+    "readable_place",
 ]
