@@ -1,7 +1,9 @@
 """An emulator of Google Cloud Storage, which tests use as a bucket."""
 
+import collections
 import contextlib
 import os
+import threading
 import urllib.request
 import uuid
 
@@ -27,6 +29,9 @@ def running():
     before = dict(os.environ)
     try:
         server.start()
+        # It logs each request to a pipe, and would stop when that is full.
+        log = server._process.stderr
+        threading.Thread(target=collections.deque, args=(log, 0), daemon=True).start()
         os.environ.clear()
         os.environ.update(before)
         make_bucket(server.url)
