@@ -8,7 +8,7 @@ from typing import Any
 import absl.flags
 
 from flowhn_jax.commands import runner
-from flowhn_jax.commands.flags import Flags, define_optional_config
+from flowhn_jax.commands.flags import Flags, check_path, define_optional_config
 from flowhn_jax.utils.text import short_repr
 
 _MAX_TOKENS = 2**24
@@ -107,6 +107,8 @@ def _define_suite(flags: Flags, out: absl.flags.FlagHolder) -> Callable[..., Non
         from flowhn_jax.bench.suite import command, rehearsal, side_by_side
 
         folders = [each for each in (first_folder, second_folder) if each]
+        for folder in folders:
+            check_path("compare", folder, ())
         if folders and not is_comparison.value:
             raise ValueError(
                 f"unexpected argument {short_repr(folders[0])}; to compare two folders type "

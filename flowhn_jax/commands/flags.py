@@ -141,7 +141,7 @@ class Flags:
         for name, schemes in self.paths.items():
             path = self.values[name].value
             if path is not None:
-                _check_path(name, path, schemes)
+                check_path(name, path, schemes)
 
     def _check_numbers(self) -> None:
         """Raise ValueError if a float is not finite or an integer exceeds `_MAX_INT`."""
@@ -157,10 +157,10 @@ class Flags:
                     raise ValueError(f"--{name} must be {limit}; got {short_repr(number)}.")
 
 
-def _check_path(name: str, path: str, schemes: tuple[str, ...]) -> None:
+def check_path(name: str, path: str, schemes: tuple[str, ...]) -> None:
     """Raise ValueError if the path of a flag is a URL with another scheme than these."""
     try:
-        check_scheme(path, schemes)
+        check_scheme(path, tuple(each for each in schemes if each != "gs"))
     except ValueError as error:
         raise ValueError(f"--{name}: {error}") from error
     if "gs" not in schemes and is_remote(path):
@@ -298,7 +298,7 @@ def _with_recipes_found(argv: Sequence[str]) -> list[str]:
     from flowhn_jax import recipes
 
     def found(value: str) -> str:
-        _check_path("config", value, ())
+        check_path("config", value, ())
         name, colon, argument = value.partition(":")
         return f"{recipes.find(name)}{colon}{argument}"
 

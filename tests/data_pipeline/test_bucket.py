@@ -89,7 +89,7 @@ def test_the_same_command_uses_the_set(bucket, jsonl, capsys):
 def test_another_set_is_replaced_only_on_request(bucket, tmp_path, jsonl, tokenizer_json):
     out = f"{bucket}/set"
     prepare(str(jsonl), str(tokenizer_json), out, context=16)
-    with pytest.raises(ValueError, match="context: has 16, requested 32.*--overwrite"):
+    with pytest.raises(ValueError, match=r"context: has 16, requested 32.*--overwrite"):
         prepare(str(jsonl), "bytes", out, context=32)
     prepare(str(jsonl), "bytes", out, context=32, overwrite=True)
     prepare(str(jsonl), "bytes", tmp_path / "local", context=32)
