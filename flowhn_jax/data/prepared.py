@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import operator
+import pathlib
 from typing import Any, Self, SupportsIndex
 
 import numpy as np
@@ -171,17 +172,35 @@ class PreparedSet:
         """Return the windows of 'train' or 'validation', in the order of the documents."""
         return Windows(self, split)
 
+    def load(self, *splits: str) -> None:
+        """Copy the shards of these splits to this host's cache, if it has one, once.
+
+        Raises:
+          ValueError, OSError: see `shard_cache.load`.
+        """
+        cache = self._cache_folder
+        for split in splits:
+            if cache is not None and split not in self._loaded:
+                shard_cache.load(self.folder, self.splits[split].shards, cache)
+                self._loaded.add(split)
+
+    @functools.cached_property
+    def _loaded(self) -> set[str]:
+        return set()
+
+    @functools.cached_property
+    def _cache_folder(self) -> pathlib.Path | None:
+        return shard_cache.cache_folder(self.cache, self.folder, self.fingerprint)
+
     def shard_paths(self, split: str) -> list[str]:
-        """Return where the shards of a split can be read, after copying them to the cache if any.
+        """Return where the shards of a split can be read: in the cache if there is one.
 
         Raises:
           ValueError, OSError: a shard is missing or damaged, or cannot be copied.
         """
+        self.load(split)
         shards = self.splits[split].shards
-        cache = shard_cache.cache_folder(self.cache, self.folder, self.fingerprint)
-        if cache is not None:
-            shard_cache.load(self.folder, shards, cache)
-        folder = self.folder if cache is None else place(cache)
+        folder = place(self._cache_folder or self.folder)
         if not folder.is_remote:
             # Check again: the files may have changed, and reading a pipe would never end.
             for shard in shards:

@@ -111,7 +111,8 @@ def _file_source(path: Place, field: str) -> Source:
 
     def read(on_bytes_read: OnBytesRead) -> Iterator[Document]:
         for file in listing.files:
-            listing.check_unchanged(file)
+            if not file.place.is_remote:  # a remote file is only checked after all were read
+                listing.check_unchanged(file)
             yield from (d for d in _read_file(file.place, field, on_bytes_read) if d.text)
 
     return Source(listing.identity, listing.size, read, listing.check_all_unchanged)

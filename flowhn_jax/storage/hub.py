@@ -85,11 +85,18 @@ class HubPlace(Place):
 
     def is_file(self) -> bool:
         """See Place."""
-        return self._ask(lambda hub: hub.isfile(self._path))
+        return self._kind() == "file"
 
     def is_dir(self) -> bool:
         """See Place."""
-        return self._ask(lambda hub: hub.isdir(self._path))
+        return self._kind() == "directory"
+
+    def _kind(self) -> str | None:
+        """Return 'file', 'directory' or None."""
+        try:
+            return self._ask(lambda hub: hub.info(self._path)["type"])
+        except FileNotFoundError:
+            return None
 
     def size(self) -> int:
         """See Place."""

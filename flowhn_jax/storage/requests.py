@@ -81,7 +81,7 @@ def repeated(what: str, request: Callable[[], T]) -> T:
       StorageError: the store refuses the request, or did not answer for two minutes.
     """
     from google.api_core.exceptions import GoogleAPICallError, NotFound, PreconditionFailed
-    from google.auth.exceptions import TransportError
+    from google.auth.exceptions import RefreshError, TransportError
     from google.resumable_media import DataCorruption, InvalidResponse
     from requests.exceptions import RequestException
 
@@ -93,6 +93,8 @@ def repeated(what: str, request: Callable[[], T]) -> T:
             raise FileNotFoundError(f"{what}: {_reason(error)}") from error
         except PreconditionFailed:
             raise
+        except RefreshError as error:  # the credentials have expired, or were revoked
+            raise StorageError(f"{what} failed: {one_line(error)}") from error
         except (
             GoogleAPICallError,
             InvalidResponse,

@@ -105,14 +105,18 @@ def fit(
 
         # The data; a signal ends their preparation at once.
         watchdog.progress("opening the data")
-        prepared = None
+        prepared, is_loaded = None, False
         with (
             first_before_others("data"),
             contextlib.suppress(KeyboardInterrupt),
             stop.interrupting(),
         ):
             prepared = open_data(config, workdir)
-        if any_process(prepared is None):
+        with contextlib.suppress(KeyboardInterrupt), stop.interrupting():
+            if prepared is not None:
+                prepared.load("train", "validation")
+                is_loaded = True
+        if any_process(not is_loaded):
             console.log(messages.stopped_before_start(stop.reason))
             return False
         assert prepared is not None
