@@ -1,7 +1,6 @@
 """Read prompts from a file."""
 
-import pathlib
-
+from flowhn_jax.storage import place
 from flowhn_jax.utils import json_text
 from flowhn_jax.utils.text import short_path, short_repr
 
@@ -16,13 +15,13 @@ def read_prompts(path: str) -> list[str]:
       FileNotFoundError: there is no such file.
       ValueError: a line is not UTF-8 or not such JSON, or there is no prompt.
     """
-    file = pathlib.Path(path)
+    file = place(path)
     if not file.is_file():
         raise FileNotFoundError(
             f"--prompts must be a text file or a .jsonl file; {short_path(path)} is not a file."
         )
     prompts = []
-    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(file.read().split(b"\n"), 1):
         if not line.strip():
             continue
         try:

@@ -3,7 +3,7 @@
 from flowhn_jax.storage.errors import StorageError, is_storage_error
 from flowhn_jax.storage.lease import Lock
 from flowhn_jax.storage.local import LocalPlace
-from flowhn_jax.storage.open import AnyPath, check_scheme, is_remote, place
+from flowhn_jax.storage.open import AnyPath, check_scheme, is_remote, place, temporary_folder
 from flowhn_jax.storage.place import Place
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "is_remote",
     "is_storage_error",
     "place",
+    "temporary_folder",
 ]

@@ -132,6 +132,10 @@ class BucketPlace(Place):
             ),
         )
 
+    def write(self, content: str | bytes) -> None:
+        """See Place."""
+        self.write_whole(content)
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[pathlib.Path]:
         """See Place."""

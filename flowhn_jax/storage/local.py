@@ -93,6 +93,10 @@ class LocalPlace(Place):
         """See Place."""
         write_atomically(self._path, content)
 
+    def write(self, content: str | bytes) -> None:
+        """See Place."""
+        self._path.write_bytes(content.encode() if isinstance(content, str) else content)
+
     def writing(self) -> contextlib.AbstractContextManager[pathlib.Path]:
         """See Place."""
         return whole_file(self._path)

@@ -42,6 +42,16 @@ class Place(abc.ABC):
         """Last part of the name."""
 
     @property
+    def suffix(self) -> str:
+        """End of the name from its last dot on, such as '.jsonl'; '' if it has none."""
+        return pathlib.PurePosixPath(self.name).suffix
+
+    @property
+    def stem(self) -> str:
+        """Name without its suffix."""
+        return self.name.removesuffix(self.suffix)
+
+    @property
     @abc.abstractmethod
     def parent(self) -> "Place":
         """The folder that it lies in."""
@@ -96,6 +106,10 @@ class Place(abc.ABC):
 
         Locally its content and name are on the disk when the call returns.
         """
+
+    @abc.abstractmethod
+    def write(self, content: str | bytes) -> None:
+        """Write a result: as `write_whole`, but locally a device, a pipe or a link stays one."""
 
     @abc.abstractmethod
     def writing(self) -> contextlib.AbstractContextManager[pathlib.Path]:
