@@ -18,7 +18,7 @@ from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import train_batches
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training.events import tags
-from flowhn_jax.training.metrics import Row, read_rows
+from flowhn_jax.training.rows import Row, read_rows
 
 _CLOCK_NAMES = ("second", "mfu", "time")
 

@@ -40,7 +40,7 @@ def find_file(task: str, folder: str) -> Place:
         raise FileNotFoundError(
             f"--task_dir must be the folder of the task files; {short_path(folder)} is no folder."
         )
-    names = [each for each in path.children() if each.name.endswith(_ENDINGS) and each.is_file()]
+    names = sorted(each for each in path.children() if each.suffix in _ENDINGS and each.is_file())
     found = [each for each in names if each.name.lower().replace("-", "_").startswith(task)]
     if not found:
         raise FileNotFoundError(
@@ -63,7 +63,7 @@ def read_task(task: str, folder: str) -> TaskFile:
         records are malformed.
     """
     path = find_file(task, folder)
-    records = list(_parquet(path) if path.name.endswith(".parquet") else _json_lines(path))
+    records = list(_parquet(path) if path.suffix == ".parquet" else _json_lines(path))
     if task == "piqa":
         _add_labels(path, records)
     items, malformed = [], []
@@ -97,15 +97,15 @@ def _parquet(path: Place) -> list[dict[str, Any]]:
     from pyarrow import parquet
 
     try:
-        with path.fetched() as local:
-            return parquet.read_table(local).to_pylist()
+        with path.fetched() as file:
+            return parquet.read_table(file).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{str(path)!r} must be a parquet file: {one_line(error)}.") from error
 
 
 def _add_labels(path: Place, records: list[Any]) -> None:
     """Add the labels of PIQA's original files to the records, from lines of NAME-labels.lst."""
-    labels_path = path.parent / f"{path.name.rpartition('.')[0]}-labels.lst"
+    labels_path = path.parent / f"{path.stem}-labels.lst"
     if not labels_path.is_file():
         return
     try:

@@ -4,6 +4,7 @@ An object is whole or absent under its name, so it is written straight. Listings
 """
 
 import contextlib
+import hashlib
 import io
 import pathlib
 import tempfile
@@ -137,6 +138,10 @@ class BucketPlace(Place):
             ),
         )
 
+    def write(self, content: str | bytes) -> None:
+        """See Place."""
+        self.write_whole(content)
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[pathlib.Path]:
         """See Place."""
@@ -178,20 +183,33 @@ class BucketPlace(Place):
         keys = {blob.name for blob in blobs} | {name.rstrip("/") for name in folders}
         return [BucketPlace(self._bucket, key) for key in sorted(keys) if key != self._below]
 
-    def walk(self) -> Iterator[tuple[str, Place]]:
+    def walk(self) -> "Iterator[tuple[str, BucketPlace]]":
         """See Place."""
         for blob in self._listed():
             yield blob.name[len(self._below) :], BucketPlace(self._bucket, blob.name)
 
-    def checksums(self, parts: str | tuple[str, ...] = "") -> dict[str, str]:
+    def checksums(
+        self, parts: str | tuple[str, ...] = "", kind: str | None = None
+    ) -> dict[str, str]:
         """See Place."""
         prefix = self._below + (parts if isinstance(parts, str) else "")
         found = {blob.name[len(self._below) :]: blob for blob in self._listed(prefix=prefix)}
-        return {
-            name: f"{blob.size}:{blob.crc32c}"
-            for name, blob in found.items()
-            if name.startswith(parts)
-        }
+        found = {name: blob for name, blob in found.items() if name.startswith(parts)}
+        if kind == "sha256":
+            return {name: hashlib.sha256((self / name).read()).hexdigest() for name in found}
+        return {name: f"{blob.size}:{blob.crc32c}" for name, blob in found.items()}
+
+    def irregular(self) -> None:
+        """See Place."""
+
+    def sync(self) -> None:
+        """See Place."""
+
+    def sync_tree(self) -> None:
+        """See Place."""
+
+    def check_own_file(self) -> None:
+        """See Place."""
 
     def _listed(self, **options: Any) -> list[Any]:
         """Return the objects below, sorted by name, without the empty ones that name a folder."""
@@ -219,7 +237,30 @@ class BucketPlace(Place):
                 lambda: self.blob().delete(timeout=_TIMEOUT, retry=_NO_RETRY),
             )
 
-    def remove_tree(self) -> None:
+    def rename(self, target: Place, mark: str) -> None:
         """See Place."""
+        assert isinstance(target, BucketPlace)
+        for name, place in self.walk():
+            place._copy_to_object(target / name)
+        self.remove_tree(mark)
+
+    def _copy_to_object(self, target: "BucketPlace") -> None:
+        """Copy the object within the store."""
+
+        def copy() -> None:
+            client().bucket(self._bucket).copy_blob(
+                self.blob(),
+                client().bucket(target._bucket),
+                target._key,
+                timeout=_TIMEOUT,
+                retry=_NO_RETRY,
+            )
+
+        repeated(f"copying {self}", copy)
+
+    def remove_tree(self, mark: str | None = None) -> None:
+        """See Place."""
+        if mark is not None:
+            (self / mark).remove()
         for _, place in self.walk():
             place.remove()

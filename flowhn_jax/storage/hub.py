@@ -129,8 +129,10 @@ class HubPlace(Place):
         for name in self.checksums():
             yield name, self / name
 
-    def checksums(self, parts: str | tuple[str, ...] = "") -> dict[str, str]:
-        """See Place."""
+    def checksums(
+        self, parts: str | tuple[str, ...] = "", kind: str | None = None
+    ) -> dict[str, str]:
+        """See Place; the only kind is the hub's own."""
         found = self._ask(lambda hub: hub.find(self._path, detail=True, refresh=True))
         names = {path[len(self._path) + 1 :]: info for path, info in sorted(found.items())}
         return {
@@ -139,7 +141,14 @@ class HubPlace(Place):
             if name.startswith(parts)
         }
 
+    def irregular(self) -> None:
+        """See Place."""
+
     def write_whole(self, content: str | bytes) -> None:
+        """See Place."""
+        self._refuse_writing()
+
+    def write(self, content: str | bytes) -> None:
         """See Place."""
         self._refuse_writing()
 
@@ -151,7 +160,23 @@ class HubPlace(Place):
         """See Place."""
         self._refuse_writing()
 
+    def sync(self) -> None:
+        """See Place."""
+        self._refuse_writing()
+
+    def sync_tree(self) -> None:
+        """See Place."""
+        self._refuse_writing()
+
+    def check_own_file(self) -> None:
+        """See Place."""
+        self._refuse_writing()
+
     def make_folder(self) -> None:
+        """See Place."""
+        self._refuse_writing()
+
+    def rename(self, target: Place, mark: str) -> None:
         """See Place."""
         self._refuse_writing()
 
@@ -159,7 +184,7 @@ class HubPlace(Place):
         """See Place."""
         self._refuse_writing()
 
-    def remove_tree(self) -> None:
+    def remove_tree(self, mark: str | None = None) -> None:
         """See Place."""
         self._refuse_writing()
 

@@ -1,5 +1,6 @@
 """Files of the local file system."""
 
+import base64
 import contextlib
 import pathlib
 import shutil
@@ -9,7 +10,17 @@ from typing import BinaryIO
 from etils import epath
 
 from flowhn_jax.storage.place import Place
-from flowhn_jax.utils.files import sha256, whole_file, write_atomically
+from flowhn_jax.utils.files import (
+    check_own_file,
+    sha256,
+    sync,
+    sync_tree,
+    whole_file,
+    write_atomically,
+)
+from flowhn_jax.utils.text import short_path
+
+_BLOCK = 2**20  # bytes
 
 
 class LocalPlace(Place):
@@ -82,6 +93,10 @@ class LocalPlace(Place):
         """See Place."""
         write_atomically(self._path, content)
 
+    def write(self, content: str | bytes) -> None:
+        """See Place."""
+        self._path.write_bytes(content.encode() if isinstance(content, str) else content)
+
     def writing(self) -> contextlib.AbstractContextManager[pathlib.Path]:
         """See Place."""
         return whole_file(self._path)
@@ -107,20 +122,67 @@ class LocalPlace(Place):
         for path in sorted(path for path in self._path.rglob("*") if path.is_file()):
             yield path.relative_to(self._path).as_posix(), LocalPlace(path)
 
-    def checksums(self, parts: str | tuple[str, ...] = "") -> dict[str, str]:
+    def checksums(
+        self, parts: str | tuple[str, ...] = "", kind: str | None = None
+    ) -> dict[str, str]:
         """See Place."""
+        function = _crc32c if kind == "crc32c" else sha256
         return {
-            name: sha256(place.local()) for name, place in self.walk() if name.startswith(parts)
+            name: function(place.local()) for name, place in self.walk() if name.startswith(parts)
         }
+
+    def irregular(self) -> str | None:
+        """See Place."""
+        for path in self._path.rglob("*"):
+            if not (path.is_file() or path.is_dir()):
+                return str(path.relative_to(self._path))
+        return None
+
+    def sync(self) -> None:
+        """See Place."""
+        sync(self._path)
+
+    def sync_tree(self) -> None:
+        """See Place."""
+        sync_tree(self._path)
+
+    def check_own_file(self) -> None:
+        """See Place."""
+        check_own_file(self._path)
 
     def make_folder(self) -> None:
         """See Place."""
         self._path.mkdir(parents=True, exist_ok=True)
 
+    def rename(self, target: Place, mark: str) -> None:
+        """See Place."""
+        self._path.rename(target.local())
+
     def remove(self) -> None:
         """See Place."""
         self._path.unlink(missing_ok=True)
 
-    def remove_tree(self) -> None:
+    def remove_tree(self, mark: str | None = None) -> None:
         """See Place."""
         shutil.rmtree(self._path, ignore_errors=not self._path.exists())
+
+
+def _crc32c(path: pathlib.Path) -> str:
+    """Return 'SIZE:CRC32C' of a file, as a bucket lists it.
+
+    Raises:
+      ValueError: the package for it is missing.
+    """
+    try:
+        import google_crc32c
+    except ImportError as error:
+        raise ValueError(
+            f"checking {short_path(path)}, which was copied from a bucket, needs the package "
+            "google-crc32c: pip install google-crc32c"
+        ) from error
+    size, digest = 0, google_crc32c.Checksum()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            size += len(block)
+            digest.update(block)
+    return f"{size}:{base64.b64encode(digest.digest()).decode()}"

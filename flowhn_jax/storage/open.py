@@ -1,8 +1,12 @@
 """Which kind of storage a path that a user gave is of."""
 
+import contextlib
 import os
 import pathlib
 import re
+import tempfile
+import uuid
+from collections.abc import Iterator
 
 from flowhn_jax.storage.local import LocalPlace
 from flowhn_jax.storage.place import Place
@@ -44,6 +48,20 @@ def readable_place(path: AnyPath) -> Place:
     from flowhn_jax.storage.hub import HubPlace
 
     return HubPlace.parse(os.fspath(path))
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Place) -> Iterator[Place]:
+    """Yield a new folder in `parent`, which is removed when the context ends."""
+    if isinstance(parent, LocalPlace):
+        with tempfile.TemporaryDirectory(dir=parent.local()) as folder:
+            yield LocalPlace(pathlib.Path(folder))
+        return
+    remote = parent / f"temporary-{uuid.uuid4().hex[:8]}"
+    try:
+        yield remote
+    finally:
+        remote.remove_tree()
 
 
 def is_remote(path: AnyPath) -> bool:

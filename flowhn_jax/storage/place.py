@@ -42,6 +42,16 @@ class Place(abc.ABC):
         """Last part of the name."""
 
     @property
+    def suffix(self) -> str:
+        """End of the name from its last dot on, such as '.jsonl'; '' if it has none."""
+        return pathlib.PurePosixPath(self.name).suffix
+
+    @property
+    def stem(self) -> str:
+        """Name without its suffix."""
+        return self.name.removesuffix(self.suffix)
+
+    @property
     @abc.abstractmethod
     def parent(self) -> "Place":
         """The folder that it lies in."""
@@ -98,6 +108,10 @@ class Place(abc.ABC):
         """
 
     @abc.abstractmethod
+    def write(self, content: str | bytes) -> None:
+        """Write a result: as `write_whole`, but locally a device, a pipe or a link stays one."""
+
+    @abc.abstractmethod
     def writing(self) -> contextlib.AbstractContextManager[pathlib.Path]:
         """Yield a local path for a library to write; its file replaces this one, atomically.
 
@@ -121,21 +135,56 @@ class Place(abc.ABC):
         """Yield all files below with their relative names, sorted; nothing without a folder."""
 
     @abc.abstractmethod
-    def checksums(self, parts: str | tuple[str, ...] = "") -> dict[str, str]:
+    def checksums(
+        self, parts: str | tuple[str, ...] = "", kind: str | None = None
+    ) -> dict[str, str]:
         """Return a checksum of each file below whose relative name begins with `parts`.
 
-        Locally it is the SHA-256 of what is read; in a bucket it is 'SIZE:CRC32C' from one listing,
-        and nothing is downloaded. `checksum_kind` is 'sha256' or 'crc32c'.
+        Args:
+          parts: beginnings of relative names.
+          kind: 'sha256', of the content read; or 'crc32c', as 'SIZE:CRC32C', which a bucket lists
+            so that nothing is downloaded. None: `checksum_kind`.
         """
+
+    @abc.abstractmethod
+    def irregular(self) -> str | None:
+        """Return the relative name of something below that is neither file nor folder, if any.
+
+        An example is a pipe, whose reading would never end.
+        """
+
+    @abc.abstractmethod
+    def sync(self) -> None:
+        """Wait until a file, or a folder's list of names, is on the disk; in a bucket it is."""
+
+    @abc.abstractmethod
+    def sync_tree(self) -> None:
+        """Wait until all of a folder is on the disk; in a bucket it is."""
+
+    @abc.abstractmethod
+    def check_own_file(self) -> None:
+        """Raise ValueError if the name is taken by a link or by anything else but a file."""
 
     @abc.abstractmethod
     def make_folder(self) -> None:
         """Create a folder and its parents if need be; in a bucket there are none to create."""
 
     @abc.abstractmethod
+    def rename(self, target: "Place", mark: str) -> None:
+        """Rename a folder to a name in the same storage that is free.
+
+        In a bucket it is copied, and then removed as by `remove_tree` with `mark`.
+        """
+
+    @abc.abstractmethod
     def remove(self) -> None:
         """Remove a file, if it exists."""
 
     @abc.abstractmethod
-    def remove_tree(self) -> None:
-        """Remove a folder with all that is in it, if it exists."""
+    def remove_tree(self, mark: str | None = None) -> None:
+        """Remove a folder with all that is in it, if it exists.
+
+        Args:
+          mark: relative name of the file without which the folder counts as incomplete. A bucket
+            has no atomic removal, so this file is the first to go.
+        """

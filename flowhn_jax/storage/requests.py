@@ -66,7 +66,7 @@ def _client(process: int) -> Any:
         ) from error
 
 
-def repeated(what: str, request: Callable[[], T]) -> T:
+def repeated(what: str, request: Callable[[], T], seconds: float = _SECONDS_OTHERWISE) -> T:
     """Return the result of a request, repeated while the answer is one that may pass.
 
     The first failure is reported on standard error. All requests made here may be repeated:
@@ -75,10 +75,11 @@ def repeated(what: str, request: Callable[[], T]) -> T:
     Args:
       what: names the object and what is done with it, for messages.
       request: sends it.
+      seconds: for which it is repeated.
 
     Raises:
       FileNotFoundError: there is no such object.
-      StorageError: the store refuses the request, or did not answer for two minutes.
+      StorageError: the store refuses the request, or did not answer for this long.
     """
     from google.api_core.exceptions import GoogleAPICallError, NotFound, PreconditionFailed
     from google.auth.exceptions import RefreshError, TransportError
@@ -104,7 +105,7 @@ def repeated(what: str, request: Callable[[], T]) -> T:
             ConnectionError,
         ) as error:
             code = _code(error)
-            limit = _SECONDS.get(code or 0, _SECONDS_OTHERWISE)
+            limit = min(seconds, _SECONDS.get(code or 0, seconds))
             may_pass = code is None or code in _REPEATED
             if not may_pass or time.monotonic() - start + pause > limit:
                 raise StorageError(f"{what} failed: {_reason(error)}") from error

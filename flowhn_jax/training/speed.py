@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 
 from flowhn_jax import flops
 from flowhn_jax.config import Config
-from flowhn_jax.training.metrics import Row
+from flowhn_jax.training.rows import Row
 
 
 class Speedometer:

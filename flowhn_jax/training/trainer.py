@@ -30,14 +30,17 @@ from flowhn_jax.parallel.distributed import (
 )
 from flowhn_jax.parallel.mesh import check_sequence, data_shard, make_mesh, shard_batch
 from flowhn_jax.report.table import to_json
+from flowhn_jax.storage import Lock
 from flowhn_jax.training import messages
 from flowhn_jax.training.agreement import StopAgreement
+from flowhn_jax.training.bucket_metrics import BucketMetricsWriter
 from flowhn_jax.training.console import Console, OnStep
 from flowhn_jax.training.health import bad_steps
 from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
 from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.health.watchdog import Watchdog
-from flowhn_jax.training.metrics import MetricsWriter, Row, SilentWriter
+from flowhn_jax.training.metrics import MetricsWriter, SilentWriter, open_writer
+from flowhn_jax.training.rows import Row
 from flowhn_jax.training.speed import Speedometer
 from flowhn_jax.training.step import Metrics, abstract_batch, make_train_step
 from flowhn_jax.training.validation import Validator
@@ -94,9 +97,8 @@ def fit(
         # The workdir: locked, and of the same model if there is a run in it.
         with first_before_others("workdir"):
             workdir_lib.make(workdir)
-        if is_first():
-            stack.enter_context(workdir_lib.locked(workdir))
-        checkpoints = stack.enter_context(Checkpoints(workdir, config))
+        lock = stack.enter_context(workdir_lib.locked(workdir)) if is_first() else Lock()
+        checkpoints = stack.enter_context(Checkpoints(workdir, config, confirm_lock=lock.confirm))
         resumes = checkpoints.latest_step is not None
         config = workdir_lib.with_recorded_share(workdir if resumes else None, config)
         checkpoints.config = config
@@ -153,7 +155,7 @@ def fit(
         if is_first():
             workdir_lib.write_config(workdir, config)
         writer = stack.enter_context(
-            MetricsWriter(workdir, first, console.log) if is_first() else SilentWriter()
+            open_writer(workdir, first, console.log, lock) if is_first() else SilentWriter()
         )
         for line in messages.describe_start(config, prepared, mesh):
             console.log(line)
@@ -163,7 +165,7 @@ def fit(
             console.log(f"changed since the last run: {change}")
 
         # The step and the loop.
-        agreement = StopAgreement(mesh, stop, batches, checkpoints)
+        agreement = StopAgreement(mesh, stop, batches, checkpoints, lock)
         validator = Validator(config, mesh, prepared, console)
         trainer = Trainer(
             config, workdir, mesh, batches, checkpoints, validator, writer, console, watchdog,
@@ -186,7 +188,7 @@ class Trainer:
     batches: TrainBatches
     checkpoints: Checkpoints
     validator: Validator
-    writer: MetricsWriter | SilentWriter
+    writer: MetricsWriter | BucketMetricsWriter | SilentWriter
     console: Console
     watchdog: Watchdog
     stop: StopRequest

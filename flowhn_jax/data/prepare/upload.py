@@ -4,7 +4,6 @@ A folder without index.json is no set. An upload that was interrupted leaves the
 `.unfinished` and the local set, from which the same command continues.
 """
 
-import base64
 import concurrent.futures
 import contextlib
 import hashlib
@@ -14,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from flowhn_jax.data.prepared import INDEX, TOKENIZER, PreparedSet
-from flowhn_jax.storage import Place
+from flowhn_jax.storage import Place, place
 from flowhn_jax.utils.lock import locked_folder
 from flowhn_jax.utils.progress import Progress
 from kernels import device_cache
@@ -22,7 +21,6 @@ from kernels import device_cache
 MARK = ".unfinished"
 
 _THREADS = 4  # files that are written at the same time
-_BLOCK = 1 << 23  # bytes
 
 
 @contextlib.contextmanager
@@ -80,7 +78,7 @@ def upload(made: PreparedSet, out: Place) -> None:
 
 
 def _upload(folder: pathlib.Path, out: Place) -> None:
-    existing = out.checksums()
+    existing, made = out.checksums(), place(folder).checksums(kind=out.checksum_kind)
     (out / MARK).write_whole("")
     (out / INDEX).remove()
     files = sorted(path for path in folder.iterdir() if path.name != INDEX)
@@ -92,7 +90,7 @@ def _upload(folder: pathlib.Path, out: Place) -> None:
     ):
 
         def send(path: pathlib.Path) -> int:
-            if existing.get(path.name) != _checksum(path):
+            if existing.get(path.name) != made[path.name]:
                 (out / path.name).copy_from(path)
             return path.stat().st_size
 
@@ -112,14 +110,3 @@ def _remove_other(out: Place, existing: dict[str, str], names: Sequence[str]) ->
         is_ours = "/" not in name and (name.endswith(".array_record") or name == TOKENIZER)
         if is_ours and name not in names:
             (out / name).remove()
-
-
-def _checksum(path: pathlib.Path) -> str:
-    """Return the checksum of a local file as `Place.checksums` gives that of an object."""
-    import google_crc32c
-
-    found = google_crc32c.Checksum()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            found.update(block)
-    return f"{path.stat().st_size}:{base64.b64encode(found.digest()).decode()}"
