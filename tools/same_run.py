@@ -13,12 +13,12 @@ from tensorboardX.proto.event_pb2 import Event
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.rows import Row, read_rows
 from flowhn_jax.checkpoints.state import abstract_state
 from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import train_batches
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training.events import tags
-from flowhn_jax.training.rows import Row, read_rows
 
 _CLOCK_NAMES = ("second", "mfu", "time")
 

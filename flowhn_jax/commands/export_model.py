@@ -11,7 +11,9 @@ from flowhn_jax.commands.flags import Flags
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that exports the model."""
     workdir = flags.define_path("workdir", "folder of the run.", required=True)
-    out = flags.define_path("out", "folder to write.", required=True)
+    out = flags.define_path(
+        "out", "folder to write; for --format=reference a .pth or an .npz file.", required=True
+    )
     checkpoint = absl.flags.DEFINE_string(
         "checkpoint",
         "latest",
@@ -19,10 +21,20 @@ def define(flags: Flags) -> Callable[[], None]:
         flag_values=flags.values,
     )
 
-    def main() -> None:
-        from flowhn_jax.interop.transfer import export_run
+    form = absl.flags.DEFINE_enum(
+        "format",
+        "huggingface",
+        ["huggingface", "reference"],
+        "huggingface: a folder that transformers loads; reference: the state dict of the authors' "
+        "code, for a FlowHN that it has.",
+        flag_values=flags.values,
+    )
 
-        print(export_run(workdir.value, out.value, checkpoint.value))
+    def main() -> None:
+        from flowhn_jax.interop import transfer
+
+        formats = {"huggingface": transfer.export_run, "reference": transfer.export_reference}
+        print(formats[form.value](workdir.value, out.value, checkpoint.value))
 
     return main
 

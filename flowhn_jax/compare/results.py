@@ -13,6 +13,7 @@ import jax
 
 from flowhn_jax import models
 from flowhn_jax.bench.throughput import tokens_of, work_rate
+from flowhn_jax.checkpoints.rows import read_rows
 from flowhn_jax.compare.speed import Measurement, config_hash, is_number, short_hash
 from flowhn_jax.config import Config
 from flowhn_jax.evaluation.perplexity import eval_batch_size
@@ -20,7 +21,6 @@ from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.report.plots import plot_comparison
 from flowhn_jax.report.table import markdown, to_json
 from flowhn_jax.storage import Place, place
-from flowhn_jax.training.rows import read_rows
 from flowhn_jax.utils.text import short_path, short_repr
 
 Results = dict[str, Any]

@@ -1,9 +1,8 @@
 """Models as folders of safetensors and a config.json.
 
 Llama, Mamba, Mamba-2, Jamba and Falcon-H1 have the names and the layout of transformers. FlowHN,
-SHM and Hymba, which transformers does not know, have the paths of our parameters as names
-('blocks.0.norm.scale'), and a config.json of model_type 'flowhn_jax' with the keys of our model
-config. No file is ever unpickled.
+SHM and Hymba, which transformers does not know, bring their code (`own_format`). No file is ever
+unpickled.
 """
 
 import json
@@ -17,17 +16,15 @@ from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from flowhn_jax import config as config_lib
-from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
+from flowhn_jax.interop import own_format
 from flowhn_jax.interop.families import FAMILIES, to_config, to_json
-from flowhn_jax.interop.layout import Path, assemble, to_theirs
+from flowhn_jax.interop.layout import assemble, to_theirs
 from flowhn_jax.models import Params
 from flowhn_jax.storage import AnyPath, Place, place, readable_place
 from flowhn_jax.utils import json_text
 from flowhn_jax.utils.text import short_list, short_repr
 
-_OURS = "flowhn_jax"
 _CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 _ADAPTER = "adapter_config.json"
 _HEAD = "lm_head.weight"
@@ -77,7 +74,7 @@ def from_state_dict(
     A head that is tied to the embedding becomes a separate copy.
 
     Args:
-      arrays: by name; in PyTorch's layout, or in ours for model_type 'flowhn_jax'.
+      arrays: by name; in PyTorch's layout.
       hf_config: the content of config.json.
 
     Raises:
@@ -90,10 +87,8 @@ def from_state_dict(
                 f"{short_list([name])} must have a floating-point type; got {array.dtype}, as in a "
                 "quantized model."
             )
-    if hf_config.get("model_type") == _OURS:
-        config = config_lib.parse({"model": hf_config.get("model")}).model
-        names = {_own_name(path): path for path in flatten_dict(models.abstract_params(config))}
-        return config, assemble(config, arrays, names, lambda path, array, ndim: array)
+    if hf_config.get("model_type") == own_format.MODEL_TYPE:
+        return own_format.from_arrays(arrays, hf_config)
     family, config = to_config(hf_config)
     names = family.names(config)
     if hf_config.get("tie_word_embeddings", family.is_tied) and _HEAD not in arrays:
@@ -108,7 +103,7 @@ def save(
     params: Params,
     keys: Mapping[str, Any] = _NO_IDS,
 ) -> None:
-    """Write config.json and model.safetensors, in float32.
+    """Write config.json, model.safetensors in float32 and, where needed, the PyTorch code.
 
     Args:
       folder: is created if it does not exist.
@@ -126,19 +121,17 @@ def save(
     ours = flatten_dict(params)
     if config.kind in {family.kind for family in FAMILIES.values()}:
         family, hf_config = to_json(config)
-        arrays = {n: to_theirs(p, np.asarray(ours[p])) for n, p in family.names(config).items()}
+        names = family.names(config)
     else:
-        hf_config = {"model_type": _OURS, "model": config_lib.to_dict(config)}
-        arrays = {_own_name(path): np.asarray(array) for path, array in ours.items()}
+        hf_config, names = own_format.to_json(config), own_format.names(config)
+    arrays = {name: to_theirs(path, np.asarray(ours[path])) for name, path in names.items()}
     folder.make_folder()
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     with (folder / _WEIGHTS).writing() as temporary:
         save_file(arrays, temporary, metadata={"format": "pt"})
+    if "auto_map" in hf_config:
+        (folder / own_format.CODE).write_whole(own_format.code())
     (folder / _CONFIG).write_whole(json.dumps({**hf_config, **keys}, indent=2) + "\n")
-
-
-def _own_name(path: Path) -> str:
-    return ".".join(map(str, path))
 
 
 def _read_json(path: Place) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from flowhn_jax.data.library_errors import errors_as_value_error, hide_panic_output
 from flowhn_jax.data.prepared import TOKENIZER
-from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer
+from flowhn_jax.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
 from flowhn_jax.data.tokenizer_config import (
     CHAT_TEMPLATE,
     NAMED_TEMPLATES,
@@ -22,6 +22,7 @@ from flowhn_jax.data.tokenizer_config import (
     parse_object,
     token_text,
 )
+from flowhn_jax.interop import byte_tokenizer
 from flowhn_jax.storage import AnyPath, Place, place, readable_place
 from flowhn_jax.utils.text import short_repr
 
@@ -100,10 +101,15 @@ def files_for(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, str]:
     """Return the texts of all files for a model with this tokenizer, by name.
 
     These are `texts`, tokenizer.json, and a tokenizer_config.json that names the end-of-text token;
-    if it does so already, it is unchanged. For bytes, only the files for generation remain.
+    if it does so already, it is unchanged. A model that was imported without a tokenizer, and so
+    reads bytes, keeps only its files for generation.
     """
-    if not isinstance(tokenizer, HuggingFaceTokenizer):
-        return {name: text for name, text in texts.items() if name in (GENERATION, CONFIG_KEYS)}
+    if isinstance(tokenizer, ByteTokenizer):
+        if CONFIG_KEYS in texts:
+            return {name: text for name, text in texts.items() if name in (GENERATION, CONFIG_KEYS)}
+        settings = _dump(byte_tokenizer.settings(tokenizer))
+        return {**texts, SETTINGS: settings, TOKENIZER: byte_tokenizer.to_json(tokenizer)}
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
     settings = _object(texts, SETTINGS) if SETTINGS in texts else _plain_settings(tokenizer)
     text = texts.get(SETTINGS)
     if text is None or token_text(settings.get("eos_token")) != tokenizer.eot_token:
@@ -163,6 +169,8 @@ def config_keys(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, Any
     ids: dict[str, int | None] = {}
     if CONFIG_KEYS not in texts:
         ids = {**dict.fromkeys(IDS), "eos_token_id": tokenizer.eot_id}
+        if isinstance(tokenizer, ByteTokenizer) and tokenizer.first_ids:
+            ids["bos_token_id"] = tokenizer.first_ids[0]
     if isinstance(tokenizer, HuggingFaceTokenizer):
         known = _vocabulary(tokenizer.json)
         for name, token in _special_tokens(texts).items():

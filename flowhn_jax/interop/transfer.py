@@ -1,15 +1,16 @@
-"""Export a run as a folder of safetensors, and import such a folder as a workdir for eval.py."""
+"""Export a run as a folder of safetensors or as the authors' state dict; import such a folder."""
 
 import dataclasses
 
 from flowhn_jax import models
 from flowhn_jax.checkpoints import workdir as workdir_lib
-from flowhn_jax.checkpoints.parameters import LATEST, load_params, save_params
+from flowhn_jax.checkpoints.parameters import LATEST, find_step, load_params, save_params
+from flowhn_jax.checkpoints.rows import read_rows
 from flowhn_jax.config import Config, MeshConfig, ModelConfig
 from flowhn_jax.data.open import open_tokenizer
 from flowhn_jax.data.prepared import TOKENIZER
 from flowhn_jax.data.tokenizer import load_tokenizer
-from flowhn_jax.interop import huggingface, tokenizer_files
+from flowhn_jax.interop import huggingface, model_card, own_format, reference, tokenizer_files
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.storage import Place, place, readable_place
 
@@ -19,8 +20,9 @@ def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
 
     Args:
       workdir: folder of the run.
-      out: receives config.json, the safetensors and the files of the tokenizer: tokenizer.json,
-        tokenizer_config.json and others that the run was imported with. Bytes have no files.
+      out: receives config.json, the safetensors, the model's code where transformers has none, the
+        files of the tokenizer (tokenizer.json, tokenizer_config.json and others that the run was
+        imported with), and a model card, unless `out` has a README.md of someone else.
       checkpoint: as in `load_params`.
 
     Raises:
@@ -32,7 +34,8 @@ def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
         raise ValueError(f"--out must not be the workdir of a run; {out!r} is one.")
     config = workdir_lib.read_config(workdir)
     mesh = make_mesh(MeshConfig(data=1), 1)
-    params = load_params(workdir, config.model, mesh, checkpoint)
+    step = find_step(workdir, checkpoint)
+    params = load_params(workdir, config.model, mesh, str(step))
     tokenizer = open_tokenizer(config, workdir)
     texts = tokenizer_files.read(workdir, tokenizer_files.CONFIG_KEYS)
     texts = tokenizer_files.files_for(texts, tokenizer)
@@ -41,7 +44,29 @@ def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
     tokenizer_files.check_replaces_all(out, texts)
     huggingface.save(out, config.model, params, keys)
     tokenizer_files.write(out, texts)
+    card = place(out) / model_card.FILE
+    if not card.is_file() or model_card.is_ours(card.read_text()):
+        has_code = (place(out) / own_format.CODE).is_file()
+        card.write_whole(model_card.render(config, step, read_rows(workdir), has_code=has_code))
     return f"wrote {config.model.name}, {models.param_count(config.model):,} parameters, to {out}"
+
+
+def export_reference(workdir: str, out: str, checkpoint: str = LATEST) -> str:
+    """Export a run's model as the authors' state dict; return a line that describes the export.
+
+    Args:
+      workdir: folder of the run.
+      out: a .pth or an .npz file.
+      checkpoint: as in `load_params`.
+
+    Raises:
+      FileNotFoundError: `workdir` holds no run or no checkpoint.
+      ValueError, ImportError: as in `reference.save`.
+    """
+    config = workdir_lib.read_config(workdir)
+    params = load_params(workdir, config.model, make_mesh(MeshConfig(data=1), 1), checkpoint)
+    mode = reference.save(out, config.model, params)
+    return f"wrote {config.model.name}, Parallel_Mode {mode} of the authors' code, to {out}"
 
 
 def import_run(source: str, workdir: str) -> str:

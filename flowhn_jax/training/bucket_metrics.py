@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
+from flowhn_jax.checkpoints.rows import Row, part_name, parts_of, rows_and_ends
 from flowhn_jax.report.table import to_json
 from flowhn_jax.storage import Lock, StorageError, place
 from flowhn_jax.training.events import EventFile, is_event_file
-from flowhn_jax.training.rows import Row, part_name, parts_of, rows_and_ends
 from flowhn_jax.utils.text import one_line
 
 _PART_BYTES = 10_000_000  # above which a new part begins

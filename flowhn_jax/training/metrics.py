@@ -6,11 +6,11 @@ import pathlib
 from collections.abc import Callable
 
 from flowhn_jax.checkpoints import free_space as disk
+from flowhn_jax.checkpoints.rows import FILE, Row, merge_parts, read_rows, rows_and_ends
 from flowhn_jax.report.table import to_json
 from flowhn_jax.storage import Lock, is_remote
 from flowhn_jax.training.bucket_metrics import BucketMetricsWriter
 from flowhn_jax.training.events import EventFile
-from flowhn_jax.training.rows import FILE, Row, merge_parts, read_rows, rows_and_ends
 from flowhn_jax.utils.files import check_own_file, sync
 from flowhn_jax.utils.progress import log as print_line
 

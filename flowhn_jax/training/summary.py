@@ -13,6 +13,7 @@ import numpy as np
 
 from flowhn_jax import models
 from flowhn_jax.checkpoints.files import directory, latest_step
+from flowhn_jax.checkpoints.rows import Row, read_rows
 from flowhn_jax.config import Config
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.evaluation.generate import generate
@@ -22,7 +23,6 @@ from flowhn_jax.parallel.distributed import is_first
 from flowhn_jax.report.plots import plot_losses
 from flowhn_jax.storage import place
 from flowhn_jax.training.health.preemption import StopRequest
-from flowhn_jax.training.rows import Row, read_rows
 from flowhn_jax.utils.progress import activity, clock, log
 from flowhn_jax.utils.text import one_line
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.rows import Row
 from flowhn_jax.checkpoints.state import TrainState, abstract_state, make_init
 from flowhn_jax.config import Config
 from flowhn_jax.data.lookahead import Lookahead
@@ -40,7 +41,6 @@ from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
 from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.health.watchdog import Watchdog
 from flowhn_jax.training.metrics import MetricsWriter, SilentWriter, open_writer
-from flowhn_jax.training.rows import Row
 from flowhn_jax.training.speed import Speedometer
 from flowhn_jax.training.step import Metrics, abstract_batch, make_train_step
 from flowhn_jax.training.validation import Validator
