@@ -2,32 +2,26 @@
 
 from collections.abc import Callable, Sequence
 
-import absl.flags
-
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags
 
 
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that exports the model."""
-    workdir = flags.define_path("workdir", "folder of the run.", required=True)
-    out = flags.define_path(
+    workdir = flags.path("workdir", "folder of the run.", required=True)
+    out = flags.path(
         "out", "folder to write; for --format=reference a .pth or an .npz file.", required=True
     )
-    checkpoint = absl.flags.DEFINE_string(
-        "checkpoint",
-        "latest",
-        "latest, best (by validation loss), or the number of a step.",
-        flag_values=flags.values,
+    checkpoint = flags.string(
+        "checkpoint", "latest", "latest, best (by validation loss), or the number of a step."
     )
 
-    form = absl.flags.DEFINE_enum(
+    form = flags.choice(
         "format",
         "huggingface",
         ["huggingface", "reference"],
         "huggingface: a folder that transformers loads; reference: the state dict of the authors' "
         "code, for a FlowHN that it has.",
-        flag_values=flags.values,
     )
 
     def main() -> None:

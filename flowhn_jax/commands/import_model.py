@@ -8,10 +8,10 @@ from flowhn_jax.commands.flags import Flags
 
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that imports the model."""
-    source = flags.define_path(
+    source = flags.path(
         "source", "folder with config.json and safetensors.", required=True, schemes=("gs", "hf")
     )
-    workdir = flags.define_path("workdir", "workdir to make.", required=True)
+    workdir = flags.path("workdir", "workdir to make.", required=True)
 
     def main() -> None:
         from flowhn_jax.interop.transfer import import_run

@@ -42,7 +42,7 @@ def define(flags: "Flags", stop: StopRequest | None = None) -> Callable[[], None
     from flowhn_jax.commands.flags import define_config, define_processes
 
     parse_config = define_config(flags)
-    workdir = flags.define_path(
+    workdir = flags.path(
         "workdir",
         "folder for checkpoints, metrics and config; an existing run is resumed.",
         required=True,
