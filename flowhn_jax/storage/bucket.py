@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 from etils import epath
 
 from flowhn_jax.storage.place import Place
-from flowhn_jax.storage.requests import check_packages, client, repeated
+from flowhn_jax.storage.requests import prepare_packages, client, repeated
 from flowhn_jax.utils.text import short_path
 
 _SCHEME = "gs://"
@@ -39,7 +39,7 @@ class BucketPlace(Place):
         Raises:
           ValueError: the name has no bucket or contains '..', or a package is missing.
         """
-        check_packages()
+        prepare_packages()
         bucket, *parts = text.removeprefix(_SCHEME).split("/")
         if not bucket or ".." in parts:
             raise ValueError(

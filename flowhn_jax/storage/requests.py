@@ -25,14 +25,21 @@ PACKAGES = {"gcsfs": "gcsfs", "google.cloud.storage": "google-cloud-storage"}
 sleep = time.sleep
 
 
-def check_packages() -> None:
-    """Raise ValueError if a package that gs:// needs is missing."""
+def prepare_packages() -> None:
+    """Let Orbax list a bucket through gcsfs without its cache, which misses what others do there.
+
+    Raises:
+      ValueError: a package that gs:// needs is missing.
+    """
     missing = [package for module, package in PACKAGES.items() if not _is_installed(module)]
     if missing:
         raise ValueError(
             f"gs:// needs the package{'s' * (len(missing) > 1)} {' and '.join(missing)}: pip "
             f"install {' '.join(missing)}"
         )
+    import fsspec.config
+
+    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
 
 
 def _is_installed(module: str) -> bool:
@@ -53,7 +60,7 @@ def client() -> Any:
 
 @functools.cache
 def _client(process: int) -> Any:
-    check_packages()
+    prepare_packages()
     from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage
 
