@@ -1,5 +1,6 @@
 """Requests to Google Cloud Storage, repeated with growing pauses while they may still succeed."""
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -129,8 +130,15 @@ def _code(error: BaseException) -> int | None:
 
 
 def _reason(error: BaseException) -> str:
+    """Return the status and the message of an answer, or what went wrong without one."""
     code = _code(error)
-    return f"{code} {one_line(error)}" if code and str(code) not in str(error) else one_line(error)
+    if code is None:
+        return one_line(error)
+    message = getattr(error, "message", "")
+    with contextlib.suppress(Exception):  # a body of another form
+        response: Any = getattr(error, "response", None)
+        message = response.json()["error"]["message"]
+    return f"{code} {one_line(message)}"
 
 
 _lock = threading.Lock()
