@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 from etils import epath
 
 from flowhn_jax.storage.place import Place
-from flowhn_jax.storage.requests import prepare_packages, client, repeated
+from flowhn_jax.storage.requests import client, prepare_packages, repeated
 from flowhn_jax.utils.text import short_path
 
 _SCHEME = "gs://"

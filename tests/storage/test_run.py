@@ -156,7 +156,7 @@ class Outage:
 
 @pytest.mark.parametrize("code", [403, 429, 503])
 def test_a_run_continues_while_a_bucket_refuses(
-    data,
+    data,  # noqa: F811
     local,
     bucket,
     store,
@@ -177,7 +177,7 @@ def test_a_run_continues_while_a_bucket_refuses(
 
 
 def test_a_run_that_cannot_save_at_its_end_says_so(
-    data,
+    data,  # noqa: F811
     local,
     bucket,
     store,
