@@ -36,7 +36,6 @@ def define(flags: Flags) -> Callable[[], None]:
     workdir = flags.define_path(
         "workdir",
         "folder of the comparison, which continues there; default: runs/compare_SIZE.",
-        schemes=(),
     )
     rounds = absl.flags.DEFINE_integer(
         "rounds",

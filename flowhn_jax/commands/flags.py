@@ -38,7 +38,7 @@ class Flags:
       values: absl's container, for `flag_values` of absl's DEFINE functions.
       headings: headings in the help, by the names of flags; flags without one are listed first.
       takes_config: whether the command has --config.
-      paths: the flags that name a file or a folder, each with the schemes of URLs that it may have.
+      paths: the flags that name a file or a folder, each with its schemes besides gs://.
     """
 
     def __init__(self):
@@ -60,7 +60,7 @@ class Flags:
         help: str,
         *,
         required: bool = False,
-        schemes: tuple[str, ...] = ("gs",),
+        others: tuple[str, ...] = (),
     ) -> absl.flags.FlagHolder[Any]:
         """Define a flag that names a file or a folder, here or in a bucket.
 
@@ -68,9 +68,9 @@ class Flags:
           name: of the flag.
           help: its description.
           required: whether it must be given.
-          schemes: of the URLs that it may be.
+          others: schemes of URLs besides gs:// that it may be.
         """
-        self.paths[name] = schemes
+        self.paths[name] = others
         return absl.flags.DEFINE_string(
             name, None, help, required=required, flag_values=self.values
         )
@@ -138,10 +138,10 @@ class Flags:
 
     def _check_paths(self) -> None:
         """Raise ValueError if a path is a URL that its flag cannot be."""
-        for name, schemes in self.paths.items():
+        for name, others in self.paths.items():
             path = self.values[name].value
             if path is not None:
-                check_path(name, path, schemes)
+                _check_path(name, path, others)
 
     def _check_numbers(self) -> None:
         """Raise ValueError if a float is not finite or an integer exceeds `_MAX_INT`."""
@@ -157,13 +157,18 @@ class Flags:
                     raise ValueError(f"--{name} must be {limit}; got {short_repr(number)}.")
 
 
-def check_path(name: str, path: str, schemes: tuple[str, ...]) -> None:
-    """Raise ValueError if the path of a flag is a URL with another scheme than these."""
+def _check_path(name: str, path: str, others: tuple[str, ...] = ()) -> None:
+    """Raise ValueError if the path of a flag has a scheme besides gs:// and these."""
     try:
-        check_scheme(path, tuple(each for each in schemes if each != "gs"))
+        check_scheme(path, others)
     except ValueError as error:
         raise ValueError(f"--{name}: {error}") from error
-    if "gs" not in schemes and is_remote(path):
+
+
+def check_local(name: str, path: str) -> None:
+    """Raise ValueError if the path of a flag is not local."""
+    _check_path(name, path)
+    if is_remote(path):
         raise ValueError(f"--{name} must be a local path; got {short_path(path)}.")
 
 
@@ -298,7 +303,7 @@ def _with_recipes_found(argv: Sequence[str]) -> list[str]:
     from flowhn_jax import recipes
 
     def found(value: str) -> str:
-        check_path("config", value, ())
+        check_local("config", value)
         name, colon, argument = value.partition(":")
         return f"{recipes.find(name)}{colon}{argument}"
 

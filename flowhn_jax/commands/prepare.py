@@ -19,14 +19,14 @@ def define(flags: Flags) -> Callable[[], None]:
         "hf:NAME[:CONFIG] (a dataset of the Hugging Face hub), or embedded (Python's own sources); "
         "a .txt file is one document of any size, a line or row has at most 64 MiB.",
         required=True,
-        schemes=("gs", "hf"),
+        others=("hf",),
     )
     tokenizer = flags.define_path(
         "tokenizer",
         "bytes, FILE.json (Hugging Face) or hf:NAME; a tokenizer without one of the usual "
         "end-of-text tokens, such as <|endoftext|> or </s>, needs --eot_token.",
         required=True,
-        schemes=("gs", "hf"),
+        others=("hf",),
     )
     out = flags.define_path("out", "folder to make.", required=True)
     context = absl.flags.DEFINE_integer(
