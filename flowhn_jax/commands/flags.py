@@ -104,7 +104,6 @@ class Flags:
             raise ValueError(_load_failure(error)) from error
         self._check_numbers()
         self._check_paths()
-        self._check_paths()
         return rest[1:]
 
     def _unknown(self, name: str) -> str:

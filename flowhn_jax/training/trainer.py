@@ -105,7 +105,7 @@ def fit(
         check_sequence(config.model, mesh)
         changes = workdir_lib.check(workdir, config) if resumes else []
 
-        # The data; a signal ends their preparation at once.
+        # The data; a signal ends their preparation, or their copy to this host, at once.
         watchdog.progress("opening the data")
         prepared, is_loaded = None, False
         with (
