@@ -33,11 +33,9 @@ def define(flags: Flags) -> Callable[[], None]:
         lower_bound=0,
         flag_values=values,
     )
-    workdir = absl.flags.DEFINE_string(
+    workdir = flags.define_path(
         "workdir",
-        None,
         "folder of the comparison, which continues there; default: runs/compare_SIZE.",
-        flag_values=values,
     )
     rounds = absl.flags.DEFINE_integer(
         "rounds",

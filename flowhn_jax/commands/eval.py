@@ -17,9 +17,7 @@ def define(flags: Flags) -> Callable[[], None]:
         "mode", None, _MODES, "what to do.", required=True, flag_values=values
     )
     parse_config = define_optional_config(flags)
-    workdir = absl.flags.DEFINE_string(
-        "workdir", None, "folder of the trained run.", flag_values=values
-    )
+    workdir = flags.define_path("workdir", "folder of the trained run.")
     checkpoint = absl.flags.DEFINE_string(
         "checkpoint",
         None,
@@ -54,11 +52,9 @@ def _define_options(flags: Flags) -> list[absl.flags.FlagHolder]:
     found = []
     with flags.group("--mode=perplexity"):
         found += [
-            string(
+            flags.define_path(
                 "data",
-                None,
                 "text file, or folder of a prepared set; default: the run's validation set.",
-                flag_values=values,
             ),
             integer(
                 "stride",
@@ -98,12 +94,7 @@ def _define_options(flags: Flags) -> list[absl.flags.FlagHolder]:
     with flags.group("--mode=tasks"):
         found += [
             string("tasks", None, "names of tasks, separated by commas.", flag_values=values),
-            string(
-                "task_dir",
-                None,
-                "folder with the tasks' files, JSONL or parquet.",
-                flag_values=values,
-            ),
+            flags.define_path("task_dir", "folder with the tasks' files, JSONL or parquet."),
         ]
     with flags.group("--mode=recall"):
         found += [
@@ -123,11 +114,9 @@ def _define_options(flags: Flags) -> list[absl.flags.FlagHolder]:
     with flags.group("--mode=generate"):
         found += [
             string("prompt", None, "text to continue.", flag_values=values),
-            string(
+            flags.define_path(
                 "prompts",
-                None,
                 "file of prompts, one per line, or .jsonl with a `prompt` in each record.",
-                flag_values=values,
             ),
             integer(
                 "max_new_tokens",

@@ -10,18 +10,13 @@ from flowhn_jax.commands.flags import Flags
 
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that exports the model."""
-    values = flags.values
-    workdir = absl.flags.DEFINE_string(
-        "workdir", None, "folder of the run.", required=True, flag_values=values
-    )
-    out = absl.flags.DEFINE_string(
-        "out", None, "folder to write.", required=True, flag_values=values
-    )
+    workdir = flags.define_path("workdir", "folder of the run.", required=True)
+    out = flags.define_path("out", "folder to write.", required=True)
     checkpoint = absl.flags.DEFINE_string(
         "checkpoint",
         "latest",
         "latest, best (by validation loss), or the number of a step.",
-        flag_values=values,
+        flag_values=flags.values,
     )
 
     def main() -> None:

@@ -26,9 +26,7 @@ def define(flags: Flags) -> Callable[[], None]:
         "for each block.",
         flag_values=flags.values,
     )
-    plot = absl.flags.DEFINE_string(
-        "plot", None, "picture of the plan to write: .png, .svg or .pdf.", flag_values=flags.values
-    )
+    plot = flags.define_path("plot", "picture of the plan to write: .png, .svg or .pdf.")
     return lambda: _print_plan(parse_config().model, lengths.value, plot.value)
 
 

@@ -13,9 +13,7 @@ def define(flags: Flags) -> Callable[[], None]:
     from flowhn_jax.data.synthetic import TASKS, write
 
     values = flags.values
-    out = absl.flags.DEFINE_string(
-        "out", None, ".jsonl file to write.", required=True, flag_values=values
-    )
+    out = flags.define_path("out", ".jsonl file to write.", required=True)
     tasks = absl.flags.DEFINE_string(
         "tasks", ",".join(TASKS), "names of tasks, separated by commas.", flag_values=values
     )

@@ -28,7 +28,7 @@ def read_prompts(path: str) -> list[str]:
             text = line.decode().removesuffix("\r")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path!r}, line {number}, must be UTF-8 text: {error}.") from error
-        prompts.append(_parse_json(path, number, text) if file.suffix == ".jsonl" else text)
+        prompts.append(_parse_json(path, number, text) if file.name.endswith(".jsonl") else text)
     if not prompts:
         raise ValueError(f"{path!r} must have a prompt per line; it has none.")
     return prompts

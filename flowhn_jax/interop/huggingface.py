@@ -7,7 +7,6 @@ config. No file is ever unpickled.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -24,8 +23,8 @@ from flowhn_jax.config import ModelConfig
 from flowhn_jax.interop.families import FAMILIES, to_config, to_json
 from flowhn_jax.interop.layout import Path, assemble, to_theirs
 from flowhn_jax.models import Params
+from flowhn_jax.storage import AnyPath, Place, place, readable_place
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.files import whole_file, write_atomically
 from flowhn_jax.utils.text import short_list, short_repr
 
 _OURS = "flowhn_jax"
@@ -36,18 +35,18 @@ _HEAD = "lm_head.weight"
 _NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
-def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
+def load(folder: AnyPath) -> tuple[ModelConfig, Params]:
     """Return the config and the parameters of a model saved by `save` or transformers.
 
     Args:
       folder: has config.json and either model.safetensors or the shards named by
-        model.safetensors.index.json.
+        model.safetensors.index.json; local, gs:// or hf://.
 
     Raises:
       FileNotFoundError: a file is missing.
       ValueError: a file is damaged, or as in `from_state_dict`.
     """
-    folder = pathlib.Path(folder)
+    folder = readable_place(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"The model must be a folder with {_CONFIG}; {str(folder)!r} is none."
@@ -60,14 +59,14 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
     return from_state_dict(_read_arrays(folder), read_config(folder))
 
 
-def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config(folder: AnyPath) -> dict[str, Any]:
     """Return the folder's config.json.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it does not hold a JSON object.
     """
-    return _read_json(pathlib.Path(folder) / _CONFIG)
+    return _read_json(readable_place(folder) / _CONFIG)
 
 
 def from_state_dict(
@@ -104,7 +103,7 @@ def from_state_dict(
 
 
 def save(
-    folder: str | os.PathLike[str],
+    folder: AnyPath,
     config: ModelConfig,
     params: Params,
     keys: Mapping[str, Any] = _NO_IDS,
@@ -121,7 +120,7 @@ def save(
       ValueError: the folder is a file, or the model has a size that its class in transformers does
         not support.
     """
-    folder = pathlib.Path(folder)
+    folder = place(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The model must be saved to a folder; {str(folder)!r} is a file.")
     ours = flatten_dict(params)
@@ -131,27 +130,27 @@ def save(
     else:
         hf_config = {"model_type": _OURS, "model": config_lib.to_dict(config)}
         arrays = {_own_name(path): np.asarray(array) for path, array in ours.items()}
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.make_folder()
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
-    with whole_file(folder / _WEIGHTS) as temporary:
+    with (folder / _WEIGHTS).writing() as temporary:
         save_file(arrays, temporary, metadata={"format": "pt"})
-    write_atomically(folder / _CONFIG, json.dumps({**hf_config, **keys}, indent=2) + "\n")
+    (folder / _CONFIG).write_whole(json.dumps({**hf_config, **keys}, indent=2) + "\n")
 
 
 def _own_name(path: Path) -> str:
     return ".".join(map(str, path))
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: Place) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path.name} in {str(path.parent)!r}.")
-    found = json_text.loads(path.read_bytes(), repr(str(path)))
+    found = json_text.loads(path.read(), repr(str(path)))
     if not isinstance(found, dict):
         raise ValueError(f"{str(path)!r} must hold an object; got {short_repr(found)}.")
     return found
 
 
-def _read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_arrays(folder: Place) -> dict[str, np.ndarray]:
     """Return all tensors in the folder; shards are ignored next to a single file."""
     files = [_WEIGHTS]
     if (folder / _INDEX).is_file() and not (folder / _WEIGHTS).is_file():
@@ -167,7 +166,8 @@ def _read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
         if not path.is_file():
             raise FileNotFoundError(f"There is no {name} in {str(folder)!r}.")
         try:
-            with safe_open(path, framework="flax") as file:  # NumPy has no bfloat16
+            # Flax's arrays, as NumPy has no bfloat16.
+            with path.fetched() as local, safe_open(local, framework="flax") as file:
                 for tensor in file.keys():  # noqa: SIM118  the file itself is not iterable
                     arrays[tensor] = np.asarray(file.get_tensor(tensor))
         except SafetensorError as error:

@@ -12,7 +12,6 @@ Their parameters are named as in Hugging Face's Jamba. Their four `Parallel_Mode
 The split depends on the length of the sequence, hence `split.scope='sequence'`.
 """
 
-import os
 import re
 import zipfile
 import zlib
@@ -26,6 +25,7 @@ from flowhn_jax.interop.layout import Path, assemble, parse_path
 from flowhn_jax.interop.names import ATTENTION, FEED_FORWARD, JAMBA_MODEL, MAMBA1, NORMS
 from flowhn_jax.models import Params
 from flowhn_jax.split import SplitConfig
+from flowhn_jax.storage import place
 from flowhn_jax.utils.text import one_line
 
 MODES = {
@@ -63,12 +63,13 @@ def _read(source: Any) -> dict[str, np.ndarray]:
     if isinstance(source, Mapping):
         arrays = source
     else:
-        path = os.fspath(source)
-        if not os.path.isfile(path):
+        path = place(source)
+        if not path.is_file():
             raise FileNotFoundError(
                 f"The checkpoint must be an .npz or a .pth file; {path!r} is not a file."
             )
-        arrays = _read_npz(path) if path.endswith(".npz") else _read_pth(path)
+        with path.fetched() as local:
+            arrays = (_read_npz if path.name.endswith(".npz") else _read_pth)(str(local))
     return {
         name: np.asarray(array.float().numpy() if hasattr(array, "numpy") else array, np.float32)
         for name, array in arrays.items()

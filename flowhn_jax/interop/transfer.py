@@ -1,7 +1,6 @@
 """Export a run as a folder of safetensors, and import such a folder as a workdir for eval.py."""
 
 import dataclasses
-import pathlib
 
 from flowhn_jax import models
 from flowhn_jax.checkpoints import workdir as workdir_lib
@@ -12,6 +11,7 @@ from flowhn_jax.data.prepared import TOKENIZER
 from flowhn_jax.data.tokenizer import load_tokenizer
 from flowhn_jax.interop import huggingface, tokenizer_files
 from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.storage import Place, place, readable_place
 
 
 def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
@@ -28,19 +28,19 @@ def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
       ValueError: as in `huggingface.save`; a file of the tokenizer is damaged; or `out` holds a
         run, or a tokenizer file of another model that would stay.
     """
-    if (pathlib.Path(out) / "checkpoints").is_dir():
+    if (place(out) / "checkpoints").is_dir():
         raise ValueError(f"--out must not be the workdir of a run; {out!r} is one.")
     config = workdir_lib.read_config(workdir)
     mesh = make_mesh(MeshConfig(data=1), 1)
     params = load_params(workdir, config.model, mesh, checkpoint)
     tokenizer = open_tokenizer(config, workdir)
-    texts = tokenizer_files.read(pathlib.Path(workdir), tokenizer_files.CONFIG_KEYS)
+    texts = tokenizer_files.read(workdir, tokenizer_files.CONFIG_KEYS)
     texts = tokenizer_files.files_for(texts, tokenizer)
     keys = tokenizer_files.config_keys(texts, tokenizer)
     texts.pop(tokenizer_files.CONFIG_KEYS, None)
-    tokenizer_files.check_replaces_all(pathlib.Path(out), texts)
+    tokenizer_files.check_replaces_all(out, texts)
     huggingface.save(out, config.model, params, keys)
-    tokenizer_files.write(pathlib.Path(out), texts)
+    tokenizer_files.write(out, texts)
     return f"wrote {config.model.name}, {models.param_count(config.model):,} parameters, to {out}"
 
 
@@ -54,11 +54,11 @@ def import_run(source: str, workdir: str) -> str:
     Raises:
       FileNotFoundError, ValueError: as in `huggingface.load`, or `workdir` is not empty.
     """
-    path = pathlib.Path(workdir)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    path = place(workdir)
+    if path.exists() and (not path.is_dir() or path.children()):
         raise ValueError(f"--workdir must be a new or empty folder; {workdir!r} is not.")
     model, params = huggingface.load(source)
-    texts = _read_texts(pathlib.Path(source), model)
+    texts = _read_texts(readable_place(source), model)
     workdir_lib.make(workdir)
     tokenizer_files.write(path, texts)
     workdir_lib.write_config(workdir, dataclasses.replace(Config(), model=model))
@@ -71,7 +71,7 @@ def import_run(source: str, workdir: str) -> str:
     )
 
 
-def _read_texts(source: pathlib.Path, model: ModelConfig) -> dict[str, str]:
+def _read_texts(source: Place, model: ModelConfig) -> dict[str, str]:
     """Return the texts of the files besides the model that the workdir keeps, by name.
 
     Raises:

@@ -5,6 +5,7 @@ An object is whole or absent under its name, so it is written straight. Listings
 
 import contextlib
 import hashlib
+import io
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO, cast
 from etils import epath
 
 from flowhn_jax.storage.place import Place
+from flowhn_jax.storage.reader import ObjectReader
 from flowhn_jax.storage.requests import client, prepare_packages, repeated
 from flowhn_jax.utils.text import short_path
 
@@ -98,15 +100,19 @@ class BucketPlace(Place):
 
     def is_dir(self) -> bool:
         """See Place."""
-        return bool(self._listed(max_results=1))
+        return bool(self._listing(max_results=1)[0])
 
     def size(self) -> int:
         """See Place."""
+        return self._loaded_blob().size
 
-        def load() -> int:
+    def _loaded_blob(self) -> Any:
+        """Return the client's handle of the object, with its properties."""
+
+        def load() -> Any:
             blob = self.blob()
             blob.reload(timeout=_TIMEOUT, retry=_NO_RETRY)
-            return blob.size
+            return blob
 
         return repeated(f"finding {self}", load)
 
@@ -119,8 +125,8 @@ class BucketPlace(Place):
 
     def open(self) -> BinaryIO:
         """See Place."""
-        self.size()  # raises FileNotFoundError now, not at the first read
-        return cast(BinaryIO, self.blob().open("rb", chunk_size=_BLOCK))
+        reader = ObjectReader(str(self), self._loaded_blob(), _TIMEOUT)
+        return cast(BinaryIO, io.BufferedReader(reader, _BLOCK))
 
     def write_whole(self, content: str | bytes) -> None:
         """See Place."""
@@ -186,7 +192,8 @@ class BucketPlace(Place):
         self, parts: str | tuple[str, ...] = "", kind: str | None = None
     ) -> dict[str, str]:
         """See Place."""
-        found = {blob.name[len(self._below) :]: blob for blob in self._listed()}
+        prefix = self._below + (parts if isinstance(parts, str) else "")
+        found = {blob.name[len(self._below) :]: blob for blob in self._listed(prefix=prefix)}
         found = {name: blob for name, blob in found.items() if name.startswith(parts)}
         if kind == "sha256":
             return {name: hashlib.sha256((self / name).read()).hexdigest() for name in found}
@@ -211,7 +218,8 @@ class BucketPlace(Place):
     def _listing(self, **options: Any) -> tuple[list[Any], list[str]]:
         def load() -> tuple[list[Any], list[str]]:
             found = client().list_blobs(
-                self._bucket, prefix=self._below, timeout=_TIMEOUT, retry=_NO_RETRY, **options
+                self._bucket,
+                **{"prefix": self._below, "timeout": _TIMEOUT, "retry": _NO_RETRY, **options},
             )
             return list(found), list(found.prefixes)
 

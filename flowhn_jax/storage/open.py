@@ -16,6 +16,7 @@ AnyPath = str | os.PathLike[str] | Place
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 _BUCKET = "gs://"
+_HUB = "hf://"
 
 
 def place(path: AnyPath) -> Place:
@@ -34,6 +35,19 @@ def place(path: AnyPath) -> Place:
 
         return BucketPlace.parse(text)
     return LocalPlace(pathlib.Path(path))
+
+
+def readable_place(path: AnyPath) -> Place:
+    """Return the place of a path that is only read, which may also be on the Hugging Face hub.
+
+    Raises:
+      ValueError, ImportError: as in `place`, or a package that hf:// needs is missing.
+    """
+    if isinstance(path, Place) or not os.fspath(path).startswith(_HUB):
+        return place(path)
+    from flowhn_jax.storage.hub import HubPlace
+
+    return HubPlace.parse(os.fspath(path))
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ def repeated(what: str, request: Callable[[], T], seconds: float = _SECONDS_OTHE
       StorageError: the store refuses the request, or did not answer for this long.
     """
     from google.api_core.exceptions import GoogleAPICallError, NotFound, PreconditionFailed
-    from google.auth.exceptions import TransportError
+    from google.auth.exceptions import RefreshError, TransportError
     from google.resumable_media import DataCorruption, InvalidResponse
     from requests.exceptions import RequestException
 
@@ -102,6 +102,8 @@ def repeated(what: str, request: Callable[[], T], seconds: float = _SECONDS_OTHE
             raise FileNotFoundError(f"{what}: {_reason(error)}") from error
         except PreconditionFailed:
             raise
+        except RefreshError as error:  # the credentials have expired, or were revoked
+            raise StorageError(f"{what} failed: {one_line(error)}") from error
         except (
             GoogleAPICallError,
             InvalidResponse,

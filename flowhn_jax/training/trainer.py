@@ -105,16 +105,20 @@ def fit(
         check_sequence(config.model, mesh)
         changes = workdir_lib.check(workdir, config) if resumes else []
 
-        # The data; a signal ends their preparation at once.
+        # The data; a signal ends their preparation, or their copy to this host, at once.
         watchdog.progress("opening the data")
-        prepared = None
+        prepared, is_loaded = None, False
         with (
             first_before_others("data"),
             contextlib.suppress(KeyboardInterrupt),
             stop.interrupting(),
         ):
             prepared = open_data(config, workdir)
-        if any_process(prepared is None):
+        with contextlib.suppress(KeyboardInterrupt), stop.interrupting():
+            if prepared is not None:
+                prepared.load("train", "validation")
+                is_loaded = True
+        if any_process(not is_loaded):
             console.log(messages.stopped_before_start(stop.reason))
             return False
         assert prepared is not None
