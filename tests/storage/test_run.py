@@ -176,7 +176,7 @@ def test_a_run_continues_while_a_bucket_refuses(
     assert found(f"{bucket}/run", local) == ROWS
 
 
-def test_a_run_that_cannot_save_at_its_end_says_so(
+def test_a_run_that_cannot_save_at_its_end_fails(
     data,  # noqa: F811
     local,
     bucket,
