@@ -46,7 +46,7 @@ LOCAL_FILES = {
     "recipes.py": "recipes are Python files",
     "training/bucket_metrics.py": "TensorBoard's file before its upload",
     "training/events.py": "tensorboardX writes local files",
-    "training/metrics.py": "appends rows, which a bucket cannot; bucket_metrics.py is its other half",
+    "training/metrics.py": "appends rows, which a bucket cannot; see bucket_metrics.py",
     "training/summary.py": "the picture before its upload, and the name of the program",
 }
 FILE_CALLS = {"listdir", "makedirs", "open", "path", "remove", "rename", "replace", "stat"}
