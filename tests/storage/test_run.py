@@ -1,6 +1,7 @@
 """A run in a bucket is, bit for bit, a local one: whatever is damaged, refused or missing."""
 
 import json
+import time
 
 import pytest
 
@@ -156,7 +157,7 @@ class Outage:
 
 @pytest.mark.parametrize("code", [403, 429, 503])
 def test_a_run_continues_while_a_bucket_refuses(
-    data,
+    data,  # noqa: F811
     local,
     bucket,
     store,
@@ -176,8 +177,8 @@ def test_a_run_continues_while_a_bucket_refuses(
     assert found(f"{bucket}/run", local) == ROWS
 
 
-def test_a_run_that_cannot_save_at_its_end_says_so(
-    data,
+def test_a_run_that_cannot_save_at_its_end_fails(
+    data,  # noqa: F811
     local,
     bucket,
     store,
@@ -193,6 +194,30 @@ def test_a_run_that_cannot_save_at_its_end_says_so(
     (storage.place(f"{bucket}/run") / "lock").remove()
     assert fit(run_config(data), f"{bucket}/run")
     assert found(f"{bucket}/run", local) == ROWS
+
+
+def test_a_run_whose_lock_is_taken_over_writes_nothing_more(
+    data,  # noqa: F811
+    bucket,
+    monkeypatch,
+):
+    monkeypatch.setattr("flowhn_jax.storage.lease.SECONDS_TO_RENEW", 0.1)
+    lock = storage.place(bucket) / "run" / "lock"
+    other = json.dumps({"host": "other", "pid": 7, "token": "x"})
+    steps = []
+
+    def take_over(*_):
+        steps.append(1)
+        if len(steps) == 4:
+            lock.write_whole(other)
+            time.sleep(1)
+
+    monkeypatch.setattr(console.Console, "count_step", take_over)
+    with pytest.raises(OSError, match="was taken over by process 7 on host other"):
+        fit(run_config(data), f"{bucket}/run")
+    assert len(steps) < 8
+    assert lock.read_text() == other
+    assert files.steps_of(f"{bucket}/run") in ([], [3])
 
 
 def test_rows_are_kept_in_parts(bucket, monkeypatch, tmp_path):
