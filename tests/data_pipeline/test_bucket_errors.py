@@ -1,6 +1,7 @@
 """Answers of a store that refuses or fails, where data are read and written."""
 
 import contextlib
+import dataclasses
 import types
 
 import numpy as np
@@ -103,3 +104,16 @@ def test_answers_that_pass_lose_nothing(bucket, emulator, jsonl, tmp_path, clock
     assert objects == content(local.folder.local())
     for ours, theirs in zip(found, windows(local, "train"), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_refusal_without_a_cache_is_one_message(bucket, emulator, jsonl, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWHN_CACHE_DIR", str(tmp_path / "cache"))
+    made = prepare(str(jsonl), "bytes", f"{bucket}/set", context=32)
+    direct = dataclasses.replace(made, cache="off")
+    message = rf"^The train split in {bucket}/set cannot be read: .*refused by the proxy"
+    with (
+        refusing(emulator, 403) as store,
+        used(store.url),
+        pytest.raises(ValueError, match=message),
+    ):
+        direct.windows("train")
