@@ -268,7 +268,8 @@ class Checkpoints:
                 mark_checkpointed(self._workdir, step)
                 self._prune()
 
-        self._save.start(work, self._reload)
+        # Of several processes none may see what the first one is deleting.
+        self._save.start(work, self._reload if jax.process_count() == 1 else lambda: None)
 
     def _reload(self) -> None:
         """Forget the checkpoints that were deleted."""
@@ -294,6 +295,8 @@ class Checkpoints:
         self._save.wait()
         error = self._save.failure()
         if error is None:
+            if jax.process_count() > 1:
+                self._reload()
             return
         with contextlib.suppress(Exception):  # the same error
             self._checkpointer.close()

@@ -15,6 +15,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src import asyncio_utils
 from orbax.checkpoint._src.futures import signaling_client
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.parallel.distributed import FailedElsewhere, Meeting
@@ -124,3 +125,10 @@ def _run_to_the_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 asyncio_utils._run_sync_via_new_loop = _run_to_the_end
+# Of each request to a bucket: TensorStore's default is to try for a quarter of an hour.
+for _context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
+    _context["gcs_request_retries"] = {  # pyright: ignore[reportArgumentType]
+        "max_retries": 6,
+        "initial_delay": "500ms",
+        "max_delay": "16s",
+    }

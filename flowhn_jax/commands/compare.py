@@ -23,7 +23,6 @@ def define(flags: Flags) -> Callable[[], None]:
     workdir = flags.path(
         "workdir",
         "folder of the comparison, which continues there; default: runs/compare_SIZE.",
-        schemes=(),
     )
     rounds = flags.integer(
         "rounds",

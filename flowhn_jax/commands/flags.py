@@ -38,7 +38,7 @@ class Flags:
       values: absl's container of the flags.
       headings: headings in the help, by the names of flags; flags without one are listed first.
       takes_config: whether the command has --config.
-      paths: the flags that name a file or a folder, each with the schemes of URLs that it may have.
+      paths: the flags that name a file or a folder, each with its schemes besides gs://.
     """
 
     def __init__(self):
@@ -67,7 +67,7 @@ class Flags:
         meaning: str,
         *,
         required: bool = False,
-        schemes: tuple[str, ...] = ("gs",),
+        others: tuple[str, ...] = (),
     ) -> FlagHolder:
         """Define a flag that names a file or a folder, here or in a bucket.
 
@@ -75,9 +75,9 @@ class Flags:
           name: of the flag.
           meaning: its description.
           required: whether it must be given.
-          schemes: of the URLs that it may be.
+          others: schemes of URLs besides gs:// that it may be.
         """
-        self.paths[name] = schemes
+        self.paths[name] = others
         return self.string(name, None, meaning, required=required)
 
     def strings(self, name: str, default: list[str] | None, meaning: str) -> FlagHolder:
@@ -195,10 +195,10 @@ class Flags:
 
     def _check_paths(self) -> None:
         """Raise ValueError if a path is a URL that its flag cannot be."""
-        for name, schemes in self.paths.items():
+        for name, others in self.paths.items():
             path = self.values[name].value
             if path is not None:
-                check_path(name, path, schemes)
+                _check_path(name, path, others)
 
     def _check_numbers(self) -> None:
         """Raise ValueError if a float is not finite or an integer exceeds `_MAX_INT`."""
@@ -214,13 +214,18 @@ class Flags:
                     raise ValueError(f"--{name} must be {limit}; got {short_repr(number)}.")
 
 
-def check_path(name: str, path: str, schemes: tuple[str, ...]) -> None:
-    """Raise ValueError if the path of a flag is a URL with another scheme than these."""
+def _check_path(name: str, path: str, others: tuple[str, ...] = ()) -> None:
+    """Raise ValueError if the path of a flag has a scheme besides gs:// and these."""
     try:
-        check_scheme(path, tuple(each for each in schemes if each != "gs"))
+        check_scheme(path, others)
     except ValueError as error:
         raise ValueError(f"--{name}: {error}") from error
-    if "gs" not in schemes and is_remote(path):
+
+
+def check_local(name: str, path: str) -> None:
+    """Raise ValueError if the path of a flag is not local."""
+    _check_path(name, path)
+    if is_remote(path):
         raise ValueError(f"--{name} must be a local path; got {short_path(path)}.")
 
 
@@ -348,7 +353,7 @@ def _with_recipes_found(argv: Sequence[str]) -> list[str]:
     from flowhn_jax import recipes
 
     def found(value: str) -> str:
-        check_path("config", value, ())
+        check_local("config", value)
         name, colon, argument = value.partition(":")
         return f"{recipes.find(name)}{colon}{argument}"
 

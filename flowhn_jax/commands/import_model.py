@@ -9,7 +9,7 @@ from flowhn_jax.commands.flags import Flags
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that imports the model."""
     source = flags.path(
-        "source", "folder with config.json and safetensors.", required=True, schemes=("gs", "hf")
+        "source", "folder with config.json and safetensors.", required=True, others=("hf",)
     )
     workdir = flags.path("workdir", "workdir to make.", required=True)
 

@@ -15,14 +15,14 @@ def define(flags: Flags) -> Callable[[], None]:
         "hf:NAME[:CONFIG] (a dataset of the Hugging Face hub), or embedded (Python's own sources); "
         "a .txt file is one document of any size, a line or row has at most 64 MiB.",
         required=True,
-        schemes=("gs", "hf"),
+        others=("hf",),
     )
     tokenizer = flags.path(
         "tokenizer",
         "bytes, FILE.json (Hugging Face) or hf:NAME; a tokenizer without one of the usual "
         "end-of-text tokens, such as <|endoftext|> or </s>, needs --eot_token.",
         required=True,
-        schemes=("gs", "hf"),
+        others=("hf",),
     )
     out = flags.path("out", "folder to make.", required=True)
     context = flags.integer(

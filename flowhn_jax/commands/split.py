@@ -1,15 +1,12 @@
 """`flowhn split`: which tokens each block sends to which branch, as a table and as a picture."""
 
 import dataclasses
-import pathlib
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags, define_config
 from flowhn_jax.report.table import text_table
-from flowhn_jax.storage import place
 from flowhn_jax.utils.text import short_repr
 
 if TYPE_CHECKING:
@@ -63,12 +60,7 @@ def _print_plan(model: "ModelConfig", lengths: Sequence[str], plot: str | None) 
     if warning := partition_warning(split, plan):
         print(f"warning: {warning}")
     if plot:
-        target = place(plot)
-        with tempfile.TemporaryDirectory() as folder:
-            drawn = pathlib.Path(folder) / target.name  # its ending is the format
-            title = f"{split.strategy}: {config.context:,} tokens, reach {share:.3f}"
-            plot_split(plan, title, str(drawn))
-            target.copy_from(drawn)
+        plot_split(plan, f"{split.strategy}: {config.context:,} tokens, reach {share:.3f}", plot)
         print(f"wrote {plot}")
 
 

@@ -58,9 +58,8 @@ class Windows:
         try:
             self._records = ArrayRecordDataSource(prepared.shard_paths(split))
         except RuntimeError as error:
-            raise ValueError(
-                f"The {split} split in {prepared.folder} is damaged: {error}."
-            ) from error
+            found = "cannot be read" if prepared.folder.is_remote else "is damaged"
+            raise ValueError(f"The {split} split in {prepared.folder} {found}: {error}.") from error
 
     def __len__(self) -> int:
         return len(self._records)

@@ -3,7 +3,6 @@
 import codecs
 import dataclasses
 import io
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -81,7 +80,7 @@ def _hugging_face_source(spec: str, field: str) -> Source:
             f"Source {spec} needs the package 'datasets': pip install datasets"
         ) from error
     identity, check_unchanged = spec, lambda: None
-    if pathlib.Path(name).is_dir():
+    if place(name).is_dir():
         config, folder = None, place(name)
         listing = Listing(lambda: [file_at(file, name) for name, file in folder.walk()])
         identity = f"{spec}: {listing.identity}"

@@ -40,7 +40,7 @@ def find_file(task: str, folder: str) -> Place:
         raise FileNotFoundError(
             f"--task_dir must be the folder of the task files; {short_path(folder)} is no folder."
         )
-    names = sorted(each for each in path.children() if each.suffix in _ENDINGS and each.is_file())
+    names = [each for each in path.children() if each.suffix in _ENDINGS and each.is_file()]
     found = [each for each in names if each.name.lower().replace("-", "_").startswith(task)]
     if not found:
         raise FileNotFoundError(

@@ -179,11 +179,11 @@ def _label_points(axes: Any, names: Sequence[str], places: Sequence[tuple[float,
 
     axes.figure.canvas.draw()  # fixes the axes' place, and with it which texts overlap
     taken = []
-    for each in places:
-        x, y = axes.transData.transform(each)
+    for point in places:
+        x, y = axes.transData.transform(point)
         taken.append(Bbox.from_extents(x - 4, y - 4, x + 4, y + 4))
-    for name, place in zip(names, places, strict=True):
-        label = axes.annotate(name, place, _SIDES[0][0], textcoords="offset points", fontsize=8)
+    for name, point in zip(names, places, strict=True):
+        label = axes.annotate(name, point, _SIDES[0][0], textcoords="offset points", fontsize=8)
         for offset, horizontal, vertical in _SIDES:
             label.set(position=offset, ha=horizontal, va=vertical)
             extent = label.get_window_extent()

@@ -15,7 +15,7 @@ from etils import epath
 
 from flowhn_jax.storage.place import Place
 from flowhn_jax.storage.reader import ObjectReader
-from flowhn_jax.storage.requests import check_packages, client, repeated
+from flowhn_jax.storage.requests import client, prepare_packages, repeated
 from flowhn_jax.utils.text import short_path
 
 _SCHEME = "gs://"
@@ -41,7 +41,7 @@ class BucketPlace(Place):
         Raises:
           ValueError: the name has no bucket or contains '..', or a package is missing.
         """
-        check_packages()
+        prepare_packages()
         bucket, *parts = text.removeprefix(_SCHEME).split("/")
         if not bucket or ".." in parts:
             raise ValueError(

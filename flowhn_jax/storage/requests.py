@@ -1,5 +1,6 @@
 """Requests to Google Cloud Storage, repeated with growing pauses while they may still succeed."""
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -25,14 +26,21 @@ PACKAGES = {"gcsfs": "gcsfs", "google.cloud.storage": "google-cloud-storage"}
 sleep = time.sleep
 
 
-def check_packages() -> None:
-    """Raise ValueError if a package that gs:// needs is missing."""
+def prepare_packages() -> None:
+    """Let Orbax list a bucket through gcsfs without its cache, which misses what others do there.
+
+    Raises:
+      ValueError: a package that gs:// needs is missing.
+    """
     missing = [package for module, package in PACKAGES.items() if not _is_installed(module)]
     if missing:
         raise ValueError(
             f"gs:// needs the package{'s' * (len(missing) > 1)} {' and '.join(missing)}: pip "
             f"install {' '.join(missing)}"
         )
+    import fsspec.config
+
+    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
 
 
 def _is_installed(module: str) -> bool:
@@ -53,7 +61,7 @@ def client() -> Any:
 
 @functools.cache
 def _client(process: int) -> Any:
-    check_packages()
+    prepare_packages()
     from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage
 
@@ -124,8 +132,15 @@ def _code(error: BaseException) -> int | None:
 
 
 def _reason(error: BaseException) -> str:
+    """Return the status and the message of an answer, or what went wrong without one."""
     code = _code(error)
-    return f"{code} {one_line(error)}" if code and str(code) not in str(error) else one_line(error)
+    if code is None:
+        return one_line(error)
+    message = getattr(error, "message", "")
+    with contextlib.suppress(Exception):  # a body of another form
+        response: Any = getattr(error, "response", None)
+        message = response.json()["error"]["message"]
+    return f"{code} {one_line(message)}"
 
 
 _lock = threading.Lock()

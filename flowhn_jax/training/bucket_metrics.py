@@ -16,7 +16,7 @@ _PART_BYTES = 10_000_000  # above which a new part begins
 _SECONDS_BETWEEN_UPLOADS = 60.0
 _SECONDS_BETWEEN_TRIES = 10.0
 _SECONDS_TO_FLUSH = 30.0  # that the run waits for an upload before it continues without
-_SECONDS_AT_THE_END = 120.0
+_SECONDS_AT_THE_END = 30.0
 
 
 class _Line(NamedTuple):

@@ -7,28 +7,13 @@ from collections.abc import Callable
 
 from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.checkpoints.rows import FILE, Row, merge_parts, read_rows, rows_and_ends
+from flowhn_jax.parallel.distributed import is_first
 from flowhn_jax.report.table import to_json
 from flowhn_jax.storage import Lock, is_remote
 from flowhn_jax.training.bucket_metrics import BucketMetricsWriter
 from flowhn_jax.training.events import EventFile
 from flowhn_jax.utils.files import check_own_file, sync
 from flowhn_jax.utils.progress import log as print_line
-
-
-def open_writer(
-    workdir: str, start: int, log: Callable[[str], None], lock: Lock
-) -> "MetricsWriter | BucketMetricsWriter":
-    """Return the writer of the first process, which continues the rows of a run.
-
-    Args:
-      workdir: folder of the run.
-      start: step of the checkpoint that the run continues from.
-      log: prints a line for people.
-      lock: of the workdir.
-    """
-    if is_remote(workdir):
-        return BucketMetricsWriter(workdir, start, log, lock)
-    return MetricsWriter(workdir, start, log)
 
 
 def _drop_rows_after(folder: pathlib.Path, step: int) -> int:
@@ -154,3 +139,22 @@ def _append(path: pathlib.Path, text: bytes) -> None:
         except OSError:
             file.truncate(end)
             raise
+
+
+Writer = MetricsWriter | BucketMetricsWriter | SilentWriter
+
+
+def open_writer(workdir: str, start: int, log: Callable[[str], None], lock: Lock) -> Writer:
+    """Return the writer of this process, which continues the rows of a run.
+
+    Args:
+      workdir: folder of the run.
+      start: step of the checkpoint that the run continues from.
+      log: prints a line for people.
+      lock: of the workdir.
+    """
+    if not is_first():
+        return SilentWriter()
+    if is_remote(workdir):
+        return BucketMetricsWriter(workdir, start, log, lock)
+    return MetricsWriter(workdir, start, log)

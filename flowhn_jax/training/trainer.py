@@ -34,13 +34,12 @@ from flowhn_jax.report.table import to_json
 from flowhn_jax.storage import Lock
 from flowhn_jax.training import messages
 from flowhn_jax.training.agreement import StopAgreement
-from flowhn_jax.training.bucket_metrics import BucketMetricsWriter
 from flowhn_jax.training.console import Console, OnStep
 from flowhn_jax.training.health import bad_steps
 from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
 from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.health.watchdog import Watchdog
-from flowhn_jax.training.metrics import MetricsWriter, SilentWriter, open_writer
+from flowhn_jax.training.metrics import Writer, open_writer
 from flowhn_jax.training.speed import Speedometer
 from flowhn_jax.training.step import Metrics, abstract_batch, make_train_step
 from flowhn_jax.training.validation import Validator
@@ -105,7 +104,7 @@ def fit(
         check_sequence(config.model, mesh)
         changes = workdir_lib.check(workdir, config) if resumes else []
 
-        # The data; a signal ends their preparation at once.
+        # The data; a signal ends their preparation, or their copy to this host, at once.
         watchdog.progress("opening the data")
         prepared, is_loaded = None, False
         with (
@@ -154,9 +153,7 @@ def fit(
             changes += messages.schedule_changes(workdir, config, first)
         if is_first():
             workdir_lib.write_config(workdir, config)
-        writer = stack.enter_context(
-            open_writer(workdir, first, console.log, lock) if is_first() else SilentWriter()
-        )
+        writer = stack.enter_context(open_writer(workdir, first, console.log, lock))
         for line in messages.describe_start(config, prepared, mesh):
             console.log(line)
         if resumes:
@@ -188,7 +185,7 @@ class Trainer:
     batches: TrainBatches
     checkpoints: Checkpoints
     validator: Validator
-    writer: MetricsWriter | BucketMetricsWriter | SilentWriter
+    writer: Writer
     console: Console
     watchdog: Watchdog
     stop: StopRequest

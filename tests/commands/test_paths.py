@@ -80,18 +80,12 @@ def test_other_schemes_are_refused(command, name, url):
 
 
 @pytest.mark.parametrize(("command", "name"), PATHS)
-def test_a_bucket_is_served_or_refused(command, name):
+def test_a_bucket_is_served(command, name):
     flags = flags_of(command)
-    given = arguments(command, name, "gs://bucket/x")
-    if "gs" in flags.paths[name]:
-        flags.parse(given)
-        assert flags.values[name].value == "gs://bucket/x"
-        with pytest.raises(ValueError, match=rf"^--{name}: .*must begin with gs://; got 'gs:/b"):
-            flags_of(command).parse(arguments(command, name, "gs:/bucket/x"))
-    else:
-        assert command in ("bench", "compare")
-        with pytest.raises(ValueError, match=rf"^--{name} must be a local path; got 'gs://buck"):
-            flags.parse(given)
+    flags.parse(arguments(command, name, "gs://bucket/x"))
+    assert flags.values[name].value == "gs://bucket/x"
+    with pytest.raises(ValueError, match=rf"^--{name}: .*must begin with gs://; got 'gs:/b"):
+        flags_of(command).parse(arguments(command, name, "gs:/bucket/x"))
 
 
 @pytest.mark.parametrize(("command", "name"), PATHS)
@@ -160,6 +154,16 @@ def test_commands_end_with_one_message_and_make_nothing(given):
     assert "paths must be local or begin with gs://; got 's3://bucket/" in run.stderr
     assert not (ROOT / "s3:").exists()
     assert not (ROOT / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "given", [["--out=gs://bucket/x"], ["--compare", "gs://bucket/a", "gs://bucket/b"]]
+)
+def test_a_suite_is_local(given):
+    run = call("-m", "flowhn_jax.bench", "suite", *given)
+    assert run.returncode == 1
+    assert "must be a local path; got 'gs://bucket/" in run.stderr
+    assert run.stderr.count("\n") == 1
 
 
 def test_the_packages_that_a_bucket_needs_are_named(monkeypatch):

@@ -1,7 +1,12 @@
 """The copy of shards that each host keeps."""
 
+import io
 import multiprocessing
+import os
 import shutil
+import signal
+import threading
+import time
 from collections import namedtuple
 
 import numpy as np
@@ -158,3 +163,19 @@ def _raise_no_home():
 def test_a_cache_is_a_local_folder(value):
     with pytest.raises(ValueError, match=r"data\.cache"):
         DataConfig(cache=value)
+
+
+def test_an_interrupted_copy_ends_soon_and_leaves_no_shard(remote, cache, monkeypatch):
+    monkeypatch.setattr(shard_cache, "_BLOCK", 100)
+
+    class Slow(io.BytesIO):
+        def read(self, size=-1):
+            time.sleep(0.05)  # an hour for all of it
+            return super().read(min(size, 1))
+
+    monkeypatch.setattr(bucket_lib.BucketPlace, "open", lambda self: Slow(bytes(70_000)))
+    interruption = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    interruption.start()
+    with pytest.raises(KeyboardInterrupt):
+        read(remote)
+    assert files(remote, cache) == {}

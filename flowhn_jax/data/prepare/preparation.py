@@ -8,7 +8,7 @@ from typing import Any
 from flowhn_jax.data.prepare.existing import holds_same_set
 from flowhn_jax.data.prepare.holdout import warn_about_holdout
 from flowhn_jax.data.prepare.splits import split_writers, write_splits
-from flowhn_jax.data.prepare.upload import is_unfinished, local_folder, upload
+from flowhn_jax.data.prepare.upload import is_unfinished, local_folder, remove_traces, upload
 from flowhn_jax.data.prepared import TOKENIZER, PreparedSet
 from flowhn_jax.data.shards import unsigned_dtype
 from flowhn_jax.data.sources import open_source
@@ -122,10 +122,7 @@ def prepare(
 
 
 def _make(
-    out: pathlib.Path,
-    request: dict[str, Any],
-    overwrite: bool,
-    write: _Write,
+    out: pathlib.Path, request: dict[str, Any], overwrite: bool, write: _Write
 ) -> PreparedSet:
     """Return the set of this request in a local folder, which `write` fills if it is not there."""
     with staging_folder(out) as folder:
@@ -141,7 +138,9 @@ def _make_in_bucket(
 ) -> PreparedSet:
     """Return the set of this request in a bucket: made in a local folder, and uploaded."""
     with local_folder(out) as folder:
-        if is_unfinished(out) or not _is_there(out, request, overwrite):
+        if not is_unfinished(out) and _is_there(out, request, overwrite):
+            remove_traces(folder, out)  # of an upload that was killed after its last object
+        else:
             upload(_make(folder, request, True, write), out)
     return PreparedSet.open(out)
 

@@ -18,8 +18,7 @@ from flowhn_jax.utils.lock import locked_folder
 from flowhn_jax.utils.progress import Progress
 from kernels import device_cache
 
-MARK = ".unfinished"
-
+_MARK = ".unfinished"
 _THREADS = 4  # files that are written at the same time
 
 
@@ -54,7 +53,7 @@ def local_folder(out: Place) -> Iterator[pathlib.Path]:
 
 def is_unfinished(out: Place) -> bool:
     """Return whether `out` holds what an interrupted upload left, and no set."""
-    return (out / MARK).is_file() and not (out / INDEX).is_file()
+    return (out / _MARK).is_file() and not (out / INDEX).is_file()
 
 
 def upload(made: PreparedSet, out: Place) -> None:
@@ -74,12 +73,18 @@ def upload(made: PreparedSet, out: Place) -> None:
         raise
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt("interrupted; the same command continues the upload.") from error
-    shutil.rmtree(folder)
+    remove_traces(folder, out)
+
+
+def remove_traces(folder: pathlib.Path, out: Place) -> None:
+    """Remove the mark and the local set of an upload whose last object has arrived."""
+    (out / _MARK).remove()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _upload(folder: pathlib.Path, out: Place) -> None:
     existing, made = out.checksums(), place(folder).checksums(kind=out.checksum_kind)
-    (out / MARK).write_whole("")
+    (out / _MARK).write_whole("")
     (out / INDEX).remove()
     files = sorted(path for path in folder.iterdir() if path.name != INDEX)
     _remove_other(out, existing, [path.name for path in files])
@@ -101,7 +106,6 @@ def _upload(folder: pathlib.Path, out: Place) -> None:
             pool.shutdown(cancel_futures=True)
             raise
     (out / INDEX).copy_from(folder / INDEX)
-    (out / MARK).remove()
 
 
 def _remove_other(out: Place, existing: dict[str, str], names: Sequence[str]) -> None:
