@@ -50,17 +50,25 @@ def write(device_kind: str, section: str, key: str, value: Any) -> None:
         _log.warning("measurements of this device are not saved: %s", error)
 
 
+def folder() -> pathlib.Path:
+    """Return the folder for what this project keeps on the machine; it may not exist yet.
+
+    Raises:
+      RuntimeError: no variable names a folder, and the user has no home.
+    """
+    if named := os.environ.get("FLOWHN_CACHE_DIR"):
+        return pathlib.Path(named)
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / (
+        "flowhn_jax"
+    )
+
+
 def _path(device_kind: str) -> pathlib.Path | None:
-    folder = os.environ.get("FLOWHN_CACHE_DIR")
-    if not folder:
-        try:
-            cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        except RuntimeError as error:  # a user without a home
-            _log.warning("measurements of this device are not saved: %s", error)
-            return None
-        folder = pathlib.Path(cache) / "flowhn_jax"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", device_kind)
-    return pathlib.Path(folder) / f"{name}.json"
+    try:
+        return folder() / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', device_kind)}.json"
+    except RuntimeError as error:
+        _log.warning("measurements of this device are not saved: %s", error)
+        return None
 
 
 def _load(path: pathlib.Path) -> dict[str, Any]:

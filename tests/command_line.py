@@ -29,7 +29,10 @@ _context.set_forkserver_preload(_IMPORTED)
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS`, FILE.py or -m MODULE, in the root of the repository."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        child = _context.Process(target=_run, args=(arguments, _sent(stdout), _sent(stderr)))
+        environment = dict(os.environ)  # not that in which the server was started
+        child = _context.Process(
+            target=_run, args=(arguments, environment, _sent(stdout), _sent(stderr))
+        )
         child.start()
         child.join()
         texts = []
@@ -43,7 +46,9 @@ def _sent(file):
     return reduction.DupFd(file.fileno())
 
 
-def _run(arguments, stdout, stderr):
+def _run(arguments, environment, stdout, stderr):
+    os.environ.clear()
+    os.environ.update(environment)
     for descriptor, file in ((1, stdout), (2, stderr)):
         os.dup2(file.detach(), descriptor)
     os.environ.pop("XLA_FLAGS", None)  # the tests' own: eight devices

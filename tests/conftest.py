@@ -18,6 +18,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.storage.emulator import bucket, emulator  # noqa: E402, F401
+
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=False, max_examples=40)
 hypothesis.settings.load_profile("ci")
 

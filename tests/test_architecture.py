@@ -18,9 +18,39 @@ ROWS = [
     ["layers", "data", "parallel"],
     ["report"],
     ["split", "kernels"],
+    ["storage"],
     ["utils"],
 ]
 RANK = {package: len(ROWS) - row for row, packages in enumerate(ROWS) for package in packages}
+
+# Modules outside flowhn_jax/storage and flowhn_jax/utils that open local files, and why their paths
+# are never those of a bucket.
+LOCAL_FILES = {
+    "aot/tpu_plan.py": "temporary files of the TPU compiler",
+    "bench/branch_parallel.py": "the threads that the system lists",
+    "bench/output.py": "tests with the system whether a local --out can be written",
+    "bench/source_lines.py": "names of source files",
+    "bench/step_profile.py": "the profiler's temporary folder",
+    "bench/suite/": "its processes share a local folder; --out is refused if it is in a bucket",
+    "checkpoints/free_space.py": "the space that is left on a disk",
+    "commands/help_text.py": "the width of the terminal",
+    "commands/runner.py": "names of source files, and the null device",
+    "data/corpus.py": "the standard library's sources",
+    "data/prepare/": "a set is built in a local folder and uploaded",
+    "data/prepared.py": "the folder of the local copies",
+    "data/shard_cache.py": "the local copies of a bucket's shards",
+    "data/shards.py": "ArrayRecord writes local files",
+    "data/source_files.py": "walks local folders; those in a bucket are listed by storage",
+    "data/staging.py": "a set is built in a local folder",
+    "interop/huggingface.py": "checks that a name in an index has no folders",
+    "recipes.py": "recipes are Python files",
+    "training/bucket_metrics.py": "TensorBoard's file before its upload",
+    "training/events.py": "tensorboardX writes local files",
+    "training/metrics.py": "appends rows, which a bucket cannot; see bucket_metrics.py",
+    "training/summary.py": "the picture before its upload, and the name of the program",
+}
+FILE_CALLS = {"listdir", "makedirs", "open", "path", "remove", "rename", "replace", "stat"}
+FILE_CALLS |= {"truncate", "unlink", "walk"}
 
 
 def imported_modules(path):
@@ -79,9 +109,11 @@ def test_kernels_and_split_do_not_import_flax():
 
 def test_optional_packages_are_imported_lazily():
     optional = {"torch", "transformers", "datasets", "matplotlib", "libtpu", "jax_triton", "triton"}
+    # Triton compiles the functions of the first; the backends import them on their first call.
+    # Exports contain the second, and only transformers imports it.
+    imported_later = ("triton_kernels.py", "modeling_flowhn.py")
     for path, _ in our_files():
-        # Triton compiles this module's functions; the backend imports it on its first call.
-        if path.name == "triton_kernels.py":
+        if path.name in imported_later:
             continue
         for node in ast.parse(path.read_text()).body:
             names = []
@@ -90,3 +122,30 @@ def test_optional_packages_are_imported_lazily():
             elif isinstance(node, ast.ImportFrom):
                 names = [node.module]
             assert not optional & {name.split(".")[0] for name in names}, path
+
+
+def _opens_local_files(path):
+    """Return whether a module imports pathlib or shutil, or opens files with open or os."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import(names) if {"pathlib", "shutil"} & {alias.name for alias in names}:
+                return True
+            case ast.Call(func=ast.Name("open")):
+                return True
+            case ast.Attribute(value=ast.Name("os"), attr=name) if name in FILE_CALLS:
+                return True
+    return False
+
+
+def test_paths_that_may_be_in_a_bucket_are_left_to_storage():
+    package = ROOT / "flowhn_jax"
+    found = [
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if path.relative_to(package).parts[0] not in ("storage", "utils")
+        and _opens_local_files(path)
+    ]
+    unknown = [name for name in found if not name.startswith(tuple(LOCAL_FILES))]
+    assert not unknown, f"{unknown}: use flowhn_jax.storage, or give a reason in LOCAL_FILES"
+    for name in LOCAL_FILES:
+        assert any(each.startswith(name) for each in found), f"{name} opens no local files"

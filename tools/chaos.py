@@ -1,5 +1,9 @@
 """Soak test of a training run: `python -m tools.chaos --minutes=40`.
 
+With --workdir=gs://... the harmed runs are in a bucket. In an emulator, `python -m tools.emulator
+python -m tools.chaos --workdir=gs://bucket/soak --minutes=40`, a proxy refuses requests where a
+local disk would be full.
+
 train.py trains a small model once without interruption. Then the run is repeated, and kills,
 signals, full disks and damaged files end it at random moments; each start resumes the one before.
 When all steps are done, state and metrics must equal those of the uninterrupted run.
@@ -7,22 +11,28 @@ When all steps are done, state and metrics must equal those of the uninterrupted
 
 import argparse
 import collections
+import contextlib
+import os
 import pathlib
 import random
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import jax
 
+from flowhn_jax.checkpoints.files import is_committed
 from flowhn_jax.report.table import print_result
+from flowhn_jax.storage import AnyPath, Place, is_remote, place
 from flowhn_jax.utils.sources import ROOT
-from tools.disk import open_disk
-from tools.harm import HARMS, PATIENCE, Damages, Outcome, Scene
+from tools.disk import FileLimit, SmallDisk, open_disk
+from tools.emulator import EMULATOR, environment
+from tools.faults import FaultyStore
+from tools.harm import HARMS, ONLY_LOCAL, PATIENCE, Damages, Outcome, Scene
 from tools.same_run import differences
 from tools.small_run import as_flags, prepare_text, small_keys
 from tools.trainer import Trainer
@@ -30,6 +40,8 @@ from tools.trainer import Trainer
 _STEPS = 15_000  # about a minute
 _SHARE_AT_SAVES = 0.3  # of the harms that wait for a checkpoint's folder to appear
 _LINES_OF_A_FAILURE = 60
+# Of the starts in a bucket: otherwise the lock of a killed run delays the next one by a minute.
+_SHARE_OF_REMOVED_LOCKS = 0.8
 # Entries of the result that must be zero; all others are counts.
 FAILURES = (
     "differing_arrays",
@@ -45,18 +57,21 @@ FAILURES = (
 class Soak:
     """Rounds of harm to a run in a folder, with counts of what happened."""
 
-    def __init__(self, folder: pathlib.Path, *, steps: int, seed: int):
+    def __init__(self, folder: pathlib.Path, *, steps: int, seed: int, bucket: Place | None = None):
         """Train the uninterrupted run in `folder`; a later soak in the same folder reuses it.
 
         Args:
           folder: where all runs and the compilation cache are kept.
           steps: training steps of a run.
           seed: seed of the random choices of harm.
+          bucket: folder in a bucket for the harmed runs; None: they are in `folder`.
 
         Raises:
           ValueError: the uninterrupted run failed.
         """
-        self._folder, self._rng = folder, random.Random(seed)
+        self._folder, self._rng, self._bucket = folder, random.Random(seed), bucket
+        self._harms = [name for name in HARMS if bucket is None or name not in ONLY_LOCAL]
+        self._variables: dict[str, str] = {}  # of the harmed trainers
         self._begun = time.monotonic()
         self._kills: collections.Counter[str] = collections.Counter()
         self._counts: collections.Counter[str] = collections.Counter()
@@ -80,9 +95,9 @@ class Soak:
             self._patience = PATIENCE + 5 * trainer.age
             self._log(f"uninterrupted run of {steps:,} steps: {trainer.age:.0f} s")
 
-    def _start(self, workdir: pathlib.Path, *flags: str) -> Trainer:
+    def _start(self, workdir: AnyPath, *flags: str) -> Trainer:
         flags = (*self._flags, f"--workdir={workdir}", *flags)
-        return Trainer(flags, self._folder / "compiled")
+        return Trainer(flags, self._folder / "compiled", self._variables)
 
     def _log(self, text: str) -> None:
         print(f"{time.monotonic() - self._begun:8.1f} s  {text}", flush=True)
@@ -117,15 +132,14 @@ class Soak:
 
     def _round(self, continues: Callable[[], bool]) -> bool:
         """Take one run from its start to its end; return False if it cannot be finished."""
-        place = self._folder / "disk"
-        place.mkdir(exist_ok=True)
-        with open_disk(place) as disk:
-            workdir = place / "run"
-            shutil.rmtree(workdir, ignore_errors=True)
+        with self._open_disk() as (workdir, disk):
+            workdir.remove_tree()
             damages, start = Damages(), 0
             while True:
                 start += 1
                 self._counts["restarts"] += start > 1
+                if workdir.is_remote and self._rng.random() < _SHARE_OF_REMOVED_LOCKS:
+                    (workdir / "lock").remove()
                 with self._start(workdir) as trainer:
                     scene = Scene(
                         self._rng, workdir, disk, damages, trainer, partial(self._start, workdir)
@@ -144,10 +158,23 @@ class Soak:
             self._compare(workdir, start)
         return True
 
+    @contextlib.contextmanager
+    def _open_disk(self) -> Iterator[tuple[Place, SmallDisk | FileLimit | FaultyStore]]:
+        """Yield the workdir of a round, and what makes its storage refuse writes."""
+        if self._bucket is None:
+            folder = self._folder / "disk"
+            folder.mkdir(exist_ok=True)
+            with open_disk(folder) as disk:
+                yield place(folder / "run"), disk
+            return
+        with FaultyStore(os.environ[EMULATOR]) as store:
+            self._variables = environment(store.url)
+            yield self._bucket / "run", store
+
     def _harm(self, scene: Scene, start: int) -> bool:
         """Harm the trainer at a random moment; return False if it ended before that."""
         rng, trainer = self._rng, scene.trainer
-        name = rng.choice(list(HARMS))
+        name = rng.choice(self._harms)
         seconds = rng.uniform(0, 3 * self._startup)
         if rng.random() < _SHARE_AT_SAVES:
             trainer.wait_for_new_name(scene.workdir / "checkpoints", 3 * self._startup)
@@ -167,10 +194,11 @@ class Soak:
             self._fail("broken_promises", outcome.broken, trainer)
         return True
 
-    def _compare(self, workdir: pathlib.Path, starts: int) -> None:
+    def _compare(self, workdir: Place, starts: int) -> None:
         found = differences(workdir, self._expected)
         # A resumed run finishes a deletion that was killed and does not treat it as damage.
-        left = [*(workdir / "checkpoints").glob("[!0-9]*")]
+        names = [*(workdir / "checkpoints").children(), *(workdir / "damaged").children()]
+        left = [path for path in names if not (path.name.isdecimal() and is_committed(path))]
         if left:
             self._counts["broken_promises"] += 1
             self._log(f"FAILED: {', '.join(path.name for path in left)} left in checkpoints/")
@@ -181,9 +209,11 @@ class Soak:
         if wrong:
             self._keep(workdir)
 
-    def _keep(self, workdir: pathlib.Path) -> None:
+    def _keep(self, workdir: Place) -> None:
         copy = self._folder / f"failed_{self._counts['rounds']}"
-        shutil.copytree(workdir, copy, dirs_exist_ok=True)
+        for name, path in workdir.walk():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes(path.read())
         self._log(f"its workdir was copied to {copy}")
 
 
@@ -203,7 +233,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--kills", type=int, help="stop earlier, after this number of kills")
     add("--seed", type=int, default=0, help="seed of the random harm (default %(default)s)")
     add("--steps", type=int, default=_STEPS, help="training steps of the run (default %(default)s)")
-    add("--workdir", help="folder to keep (default: a temporary one, kept only if something fails)")
+    add(
+        "--workdir",
+        help="folder to keep (default: a temporary one, kept only if something fails), or one in "
+        "an emulator's bucket (gs://), which is removed",
+    )
     return parser
 
 
@@ -211,9 +245,16 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line; exit with status 1 if any entry of FAILURES is not zero."""
     options = _parser().parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # like the trainers
-    folder = pathlib.Path(options.workdir or tempfile.mkdtemp(prefix="chaos_")).absolute()
+    bucket = place(options.workdir) if options.workdir and is_remote(options.workdir) else None
+    if bucket is not None and EMULATOR not in os.environ:
+        sys.exit(
+            "error: gs:// needs an emulator: python -m tools.emulator python -m tools.chaos ..."
+        )
+    is_kept = options.workdir is not None and bucket is None
+    folder = pathlib.Path(options.workdir if is_kept else tempfile.mkdtemp(prefix="chaos_"))
+    folder = folder.absolute()
     try:
-        soak = Soak(folder, steps=options.steps, seed=options.seed)
+        soak = Soak(folder, steps=options.steps, seed=options.seed, bucket=bucket)
         result = soak.run(seconds=60 * options.minutes, kills=options.kills)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -221,7 +262,7 @@ def main(argv: list[str] | None = None) -> None:
     print_result(result)
     if any(result[name] for name in FAILURES):
         sys.exit(f"failed: the runs are kept in {folder}")
-    if options.workdir is None:
+    if not is_kept:
         shutil.rmtree(folder)
 
 

@@ -2,13 +2,15 @@
 
 import contextlib
 import dataclasses
-import pathlib
 import random
 import signal
 import socket
 from collections.abc import Callable
 
+from flowhn_jax.checkpoints.files import COMMITTED, is_committed
+from flowhn_jax.storage import AnyPath, Place, place
 from tools.disk import FileLimit, SmallDisk
+from tools.faults import FaultyStore
 from tools.trainer import Trainer
 
 KILL = "SIGKILL"
@@ -22,29 +24,29 @@ class Damages:
     """Damages files of checkpoints and remembers which checkpoints are damaged."""
 
     def __init__(self):
-        self._left: dict[pathlib.Path, bytes | None] = {}  # None: the file was deleted
+        self._left: dict[Place, bytes | None] = {}  # None: the file was deleted
 
-    def _is_damaged(self, checkpoint: pathlib.Path) -> bool:
-        def still(path: pathlib.Path, content: bytes | None) -> bool:
-            return (path.read_bytes() if path.is_file() else None) == content
+    def _is_damaged(self, checkpoint: Place) -> bool:
+        def still(path: Place, content: bytes | None) -> bool:
+            return (path.read() if path.is_file() else None) == content
 
         return any(
             still(path, content)
             for path, content in self._left.items()
-            if checkpoint in path.parents
+            if str(path).startswith(f"{checkpoint}/")
         )
 
-    def whole(self, workdir: pathlib.Path) -> list[pathlib.Path]:
+    def whole(self, workdir: AnyPath) -> list[Place]:
         """Return the finished checkpoints that were not damaged, newest first."""
         found = (
             path
-            for path in (workdir / "checkpoints").glob("*")
-            if path.name.isdecimal() and (path / _MANIFEST).is_file()
+            for path in (place(workdir) / "checkpoints").children()
+            if path.name.isdecimal() and is_committed(path) and (path / _MANIFEST).is_file()
         )
         whole = [path for path in found if not self._is_damaged(path)]
         return sorted(whole, key=lambda path: int(path.name), reverse=True)
 
-    def damage(self, workdir: pathlib.Path, rng: random.Random) -> str | None:
+    def damage(self, workdir: AnyPath, rng: random.Random) -> str | None:
         """Damage a file of the newest checkpoint.
 
         Returns:
@@ -53,19 +55,20 @@ class Damages:
         whole = self.whole(workdir)
         if len(whole) < 2:
             return None
-        files = sorted(path for path in whole[0].rglob("*") if path.is_file())
-        path = rng.choice([path for path in files if path.stat().st_size])
-        how, content = rng.choice(("truncated", "flipped", "deleted")), path.read_bytes()
+        files = [file for file in whole[0].walk() if file[1].size()]
+        name, path = rng.choice(files)
+        how, content = rng.choice(("truncated", "flipped", "deleted")), path.read()
         at = rng.randrange(len(content))
         if how == "deleted":
-            path.unlink()
+            path.remove()
             self._left[path] = None
         else:
             flipped = bytes([content[at] ^ 1 << rng.randrange(8)])
             rest = flipped + content[at + 1 :] if how == "flipped" else b""
-            self._left[path] = content[:at] + rest
-            path.write_bytes(self._left[path])
-        return f"{how} {path.relative_to(workdir)} at byte {at} of {len(content)}"
+            damaged = content[:at] + rest
+            self._left[path] = damaged
+            path.write(damaged)
+        return f"{how} checkpoints/{whole[0].name}/{name} at byte {at} of {len(content)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Scene:
     """The run to harm, its disk and its trainer process."""
 
     rng: random.Random
-    workdir: pathlib.Path
-    disk: SmallDisk | FileLimit
+    workdir: Place
+    disk: SmallDisk | FileLimit | FaultyStore
     damages: Damages
     trainer: Trainer  # running, or just ended
     start: Callable[..., Trainer]  # starts another trainer in the same workdir, with extra flags
@@ -173,14 +176,19 @@ def _kill_deletion(scene: Scene) -> Outcome:
     whole = scene.damages.whole(scene.workdir)
     if len(whole) < 2:
         return Outcome(f"{description}, and there are fewer than two checkpoints", harm=KILL)
-    aside = whole[-1].with_name(f"deleted.{whole[-1].name}")
+    oldest = whole[-1]
+    aside = oldest.parent / f"deleted.{oldest.name}"
     if aside.exists():  # the kill came during a real deletion
         return Outcome(f"{description}, while {aside.name} was removed")
-    whole[-1].rename(aside)
-    files = sorted(path for path in aside.rglob("*") if path.is_file())
+    if oldest.is_remote:  # nothing is renamed
+        aside = oldest
+        (oldest / COMMITTED).remove()
+    else:
+        oldest.rename(aside, COMMITTED)
+    files = [path for _, path in aside.walk()]
     removed = scene.rng.sample(files, scene.rng.randrange(len(files)))
     for path in removed:
-        path.unlink()
+        path.remove()
     removal = f"{len(removed)} of {len(files)} files of {aside.name} removed"
     return Outcome(f"{description}, {removal}")
 
@@ -193,7 +201,7 @@ def _start_second(removes_lock: bool) -> Callable[[Scene], Outcome]:
         if not first.wait_for_step(PATIENCE):
             return Outcome(_kill(scene).description, harm=KILL)
         if removes_lock:
-            (scene.workdir / "lock").unlink(missing_ok=True)
+            (scene.workdir / "lock").remove()
         with scene.start() as second:
             while first.status is None and second.wait(0.1) is None and second.age < PATIENCE:
                 pass
@@ -256,3 +264,5 @@ HARMS: dict[str, Callable[[Scene], Outcome]] = {
     "second_trainer": _start_second(removes_lock=False),
     "removed_lock": _start_second(removes_lock=True),
 }
+# In a bucket the file is the lock, so that removing it is no harm but a permission.
+ONLY_LOCAL = ("removed_lock",)

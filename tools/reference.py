@@ -21,7 +21,8 @@ WORKDIR = [
     ("config.json", "the config of the run; `flowhn eval --workdir=...` reads it"),
     (
         "metrics.jsonl",
-        "one JSON object per logged step, see [below](#rows-of-metricsjsonl)",
+        "one JSON object per logged step, see [below](#rows-of-metricsjsonl); in a bucket those "
+        "after 10 MB are in `metrics-00001.jsonl` and so on",
     ),
     ("tensorboard/", "the same rows for TensorBoard: `tensorboard --logdir=WORKDIR`"),
     ("loss.png", "training and validation loss over the tokens, drawn at the end of a run"),
@@ -32,7 +33,7 @@ WORKDIR = [
     ("checkpointed.json", "that the run has had a checkpoint, so that losing all is noticed"),
     ("damaged/", "checkpoints that were found damaged or incomplete, moved out of the way"),
     ("data/", "the prepared embedded corpus, if `data.path` is not set"),
-    ("lock", "which process is using the workdir"),
+    ("lock", "which process is using the workdir, or used it last; in a bucket, the lock itself"),
     ("debug/", "a workdir that is about to repeat bad steps, written before a run gives up"),
     ("tokenizer.json, tokenizer_config.json, ...", "the tokenizer of an imported model"),
     ("by_position.csv, by_position.png", "of `flowhn eval --mode=perplexity --by_position`"),

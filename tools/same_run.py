@@ -1,8 +1,6 @@
 """Compare two workdirs: training state, rows of metrics, TensorBoard."""
 
 import collections
-import os
-import pathlib
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -13,17 +11,18 @@ from tensorboardX.proto.event_pb2 import Event
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.rows import Row, read_rows
 from flowhn_jax.checkpoints.state import abstract_state
 from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import train_batches
 from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.storage import AnyPath, place
 from flowhn_jax.training.events import tags
-from flowhn_jax.training.metrics import Row, read_rows
 
 _CLOCK_NAMES = ("second", "mfu", "time")
 
 
-def differences(workdir: str | os.PathLike, expected: str | os.PathLike) -> dict[str, int]:
+def differences(workdir: AnyPath, expected: AnyPath) -> dict[str, int]:
     """Count the differences between a run and an uninterrupted one, by kind.
 
     Compared are the arrays of the newest checkpoints (parameters, optimizer state, position in the
@@ -93,8 +92,8 @@ def _tensorboard_differences(workdir: str, rows: list[Row]) -> int:
 
 def _scalars(workdir: str) -> Iterator[tuple[int, str]]:
     """Yield step and name of all scalars in the event files, which are TFRecords."""
-    for path in sorted((pathlib.Path(workdir) / "tensorboard").glob("*tfevents*")):
-        content, at = path.read_bytes(), 0
+    for path in (place(workdir) / "tensorboard").children():
+        content, at = path.read() if "tfevents" in path.name else b"", 0
         while at < len(content):
             (length,) = struct.unpack_from("<Q", content, at)
             start = at + 12  # after the length and its checksum

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flowhn_jax.storage import Place
 from flowhn_jax.utils.sources import ROOT
 
 _ROW = re.compile(r"step +(\d+)/(\d+) ")
@@ -21,9 +23,21 @@ _POLL_SECONDS = 0.002
 class Trainer:
     """One start of a run, as a context manager; on exit the process has ended."""
 
-    def __init__(self, flags: Sequence[str], cache: pathlib.Path):
-        """Start train.py with `flags`; `cache` keeps compiled programs for later starts."""
+    def __init__(
+        self,
+        flags: Sequence[str],
+        cache: pathlib.Path,
+        variables: Mapping[str, str] = types.MappingProxyType({}),
+    ):
+        """Start train.py.
+
+        Args:
+          flags: of the command.
+          cache: folder that keeps compiled programs for later starts.
+          variables: of its environment, in addition to this process's.
+        """
         environment = os.environ | {
+            **variables,
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -124,7 +138,7 @@ class Trainer:
             time.sleep(_POLL_SECONDS)
         return self.step is not None and self.status is None
 
-    def wait_for_new_name(self, folder: pathlib.Path, seconds: float) -> None:
+    def wait_for_new_name(self, folder: Place, seconds: float) -> None:
         """Wait until a name appears in `folder`, the process ends, or `seconds` have passed."""
         end = time.monotonic() + seconds
         before = _names(folder)
@@ -136,8 +150,5 @@ class Trainer:
             time.sleep(_POLL_SECONDS)
 
 
-def _names(folder: pathlib.Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except FileNotFoundError:
-        return set()
+def _names(folder: Place) -> set[str]:
+    return {path.name for path in folder.children()}

@@ -9,9 +9,8 @@ metadata say that it was committed and all its parts are there.
 import contextlib
 import itertools
 import math
-import pathlib
-import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ from flowhn_jax.checkpoints.files import (
     directory,
     finish_deletions,
     mark_checkpointed,
+    set_aside,
     steps_of,
     versions,
     warn,
@@ -38,7 +38,7 @@ from flowhn_jax.checkpoints.saving import Save, set_barrier
 from flowhn_jax.checkpoints.state import TrainState
 from flowhn_jax.config import Config
 from flowhn_jax.parallel.distributed import broadcast_from_first, first_before_others, is_first
-from flowhn_jax.utils.files import sync
+from flowhn_jax.utils.text import one_line
 
 _EXTRA_BYTES = 2**20  # of a checkpoint, in addition to its arrays
 _SECONDS_TO_END = 15.0  # that a process of several waits for a save if it ends with an error
@@ -52,13 +52,20 @@ class Checkpoints:
     workdir, so that the run can write its own under their names.
     """
 
-    def __init__(self, workdir: str, config: Config, log: Callable[[str], None] = warn):
+    def __init__(
+        self,
+        workdir: str,
+        config: Config,
+        log: Callable[[str], None] = warn,
+        confirm_lock: Callable[[], None] = lambda: None,
+    ):
         """Open the checkpoints of the run in `workdir`.
 
         Args:
           workdir: folder of the run.
           config: of the run; it is stored in each checkpoint.
           log: prints a line for people.
+          confirm_lock: raises OSError if this process, the first, may not write to the workdir now.
 
         Raises:
           ValueError: all checkpoints are damaged, or there were some and all are gone.
@@ -66,6 +73,7 @@ class Checkpoints:
         self._workdir = workdir
         self.config = config
         self._log = log
+        self._confirm_lock = confirm_lock
         self._save: Save | None = None
         self._is_saving = False
         self._needed = 0  # bytes of the checkpoint that `fits` was last asked for
@@ -74,8 +82,9 @@ class Checkpoints:
                 check_not_gone(workdir)
                 finish_deletions(workdir)
                 for step in self._damaged():
-                    self._set_aside(step)
+                    set_aside(self._workdir, step)
         self._checkpointer = self._open()
+        self._is_open = True
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -115,8 +124,8 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Delete all checkpoints but the newest, the best one and every `keep_every`-th step."""
-        train, losses = self.config.train, dict(self._losses())
-        steps = steps_of(self._workdir)
+        train, steps = self.config.train, steps_of(self._workdir)
+        losses = {step: loss for step, loss in self._losses() if step in steps}
         kept = {*steps[: train.keep_checkpoints]}
         if losses:
             kept.add(min(losses, key=lambda step: (losses[step], -step)))
@@ -129,7 +138,7 @@ class Checkpoints:
         for checkpoint in self._checkpointer.checkpoints:
             metrics: Any = checkpoint.metrics or {}
             loss = metrics.get(VALIDATION_LOSS)
-            if loss is not None and (directory(self._workdir) / str(checkpoint.step)).is_dir():
+            if loss is not None:
                 yield checkpoint.step, loss
 
     def _damaged(self) -> list[int]:
@@ -154,12 +163,6 @@ class Checkpoints:
             )
         return found
 
-    def _set_aside(self, step: int) -> None:
-        aside = pathlib.Path(self._workdir).absolute() / "damaged" / str(step)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(exist_ok=True)
-        (directory(self._workdir) / str(step)).rename(aside)
-
     @property
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint; None if there is none."""
@@ -167,23 +170,43 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     def fits(self, state: TrainState) -> bool:
-        """Return whether the disk has room for a checkpoint; log how much is missing if not.
+        """Return whether a checkpoint can be written now; log why if not.
+
+        A disk must have room for it, and a bucket must answer.
 
         All processes must call it, and get the same answer.
         """
         self.wait()
         self._needed = _EXTRA_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        fits = not broadcast_from_first(disk.missing(directory(self._workdir), self._needed))
-        if not fits:
-            self._log(f"no checkpoint of step {int(state.step)}: {self.shortage()}")
-        return fits
+        why_not = broadcast_from_first(self._why_not() if is_first() else None)
+        if why_not is None and not self._is_open:
+            self._reopen()
+            why_not = None if self._is_open else f"{self._workdir!r} cannot be read"
+        if why_not is not None:
+            self._log(f"no checkpoint of step {int(state.step)}: {why_not}; {self._newest()}")
+        return why_not is None
+
+    def _why_not(self) -> str | None:
+        """Return why no checkpoint can be written now, as text; None: it can."""
+        try:
+            self._confirm_lock()
+        except OSError as error:
+            return one_line(error)
+        if disk.missing(directory(self._workdir), self._needed):
+            return self._missing()
+        return None
 
     def shortage(self) -> str:
-        """Return the space that the last checkpoint needed and what was missing, as text."""
+        """Return why the last checkpoint could not be written, as text."""
+        if directory(self._workdir).is_remote:
+            return f"{self._workdir!r} did not take it; {self._newest()}"
+        return f"{self._missing()}; {self._newest()}"
+
+    def _missing(self) -> str:
         missing = disk.missing(directory(self._workdir), self._needed)
         return (
             f"it takes {disk.megabytes(self._needed)}, of which {disk.megabytes(missing)} are "
-            f"missing on the disk of {self._workdir!r}; {self._newest()}"
+            f"missing on the disk of {self._workdir!r}"
         )
 
     def _newest(self) -> str:
@@ -226,27 +249,42 @@ class Checkpoints:
             "progress": progress
             | {"skipped": int(state.skipped), "skipped_in_row": int(state.skipped_in_row)},
         }
-        response = self._checkpointer.save_checkpointables_async(
-            step, parts, force=True, metrics=metrics, custom_metadata=about
-        )
+        try:
+            response = self._checkpointer.save_checkpointables_async(
+                step, parts, force=True, metrics=metrics, custom_metadata=about
+            )
+        except Exception as error:
+            if not disk.takes_nothing(error):
+                raise
+            self._save.start(partial(_raise, error))
+            return
 
         def work() -> None:
             if response is not None:
                 response.result()
             if is_first():
                 manifest.write(directory(self._workdir) / str(step))
-                sync(directory(self._workdir))
+                directory(self._workdir).sync()
                 mark_checkpointed(self._workdir, step)
                 self._prune()
 
-        self._save.start(work)
+        # Of several processes none may see what the first one is deleting.
+        self._save.start(work, self._reload if jax.process_count() == 1 else lambda: None)
+
+    def _reload(self) -> None:
+        """Forget the checkpoints that were deleted."""
+        try:
+            self._checkpointer.reload()
+        except Exception as error:  # the checkpoint is complete all the same
+            if not disk.takes_nothing(error):
+                raise
 
     def error(self) -> BaseException | None:
         """Return the error that `wait` will raise in this process, if there is one so far."""
         return self._save.error() if self._save is not None and self._is_saving else None
 
     def wait(self) -> None:
-        """Wait until the checkpoint that `save` began is on the disk; log a full disk.
+        """Wait until the checkpoint that `save` began is complete, or log why it failed.
 
         All processes must call it; if one raises, all do.
         """
@@ -257,14 +295,31 @@ class Checkpoints:
         self._save.wait()
         error = self._save.failure()
         if error is None:
-            self._checkpointer.reload()  # without the checkpoints that were deleted
+            if jax.process_count() > 1:
+                self._reload()
             return
         with contextlib.suppress(Exception):  # the same error
             self._checkpointer.close()
-        self._checkpointer = self._open()  # removes the incomplete checkpoint
-        if not self._save.is_full():
+        self._reopen()  # removes the incomplete checkpoint
+        if not self._save.may_succeed_later():
             raise error
-        self._log(f"the disk was full before a checkpoint was complete: {self.shortage()}")
+        if directory(self._workdir).is_remote:
+            self._log(f"a checkpoint was not written: {one_line(error)}; {self._newest()}")
+        else:
+            self._log(f"the disk was full before a checkpoint was complete: {self.shortage()}")
+
+    def _reopen(self) -> None:
+        """Open the checkpoints again, unless a bucket does not answer; `fits` then tries again."""
+        self._is_open = False
+        why_not = None
+        if is_first() and directory(self._workdir).is_remote:
+            try:
+                finish_deletions(self._workdir)
+            except OSError as error:
+                why_not = one_line(error)
+        if broadcast_from_first(why_not) is None:
+            self._checkpointer = self._open()
+            self._is_open = True
 
     def restore(self, abstract: TrainState, data: Any) -> tuple[TrainState, dict[str, Any]]:
         """Return the newest checkpoint's state, sharded as `abstract`, and its progress.
@@ -290,7 +345,7 @@ class Checkpoints:
                     raise
                 self._log(f"the checkpoint of step {step} is damaged and skipped: {error}")
             self._checkpointer.close()
-            self._set_aside(step)
+            set_aside(self._workdir, step)
             self._checkpointer = self._open()
 
     def _load(
@@ -333,6 +388,10 @@ class Checkpoints:
                     delete(self._workdir, checkpoint.step)
             self._checkpointer.reload()
         return False
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _progress(metadata: Any) -> dict[str, Any]:

@@ -3,21 +3,21 @@
 import functools
 import importlib.metadata
 import json
-import pathlib
 import platform
-import shutil
 import sys
 from typing import Any
 
 from flowhn_jax.checkpoints.workdir import differences_of_shape
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.distributed import is_first
-from flowhn_jax.utils.files import write_atomically
+from flowhn_jax.storage import Place, place
 from flowhn_jax.utils.version import __version__
 
 # Beginnings of the names of a checkpoint's files.
 PARAMS, METADATA = "params/", ("_CHECKPOINT_METADATA", "metrics/")
 VALIDATION_LOSS = "validation_loss"
+
+COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint, in a bucket
 
 _MARK = "checkpointed.json"
 _DELETED = "deleted."  # begins the name of a checkpoint that is being deleted
@@ -31,45 +31,71 @@ def warn(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def directory(workdir: str) -> pathlib.Path:
+def directory(workdir: str) -> Place:
     """Return the folder of all checkpoints."""
-    return pathlib.Path(workdir).absolute() / "checkpoints"
+    return place(workdir).absolute() / "checkpoints"
 
 
 def steps_of(workdir: str) -> list[int]:
-    """Return the steps of the checkpoints, the newest first."""
-    folder = directory(workdir)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+    """Return the steps of the checkpoints, the newest first.
+
+    In a bucket a folder is a checkpoint only with Orbax's mark, because a killed save leaves a part
+    of it under the final name; locally a checkpoint is renamed when it is complete.
+    """
+    found = (each for each in directory(workdir).children() if each.name.isdecimal())
+    steps = (int(each.name) for each in found if is_committed(each))
+    return sorted(steps, reverse=True)
+
+
+def is_committed(folder: Place) -> bool:
+    """Return whether a folder of a checkpoint's name is one."""
+    return not folder.is_remote or (folder / COMMITTED).is_file()
 
 
 def delete(workdir: str, step: int) -> None:
     """Delete a checkpoint; a kill at any moment leaves nothing that looks like one."""
+    folder = directory(workdir) / str(step)
+    if folder.is_remote:
+        folder.remove_tree(COMMITTED)
+        return
     aside = directory(workdir) / f"{_DELETED}{step}"
-    shutil.rmtree(aside, ignore_errors=True)
-    (directory(workdir) / str(step)).rename(aside)
-    shutil.rmtree(aside)
+    aside.remove_tree()
+    folder.rename(aside, COMMITTED)
+    aside.remove_tree()
 
 
 def finish_deletions(workdir: str) -> None:
-    """Finish the deletions that a kill interrupted."""
-    for path in directory(workdir).glob(f"{_DELETED}*"):
-        shutil.rmtree(path)
+    """Finish the deletions, and in a bucket the saves, that a kill interrupted."""
+    for each in directory(workdir).children():
+        if each.name.startswith(_DELETED) or (each.name.isdecimal() and not is_committed(each)):
+            each.remove_tree()
+
+
+def set_aside(workdir: str, step: int) -> None:
+    """Move a damaged checkpoint to `damaged/` in the workdir."""
+    aside = place(workdir).absolute() / "damaged" / str(step)
+    aside.remove_tree()
+    aside.parent.make_folder()
+    (directory(workdir) / str(step)).rename(aside, COMMITTED)
 
 
 def mark_checkpointed(workdir: str, step: int) -> None:
     """Record that the run has a checkpoint, so that a missing disk is noticed."""
-    write_atomically(pathlib.Path(workdir) / _MARK, json.dumps({"step": step}) + "\n")
+    (place(workdir) / _MARK).write_whole(json.dumps({"step": step}) + "\n")
 
 
 def check_not_gone(workdir: str) -> None:
     """Raise ValueError if the run had checkpoints and has none now."""
-    path = pathlib.Path(workdir) / _MARK
-    if path.is_file() and not steps_of(workdir):
+    if (place(workdir) / _MARK).is_file() and not steps_of(workdir):
+        folder = directory(workdir)
+        cause = (
+            f"were they removed, or copied there without their {COMMITTED}?"
+            if folder.is_remote
+            else "is its disk mounted?"
+        )
         raise ValueError(
-            f"{workdir!r} had checkpoints, but {str(directory(workdir))!r} holds none now: is its "
-            f"disk mounted? To start from scratch there, remove {_MARK} and metrics.jsonl, or give "
-            "another --workdir."
+            f"{workdir!r} had checkpoints, but {str(folder)!r} holds none now: {cause} To start "
+            f"from scratch there, remove {_MARK} and metrics.jsonl, or give another --workdir."
         )
 
 

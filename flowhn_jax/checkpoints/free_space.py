@@ -1,8 +1,9 @@
-"""Recognises a full disk, and measures how much space is missing."""
+"""Recognises storage that takes nothing now, and measures how much space is missing."""
 
 import errno
-import pathlib
 import shutil
+
+from flowhn_jax.storage import AnyPath, is_storage_error, place
 
 _ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What TensorStore, which gives no errno, writes for these.
@@ -20,9 +21,18 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-def missing(folder: pathlib.Path, needed: int) -> int:
+def takes_nothing(error: BaseException | None) -> bool:
+    """Return whether an error says that the disk is full or that a bucket refuses requests.
+
+    Either may pass, so that a run continues and saves later.
+    """
+    return is_full(error) or is_storage_error(error)
+
+
+def missing(folder: AnyPath, needed: int) -> int:
     """Return how many of `needed` bytes do not fit on the file system of `folder`."""
-    return max(0, needed - shutil.disk_usage(folder).free)
+    folder = place(folder)
+    return 0 if folder.is_remote else max(0, needed - shutil.disk_usage(folder.local()).free)
 
 
 def megabytes(count: int) -> str:

@@ -1,49 +1,50 @@
 """Whether a checkpoint is complete and undamaged, by the hashes of its files."""
 
 import json
-import pathlib
 
 import tensorstore
 
-from flowhn_jax.data.shards import sha256
+from flowhn_jax.checkpoints.files import COMMITTED, is_committed
+from flowhn_jax.storage import AnyPath, Place, place
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.files import sync_tree, write_atomically
 from flowhn_jax.utils.text import one_line
 
 _FILE = "manifest.json"
 _METADATA = "_CHECKPOINT_METADATA"  # Orbax's, written when all parts are
-_MARK = "commit_success.txt"  # Orbax's, in each part
+_KINDS = ("sha256", "crc32c")  # of checksums
 _ARRAYS = ("params", "optimizer")  # groups of arrays in a checkpoint
 
 
-def write(folder: pathlib.Path) -> None:
+def write(folder: AnyPath) -> None:
     """Write the hashes of all files of a complete checkpoint; a reader finds all or none.
 
     The files are on the disk before their hashes are.
     """
-    sync_tree(folder)
-    found = sorted(file for file in folder.rglob("*") if file.is_file())
-    files = {str(file.relative_to(folder)): sha256(file) for file in found}
-    write_atomically(folder / _FILE, json.dumps({"sha256": files}, indent=1))
+    folder = place(folder)
+    folder.sync_tree()
+    files = folder.checksums()
+    (folder / _FILE).write_whole(json.dumps({folder.checksum_kind: files}, indent=1))
 
 
-def is_written(folder: pathlib.Path) -> bool:
+def is_written(folder: AnyPath) -> bool:
     """Return whether the checkpoint has hashes; a killed run may not have written them."""
-    return (folder / _FILE).is_file()
+    return (place(folder) / _FILE).is_file()
 
 
-def damage(folder: pathlib.Path, parts: str | tuple[str, ...] = "") -> str | None:
+def damage(folder: AnyPath, parts: str | tuple[str, ...] = "") -> str | None:
     """Return what is wrong with a checkpoint's files whose names begin with `parts`; None: nothing.
 
     A checkpoint is complete if it has hashes, which are written last, or if Orbax's metadata says
     that it was committed and all parts that it names are there. Without hashes the check of an
     array is that it can be read.
     """
+    folder = place(folder)
     if not folder.is_dir():
         return "it is not a folder"
-    for path in folder.rglob("*"):
-        if not (path.is_file() or path.is_dir()):  # such as a pipe, whose reading would never end
-            return f"{path.relative_to(folder)} is not a file"
+    if not is_committed(folder):
+        return f"{COMMITTED} is missing, so the checkpoint was never completed"
+    if name := folder.irregular():
+        return f"{name} is not a file"
     if (folder / _FILE).is_dir():
         return f"{_FILE} is not a file"
     if not is_written(folder):
@@ -53,25 +54,27 @@ def damage(folder: pathlib.Path, parts: str | tuple[str, ...] = "") -> str | Non
         groups = [name for name in _ARRAYS if f"{name}/".startswith(parts)]
         return next(filter(None, (_unreadable(folder / name) for name in groups)), None)
     try:
-        files = json_text.loads((folder / _FILE).read_bytes(), _FILE)["sha256"]
+        content = json_text.loads((folder / _FILE).read(), _FILE)
+        kind = next(each for each in _KINDS if each in content)
+        files = content[kind]
         expected = {name: files[name] for name in files if name.startswith(parts)}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
         return f"{_FILE} cannot be read"
     if _METADATA not in files or not any(name.startswith("params/") for name in files):
         return f"{_FILE} does not list the files of a checkpoint"
-    for name, digest in expected.items():
-        path = folder / name
-        if not path.is_file():
+    found = folder.checksums(parts, kind)
+    for name, checksum in expected.items():
+        if name not in found:
             return f"{name} is missing"
-        if sha256(path) != digest:
+        if found[name] != checksum:
             return f"{name} has changed since it was written"
     return None
 
 
-def _incomplete(folder: pathlib.Path) -> str | None:
+def _incomplete(folder: Place) -> str | None:
     """Return why a checkpoint without hashes is not complete; None: it is."""
     try:
-        content = json_text.loads((folder / _METADATA).read_bytes(), _METADATA)
+        content = json_text.loads((folder / _METADATA).read(), _METADATA)
         is_committed = content["commit_timestamp_nsecs"] is not None
         parts = list(content["item_handlers"])
     except FileNotFoundError:
@@ -84,20 +87,20 @@ def _incomplete(folder: pathlib.Path) -> str | None:
     return f"{', '.join(missing)} is missing" if missing else None
 
 
-def _has_content(part: pathlib.Path) -> bool:
+def _has_content(part: Place) -> bool:
     """Return whether a part of a checkpoint has a file other than Orbax's mark of success."""
-    return any(path.is_file() and path.name != _MARK for path in part.rglob("*"))
+    return any(file.name != COMMITTED for _, file in part.walk())
 
 
-def is_import(folder: pathlib.Path) -> bool:
+def is_import(folder: AnyPath) -> bool:
     """Return whether a complete checkpoint holds parameters alone."""
-    content = json_text.loads((folder / _METADATA).read_bytes(), _METADATA)
+    content = json_text.loads((place(folder) / _METADATA).read(), _METADATA)
     return list(content["item_handlers"]) == ["params"]
 
 
-def _unreadable(folder: pathlib.Path) -> str | None:
+def _unreadable(folder: Place) -> str | None:
     """Return why a group of arrays cannot be read; None: it can, or is absent."""
-    spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+    spec = {"driver": "ocdbt", "base": folder.kvstore()}
     try:
         store = tensorstore.KvStore.open(spec).result()
         for key in store.list().result():

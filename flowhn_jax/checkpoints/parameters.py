@@ -51,7 +51,7 @@ def load_params(workdir: str, config: ModelConfig, mesh: Mesh, checkpoint: str =
       FileNotFoundError: there is no checkpoint, or not the one asked for.
       ValueError: it is damaged, or of another model.
     """
-    step = broadcast_from_first(_choose(workdir, checkpoint) if is_first() else 0)
+    step = broadcast_from_first(find_step(workdir, checkpoint) if is_first() else 0)
     abstract = with_shardings(models.abstract_params(config), mesh)
     folder = directory(workdir) / str(step)
     try:
@@ -66,7 +66,13 @@ def load_params(workdir: str, config: ModelConfig, mesh: Mesh, checkpoint: str =
         ) from error
 
 
-def _choose(workdir: str, checkpoint: str) -> int:
+def find_step(workdir: str, checkpoint: str) -> int:
+    """Return the step of a checkpoint that is not damaged, as `load_params` names them.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint, or not the one asked for.
+      ValueError: it is damaged; if `checkpoint` is 'latest', all are.
+    """
     steps = steps_of(workdir)
     if not steps:
         raise FileNotFoundError(

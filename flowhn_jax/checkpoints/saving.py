@@ -15,11 +15,12 @@ import jax
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src import asyncio_utils
 from orbax.checkpoint._src.futures import signaling_client
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.parallel.distributed import FailedElsewhere, Meeting
 
-_FULL, _OTHER = "full", "other"  # why a save failed, as the other processes learn it
+_LATER, _OTHER = "later", "other"  # why a save failed, as the other processes learn it
 _TIMEOUT = 1200.0  # seconds, as Orbax's own limit
 
 
@@ -39,13 +40,16 @@ class Save:
             self._signals.wait_at_barrier = self._wait_at_barrier
             self._signals.blocking_key_value_get = self._meeting.wait_for_value
 
-    def start(self, work: Callable[[], None]) -> None:
-        """Do this process's part of the save in a thread."""
+    def start(
+        self, work: Callable[[], None], afterwards: Callable[[], None] = lambda: None
+    ) -> None:
+        """Do this process's part of the save in a thread, and what follows in all processes."""
 
         def finish() -> None:
             try:
                 work()
                 self._meeting.wait("end", _TIMEOUT)  # until the others have done theirs
+                afterwards()
             except BaseException as error:
                 self._error = error
                 self._fail(error)
@@ -56,7 +60,7 @@ class Save:
     def _fail(self, error: BaseException) -> None:
         # Orbax's threads end with coroutines that they have not run.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        self._meeting.fail(_FULL if disk.is_full(error) else _OTHER)
+        self._meeting.fail(_LATER if disk.takes_nothing(error) else _OTHER)
 
     def barrier(self, *, key: str, timeout_ms: int) -> None:
         """Wait for the other processes; raise if one has failed.
@@ -73,8 +77,8 @@ class Save:
         self._meeting.wait(key, timeout_secs)
 
     def error(self) -> BaseException | None:
-        """Return this process's error so far, unless the save failed because the disk is full."""
-        return None if self._error is None or self.is_full() else self._error
+        """Return this process's error so far, unless a later save may succeed."""
+        return None if self._error is None or self.may_succeed_later() else self._error
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until the save has ended in all processes, or for at most `seconds`."""
@@ -89,9 +93,12 @@ class Save:
             return None
         return self._error or FailedElsewhere()
 
-    def is_full(self) -> bool:
-        """Return whether the save failed because a disk is full; all processes get one answer."""
-        return self._meeting.failure() == _FULL
+    def may_succeed_later(self) -> bool:
+        """Return whether the save failed because a disk is full or a bucket refuses requests.
+
+        All processes get the same answer.
+        """
+        return self._meeting.failure() == _LATER
 
 
 def set_barrier(options: ocp.options.AsyncOptions, barrier: Callable[..., None]) -> None:
@@ -118,3 +125,10 @@ def _run_to_the_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 asyncio_utils._run_sync_via_new_loop = _run_to_the_end
+# Of each request to a bucket: TensorStore's default is to try for a quarter of an hour.
+for _context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
+    _context["gcs_request_retries"] = {  # pyright: ignore[reportArgumentType]
+        "max_retries": 6,
+        "initial_delay": "500ms",
+        "max_delay": "16s",
+    }

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import socket
 import sys
 from collections.abc import Iterator
@@ -18,9 +17,10 @@ from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.config import Config, FlowHNConfig
 from flowhn_jax.parallel.distributed import broadcast_from_first, is_first
 from flowhn_jax.split.plan import with_fixed_share
+from flowhn_jax.storage import LocalPlace, Lock, Place, lease, place
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.files import write_atomically
 from flowhn_jax.utils.lock import try_lock
+from flowhn_jax.utils.progress import log
 
 _FILE = "config.json"
 _LOCK_FILE = "lock"
@@ -39,13 +39,13 @@ def read_config(workdir: str) -> Config:
 
 
 def _read(workdir: str) -> dict[str, Any]:
-    path = pathlib.Path(workdir) / _FILE
+    path = place(workdir) / _FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"--workdir must be the folder of a run; there is no {_FILE} in {workdir!r}."
         )
     try:
-        return json_text.loads(path.read_bytes(), repr(str(path)))
+        return json_text.loads(path.read(), repr(str(path)))
     except ValueError:  # torn by a power cut
         kept = _config_of_checkpoint(path.parent)
         if kept is None:
@@ -57,13 +57,13 @@ def _read(workdir: str) -> dict[str, Any]:
     return kept
 
 
-def _config_of_checkpoint(workdir: pathlib.Path) -> dict[str, Any] | None:
+def _config_of_checkpoint(workdir: Place) -> dict[str, Any] | None:
     """Return the config in the newest checkpoint that has one, if any."""
-    found = workdir.glob("checkpoints/*/_CHECKPOINT_METADATA")
-    of_steps = [path for path in found if path.parent.name.isdecimal()]
-    for path in sorted(of_steps, key=lambda path: -int(path.parent.name)):
+    found = [each for each in (workdir / "checkpoints").children() if each.name.isdecimal()]
+    for folder in sorted(found, key=lambda each: -int(each.name)):
+        path = folder / "_CHECKPOINT_METADATA"
         with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-            config = json_text.loads(path.read_bytes(), str(path))["custom_metadata"]["config"]
+            config = json_text.loads(path.read(), str(path))["custom_metadata"]["config"]
             if isinstance(config, dict):
                 return config
     return None
@@ -79,7 +79,7 @@ def with_recorded_share(workdir: str | None, config: Config) -> Config:
     if not isinstance(model, FlowHNConfig) or model.split.balance != "time":
         return config
     origin, split = "as measured", None
-    if workdir is not None and (pathlib.Path(workdir) / _FILE).is_file():
+    if workdir is not None and (place(workdir) / _FILE).is_file():
         recorded = read_config(workdir).model
         balance = recorded.split.balance if isinstance(recorded, FlowHNConfig) else None
         if isinstance(balance, float):
@@ -132,10 +132,10 @@ def differences_of_shape(old: Any, new: Any) -> str:
 
 def make(workdir: str) -> None:
     """Create the folder of a run; raise ValueError if its name is taken by a file."""
-    path = pathlib.Path(workdir)
-    if path.exists() and not path.is_dir():
+    folder = place(workdir)
+    if folder.exists() and not folder.is_dir():
         raise ValueError(f"--workdir must be a folder; {workdir!r} is a file.")
-    path.mkdir(parents=True, exist_ok=True)
+    folder.make_folder()
 
 
 def check(workdir: str, config: Config) -> list[str]:
@@ -156,42 +156,62 @@ def check(workdir: str, config: Config) -> list[str]:
 
 def write_config(workdir: str, config: Config) -> None:
     """Write the config of the run in `workdir`, unless it has not changed."""
-    path = pathlib.Path(workdir) / _FILE
+    path = place(workdir) / _FILE
     text = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
-    if not path.is_file() or path.read_bytes() != text.encode():
-        write_atomically(path, text)
+    if not path.is_file() or path.read() != text.encode():
+        path.write_whole(text)
 
 
 @contextlib.contextmanager
-def locked(workdir: str) -> Iterator[None]:
+def locked(workdir: str) -> Iterator[Lock]:
     """Hold the lock of the workdir, so that one process trains in it at a time.
 
-    The lock is on the folder, and the system releases it when the process dies. The file `lock`
-    only records who held it last, and may be removed.
+    Locally the lock is on the folder, and the system releases it when the process dies. The file
+    `lock` only records who held it last, and may be removed. In a bucket the object `lock` is the
+    lock, which expires when the process dies.
 
     Raises:
       ValueError: another process holds it; the message names its host and process id.
     """
-    path = pathlib.Path(workdir) / _LOCK_FILE
-    with try_lock(pathlib.Path(workdir)) as is_free:
+    folder = place(workdir)
+    if isinstance(folder, LocalPlace):
+        with _locked_folder(workdir, folder):
+            yield Lock()
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context(lease.held(folder / _LOCK_FILE, log))
+        except lease.InUse as error:
+            raise _in_use(workdir, str(error)) from error
+        yield lock
+
+
+@contextlib.contextmanager
+def _locked_folder(workdir: str, folder: LocalPlace) -> Iterator[None]:
+    path = folder / _LOCK_FILE
+    with try_lock(folder.local()) as is_free:
         if not is_free:
-            raise ValueError(
-                f"--workdir {workdir!r} is in use by {_lock_holder(path)}; wait for it, stop it, "
-                "or give another --workdir."
-            )
+            raise _in_use(workdir, _lock_holder(path))
         try:
             holder = {"host": socket.gethostname(), "pid": os.getpid()}
-            write_atomically(path, json.dumps(holder))
+            path.write_whole(json.dumps(holder))
         except OSError as error:  # the lock is held without the file, too
             if not disk.is_full(error):
                 raise
         yield
 
 
-def _lock_holder(path: pathlib.Path) -> str:
+def _in_use(workdir: str, holder: str) -> ValueError:
+    return ValueError(
+        f"--workdir {workdir!r} is in use by {holder}; wait for it, stop it, or give another "
+        "--workdir."
+    )
+
+
+def _lock_holder(path: Place) -> str:
     """Return the process that the file names, in words."""
     try:
-        holder = json.loads(path.read_bytes())
+        holder = json.loads(path.read())
         return f"process {int(holder['pid'])} on host {str(holder['host'])[:_MAX_HOST]}"
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "another process"  # the file was removed, or is about to be written

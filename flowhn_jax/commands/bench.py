@@ -8,7 +8,7 @@ from typing import Any
 from absl.flags import FlagHolder
 
 from flowhn_jax.commands import runner
-from flowhn_jax.commands.flags import Flags, define_optional_config
+from flowhn_jax.commands.flags import Flags, check_local, define_optional_config
 from flowhn_jax.utils.text import short_repr
 
 _MAX_TOKENS = 2**24
@@ -16,9 +16,8 @@ _MAX_TOKENS = 2**24
 
 def define(flags: Flags) -> Mapping[str, Callable[..., None]]:
     """Define the flags; return the functions that run the subcommands, by name."""
-    out = flags.string(
+    out = flags.path(
         "out",
-        None,
         "JSON file to write; default: bench_SUBCOMMAND.json. For suite a folder; default: "
         "runs/suite, with --topology runs/rehearsal, with --compare suite_comparison.",
     )
@@ -98,7 +97,11 @@ def _define_suite(flags: Flags, out: FlagHolder) -> Callable[..., None]:
         from flowhn_jax.aot import topology as topology_lib
         from flowhn_jax.bench.suite import command, rehearsal, side_by_side
 
+        if out.value is not None:
+            check_local("out", out.value)
         folders = [each for each in (first_folder, second_folder) if each]
+        for folder in folders:
+            check_local("compare", folder)
         if folders and not is_comparison.value:
             raise ValueError(
                 f"unexpected argument {short_repr(folders[0])}; to compare two folders type "

@@ -20,9 +20,8 @@ def define(flags: Flags) -> Callable[[], None]:
         "tokens that each model is trained on; 0 measures speed alone.",
         minimum=0,
     )
-    workdir = flags.string(
+    workdir = flags.path(
         "workdir",
-        None,
         "folder of the comparison, which continues there; default: runs/compare_SIZE.",
     )
     rounds = flags.integer(

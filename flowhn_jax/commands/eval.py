@@ -14,7 +14,7 @@ def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that runs the mode they name."""
     mode = flags.choice("mode", None, _MODES, "what to do.", required=True)
     parse_config = define_optional_config(flags)
-    workdir = flags.string("workdir", None, "folder of the trained run.")
+    workdir = flags.path("workdir", "folder of the trained run.")
     checkpoint = flags.string(
         "checkpoint", None, "latest (default), best (by validation loss), or the number of a step."
     )
@@ -43,10 +43,8 @@ def _define_options(flags: Flags) -> list[FlagHolder]:
     found = []
     with flags.group("--mode=perplexity"):
         found += [
-            flags.string(
-                "data",
-                None,
-                "text file, or folder of a prepared set; default: the run's validation set.",
+            flags.path(
+                "data", "text file, or folder of a prepared set; default: the run's validation set."
             ),
             flags.integer(
                 "stride",
@@ -76,7 +74,7 @@ def _define_options(flags: Flags) -> list[FlagHolder]:
     with flags.group("--mode=tasks"):
         found += [
             flags.string("tasks", None, "names of tasks, separated by commas."),
-            flags.string("task_dir", None, "folder with the tasks' files, JSONL or parquet."),
+            flags.path("task_dir", "folder with the tasks' files, JSONL or parquet."),
         ]
     with flags.group("--mode=recall"):
         found += [
@@ -90,9 +88,8 @@ def _define_options(flags: Flags) -> list[FlagHolder]:
     with flags.group("--mode=generate"):
         found += [
             flags.string("prompt", None, "text to continue."),
-            flags.string(
+            flags.path(
                 "prompts",
-                None,
                 "file of prompts, one per line, or .jsonl with a `prompt` in each record.",
             ),
             flags.integer("max_new_tokens", None, "most new tokens per prompt; default: 128."),

@@ -8,16 +8,27 @@ from flowhn_jax.commands.flags import Flags
 
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that exports the model."""
-    workdir = flags.string("workdir", None, "folder of the run.", required=True)
-    out = flags.string("out", None, "folder to write.", required=True)
+    workdir = flags.path("workdir", "folder of the run.", required=True)
+    out = flags.path(
+        "out", "folder to write; for --format=reference a .pth or an .npz file.", required=True
+    )
     checkpoint = flags.string(
         "checkpoint", "latest", "latest, best (by validation loss), or the number of a step."
     )
 
-    def main() -> None:
-        from flowhn_jax.interop.transfer import export_run
+    form = flags.choice(
+        "format",
+        "huggingface",
+        ["huggingface", "reference"],
+        "huggingface: a folder that transformers loads; reference: the state dict of the authors' "
+        "code, for a FlowHN that it has.",
+    )
 
-        print(export_run(workdir.value, out.value, checkpoint.value))
+    def main() -> None:
+        from flowhn_jax.interop import transfer
+
+        formats = {"huggingface": transfer.export_run, "reference": transfer.export_reference}
+        print(formats[form.value](workdir.value, out.value, checkpoint.value))
 
     return main
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import absl.flags
 from absl.flags import FlagHolder
 
+from flowhn_jax.storage import check_scheme, is_remote
 from flowhn_jax.utils.text import one_line, short_path, short_repr
 
 if TYPE_CHECKING:
@@ -37,12 +38,14 @@ class Flags:
       values: absl's container of the flags.
       headings: headings in the help, by the names of flags; flags without one are listed first.
       takes_config: whether the command has --config.
+      paths: the flags that name a file or a folder, each with its schemes besides gs://.
     """
 
     def __init__(self):
         self.values = absl.flags.FlagValues()
         self.headings: dict[str, str] = {}
         self.takes_config = False
+        self.paths: dict[str, tuple[str, ...]] = {}
 
     @contextlib.contextmanager
     def group(self, heading: str) -> Iterator[None]:
@@ -57,6 +60,25 @@ class Flags:
         """Define a flag that takes any text; return its holder."""
         define = absl.flags.DEFINE_string
         return define(name, default, meaning, required=required, flag_values=self.values)
+
+    def path(
+        self,
+        name: str,
+        meaning: str,
+        *,
+        required: bool = False,
+        others: tuple[str, ...] = (),
+    ) -> FlagHolder:
+        """Define a flag that names a file or a folder, here or in a bucket.
+
+        Args:
+          name: of the flag.
+          meaning: its description.
+          required: whether it must be given.
+          others: schemes of URLs besides gs:// that it may be.
+        """
+        self.paths[name] = others
+        return self.string(name, None, meaning, required=required)
 
     def strings(self, name: str, default: list[str] | None, meaning: str) -> FlagHolder:
         """Define a flag that takes any text and may be repeated."""
@@ -139,6 +161,7 @@ class Flags:
         except Exception as error:  # raised by the recipe, which is run here
             raise ValueError(_load_failure(error)) from error
         self._check_numbers()
+        self._check_paths()
         return rest[1:]
 
     def _unknown(self, name: str) -> str:
@@ -170,6 +193,13 @@ class Flags:
                 return f"--{name} must be {must_be.format(allowed)}; got {short_repr(value)}."
         return str(error)
 
+    def _check_paths(self) -> None:
+        """Raise ValueError if a path is a URL that its flag cannot be."""
+        for name, others in self.paths.items():
+            path = self.values[name].value
+            if path is not None:
+                _check_path(name, path, others)
+
     def _check_numbers(self) -> None:
         """Raise ValueError if a float is not finite or an integer exceeds `_MAX_INT`."""
         for name in self.values:
@@ -182,6 +212,21 @@ class Flags:
                 if isinstance(number, int) and abs(number) > _MAX_INT:
                     limit = f"at most {_MAX_INT}" if number > 0 else f"at least {-_MAX_INT}"
                     raise ValueError(f"--{name} must be {limit}; got {short_repr(number)}.")
+
+
+def _check_path(name: str, path: str, others: tuple[str, ...] = ()) -> None:
+    """Raise ValueError if the path of a flag has a scheme besides gs:// and these."""
+    try:
+        check_scheme(path, others)
+    except ValueError as error:
+        raise ValueError(f"--{name}: {error}") from error
+
+
+def check_local(name: str, path: str) -> None:
+    """Raise ValueError if the path of a flag is not local."""
+    _check_path(name, path)
+    if is_remote(path):
+        raise ValueError(f"--{name} must be a local path; got {short_path(path)}.")
 
 
 def define_config(flags: Flags) -> "Callable[[], Config]":
@@ -308,6 +353,7 @@ def _with_recipes_found(argv: Sequence[str]) -> list[str]:
     from flowhn_jax import recipes
 
     def found(value: str) -> str:
+        check_local("config", value)
         name, colon, argument = value.partition(":")
         return f"{recipes.find(name)}{colon}{argument}"
 

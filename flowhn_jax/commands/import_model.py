@@ -8,8 +8,10 @@ from flowhn_jax.commands.flags import Flags
 
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that imports the model."""
-    source = flags.string("source", None, "folder with config.json and safetensors.", required=True)
-    workdir = flags.string("workdir", None, "workdir to make.", required=True)
+    source = flags.path(
+        "source", "folder with config.json and safetensors.", required=True, others=("hf",)
+    )
+    workdir = flags.path("workdir", "workdir to make.", required=True)
 
     def main() -> None:
         from flowhn_jax.interop.transfer import import_run

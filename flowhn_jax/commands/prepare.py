@@ -9,22 +9,22 @@ from flowhn_jax.commands.flags import Flags
 
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that prepares a set and prints what it holds."""
-    source = flags.string(
+    source = flags.path(
         "source",
-        None,
         "a .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of them, "
         "hf:NAME[:CONFIG] (a dataset of the Hugging Face hub), or embedded (Python's own sources); "
         "a .txt file is one document of any size, a line or row has at most 64 MiB.",
         required=True,
+        others=("hf",),
     )
-    tokenizer = flags.string(
+    tokenizer = flags.path(
         "tokenizer",
-        None,
         "bytes, FILE.json (Hugging Face) or hf:NAME; a tokenizer without one of the usual "
         "end-of-text tokens, such as <|endoftext|> or </s>, needs --eot_token.",
         required=True,
+        others=("hf",),
     )
-    out = flags.string("out", None, "folder to make.", required=True)
+    out = flags.path("out", "folder to make.", required=True)
     context = flags.integer(
         "context", 1024, "tokens per training window; the recipe's model.context."
     )

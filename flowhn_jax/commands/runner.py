@@ -49,7 +49,7 @@ def run(
         it should not: the threads of XLA's compiler would wait for each other.
       shows_tracebacks: whether to show the traceback of an error from inside a library. A command
         without JAX, whose own messages name the cause of all such errors, does not.
-      interrupted: what Ctrl-C prints.
+      interrupted: what Ctrl-C prints, if the interrupted work has no message of its own.
     """
     with _replacing_arguments(argv):
         flags = Flags()
@@ -74,8 +74,8 @@ def run(
             if not isinstance(error, _OF_A_USER):
                 raise
             sys.exit(_message(error, shows_tracebacks))
-        except KeyboardInterrupt:
-            sys.exit(interrupted)
+        except KeyboardInterrupt as error:
+            sys.exit(str(error) or interrupted)
         _end_without_compilation()
 
 

@@ -23,7 +23,7 @@ def define(flags: Flags) -> Callable[[], None]:
         "context lengths to plan for, separated by commas, with one line for each in place of one "
         "for each block.",
     )
-    plot = flags.string("plot", None, "picture of the plan to write: .png, .svg or .pdf.")
+    plot = flags.path("plot", "picture of the plan to write: .png, .svg or .pdf.")
     return lambda: _print_plan(parse_config().model, lengths.value, plot.value)
 
 

@@ -10,7 +10,7 @@ def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that writes the texts."""
     from flowhn_jax.data.synthetic import TASKS, write
 
-    out = flags.string("out", None, ".jsonl file to write.", required=True)
+    out = flags.path("out", ".jsonl file to write.", required=True)
     tasks = flags.string("tasks", ",".join(TASKS), "names of tasks, separated by commas.")
     size = flags.integer("size", 200, "characters per document.")
     documents = flags.integer("documents", 100_000, "number of documents.")

@@ -42,9 +42,8 @@ def define(flags: "Flags", stop: StopRequest | None = None) -> Callable[[], None
     from flowhn_jax.commands.flags import define_config, define_processes
 
     parse_config = define_config(flags)
-    workdir = flags.string(
+    workdir = flags.path(
         "workdir",
-        None,
         "folder for checkpoints, metrics and config; an existing run is resumed.",
         required=True,
     )

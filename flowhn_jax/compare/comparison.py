@@ -1,6 +1,5 @@
 """`compare`: measure speed round-robin, train each model once, then write the report."""
 
-import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -12,8 +11,8 @@ from flowhn_jax.compare.results import FILES, collect, write
 from flowhn_jax.compare.speed import FILE, measure, missing_measurements, read_measurements
 from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
+from flowhn_jax.storage import place
 from flowhn_jax.training.trainer import fit
-from flowhn_jax.utils.files import check_own_file
 from flowhn_jax.utils.progress import progress
 from flowhn_jax.utils.text import short_path
 
@@ -48,10 +47,10 @@ def compare(
         finds no measurements.
     """
     for name in (FILE, *FILES):
-        check_own_file(pathlib.Path(workdir) / name)
+        (place(workdir) / name).check_own_file()
     device = jax.devices()[0].device_kind
     if report_only:
-        if not pathlib.Path(workdir).is_dir():
+        if not place(workdir).is_dir():
             raise FileNotFoundError(
                 f"{short_path(workdir)} does not exist; run the command without --report_only "
                 "first."
@@ -75,7 +74,7 @@ def _measure_and_train(
 ) -> bool:
     """Measure and train what is missing; return False if a signal stopped it early."""
     missing = missing_measurements(configs, rounds, read_measurements(workdir, configs, device))
-    folders = {name: str(pathlib.Path(workdir) / name) for name in configs}
+    folders = {name: str(place(workdir) / name) for name in configs}
     steps = 0
     if trains:
         left = (config.train.steps - latest_step(folders[n]) for n, config in configs.items())

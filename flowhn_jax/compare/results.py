@@ -2,8 +2,8 @@
 
 import csv
 import importlib.metadata
+import io
 import json
-import pathlib
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,14 @@ import jax
 
 from flowhn_jax import models
 from flowhn_jax.bench.throughput import tokens_of, work_rate
+from flowhn_jax.checkpoints.rows import read_rows
 from flowhn_jax.compare.speed import Measurement, config_hash, is_number, short_hash
 from flowhn_jax.config import Config
 from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.report.plots import plot_comparison
 from flowhn_jax.report.table import markdown, to_json
-from flowhn_jax.training.metrics import read_rows
+from flowhn_jax.storage import Place, place
 from flowhn_jax.utils.text import short_path, short_repr
 
 Results = dict[str, Any]
@@ -91,11 +92,11 @@ def _row(name: str, config: Config, workdir: str, measurements: Sequence[Measure
     row |= work_rate("train", seconds, config, mesh)
     row["compile_seconds"] = measurements[0]["compile_seconds"]
     row["train_memory_bytes"] = measurements[0]["memory_bytes"]
-    row |= _validation(pathlib.Path(workdir) / name)
+    row |= _validation(place(workdir) / name)
     return row
 
 
-def _validation(folder: pathlib.Path) -> Results:
+def _validation(folder: Place) -> Results:
     """Return a run's last validation and the tokens trained before it; None where there is none.
 
     Raises:
@@ -108,7 +109,7 @@ def _validation(folder: pathlib.Path) -> Results:
     for key, value in found.items():
         if value is not None and not is_number(value):
             raise ValueError(
-                f"{short_path(folder)}: {key} in metrics.jsonl must be a number; got "
+                f"{short_path(str(folder))}: {key} in metrics.jsonl must be a number; got "
                 f"{short_repr(value)}. Remove the folder to train this model again."
             )
     return found
@@ -150,14 +151,14 @@ def _cell(value: float | None, factor: float, digits: int) -> str:
 
 def write(results: Results, workdir: str) -> None:
     """Write all FILES; print the table and, as the last line, the results as JSON."""
-    folder = pathlib.Path(workdir)
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, results["models"][0])
-        writer.writeheader()
-        writer.writerows(results["models"])
+    folder, lines = place(workdir), io.StringIO()
+    (folder / "results.json").write(json.dumps(results, indent=2) + "\n")
+    writer = csv.DictWriter(lines, results["models"][0])
+    writer.writeheader()
+    writer.writerows(results["models"])
+    (folder / "results.csv").write(lines.getvalue())
     text = table(results)
-    (folder / "results.md").write_text(text)
+    (folder / "results.md").write(text)
     for suffix in ("png", "svg"):
         plot_comparison(results["models"], f"{results['size']}, {results['device']}",
                     str(folder / f"figure.{suffix}"))  # fmt: skip

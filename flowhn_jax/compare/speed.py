@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from flowhn_jax.bench.throughput import Programs, compile_programs, time_program
 from flowhn_jax.config import Config, DataConfig
 from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.storage import place
 
 Measurement = dict[str, Any]  # of one model in one round: a line of FILE
 
@@ -42,10 +42,10 @@ def read_measurements(
     Measurements of other configs, such as an older version of a recipe, are left out, and so are
     malformed lines, such as one that a kill truncated.
     """
-    path = pathlib.Path(workdir) / FILE
+    path = place(workdir) / FILE
     hashes = {name: config_hash(config) for name, config in configs.items()}
     found: dict[tuple[str, int], Measurement] = {}
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    for line in path.read().splitlines() if path.is_file() else ():
         measurement = _parse(line)
         if measurement is None or measurement["device"] != device:
             continue
@@ -120,7 +120,7 @@ def measure(
       The measurements.
     """
     programs: dict[str, Programs] = {}
-    path = pathlib.Path(workdir) / FILE
+    path = place(workdir) / FILE
     for number, name in missing:
         config = configs[name]
         describe(f"measuring {name}, round {number + 1}")
@@ -138,12 +138,8 @@ def measure(
             "memory_bytes": compiled.memory_bytes,
             "kernels": compiled.kernels,
         }
-        with path.open("a") as file:
-            # A line that a kill truncated must not swallow this one.
-            file.write(("\n" if _is_truncated(path) else "") + json.dumps(measurement) + "\n")
+        before = path.read() if path.is_file() else b""
+        if before and not before.endswith(b"\n"):  # a kill truncated the last line
+            before += b"\n"
+        path.write_whole(before + json.dumps(measurement).encode() + b"\n")
         yield measurement
-
-
-def _is_truncated(path: pathlib.Path) -> bool:
-    content = path.read_bytes()
-    return bool(content) and not content.endswith(b"\n")

@@ -3,9 +3,10 @@
 import codecs
 import dataclasses
 import io
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
+
+from flowhn_jax.storage import Place
 
 CHUNK_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 26  # of a document in memory: 64 MiB
@@ -20,13 +21,13 @@ class Document:
 
     Attributes:
       name: where the document comes from, for messages.
-      text: the text itself, or the path of the file.
+      text: the text itself, or where its file is.
       on_bytes_read: called as `chunks` reads; None if the source was already read.
       start, stop: the range of bytes in the text; None: to the end.
     """
 
     name: str
-    text: bytes | pathlib.Path
+    text: bytes | Place
     on_bytes_read: OnBytesRead | None = None
     start: int = 0
     stop: int | None = None
@@ -81,12 +82,12 @@ class Document:
         )
 
     def _open(self) -> BinaryIO:
-        return io.BytesIO(self.text) if isinstance(self.text, bytes) else self.text.open("rb")
+        return io.BytesIO(self.text) if isinstance(self.text, bytes) else self.text.open()
 
     def _stop(self) -> int:
         if self.stop is not None:
             return self.stop
-        return len(self.text) if isinstance(self.text, bytes) else self.text.stat().st_size
+        return len(self.text) if isinstance(self.text, bytes) else self.text.size()
 
 
 def _chunk_end(text: bytes) -> int:

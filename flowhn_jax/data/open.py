@@ -1,8 +1,5 @@
 """The prepared set that a run reads, and its tokenizer."""
 
-import os
-import pathlib
-
 from flowhn_jax.data.config import RunConfig
 from flowhn_jax.data.prepare import ensure_embedded
 from flowhn_jax.data.prepared import TOKENIZER, PreparedSet
@@ -14,9 +11,10 @@ from flowhn_jax.data.tokenizer_config import (
     named_token,
     read_settings,
 )
+from flowhn_jax.storage import AnyPath, place
 
 
-def open_data(config: RunConfig, workdir: str) -> PreparedSet:
+def open_data(config: RunConfig, workdir: AnyPath) -> PreparedSet:
     """Return the prepared set that the config names, or the embedded corpus under `workdir`.
 
     Raises:
@@ -24,17 +22,17 @@ def open_data(config: RunConfig, workdir: str) -> PreparedSet:
     """
     if config.data.path:
         return open_prepared(config, config.data.path)
-    folder = ensure_embedded(str(pathlib.Path(workdir) / "data"), config.model.context).folder
-    return open_prepared(config, str(folder))
+    folder = ensure_embedded(place(workdir) / "data", config.model.context).folder
+    return open_prepared(config, folder)
 
 
-def open_prepared(config: RunConfig, folder: str) -> PreparedSet:
+def open_prepared(config: RunConfig, folder: AnyPath) -> PreparedSet:
     """Return the prepared set in `folder`, checked against the config's model.
 
     Raises:
       ValueError: the set has another context than the model, or a larger vocabulary.
     """
-    prepared = PreparedSet.open(folder)
+    prepared = PreparedSet.open(folder, config.data.cache)
     if prepared.context != config.model.context:
         raise ValueError(
             f"The prepared set {prepared.folder} has a context of {prepared.context} tokens, but "
@@ -46,14 +44,14 @@ def open_prepared(config: RunConfig, folder: str) -> PreparedSet:
     return prepared
 
 
-def open_tokenizer(config: RunConfig, workdir: str) -> Tokenizer:
+def open_tokenizer(config: RunConfig, workdir: AnyPath) -> Tokenizer:
     """Return the tokenizer of the run in `workdir`: its own if it was imported, or its data's.
 
     Raises:
       ValueError, FileNotFoundError: the data or the tokenizer's files are missing or damaged, or
         the model's vocabulary is smaller.
     """
-    if (pathlib.Path(workdir) / TOKENIZER).is_file():
+    if (place(workdir) / TOKENIZER).is_file():
         tokenizer = read_tokenizer(workdir)
     elif config.data.path:
         return open_data(config, workdir).tokenizer
@@ -63,13 +61,13 @@ def open_tokenizer(config: RunConfig, workdir: str) -> Tokenizer:
     return tokenizer
 
 
-def read_tokenizer(folder: str) -> Tokenizer:
+def read_tokenizer(folder: AnyPath) -> Tokenizer:
     """Return the tokenizer of a folder's tokenizer.json, with its tokenizer_config.json applied.
 
     The latter may name the end-of-text token and the token that begins a text, and record which
     token begins a text.
     """
-    path = str(pathlib.Path(folder) / TOKENIZER)
+    path = str(place(folder) / TOKENIZER)
     file = find_file(path, SETTINGS)
     settings = read_settings(file)
     eot_token = named_token(settings, "eos_token", file)
@@ -77,7 +75,7 @@ def read_tokenizer(folder: str) -> Tokenizer:
     return load_tokenizer(path, eot_token, first_token=first_token)
 
 
-def _check_vocabulary(tokenizer: Tokenizer, config: RunConfig, folder: str | os.PathLike) -> None:
+def _check_vocabulary(tokenizer: Tokenizer, config: RunConfig, folder: AnyPath) -> None:
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ValueError(
             f"model.vocab_size must be at least {tokenizer.vocab_size}, the vocabulary size of the "

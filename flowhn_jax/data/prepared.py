@@ -9,17 +9,18 @@ import functools
 import hashlib
 import json
 import operator
-import os
 import pathlib
 from typing import Any, Self, SupportsIndex
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from flowhn_jax.data import shard_cache
+from flowhn_jax.data.config import CACHE_AUTO
 from flowhn_jax.data.shards import Shard, unsigned_dtype
 from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer
+from flowhn_jax.storage import AnyPath, Place, place
 from flowhn_jax.utils import json_text, typed
-from flowhn_jax.utils.files import sync
 from flowhn_jax.utils.limits import MAX_POSITIONS
 from flowhn_jax.utils.text import short_repr
 
@@ -54,16 +55,11 @@ class Windows:
     def __init__(self, prepared: "PreparedSet", split: str):
         self._prepared = prepared
         self._split = split
-        shards = prepared.splits[split].shards
-        # Check again: the files may have changed, and reading a pipe would never end.
-        for shard in shards:
-            shard.check(prepared.folder)
         try:
-            self._records = ArrayRecordDataSource([str(prepared.folder / s.file) for s in shards])
+            self._records = ArrayRecordDataSource(prepared.shard_paths(split))
         except RuntimeError as error:
-            raise ValueError(
-                f"The {split} split in {prepared.folder} is damaged: {error}."
-            ) from error
+            found = "cannot be read" if prepared.folder.is_remote else "is damaged"
+            raise ValueError(f"The {split} split in {prepared.folder} {found}: {error}.") from error
 
     def __len__(self) -> int:
         return len(self._records)
@@ -106,7 +102,7 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedSet:
-    """A prepared set on disk.
+    """A prepared set, local or in a bucket.
 
     Attributes:
       folder: the folder with its files.
@@ -118,9 +114,10 @@ class PreparedSet:
       context: N; windows have N+1 tokens.
       token_dtype, segment_dtype: the data types in the records, in NumPy's notation.
       splits: the splits 'train' and 'validation'.
+      cache: where this host keeps a copy of the shards, as `data.cache`.
     """
 
-    folder: pathlib.Path
+    folder: Place
     source: str
     request: dict[str, Any]
     tokenizer_spec: str
@@ -134,16 +131,21 @@ class PreparedSet:
     splits: dict[str, Split]
     first_token: str = "eot"  # of the sets that do not record it
     bos_token: str | None = None
+    cache: str = CACHE_AUTO
 
     @classmethod
-    def open(cls, folder: str | os.PathLike) -> Self:
+    def open(cls, folder: AnyPath, cache: str = CACHE_AUTO) -> Self:
         """Open a set, checking that all shards exist and have their recorded size.
+
+        Args:
+          folder: the set.
+          cache: see the attribute.
 
         Raises:
           FileNotFoundError: the folder does not exist.
           ValueError: the folder is not a prepared set of this version, or it is damaged.
         """
-        folder = pathlib.Path(folder)
+        folder = place(folder)
         if not folder.exists():
             raise FileNotFoundError(
                 f"The folder {folder} of prepared data does not exist; prepare it by "
@@ -156,19 +158,53 @@ class PreparedSet:
                 "Prepare the data again."
             )
         try:
-            prepared = typed.build(cls, fields | {"folder": folder}, what="key")
+            prepared = typed.build(cls, fields | {"folder": folder, "cache": cache}, what="key")
             prepared._check()
         except ValueError as error:
             raise ValueError(
                 f"{folder / INDEX} does not describe a prepared set: {error}"
             ) from error
-        for shard in prepared._shards():
-            shard.check(folder)
+        prepared._check_files()
         return prepared
 
     def windows(self, split: str) -> Windows:
         """Return the windows of 'train' or 'validation', in the order of the documents."""
         return Windows(self, split)
+
+    def load(self, *splits: str) -> None:
+        """Copy the shards of these splits to this host's cache, if it has one, once.
+
+        Raises:
+          ValueError, OSError: see `shard_cache.load`.
+        """
+        cache = self._cache_folder
+        for split in splits:
+            if cache is not None and split not in self._loaded:
+                shard_cache.load(self.folder, self.splits[split].shards, cache)
+                self._loaded.add(split)
+
+    @functools.cached_property
+    def _loaded(self) -> set[str]:
+        return set()
+
+    @functools.cached_property
+    def _cache_folder(self) -> pathlib.Path | None:
+        return shard_cache.cache_folder(self.cache, self.folder, self.fingerprint)
+
+    def shard_paths(self, split: str) -> list[str]:
+        """Return where the shards of a split can be read: in the cache if there is one.
+
+        Raises:
+          ValueError, OSError: a shard is missing or damaged, or cannot be copied.
+        """
+        self.load(split)
+        shards = self.splits[split].shards
+        folder = place(self._cache_folder or self.folder)
+        if not folder.is_remote:
+            # Check again: the files may have changed, and reading a pipe would never end.
+            for shard in shards:
+                shard.check((folder / shard.file).local())
+        return [str(folder / shard.file) for shard in shards]
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -197,21 +233,21 @@ class PreparedSet:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def verify(self) -> None:
-        """Check the whole content of every shard.
+        """Check the whole content of every local shard; a bucket checks its objects by itself.
 
         Raises:
           ValueError: a shard's content differs from what was written.
         """
-        for shard in self._shards():
-            shard.verify(self.folder)
+        if not self.folder.is_remote:
+            for shard in self._shards():
+                shard.verify((self.folder / shard.file).local())
 
     def write_index(self) -> None:
         """Write index.json, which makes the folder a prepared set."""
         fields = dataclasses.asdict(self)
-        del fields["folder"]
-        path = self.folder / INDEX
-        path.write_text(json.dumps({"format": FORMAT, "version": VERSION} | fields, indent=2))
-        sync(path)
+        del fields["folder"], fields["cache"]
+        content = json.dumps({"format": FORMAT, "version": VERSION} | fields, indent=2)
+        (self.folder / INDEX).write_whole(content)
 
     def _check(self) -> None:
         """Raise ValueError if a field has a value that no set can have."""
@@ -232,11 +268,24 @@ class PreparedSet:
             if min(counts) < 1 or sum(shard.records for shard in split.shards) != split.windows:
                 raise ValueError(f"the counts of the {name} split are inconsistent")
 
+    def _check_files(self) -> None:
+        """Raise ValueError if a shard is missing or has not its recorded size."""
+        for shard in self._shards():
+            shard.check_name(self.folder)
+        if not self.folder.is_remote:
+            for shard in self._shards():
+                shard.check((self.folder / shard.file).local())
+            return
+        found = self.folder.checksums()
+        for shard in self._shards():
+            size = found[shard.file].partition(":")[0] if shard.file in found else None
+            shard.check_size(self.folder / shard.file, None if size is None else int(size))
+
     def _shards(self) -> list[Shard]:
         return [shard for split in self.splits.values() for shard in split.shards]
 
 
-def read_index(folder: pathlib.Path) -> dict[str, Any]:
+def read_index(folder: Place) -> dict[str, Any]:
     """Return the fields of a folder's index of any version.
 
     Raises:
@@ -246,7 +295,7 @@ def read_index(folder: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} is not a prepared set: it has no {INDEX}.")
     try:
-        fields = json_text.loads(path.read_bytes(), str(path))
+        fields = json_text.loads(path.read(), str(path))
     except ValueError as error:
         raise ValueError(f"{folder} is damaged: {error}") from error
     if (

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import pathlib
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -10,6 +9,7 @@ from typing import Any, BinaryIO
 from flowhn_jax.data.document import MAX_DOCUMENT_BYTES, Document, check_utf8
 from flowhn_jax.data.library_errors import errors_as_value_error, iterate
 from flowhn_jax.data.zstd import ZstdFile
+from flowhn_jax.storage import Place
 from flowhn_jax.utils import json_text
 from flowhn_jax.utils.text import short_list, short_repr
 
@@ -55,7 +55,7 @@ def check_size(size: int, what: str) -> None:
         )
 
 
-def read_json_lines(path: pathlib.Path, file: BinaryIO, field: str) -> Iterator[Document]:
+def read_json_lines(path: Place, file: BinaryIO, field: str) -> Iterator[Document]:
     """Yield a document for each line of a .jsonl, .jsonl.gz or .jsonl.zst file that is not blank.
 
     Args:
@@ -90,7 +90,7 @@ def read_json_lines(path: pathlib.Path, file: BinaryIO, field: str) -> Iterator[
             yield Document(where, text_of(json_text.loads(text, where), field, where))
 
 
-def read_parquet(path: pathlib.Path, file: BinaryIO, field: str) -> Iterator[Document]:
+def read_parquet(path: Place, file: BinaryIO, field: str) -> Iterator[Document]:
     """Yield a document for each row of a .parquet file, with one page in memory at a time.
 
     Args:

@@ -1,7 +1,6 @@
 """Shards: the ArrayRecord files of a prepared set."""
 
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,8 @@ from array_record.python import (
     array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  an extension without stubs
 )
 
-from flowhn_jax.utils.files import sync
+from flowhn_jax.storage import Place
+from flowhn_jax.utils.files import sha256, sync
 from flowhn_jax.utils.text import short_repr
 
 SHARD_BYTES = 1 << 28  # of windows in one shard, before compression
@@ -39,24 +39,28 @@ class Shard:
     bytes: int
     sha256: str
 
-    def check(self, folder: pathlib.Path) -> None:
-        """Check that the file exists and has the recorded size and number of records.
-
-        Raises:
-          ValueError: it does not.
-        """
+    def check_name(self, folder: Place) -> None:
+        """Raise ValueError if the name leads out of the folder of the set."""
         if pathlib.PurePath(self.file).name != self.file or len(self.file) > _MAX_NAME:
             raise ValueError(
                 f"The index of {folder} must name only files in this folder; "
                 f"got {short_repr(self.file)}."
             )
-        path = folder / self.file
-        if not path.is_file():
+
+    def check_size(self, path: Place | pathlib.Path, size: int | None) -> None:
+        """Raise ValueError if the file at `path` has not the recorded size; None: it is absent."""
+        if size is None:
             raise ValueError(f"{path} is missing, but the index names it.")
-        if path.stat().st_size != self.bytes:
-            raise ValueError(
-                f"{path} has {path.stat().st_size} bytes, but {self.bytes} were written."
-            )
+        if size != self.bytes:
+            raise ValueError(f"{path} has {size} bytes, but {self.bytes} were written.")
+
+    def check(self, path: pathlib.Path) -> None:
+        """Check that a local file exists and has the recorded size and number of records.
+
+        Raises:
+          ValueError: it does not.
+        """
+        self.check_size(path, path.stat().st_size if path.is_file() else None)
         try:
             reader = array_record_module.ArrayRecordReader(_utf8_path(path))
             records = reader.num_records()
@@ -66,14 +70,14 @@ class Shard:
         if records != self.records:
             raise ValueError(f"{path} has {records} windows, but {self.records} were written.")
 
-    def verify(self, folder: pathlib.Path) -> None:
-        """Check the whole content of the file.
+    def verify(self, path: pathlib.Path) -> None:
+        """Check the whole content of a local file.
 
         Raises:
           ValueError: the content differs from what was written.
         """
-        if sha256(folder / self.file) != self.sha256:
-            raise ValueError(f"{folder / self.file} is damaged: its SHA-256 has changed.")
+        if sha256(path) != self.sha256:
+            raise ValueError(f"{path} is damaged: its SHA-256 has changed.")
 
 
 class ShardWriter:
@@ -143,9 +147,3 @@ def _utf8_path(path: pathlib.Path) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"The path of prepared data must be UTF-8; got {str(path)!r}.") from error
     return str(path)
-
-
-def sha256(path: pathlib.Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

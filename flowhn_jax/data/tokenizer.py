@@ -1,6 +1,5 @@
 """Tokenizers: text to token ids and back."""
 
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -10,8 +9,9 @@ from flowhn_jax.data.first_token import check_first_token, missing_bos_error
 from flowhn_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from flowhn_jax.data.tokenizer_config import (
     SETTINGS,
-    download,
     find_file,
+    is_download,
+    locate,
     named_token,
     read_settings,
 )
@@ -143,8 +143,8 @@ def load_tokenizer(
     """Return a tokenizer.
 
     Args:
-      spec: 'bytes'; the path of a Hugging Face tokenizer.json; or 'hf:NAME', a repository of the
-        Hugging Face hub that has one (only this may use the network).
+      spec: 'bytes'; the path of a Hugging Face tokenizer.json, also gs:// or hf://; or 'hf:NAME', a
+        repository of the Hugging Face hub that has one.
       eot_token: the end-of-text token of a Hugging Face tokenizer that has none of the usual ones.
         No text is ever encoded as this token.
       bos_token: the beginning-of-text token, if the post-processor adds none. None: the bos_token
@@ -166,18 +166,18 @@ def load_tokenizer(
                 f"end-of-text token; got {eot_token!r}."
             )
         return ByteTokenizer(first_token)
-    path = download(spec, "tokenizer.json") if spec.startswith("hf:") else pathlib.Path(spec)
+    path = locate(spec)
     if not path.is_file():
         raise FileNotFoundError(
             f"Tokenizer {spec} does not exist: it must be bytes, FILE.json (a Hugging Face "
-            "tokenizer.json) or hf:NAME."
+            "tokenizer.json, local, gs:// or hf://) or hf:NAME."
         )
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"Tokenizer {spec} is not a text file: {error}.") from error
     may_use_bos = first_token in ("auto", "bos")
-    if bos_token is None and (may_use_bos or not spec.startswith("hf:")):
+    if bos_token is None and (may_use_bos or not is_download(spec)):
         file = find_file(spec, SETTINGS)
         settings = read_settings(file)
         bos_token = named_token(settings, "bos_token", file)

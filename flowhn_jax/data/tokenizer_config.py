@@ -1,8 +1,8 @@
 """The files next to a tokenizer.json: tokenizer_config.json and chat templates."""
 
-import pathlib
 from typing import Any
 
+from flowhn_jax.storage import Place, place, readable_place
 from flowhn_jax.utils import json_text
 from flowhn_jax.utils.text import short_repr
 
@@ -15,40 +15,54 @@ NAMED_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 DEFAULT_TEMPLATE = "default"  # the name of the template that is used if none is named
 
 
-def find_file(spec: str, name: str) -> pathlib.Path | None:
-    """Return the path of a file that belongs to a tokenizer, or None if there is none.
+def is_download(spec: str) -> bool:
+    """Return whether a tokenizer is 'hf:NAME', a repository whose files are downloaded by name."""
+    return spec.startswith("hf:") and not spec.startswith("hf://")
+
+
+def locate(spec: str) -> Place:
+    """Return where the tokenizer.json of a tokenizer is: a path, or that of 'hf:NAME'.
+
+    Raises:
+      ImportError: a package that this tokenizer needs is missing.
+      ValueError: the file cannot be downloaded, or the path is of a kind that is not read.
+    """
+    if not is_download(spec):
+        return readable_place(spec)
+    path = _download(spec, "tokenizer.json", optional=False)
+    assert path is not None  # only an optional file may be absent
+    return path
+
+
+def find_file(spec: str, name: str) -> Place | None:
+    """Return the place of a file that belongs to a tokenizer, or None if there is none.
 
     Args:
       spec: the tokenizer, as in `load_tokenizer`; 'hf:NAME' may use the network.
       name: the file's name, in the folder of tokenizer.json or in the repository.
 
     Raises:
-      ImportError, ValueError: see `download`.
+      ImportError, ValueError: see `locate`.
     """
     if spec == "bytes":
         return None
-    if spec.startswith("hf:"):
+    if is_download(spec):
         return _download(spec, name, optional=True)
-    path = pathlib.Path(spec)
+    path = readable_place(spec)
     # A folder's files belong to its tokenizer.json, not to another tokenizer in the same folder.
     found = path.parent / name
     return found if path.name == "tokenizer.json" and found.is_file() else None
 
 
-def download(spec: str, name: str) -> pathlib.Path:
-    """Return the path, in the Hugging Face cache, of a file of 'hf:NAME'.
+def _download(spec: str, name: str, optional: bool) -> Place | None:
+    """Return the place, in the Hugging Face cache, of a file of 'hf:NAME'.
+
+    It is None if the file is optional and the repository lacks it.
 
     Raises:
       ImportError: the package huggingface_hub is missing.
       ValueError: the file cannot be downloaded.
     """
-    path = _download(spec, name, optional=False)
-    assert path is not None  # only an optional file may be absent
-    return path
-
-
-def _download(spec: str, name: str, optional: bool) -> pathlib.Path | None:
-    """Do as `download`, but return None if the file is optional and the repository lacks it."""
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -57,7 +71,7 @@ def _download(spec: str, name: str, optional: bool) -> pathlib.Path | None:
             f"Tokenizer {spec} needs the package 'huggingface_hub': pip install huggingface_hub"
         ) from error
     try:
-        return pathlib.Path(huggingface_hub.hf_hub_download(spec.removeprefix("hf:"), name))
+        return place(huggingface_hub.hf_hub_download(spec.removeprefix("hf:"), name))
     except Exception as error:  # network, absent repository, absent file, bad name
         is_unreachable = isinstance(error, errors.LocalEntryNotFoundError)
         if optional and isinstance(error, errors.EntryNotFoundError) and not is_unreachable:
@@ -66,7 +80,7 @@ def _download(spec: str, name: str, optional: bool) -> pathlib.Path | None:
         raise ValueError(f"Tokenizer {spec}: {name} cannot be downloaded{hint}: {error}") from error
 
 
-def read_settings(path: pathlib.Path | None) -> dict[str, Any]:
+def read_settings(path: Place | None) -> dict[str, Any]:
     """Return the content of a tokenizer_config.json; empty if there is none.
 
     Raises:
@@ -74,10 +88,10 @@ def read_settings(path: pathlib.Path | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    return parse_object(path.read_bytes(), path)
+    return parse_object(path.read(), path)
 
 
-def parse_object(content: str | bytes, path: pathlib.Path) -> dict[str, Any]:
+def parse_object(content: str | bytes, path: Place) -> dict[str, Any]:
     """Return the JSON object in a file's content.
 
     Raises:
@@ -89,7 +103,7 @@ def parse_object(content: str | bytes, path: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def first_token_choice(settings: dict[str, Any], path: pathlib.Path | None) -> str:
+def first_token_choice(settings: dict[str, Any], path: Place | None) -> str:
     """Return the recorded `first_token` of `load_tokenizer`, unchecked; by default 'auto'.
 
     Raises:
@@ -103,7 +117,7 @@ def first_token_choice(settings: dict[str, Any], path: pathlib.Path | None) -> s
     return own.get("first_token", "auto")
 
 
-def named_token(settings: dict[str, Any], key: str, path: pathlib.Path | None) -> str | None:
+def named_token(settings: dict[str, Any], key: str, path: Place | None) -> str | None:
     """Return the token under a key such as 'bos_token', or None if the settings name none.
 
     Raises:
@@ -123,7 +137,7 @@ def token_text(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def chat_templates(settings: dict[str, Any], path: pathlib.Path | None) -> dict[str, str]:
+def chat_templates(settings: dict[str, Any], path: Place | None) -> dict[str, str]:
     """Return the chat templates in the settings by name; a single one is the default.
 
     Raises:

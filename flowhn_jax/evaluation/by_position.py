@@ -1,7 +1,7 @@
 """The loss by the number of preceding tokens, which is where the split strategies differ."""
 
 import csv
-import pathlib
+import io
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from flowhn_jax.evaluation.perplexity import BATCHES_IN_FLIGHT, Quality
 from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch, target_weights, token_losses
 from flowhn_jax.report.plots import plot_by_position
+from flowhn_jax.storage import place
 
 _FILE = "by_position"
 
@@ -72,14 +73,14 @@ def measure(config: Config, params: Params, batches: Iterable[Batch]) -> Curve:
 
 def write(curve: Curve, name: str, workdir: str) -> str:
     """Write by_position.csv and by_position.png to the workdir; return a line that names them."""
-    path = pathlib.Path(workdir) / _FILE
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["tokens_before", "nll", "standard_error", "targets"])
-        rows = zip(curve.nll, curve.standard_error(), curve.targets, strict=True)
-        for before, (nll, error, targets) in enumerate(rows, 1):
-            if targets:
-                mean_error = "" if np.isnan(error) else error
-                writer.writerow([before, nll / targets, mean_error, targets])
-    plot_by_position({name: curve}, str(path.with_suffix(".png")))
-    return f"wrote {path}.csv, .png"
+    folder, text = place(workdir), io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["tokens_before", "nll", "standard_error", "targets"])
+    rows = zip(curve.nll, curve.standard_error(), curve.targets, strict=True)
+    for before, (nll, error, targets) in enumerate(rows, 1):
+        if targets:
+            mean_error = "" if np.isnan(error) else error
+            writer.writerow([before, nll / targets, mean_error, targets])
+    (folder / f"{_FILE}.csv").write(text.getvalue())
+    plot_by_position({name: curve}, str(folder / f"{_FILE}.png"))
+    return f"wrote {folder / _FILE}.csv, .png"

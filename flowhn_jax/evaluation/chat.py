@@ -23,6 +23,7 @@ from flowhn_jax.utils.text import one_line, short_repr
 
 Message = Mapping[str, Any]
 
+_TEMPLATE_ENDING = ".jinja"
 _END_TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # marks the end of a last message to be continued
 
 
@@ -50,9 +51,13 @@ class ChatTemplates:
         templates = chat_templates(settings, path)
         file = find_file(tokenizer.spec, CHAT_TEMPLATE)
         if file is not None:
-            templates[DEFAULT_TEMPLATE] = file.read_text(encoding="utf-8")
+            templates[DEFAULT_TEMPLATE] = file.read_text()
             named = file.parent / NAMED_TEMPLATES
-            templates |= {each.stem: each.read_text("utf-8") for each in named.glob("*.jinja")}
+            templates |= {
+                each.name.removesuffix(_TEMPLATE_ENDING): each.read_text()
+                for each in named.children()
+                if each.name.endswith(_TEMPLATE_ENDING)
+            }
         if not templates:
             raise ValueError(
                 f"Tokenizer {tokenizer.spec} must have a chat template, in {CHAT_TEMPLATE} or as "

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import pathlib
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from flowhn_jax.models import Params
 from flowhn_jax.parallel.distributed import is_first
 from flowhn_jax.parallel.mesh import check_sequence, make_mesh
 from flowhn_jax.report.table import print_result
+from flowhn_jax.storage import place
 from flowhn_jax.utils.progress import progress
 from flowhn_jax.utils.text import short_path
 from kernels import backends
@@ -133,7 +133,7 @@ def _perplexity(
 ) -> Result:
     """Score the run's validation set, another prepared set's, or a text file."""
     config, params, mesh, workdir = trained
-    is_set = data is None or pathlib.Path(data).is_dir()
+    is_set = data is None or place(data).is_dir()
     for name, value in (("stride", stride), ("context", context)):
         if value is not None and is_set:
             raise ValueError(f"--{name} needs --data=FILE, the text file to score.")
@@ -319,10 +319,10 @@ _PRINTED_BY_MODES = frozenset(("text", "results", *tasks_lib.TASKS))
 
 
 def _read_text(data: str) -> bytes:
-    path = pathlib.Path(data)
+    path = place(data)
     if not path.is_file():
         raise FileNotFoundError(
             f"--data must be a text file or the folder of a prepared set; {short_path(data)} is "
             "neither."
         )
-    return path.read_bytes()
+    return path.read()

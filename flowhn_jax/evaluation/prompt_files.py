@@ -1,7 +1,6 @@
 """Read prompts from a file."""
 
-import pathlib
-
+from flowhn_jax.storage import place
 from flowhn_jax.utils import json_text
 from flowhn_jax.utils.text import short_path, short_repr
 
@@ -16,20 +15,20 @@ def read_prompts(path: str) -> list[str]:
       FileNotFoundError: there is no such file.
       ValueError: a line is not UTF-8 or not such JSON, or there is no prompt.
     """
-    file = pathlib.Path(path)
+    file = place(path)
     if not file.is_file():
         raise FileNotFoundError(
             f"--prompts must be a text file or a .jsonl file; {short_path(path)} is not a file."
         )
     prompts = []
-    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(file.read().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
             text = line.decode().removesuffix("\r")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path!r}, line {number}, must be UTF-8 text: {error}.") from error
-        prompts.append(_parse_json(path, number, text) if file.suffix == ".jsonl" else text)
+        prompts.append(_parse_json(path, number, text) if file.name.endswith(".jsonl") else text)
     if not prompts:
         raise ValueError(f"{path!r} must have a prompt per line; it has none.")
     return prompts

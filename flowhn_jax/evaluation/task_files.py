@@ -1,10 +1,10 @@
 """Find and read the files of tasks: JSONL or parquet, and a file of labels for PIQA."""
 
-import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from flowhn_jax.evaluation.task_formats import FORMATS, Item
+from flowhn_jax.storage import Place, place
 from flowhn_jax.utils import json_text
 from flowhn_jax.utils.text import one_line, short_list, short_path, short_repr
 
@@ -21,12 +21,12 @@ class MalformedRecord(NamedTuple):
 class TaskFile(NamedTuple):
     """The content of a task's file."""
 
-    path: pathlib.Path
+    path: Place
     items: list[tuple[int, Item]]  # each with the number of its record, from 1
     malformed: list[MalformedRecord]
 
 
-def find_file(task: str, folder: str) -> pathlib.Path:
+def find_file(task: str, folder: str) -> Place:
     """Return the file in `folder` whose name starts with the task's, such as ARC-Easy-test.jsonl.
 
     Raises:
@@ -35,12 +35,12 @@ def find_file(task: str, folder: str) -> pathlib.Path:
     """
     if task not in FORMATS:
         raise ValueError(f"A task must be one of {', '.join(FORMATS)}; got {short_repr(task)}.")
-    path = pathlib.Path(folder)
+    path = place(folder)
     if not path.is_dir():
         raise FileNotFoundError(
             f"--task_dir must be the folder of the task files; {short_path(folder)} is no folder."
         )
-    names = sorted(each for each in path.iterdir() if each.suffix in _ENDINGS and each.is_file())
+    names = [each for each in path.children() if each.suffix in _ENDINGS and each.is_file()]
     found = [each for each in names if each.name.lower().replace("-", "_").startswith(task)]
     if not found:
         raise FileNotFoundError(
@@ -82,9 +82,9 @@ def read_task(task: str, folder: str) -> TaskFile:
     return TaskFile(path, items, malformed)
 
 
-def _json_lines(path: pathlib.Path) -> Iterator[Any]:
+def _json_lines(path: Place) -> Iterator[Any]:
     """Yield the JSON value in each line, or a ValueError where a line is not JSON."""
-    for line in path.read_bytes().splitlines():
+    for line in path.read().splitlines():
         if line.strip():
             try:
                 yield json_text.loads(line, "the record")
@@ -92,23 +92,24 @@ def _json_lines(path: pathlib.Path) -> Iterator[Any]:
                 yield ValueError(str(error).removesuffix("."))
 
 
-def _parquet(path: pathlib.Path) -> list[dict[str, Any]]:
+def _parquet(path: Place) -> list[dict[str, Any]]:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        return parquet.read_table(path).to_pylist()
+        with path.fetched() as file:
+            return parquet.read_table(file).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{str(path)!r} must be a parquet file: {one_line(error)}.") from error
 
 
-def _add_labels(path: pathlib.Path, records: list[Any]) -> None:
+def _add_labels(path: Place, records: list[Any]) -> None:
     """Add the labels of PIQA's original files to the records, from lines of NAME-labels.lst."""
-    labels_path = path.with_name(f"{path.stem}-labels.lst")
+    labels_path = path.parent / f"{path.stem}-labels.lst"
     if not labels_path.is_file():
         return
     try:
-        labels = labels_path.read_text(encoding="utf-8").split()
+        labels = labels_path.read_text().split()
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(labels_path)!r} must be UTF-8 text: {error}.") from error
     if len(labels) != len(records):

@@ -1,13 +1,11 @@
 """Models as folders of safetensors and a config.json.
 
 Llama, Mamba, Mamba-2, Jamba and Falcon-H1 have the names and the layout of transformers. FlowHN,
-SHM and Hymba, which transformers does not know, have the paths of our parameters as names
-('blocks.0.norm.scale'), and a config.json of model_type 'flowhn_jax' with the keys of our model
-config. No file is ever unpickled.
+SHM and Hymba, which transformers does not know, bring their code (`own_format`). No file is ever
+unpickled.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,17 +16,15 @@ from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from flowhn_jax import config as config_lib
-from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
+from flowhn_jax.interop import own_format
 from flowhn_jax.interop.families import FAMILIES, to_config, to_json
-from flowhn_jax.interop.layout import Path, assemble, to_theirs
+from flowhn_jax.interop.layout import assemble, to_theirs
 from flowhn_jax.models import Params
+from flowhn_jax.storage import AnyPath, Place, place, readable_place
 from flowhn_jax.utils import json_text
-from flowhn_jax.utils.files import whole_file, write_atomically
 from flowhn_jax.utils.text import short_list, short_repr
 
-_OURS = "flowhn_jax"
 _CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 _ADAPTER = "adapter_config.json"
 _HEAD = "lm_head.weight"
@@ -36,18 +32,18 @@ _HEAD = "lm_head.weight"
 _NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
-def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
+def load(folder: AnyPath) -> tuple[ModelConfig, Params]:
     """Return the config and the parameters of a model saved by `save` or transformers.
 
     Args:
       folder: has config.json and either model.safetensors or the shards named by
-        model.safetensors.index.json.
+        model.safetensors.index.json; local, gs:// or hf://.
 
     Raises:
       FileNotFoundError: a file is missing.
       ValueError: a file is damaged, or as in `from_state_dict`.
     """
-    folder = pathlib.Path(folder)
+    folder = readable_place(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"The model must be a folder with {_CONFIG}; {str(folder)!r} is none."
@@ -60,14 +56,14 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
     return from_state_dict(_read_arrays(folder), read_config(folder))
 
 
-def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config(folder: AnyPath) -> dict[str, Any]:
     """Return the folder's config.json.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it does not hold a JSON object.
     """
-    return _read_json(pathlib.Path(folder) / _CONFIG)
+    return _read_json(readable_place(folder) / _CONFIG)
 
 
 def from_state_dict(
@@ -78,7 +74,7 @@ def from_state_dict(
     A head that is tied to the embedding becomes a separate copy.
 
     Args:
-      arrays: by name; in PyTorch's layout, or in ours for model_type 'flowhn_jax'.
+      arrays: by name; in PyTorch's layout.
       hf_config: the content of config.json.
 
     Raises:
@@ -91,10 +87,8 @@ def from_state_dict(
                 f"{short_list([name])} must have a floating-point type; got {array.dtype}, as in a "
                 "quantized model."
             )
-    if hf_config.get("model_type") == _OURS:
-        config = config_lib.parse({"model": hf_config.get("model")}).model
-        names = {_own_name(path): path for path in flatten_dict(models.abstract_params(config))}
-        return config, assemble(config, arrays, names, lambda path, array, ndim: array)
+    if hf_config.get("model_type") == own_format.MODEL_TYPE:
+        return own_format.from_arrays(arrays, hf_config)
     family, config = to_config(hf_config)
     names = family.names(config)
     if hf_config.get("tie_word_embeddings", family.is_tied) and _HEAD not in arrays:
@@ -104,12 +98,12 @@ def from_state_dict(
 
 
 def save(
-    folder: str | os.PathLike[str],
+    folder: AnyPath,
     config: ModelConfig,
     params: Params,
     keys: Mapping[str, Any] = _NO_IDS,
 ) -> None:
-    """Write config.json and model.safetensors, in float32.
+    """Write config.json, model.safetensors in float32 and, where needed, the PyTorch code.
 
     Args:
       folder: is created if it does not exist.
@@ -121,37 +115,35 @@ def save(
       ValueError: the folder is a file, or the model has a size that its class in transformers does
         not support.
     """
-    folder = pathlib.Path(folder)
+    folder = place(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The model must be saved to a folder; {str(folder)!r} is a file.")
     ours = flatten_dict(params)
     if config.kind in {family.kind for family in FAMILIES.values()}:
         family, hf_config = to_json(config)
-        arrays = {n: to_theirs(p, np.asarray(ours[p])) for n, p in family.names(config).items()}
+        names = family.names(config)
     else:
-        hf_config = {"model_type": _OURS, "model": config_lib.to_dict(config)}
-        arrays = {_own_name(path): np.asarray(array) for path, array in ours.items()}
-    folder.mkdir(parents=True, exist_ok=True)
+        hf_config, names = own_format.to_json(config), own_format.names(config)
+    arrays = {name: to_theirs(path, np.asarray(ours[path])) for name, path in names.items()}
+    folder.make_folder()
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
-    with whole_file(folder / _WEIGHTS) as temporary:
+    with (folder / _WEIGHTS).writing() as temporary:
         save_file(arrays, temporary, metadata={"format": "pt"})
-    write_atomically(folder / _CONFIG, json.dumps({**hf_config, **keys}, indent=2) + "\n")
+    if "auto_map" in hf_config:
+        (folder / own_format.CODE).write_whole(own_format.code())
+    (folder / _CONFIG).write_whole(json.dumps({**hf_config, **keys}, indent=2) + "\n")
 
 
-def _own_name(path: Path) -> str:
-    return ".".join(map(str, path))
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: Place) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path.name} in {str(path.parent)!r}.")
-    found = json_text.loads(path.read_bytes(), repr(str(path)))
+    found = json_text.loads(path.read(), repr(str(path)))
     if not isinstance(found, dict):
         raise ValueError(f"{str(path)!r} must hold an object; got {short_repr(found)}.")
     return found
 
 
-def _read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_arrays(folder: Place) -> dict[str, np.ndarray]:
     """Return all tensors in the folder; shards are ignored next to a single file."""
     files = [_WEIGHTS]
     if (folder / _INDEX).is_file() and not (folder / _WEIGHTS).is_file():
@@ -167,7 +159,8 @@ def _read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
         if not path.is_file():
             raise FileNotFoundError(f"There is no {name} in {str(folder)!r}.")
         try:
-            with safe_open(path, framework="flax") as file:  # NumPy has no bfloat16
+            # Flax's arrays, as NumPy has no bfloat16.
+            with path.fetched() as local, safe_open(local, framework="flax") as file:
                 for tensor in file.keys():  # noqa: SIM118  the file itself is not iterable
                     arrays[tensor] = np.asarray(file.get_tensor(tensor))
         except SafetensorError as error:

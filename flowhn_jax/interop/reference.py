@@ -12,7 +12,6 @@ Their parameters are named as in Hugging Face's Jamba. Their four `Parallel_Mode
 The split depends on the length of the sequence, hence `split.scope='sequence'`.
 """
 
-import os
 import re
 import zipfile
 import zlib
@@ -20,12 +19,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from flowhn_jax.config import FlowHNConfig
-from flowhn_jax.interop.layout import Path, assemble, parse_path
+from flowhn_jax.config import FlowHNConfig, ModelConfig
+from flowhn_jax.interop.layout import Path, assemble, parse_path, to_theirs
 from flowhn_jax.interop.names import ATTENTION, FEED_FORWARD, JAMBA_MODEL, MAMBA1, NORMS
 from flowhn_jax.models import Params
 from flowhn_jax.split import SplitConfig
+from flowhn_jax.storage import AnyPath, place
 from flowhn_jax.utils.text import one_line
 
 MODES = {
@@ -57,18 +58,19 @@ def parameter_names(blocks: int) -> dict[str, Path]:
     return {theirs: parse_path(ours) for theirs, ours in names.items()}
 
 
-def _read(source: Any) -> dict[str, np.ndarray]:
+def read_arrays(source: Any) -> dict[str, np.ndarray]:
     """Return the state dict in a mapping, an .npz or a .pth file, as float32 arrays."""
     arrays: Mapping[str, Any]
     if isinstance(source, Mapping):
         arrays = source
     else:
-        path = os.fspath(source)
-        if not os.path.isfile(path):
+        path = place(source)
+        if not path.is_file():
             raise FileNotFoundError(
                 f"The checkpoint must be an .npz or a .pth file; {path!r} is not a file."
             )
-        arrays = _read_npz(path) if path.endswith(".npz") else _read_pth(path)
+        with path.fetched() as local:
+            arrays = (_read_npz if path.name.endswith(".npz") else _read_pth)(str(local))
     return {
         name: np.asarray(array.float().numpy() if hasattr(array, "numpy") else array, np.float32)
         for name, array in arrays.items()
@@ -87,12 +89,7 @@ def _read_npz(path: str) -> Mapping[str, np.ndarray]:
 
 
 def _read_pth(path: str) -> Mapping[str, Any]:
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f"Reading {path!r} needs PyTorch: pip install torch, or save the state dict as .npz."
-        ) from error
+    torch = _import_torch(f"Reading {path!r}")
     try:
         arrays = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others
@@ -104,6 +101,16 @@ def _read_pth(path: str) -> Mapping[str, Any]:
     if not isinstance(arrays, Mapping) or not all(map(torch.is_tensor, arrays.values())):
         raise ValueError(f"{path!r} must hold a state dict: a dict of names and tensors.")
     return arrays
+
+
+def _import_torch(purpose: str) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{purpose} needs PyTorch: pip install torch, or use an .npz file of the arrays."
+        ) from error
+    return torch
 
 
 def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None) -> FlowHNConfig:
@@ -164,6 +171,74 @@ def load(source: Any, mode: str, *, heads: int | None = None) -> tuple[FlowHNCon
         model.
       FileNotFoundError: there is no such file.
     """
-    arrays = _read(source)
+    arrays = read_arrays(source)
     config = infer_config(arrays, mode, heads)
     return config, assemble(config, arrays, parameter_names(config.blocks))
+
+
+def save(out: AnyPath, config: ModelConfig, params: Params) -> str:
+    """Write the authors' state dict, which their code loads; return their Parallel_Mode for it.
+
+    Args:
+      out: a .pth file (needs torch), or of an .npz file of arrays.
+      config: of a FlowHN that their code has: Mamba-1, MLPs in the branches, and a strategy of the
+        table at the top of this module. They split each sequence by its own length, so where tokens
+        are split, their logits are ours for sequences of `config.context` tokens.
+      params: the model's parameters.
+
+    Raises:
+      ValueError: their code does not have this model, or the name has another ending.
+      ImportError: torch is not installed.
+    """
+    mode = _mode_of(config)
+    assert isinstance(config, FlowHNConfig)
+    target = place(out)
+    ours = flatten_dict(params)
+    arrays = {
+        name: np.ascontiguousarray(to_theirs(path, np.asarray(ours[path])), np.float32)
+        for name, path in parameter_names(config.blocks).items()
+    }
+    if not target.name.endswith((".npz", ".pth")):
+        raise ValueError(
+            f"--out must end in .pth or .npz for --format=reference; got {str(out)!r}."
+        )
+    target.parent.make_folder()
+    with target.writing() as local:
+        if target.name.endswith(".npz"):
+            with open(local, "wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+        else:
+            torch = _import_torch(f"Writing {str(out)!r}")
+            torch.save({name: torch.tensor(array) for name, array in arrays.items()}, local)
+    return mode
+
+
+def _mode_of(config: ModelConfig) -> str:
+    """Return the authors' Parallel_Mode of a model.
+
+    Raises:
+      ValueError: their code does not have this model.
+    """
+    strategies = {strategy: mode for mode, strategy in MODES.items()}
+    for key, value, needed in (
+        ("model.kind", config.kind, "flowhn"),
+        ("model.ssm", getattr(config, "ssm", None), "mamba1"),
+        ("model.branch_mlp", getattr(config, "branch_mlp", None), True),
+    ):
+        if value != needed:
+            raise ValueError(f"{key} must be {needed} for --format=reference; got {value!r}.")
+    assert isinstance(config, FlowHNConfig)
+    if config.head_size * config.heads != config.width:
+        raise ValueError(
+            f"model.head_dim must be model.width / model.heads for --format=reference; got "
+            f"{config.head_dim}."
+        )
+    if config.split.strategy not in strategies or (
+        config.split.stem and config.split.strategy != "no_split"
+    ):
+        raise ValueError(
+            f"model.split.strategy must be one of {', '.join(strategies)}, without a stem, for "
+            f"--format=reference: the authors' code has no other; got {config.split.strategy!r} "
+            f"with a stem of {config.split.stem}."
+        )
+    return strategies[config.split.strategy]

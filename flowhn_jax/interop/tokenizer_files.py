@@ -6,13 +6,12 @@ config.json with the same purpose are kept in the workdir's hf_config.json.
 """
 
 import json
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flowhn_jax.data.library_errors import errors_as_value_error, hide_panic_output
 from flowhn_jax.data.prepared import TOKENIZER
-from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer
+from flowhn_jax.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
 from flowhn_jax.data.tokenizer_config import (
     CHAT_TEMPLATE,
     NAMED_TEMPLATES,
@@ -23,7 +22,8 @@ from flowhn_jax.data.tokenizer_config import (
     parse_object,
     token_text,
 )
-from flowhn_jax.utils.files import write_atomically
+from flowhn_jax.interop import byte_tokenizer
+from flowhn_jax.storage import AnyPath, Place, place, readable_place
 from flowhn_jax.utils.text import short_repr
 
 GENERATION = "generation_config.json"
@@ -59,7 +59,7 @@ _GENERATION_KEYS = (
 )
 
 
-def read(folder: pathlib.Path, *others: str) -> dict[str, str]:
+def read(folder: AnyPath, *others: str) -> dict[str, str]:
     """Return the texts of the files that exist in `folder`, by their relative paths.
 
     Args:
@@ -69,15 +69,17 @@ def read(folder: pathlib.Path, *others: str) -> dict[str, str]:
     Raises:
       ValueError: one of them is not a file, too large, not UTF-8, or not readable by transformers.
     """
+    folder = readable_place(folder)
     texts: dict[str, str] = {}
     bytes_left = _MAX_BYTES
     objects = *_OBJECTS, *others
-    for path in (*(folder / name for name in (*objects, CHAT_TEMPLATE)), *_templates(folder)):
-        if not path.exists() and not path.is_symlink():
+    for name in (*objects, CHAT_TEMPLATE, *_templates(folder)):
+        path = folder / name
+        if not path.exists() and not _is_link(path):
             continue
         if not path.is_file():  # a folder, a pipe, or a link to one or to nothing
             raise ValueError(f"{str(path)!r} must be a file; it is not. Remove it.")
-        with path.open("rb") as file:
+        with path.open() as file:
             content = file.read(bytes_left + 1)
         bytes_left -= len(content)
         if bytes_left < 0:
@@ -89,7 +91,6 @@ def read(folder: pathlib.Path, *others: str) -> dict[str, str]:
             text = content.decode()
         except UnicodeDecodeError as error:
             raise ValueError(f"{str(path)!r} must be UTF-8: {error}.") from error
-        name = path.relative_to(folder).as_posix()
         if name in objects:
             _check_object(path, text)
         texts[name] = text
@@ -100,10 +101,15 @@ def files_for(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, str]:
     """Return the texts of all files for a model with this tokenizer, by name.
 
     These are `texts`, tokenizer.json, and a tokenizer_config.json that names the end-of-text token;
-    if it does so already, it is unchanged. For bytes, only the files for generation remain.
+    if it does so already, it is unchanged. A model that was imported without a tokenizer, and so
+    reads bytes, keeps only its files for generation.
     """
-    if not isinstance(tokenizer, HuggingFaceTokenizer):
-        return {name: text for name, text in texts.items() if name in (GENERATION, CONFIG_KEYS)}
+    if isinstance(tokenizer, ByteTokenizer):
+        if CONFIG_KEYS in texts:
+            return {name: text for name, text in texts.items() if name in (GENERATION, CONFIG_KEYS)}
+        settings = _dump(byte_tokenizer.settings(tokenizer))
+        return {**texts, SETTINGS: settings, TOKENIZER: byte_tokenizer.to_json(tokenizer)}
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
     settings = _object(texts, SETTINGS) if SETTINGS in texts else _plain_settings(tokenizer)
     text = texts.get(SETTINGS)
     if text is None or token_text(settings.get("eos_token")) != tokenizer.eot_token:
@@ -111,31 +117,32 @@ def files_for(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, str]:
     return {**texts, SETTINGS: text, TOKENIZER: tokenizer.json}
 
 
-def write(folder: pathlib.Path, texts: Mapping[str, str]) -> None:
+def write(folder: AnyPath, texts: Mapping[str, str]) -> None:
     """Write the files that `read` reads, and tokenizer.json, to `folder`."""
     for name, text in texts.items():
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, text)
+        path = place(folder) / name
+        path.parent.make_folder()
+        path.write_whole(text)
 
 
-def check_replaces_all(folder: pathlib.Path, texts: Iterable[str]) -> None:
+def check_replaces_all(folder: AnyPath, texts: Iterable[str]) -> None:
     """Raise ValueError if a file of another model would stay in `folder` next to `texts`."""
+    folder = place(folder)
     templates = folder / NAMED_TEMPLATES
-    if templates.is_symlink() or (templates.exists() and not templates.is_dir()):
-        found = "a link" if templates.is_symlink() else "a file"
+    if _is_link(templates) or (templates.exists() and not templates.is_dir()):
+        found = "a link" if _is_link(templates) else "a file"
         raise ValueError(f"{str(templates)!r} must be a folder; it is {found}. Remove it.")
     names = *_OBJECTS, TOKENIZER, CHAT_TEMPLATE
-    existing = [folder / name for name in names if (folder / name).exists()]
-    for path in existing + _templates(folder):
-        if path.relative_to(folder).as_posix() not in texts:
+    existing = [name for name in names if (folder / name).exists()]
+    for name in existing + _templates(folder):
+        if name not in texts:
             raise ValueError(
-                f"{str(path)!r} must not exist, as the exported model has no such file and "
-                "transformers would read it. Remove it, or choose another --out."
+                f"{str(folder / name)!r} must not exist, as the exported model has no such file "
+                "and transformers would read it. Remove it, or choose another --out."
             )
 
 
-def end_of_text(texts: Mapping[str, str], path: pathlib.Path) -> str | None:
+def end_of_text(texts: Mapping[str, str], path: AnyPath) -> str | None:
     """Return the end-of-text token that a folder's files name; None if they name none.
 
     Args:
@@ -149,7 +156,7 @@ def end_of_text(texts: Mapping[str, str], path: pathlib.Path) -> str | None:
     first = ids[0] if isinstance(ids, list) and ids else ids
     if first is None:
         return None
-    known = _vocabulary(path.read_text(encoding="utf-8", errors="replace"))
+    known = _vocabulary(readable_place(path).read().decode(errors="replace"))
     return next((token for token, index in known.items() if index == first), None)
 
 
@@ -162,6 +169,8 @@ def config_keys(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, Any
     ids: dict[str, int | None] = {}
     if CONFIG_KEYS not in texts:
         ids = {**dict.fromkeys(IDS), "eos_token_id": tokenizer.eot_id}
+        if isinstance(tokenizer, ByteTokenizer) and tokenizer.first_ids:
+            ids["bos_token_id"] = tokenizer.first_ids[0]
     if isinstance(tokenizer, HuggingFaceTokenizer):
         known = _vocabulary(tokenizer.json)
         for name, token in _special_tokens(texts).items():
@@ -188,11 +197,17 @@ def keys_to_keep(hf_config: Mapping[str, Any]) -> str:
     return _dump({name: hf_config[name] for name in names if name in hf_config})
 
 
-def _templates(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))
+def _templates(folder: Place) -> list[str]:
+    """Return the relative paths of the named chat templates, sorted."""
+    found = (folder / NAMED_TEMPLATES).children()
+    return [f"{NAMED_TEMPLATES}/{each.name}" for each in found if each.name.endswith(".jinja")]
 
 
-def _check_object(path: pathlib.Path, text: str) -> None:
+def _is_link(path: Place) -> bool:
+    return not path.is_remote and path.local().is_symlink()
+
+
+def _check_object(path: Place, text: str) -> None:
     """Raise ValueError if a file is not JSON with the types that its readers expect."""
     found = parse_object(text, path)
     if path.name in (SETTINGS, SPECIAL_TOKENS):

@@ -1,17 +1,18 @@
-"""Export a run as a folder of safetensors, and import such a folder as a workdir for eval.py."""
+"""Export a run as a folder of safetensors or as the authors' state dict; import such a folder."""
 
 import dataclasses
-import pathlib
 
 from flowhn_jax import models
 from flowhn_jax.checkpoints import workdir as workdir_lib
-from flowhn_jax.checkpoints.parameters import LATEST, load_params, save_params
+from flowhn_jax.checkpoints.parameters import LATEST, find_step, load_params, save_params
+from flowhn_jax.checkpoints.rows import read_rows
 from flowhn_jax.config import Config, MeshConfig, ModelConfig
 from flowhn_jax.data.open import open_tokenizer
 from flowhn_jax.data.prepared import TOKENIZER
 from flowhn_jax.data.tokenizer import load_tokenizer
-from flowhn_jax.interop import huggingface, tokenizer_files
+from flowhn_jax.interop import huggingface, model_card, own_format, reference, tokenizer_files
 from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.storage import Place, place, readable_place
 
 
 def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
@@ -19,8 +20,9 @@ def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
 
     Args:
       workdir: folder of the run.
-      out: receives config.json, the safetensors and the files of the tokenizer: tokenizer.json,
-        tokenizer_config.json and others that the run was imported with. Bytes have no files.
+      out: receives config.json, the safetensors, the model's code where transformers has none, the
+        files of the tokenizer (tokenizer.json, tokenizer_config.json and others that the run was
+        imported with), and a model card, unless `out` has a README.md of someone else.
       checkpoint: as in `load_params`.
 
     Raises:
@@ -28,20 +30,43 @@ def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
       ValueError: as in `huggingface.save`; a file of the tokenizer is damaged; or `out` holds a
         run, or a tokenizer file of another model that would stay.
     """
-    if (pathlib.Path(out) / "checkpoints").is_dir():
+    if (place(out) / "checkpoints").is_dir():
         raise ValueError(f"--out must not be the workdir of a run; {out!r} is one.")
     config = workdir_lib.read_config(workdir)
     mesh = make_mesh(MeshConfig(data=1), 1)
-    params = load_params(workdir, config.model, mesh, checkpoint)
+    step = find_step(workdir, checkpoint)
+    params = load_params(workdir, config.model, mesh, str(step))
     tokenizer = open_tokenizer(config, workdir)
-    texts = tokenizer_files.read(pathlib.Path(workdir), tokenizer_files.CONFIG_KEYS)
+    texts = tokenizer_files.read(workdir, tokenizer_files.CONFIG_KEYS)
     texts = tokenizer_files.files_for(texts, tokenizer)
     keys = tokenizer_files.config_keys(texts, tokenizer)
     texts.pop(tokenizer_files.CONFIG_KEYS, None)
-    tokenizer_files.check_replaces_all(pathlib.Path(out), texts)
+    tokenizer_files.check_replaces_all(out, texts)
     huggingface.save(out, config.model, params, keys)
-    tokenizer_files.write(pathlib.Path(out), texts)
+    tokenizer_files.write(out, texts)
+    card = place(out) / model_card.FILE
+    if not card.is_file() or model_card.is_ours(card.read_text()):
+        has_code = (place(out) / own_format.CODE).is_file()
+        card.write_whole(model_card.render(config, step, read_rows(workdir), has_code=has_code))
     return f"wrote {config.model.name}, {models.param_count(config.model):,} parameters, to {out}"
+
+
+def export_reference(workdir: str, out: str, checkpoint: str = LATEST) -> str:
+    """Export a run's model as the authors' state dict; return a line that describes the export.
+
+    Args:
+      workdir: folder of the run.
+      out: a .pth or an .npz file.
+      checkpoint: as in `load_params`.
+
+    Raises:
+      FileNotFoundError: `workdir` holds no run or no checkpoint.
+      ValueError, ImportError: as in `reference.save`.
+    """
+    config = workdir_lib.read_config(workdir)
+    params = load_params(workdir, config.model, make_mesh(MeshConfig(data=1), 1), checkpoint)
+    mode = reference.save(out, config.model, params)
+    return f"wrote {config.model.name}, Parallel_Mode {mode} of the authors' code, to {out}"
 
 
 def import_run(source: str, workdir: str) -> str:
@@ -54,11 +79,11 @@ def import_run(source: str, workdir: str) -> str:
     Raises:
       FileNotFoundError, ValueError: as in `huggingface.load`, or `workdir` is not empty.
     """
-    path = pathlib.Path(workdir)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    path = place(workdir)
+    if path.exists() and (not path.is_dir() or path.children()):
         raise ValueError(f"--workdir must be a new or empty folder; {workdir!r} is not.")
     model, params = huggingface.load(source)
-    texts = _read_texts(pathlib.Path(source), model)
+    texts = _read_texts(readable_place(source), model)
     workdir_lib.make(workdir)
     tokenizer_files.write(path, texts)
     workdir_lib.write_config(workdir, dataclasses.replace(Config(), model=model))
@@ -71,7 +96,7 @@ def import_run(source: str, workdir: str) -> str:
     )
 
 
-def _read_texts(source: pathlib.Path, model: ModelConfig) -> dict[str, str]:
+def _read_texts(source: Place, model: ModelConfig) -> dict[str, str]:
     """Return the texts of the files besides the model that the workdir keeps, by name.
 
     Raises:

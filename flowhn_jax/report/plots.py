@@ -4,13 +4,14 @@ Each `plot_` function raises ImportError if matplotlib is not installed, and Val
 write the kind of file that the ending of `path` names.
 """
 
-import os
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from flowhn_jax.split import STRATEGIES, Plan
+from flowhn_jax.storage import place
 
 _BLUE, _ORANGE, _PURPLE, _GREY = "#2a78d6", "#eb6834", "#8a63b8", "#8d96a3"
 _BRANCH_LABELS = {_BLUE: "SSM", _ORANGE: "attention", _PURPLE: "both"}
@@ -70,12 +71,16 @@ def _save(figure: Any, path: str) -> None:
     Raises:
       ValueError: matplotlib cannot write this kind of file.
     """
+    target, picture = place(path), io.BytesIO()
+    if not target.suffix:
+        target = place(f"{path}.png")
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(picture, dpi=150, format=target.suffix[1:])
     except ValueError as error:
-        raise ValueError(f"Cannot draw to {os.path.basename(path)!r}: {error}") from error
+        raise ValueError(f"Cannot draw to {target.name!r}: {error}") from error
     finally:
         load_pyplot().close(figure)
+    target.write(picture.getvalue())
 
 
 def plot_comparison(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> None:
@@ -174,11 +179,11 @@ def _label_points(axes: Any, names: Sequence[str], places: Sequence[tuple[float,
 
     axes.figure.canvas.draw()  # fixes the axes' place, and with it which texts overlap
     taken = []
-    for place in places:
-        x, y = axes.transData.transform(place)
+    for point in places:
+        x, y = axes.transData.transform(point)
         taken.append(Bbox.from_extents(x - 4, y - 4, x + 4, y + 4))
-    for name, place in zip(names, places, strict=True):
-        label = axes.annotate(name, place, _SIDES[0][0], textcoords="offset points", fontsize=8)
+    for name, point in zip(names, places, strict=True):
+        label = axes.annotate(name, point, _SIDES[0][0], textcoords="offset points", fontsize=8)
         for offset, horizontal, vertical in _SIDES:
             label.set(position=offset, ha=horizontal, va=vertical)
             extent = label.get_window_extent()

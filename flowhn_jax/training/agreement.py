@@ -10,6 +10,7 @@ from flowhn_jax.data.lookahead import Lookahead
 from flowhn_jax.data.pipeline import TrainBatches
 from flowhn_jax.models.loss import Batch
 from flowhn_jax.parallel.distributed import AnyProcessBefore, FailedElsewhere, any_process
+from flowhn_jax.storage import Lock
 from flowhn_jax.training.health.preemption import StopRequest
 
 
@@ -23,11 +24,17 @@ class StopAgreement:
     """
 
     def __init__(
-        self, mesh: Mesh, stop: StopRequest, batches: TrainBatches, checkpoints: Checkpoints
+        self,
+        mesh: Mesh,
+        stop: StopRequest,
+        batches: TrainBatches,
+        checkpoints: Checkpoints,
+        lock: Lock,
     ):
         self._stop = stop
         self._batches = batches
         self._checkpoints = checkpoints
+        self._lock = lock
         self._any_process_before = AnyProcessBefore(mesh)
         self._error: Exception | None = None
 
@@ -50,7 +57,7 @@ class StopAgreement:
           validation: the batches of the current validation, if any.
         """
         ahead = 1 + self._any_process_before.delay
-        errors = [self._error, self._checkpoints.error()]
+        errors = [self._error, self._checkpoints.error(), self._lock.error()]
         errors.append(self._batches.error_within(min(ahead, steps_left)))
         if validation is not None:
             errors.append(validation.error_within(ahead))

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 
-from flowhn_jax.training.metrics import Row
+from flowhn_jax.checkpoints.rows import Row
 from flowhn_jax.utils.progress import Progress, activity, clock, log
 
 OnStep = Callable[[], object]

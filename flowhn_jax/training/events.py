@@ -39,6 +39,11 @@ def _tag(name: str) -> str:
     return f"speed/{name}" if name.startswith(_SPEED) else f"train/{name}"
 
 
+def is_event_file(name: str) -> bool:
+    """Return whether a file of this name is a run's own event file."""
+    return _OURS.fullmatch(name) is not None
+
+
 class EventFile:
     """The event file of a run, written again from its rows whenever the run resumes.
 
@@ -49,7 +54,7 @@ class EventFile:
     def __init__(self, folder: pathlib.Path, rows: Iterable[dict[str, Any]]):
         """Write the rows so far, and remove the event files of earlier starts."""
         folder.mkdir(exist_ok=True)
-        earlier = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
+        earlier = [path for path in folder.iterdir() if is_event_file(path.name)]
         self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}{_SUFFIX}")
         # A TensorBoard that shows an earlier file drops its steps.
         restart = SessionLog(status=SessionLog.START)

@@ -1,57 +1,19 @@
 """The rows of metrics of a run, in metrics.jsonl and in TensorBoard's event file."""
 
 import contextlib
-import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 from flowhn_jax.checkpoints import free_space as disk
+from flowhn_jax.checkpoints.rows import FILE, Row, merge_parts, read_rows, rows_and_ends
+from flowhn_jax.parallel.distributed import is_first
 from flowhn_jax.report.table import to_json
+from flowhn_jax.storage import Lock, is_remote
+from flowhn_jax.training.bucket_metrics import BucketMetricsWriter
 from flowhn_jax.training.events import EventFile
 from flowhn_jax.utils.files import check_own_file, sync
 from flowhn_jax.utils.progress import log as print_line
-
-Row = dict[str, Any]
-
-_FILE = "metrics.jsonl"
-
-
-def read_rows(workdir: str | os.PathLike) -> list[Row]:
-    """Return the rows of a workdir's metrics.jsonl, without a last line that a kill cut off.
-
-    Raises:
-      ValueError: a line before the last is not a row.
-    """
-    return [row for row, _ in _rows_and_ends(pathlib.Path(workdir) / _FILE)]
-
-
-def _rows_and_ends(path: pathlib.Path) -> Iterator[tuple[Row, int]]:
-    """Yield each row of a file, and the number of bytes up to its end.
-
-    What follows the last row is ignored: a line that a kill cut off, or zeros that a power cut
-    left.
-    """
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    rows = [_parse_row(line) for line in lines]
-    count = max((number for number, row in enumerate(rows, 1) if row is not None), default=0)
-    end = 0
-    for number, (line, row) in enumerate(zip(lines[:count], rows, strict=False), 1):
-        if row is None:
-            raise ValueError(f"{str(path)!r} is damaged: line {number} is not a row.")
-        end += len(line)
-        yield row, end
-
-
-def _parse_row(line: bytes) -> Row | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line)
-        return row if isinstance(row["step"], int) else None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
 
 
 def _drop_rows_after(folder: pathlib.Path, step: int) -> int:
@@ -60,10 +22,11 @@ def _drop_rows_after(folder: pathlib.Path, step: int) -> int:
     Returns:
       The number of bytes after the last row.
     """
-    path = folder / _FILE
+    path = folder / FILE
     if not path.is_file():
         return 0
-    rows = list(_rows_and_ends(path))
+    merge_parts(folder)
+    rows = list(rows_and_ends(path.read_bytes(), str(path)))
     stray = path.stat().st_size - (rows[-1][1] if rows else 0)
     os.truncate(path, max((end for row, end in rows if row["step"] <= step), default=0))
     sync(path)
@@ -105,7 +68,7 @@ class MetricsWriter:
           log: prints a line for people.
         """
         self._folder = pathlib.Path(workdir)
-        check_own_file(self._folder / _FILE)
+        check_own_file(self._folder / FILE)
         self._log = log
         self._waiting: list[Row] = []
         self._events: EventFile | None = None
@@ -123,7 +86,7 @@ class MetricsWriter:
         """Drop the rows of later steps, which are done again."""
         self._waiting.clear()
         if stray := _drop_rows_after(self._folder, step):
-            self._log(f"{_FILE} ended with {stray:,} bytes that are not a row; they were dropped")
+            self._log(f"{FILE} ended with {stray:,} bytes that are not a row; they were dropped")
         self._write_events(None)
 
     def write(self, row: Row) -> None:
@@ -138,12 +101,12 @@ class MetricsWriter:
             return True
         text = "".join(to_json(row) + "\n" for row in self._waiting)
         try:
-            _append(self._folder / _FILE, text.encode())
+            _append(self._folder / FILE, text.encode())
         except OSError as error:
             if not disk.is_full(error):
                 raise
             self._log(
-                f"the disk of {str(self._folder)!r} is full: {len(self._waiting)} rows of {_FILE} "
+                f"the disk of {str(self._folder)!r} is full: {len(self._waiting)} rows of {FILE} "
                 f"({len(text):,} bytes) wait to be written; free some space"
             )
             return False
@@ -176,3 +139,22 @@ def _append(path: pathlib.Path, text: bytes) -> None:
         except OSError:
             file.truncate(end)
             raise
+
+
+Writer = MetricsWriter | BucketMetricsWriter | SilentWriter
+
+
+def open_writer(workdir: str, start: int, log: Callable[[str], None], lock: Lock) -> Writer:
+    """Return the writer of this process, which continues the rows of a run.
+
+    Args:
+      workdir: folder of the run.
+      start: step of the checkpoint that the run continues from.
+      log: prints a line for people.
+      lock: of the workdir.
+    """
+    if not is_first():
+        return SilentWriter()
+    if is_remote(workdir):
+        return BucketMetricsWriter(workdir, start, log, lock)
+    return MetricsWriter(workdir, start, log)

@@ -5,8 +5,8 @@ import time
 from jax.sharding import Mesh
 
 from flowhn_jax import flops
+from flowhn_jax.checkpoints.rows import Row
 from flowhn_jax.config import Config
-from flowhn_jax.training.metrics import Row
 
 
 class Speedometer:

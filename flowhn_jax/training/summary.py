@@ -13,6 +13,7 @@ import numpy as np
 
 from flowhn_jax import models
 from flowhn_jax.checkpoints.files import directory, latest_step
+from flowhn_jax.checkpoints.rows import Row, read_rows
 from flowhn_jax.config import Config
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.evaluation.generate import generate
@@ -20,9 +21,8 @@ from flowhn_jax.evaluation.sampling import Sampling
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.distributed import is_first
 from flowhn_jax.report.plots import plot_losses
+from flowhn_jax.storage import place
 from flowhn_jax.training.health.preemption import StopRequest
-from flowhn_jax.training.metrics import Row, read_rows
-from flowhn_jax.utils.files import write_atomically
 from flowhn_jax.utils.progress import activity, clock, log
 from flowhn_jax.utils.text import one_line
 
@@ -128,11 +128,11 @@ def _try(name: str, work: Callable[[], None]) -> None:
 
 def _draw(config: Config, rows: Sequence[Row], workdir: str) -> None:
     """Draw the losses to `loss.png` in the workdir; the file is written atomically."""
-    path = pathlib.Path(workdir) / PICTURE
+    path = place(workdir) / PICTURE
     with tempfile.TemporaryDirectory() as folder:
         drawn = pathlib.Path(folder) / PICTURE
         plot_losses(rows, f"{config.model.name}: loss", str(drawn))
-        write_atomically(path, drawn.read_bytes())
+        path.write_whole(drawn.read_bytes())
     log(f"loss curve: {path}")
 
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.rows import Row
 from flowhn_jax.checkpoints.state import TrainState, abstract_state, make_init
 from flowhn_jax.config import Config
 from flowhn_jax.data.lookahead import Lookahead
@@ -30,6 +31,7 @@ from flowhn_jax.parallel.distributed import (
 )
 from flowhn_jax.parallel.mesh import check_sequence, data_shard, make_mesh, shard_batch
 from flowhn_jax.report.table import to_json
+from flowhn_jax.storage import Lock
 from flowhn_jax.training import messages
 from flowhn_jax.training.agreement import StopAgreement
 from flowhn_jax.training.console import Console, OnStep
@@ -37,7 +39,7 @@ from flowhn_jax.training.health import bad_steps
 from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
 from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.health.watchdog import Watchdog
-from flowhn_jax.training.metrics import MetricsWriter, Row, SilentWriter
+from flowhn_jax.training.metrics import Writer, open_writer
 from flowhn_jax.training.speed import Speedometer
 from flowhn_jax.training.step import Metrics, abstract_batch, make_train_step
 from flowhn_jax.training.validation import Validator
@@ -94,25 +96,28 @@ def fit(
         # The workdir: locked, and of the same model if there is a run in it.
         with first_before_others("workdir"):
             workdir_lib.make(workdir)
-        if is_first():
-            stack.enter_context(workdir_lib.locked(workdir))
-        checkpoints = stack.enter_context(Checkpoints(workdir, config))
+        lock = stack.enter_context(workdir_lib.locked(workdir)) if is_first() else Lock()
+        checkpoints = stack.enter_context(Checkpoints(workdir, config, confirm_lock=lock.confirm))
         resumes = checkpoints.latest_step is not None
         config = workdir_lib.with_recorded_share(workdir if resumes else None, config)
         checkpoints.config = config
         check_sequence(config.model, mesh)
         changes = workdir_lib.check(workdir, config) if resumes else []
 
-        # The data; a signal ends their preparation at once.
+        # The data; a signal ends their preparation, or their copy to this host, at once.
         watchdog.progress("opening the data")
-        prepared = None
+        prepared, is_loaded = None, False
         with (
             first_before_others("data"),
             contextlib.suppress(KeyboardInterrupt),
             stop.interrupting(),
         ):
             prepared = open_data(config, workdir)
-        if any_process(prepared is None):
+        with contextlib.suppress(KeyboardInterrupt), stop.interrupting():
+            if prepared is not None:
+                prepared.load("train", "validation")
+                is_loaded = True
+        if any_process(not is_loaded):
             console.log(messages.stopped_before_start(stop.reason))
             return False
         assert prepared is not None
@@ -148,9 +153,7 @@ def fit(
             changes += messages.schedule_changes(workdir, config, first)
         if is_first():
             workdir_lib.write_config(workdir, config)
-        writer = stack.enter_context(
-            MetricsWriter(workdir, first, console.log) if is_first() else SilentWriter()
-        )
+        writer = stack.enter_context(open_writer(workdir, first, console.log, lock))
         for line in messages.describe_start(config, prepared, mesh):
             console.log(line)
         if resumes:
@@ -159,7 +162,7 @@ def fit(
             console.log(f"changed since the last run: {change}")
 
         # The step and the loop.
-        agreement = StopAgreement(mesh, stop, batches, checkpoints)
+        agreement = StopAgreement(mesh, stop, batches, checkpoints, lock)
         validator = Validator(config, mesh, prepared, console)
         trainer = Trainer(
             config, workdir, mesh, batches, checkpoints, validator, writer, console, watchdog,
@@ -182,7 +185,7 @@ class Trainer:
     batches: TrainBatches
     checkpoints: Checkpoints
     validator: Validator
-    writer: MetricsWriter | SilentWriter
+    writer: Writer
     console: Console
     watchdog: Watchdog
     stop: StopRequest

@@ -1,6 +1,7 @@
-"""Atomic writes: a file is whole or absent under its name, also after a power cut."""
+"""Atomic writes and hashes: a file is whole or absent under its name, also after a power cut."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import stat
@@ -30,6 +31,12 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     """Write a whole file as `whole_file` does; text is written as UTF-8."""
     with whole_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: pathlib.Path) -> None:

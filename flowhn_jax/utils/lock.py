@@ -39,6 +39,21 @@ def wait_for_lock(folder: pathlib.Path, when_taken: Callable[[], None]) -> Itera
 
 
 @contextlib.contextmanager
+def locked_folder(folder: pathlib.Path, when_taken: Callable[[], None]) -> Iterator[None]:
+    """Create a folder if need be, and hold its lock in the context, as `wait_for_lock` does."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                is_owner = stack.enter_context(wait_for_lock(folder, when_taken))
+            except FileNotFoundError:  # the owner has just removed the folder
+                continue
+            if is_owner:
+                yield
+                return
+
+
+@contextlib.contextmanager
 def _tried(folder: pathlib.Path) -> Iterator[tuple[int, bool]]:
     """Yield the descriptor of what is locked, the folder or the file in it; and if it was free."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

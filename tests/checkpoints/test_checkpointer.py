@@ -299,7 +299,7 @@ def test_a_killed_deletion_leaves_nothing_that_looks_like_a_checkpoint(
             path.unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint_files.shutil, "rmtree", killed)
+    monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         checkpoint_files.delete(str(whole), 6)
     monkeypatch.undo()

@@ -40,13 +40,13 @@ def test_only_what_is_no_full_disk_is_an_error(error, is_error):
     save.start(work)
     save.wait()
     assert save.failure() is error
-    assert save.is_full() == (not is_error)
+    assert save.may_succeed_later() == (not is_error)
     assert save.error() is (error if is_error else None)
 
 
 def test_a_full_disk_of_another_process_is_no_error_either():
     def work():
-        save._meeting.fail("full")
+        save._meeting.fail("later")
         raise FailedElsewhere
 
     save = saving.Save(0)

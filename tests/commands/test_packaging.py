@@ -20,7 +20,7 @@ def requirements(name):
 
 def test_the_requirements_files_are_those_of_pyproject():
     assert requirements("requirements.txt") == (PROJECT["dependencies"], [])
-    for extra, base in (("gpu", ""), ("tpu", ""), ("test", ""), ("aot", "-test")):
+    for extra, base in (("gpu", ""), ("tpu", ""), ("gcs", ""), ("test", "-gcs"), ("aot", "-test")):
         included = [f"requirements{base}.txt"]
         assert requirements(f"requirements-{extra}.txt") == (EXTRAS[extra], included)
 

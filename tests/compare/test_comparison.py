@@ -8,11 +8,11 @@ import signal
 import pytest
 
 from flowhn_jax import flops, models
+from flowhn_jax.checkpoints.rows import read_rows
 from flowhn_jax.compare import comparison as run
 from flowhn_jax.compare import speed
 from flowhn_jax.compare.speed import config_hash, missing_measurements, read_measurements
 from flowhn_jax.config import MeshConfig, to_dict
-from flowhn_jax.training.metrics import read_rows
 from tests.small import small_baseline, small_config
 
 STEPS = 4

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from flowhn_jax.data import document
 from flowhn_jax.data.document import Document
+from flowhn_jax.storage import place
 
 TEXT = st.text(st.sampled_from("ab \n€é𝄞"), max_size=80)
 
@@ -22,7 +23,7 @@ def in_both(text, folder):
     """Return documents of the same text in memory and in a file."""
     path = folder / "text.txt"
     path.write_bytes(text)
-    return Document("memory", text), Document("file", path)
+    return Document("memory", text), Document("file", place(path))
 
 
 @settings(deadline=None)
@@ -72,7 +73,7 @@ def test_a_document_is_split_after_a_line(tmp_path):
 def test_reading_a_file_reports_all_of_its_bytes(small_chunks, tmp_path):
     (tmp_path / "t.txt").write_bytes(b"some text\nof lines\n")
     counts = []
-    whole = Document("t", tmp_path / "t.txt", counts.append)
+    whole = Document("t", place(tmp_path / "t.txt"), counts.append)
     for part in whole.split(0.5):
         list(part.chunks())
     assert sum(counts) == 19

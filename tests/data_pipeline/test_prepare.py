@@ -159,15 +159,16 @@ def test_a_set_of_another_version_is_refused_without_overwrite(tmp_path, jsonl):
 
 def test_a_damaged_set_is_refused_without_overwrite(tmp_path, jsonl):
     made = prepare(str(jsonl), "bytes", tmp_path / "set")
-    known = content(made.folder)
-    shard = made.folder / made.splits["train"].shards[0].file
+    folder = made.folder.local()
+    known = content(folder)
+    shard = folder / made.splits["train"].shards[0].file
     raw = bytearray(shard.read_bytes())
     raw[3000] ^= 1
     shard.write_bytes(raw)
     with pytest.raises(ValueError, match=r"SHA-256 has changed.*--overwrite"):
         prepare(str(jsonl), "bytes", tmp_path / "set")
     prepare(str(jsonl), "bytes", tmp_path / "set", overwrite=True)
-    assert content(made.folder) == known
+    assert content(folder) == known
 
 
 @pytest.mark.parametrize("name", ["precious.txt", "index.json"])

@@ -11,7 +11,7 @@ from flowhn_jax.data.prepared import PreparedSet
 @pytest.fixture
 def copy(prepared, tmp_path):
     """Return a copy of the set that a test may damage."""
-    shutil.copytree(prepared.folder, tmp_path / "set")
+    shutil.copytree(prepared.folder.local(), tmp_path / "set")
     return tmp_path / "set"
 
 
@@ -171,7 +171,7 @@ def test_another_tokenizer_file(tmp_path, jsonl, tokenizer_json):
     from flowhn_jax.data.prepare import prepare
 
     made = prepare(str(jsonl), str(tokenizer_json), tmp_path / "set")
-    path = made.folder / "tokenizer.json"
+    path = made.folder.local() / "tokenizer.json"
     path.write_text(path.read_text() + "\n")
     with pytest.raises(ValueError, match="not the tokenizer that the set was prepared with"):
         PreparedSet.open(made.folder).tokenizer  # noqa: B018

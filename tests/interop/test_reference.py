@@ -1,12 +1,17 @@
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from flowhn_jax import models
 from flowhn_jax.interop import reference
+from flowhn_jax.interop.reference import MODES
 from tests.golden_files import AUTHORS, assert_parity, read
+from tests.small import small_baseline, small_config
+
+MAMBA2 = small_config(model={"ssm": "mamba2", "ssm_head_dim": 8}).model
 
 
 @pytest.mark.parametrize(("name", "mode"), AUTHORS.items())
@@ -94,3 +99,45 @@ def test_a_pth_file_needs_torch(tmp_path, monkeypatch):
     (tmp_path / "m.pth").write_bytes(b"")
     with pytest.raises(ImportError, match="pip install torch"):
         reference.load(tmp_path / "m.pth", "B")
+
+
+@pytest.mark.parametrize("ending", ["npz", "pth"])
+@pytest.mark.parametrize(("name", "mode"), AUTHORS.items())
+def test_what_is_saved_is_what_their_code_saved(tmp_path, name, mode, ending):
+    """Names, shapes and values, there and back."""
+    if ending == "pth":
+        pytest.importorskip("torch")
+    _, state_dict = read(name)
+    config, params = reference.load(state_dict, mode, heads=4)
+    path = tmp_path / "new" / f"model.{ending}"
+    assert MODES[reference.save(path, config, params)] == MODES[mode]
+    saved = reference.read_arrays(path)
+    assert set(saved) == set(state_dict)
+    for key, array in state_dict.items():
+        np.testing.assert_array_equal(saved[key], array, key)
+    again, loaded = reference.load(path, mode, heads=4)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (small_baseline("shm"), "model.kind must be flowhn .* got 'shm'"),
+        (MAMBA2, "model.ssm must be mamba1 .* got 'mamba2'"),
+        (small_config(model={"branch_mlp": False}).model, "model.branch_mlp must be True"),
+        (small_config(model={"head_dim": 6}).model, "model.head_dim must be .* got 6"),
+        (small_config("fai_split").model, "model.split.strategy must be one of .* got 'fai_split'"),
+        (small_config("ae_split", split={"stem": 1}).model, "without a stem.* a stem of 1"),
+    ],
+)
+def test_models_that_their_code_does_not_have_are_refused(tmp_path, config, message):
+    with pytest.raises(ValueError, match=message):
+        reference.save(tmp_path / "model.npz", config, {})
+
+
+def test_another_ending_is_refused(tmp_path):
+    config = small_config("ae_split").model
+    params = models.init(config, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"--out must end in .pth or .npz .*model.bin"):
+        reference.save(tmp_path / "model.bin", config, params)

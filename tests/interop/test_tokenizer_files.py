@@ -11,7 +11,7 @@ import tokenizers
 
 from flowhn_jax import models
 from flowhn_jax.data.open import read_tokenizer
-from flowhn_jax.data.tokenizer import load_tokenizer
+from flowhn_jax.data.tokenizer import ByteTokenizer, begin, load_tokenizer
 from flowhn_jax.interop import huggingface, tokenizer_files
 from flowhn_jax.interop.transfer import export_run, import_run
 from tests.small import small_baseline
@@ -211,11 +211,34 @@ def test_the_files_of_a_plain_tokenizer_name_its_tokens(tmp_path, first, bos):
     assert keys == {"bos_token_id": bos, "eos_token_id": 2, "pad_token_id": None}
 
 
-def test_bytes_have_an_end_of_text_id_and_no_files():
-    tokenizer = load_tokenizer("bytes")
-    assert tokenizer_files.files_for({}, tokenizer) == {}
-    keys = tokenizer_files.config_keys({}, tokenizer)
-    assert keys == {"bos_token_id": None, "eos_token_id": 256, "pad_token_id": None}
+@pytest.mark.parametrize("first_token", ["eot", "none"])
+def test_bytes_have_files_with_the_same_ids(tmp_path, first_token):
+    tokenizer = ByteTokenizer(first_token)
+    texts = tokenizer_files.files_for({}, tokenizer)
+    assert set(texts) == {"tokenizer.json", "tokenizer_config.json"}
+    keys = tokenizer_files.config_keys(texts, tokenizer)
+    bos = 256 if first_token == "eot" else None
+    assert keys == {"bos_token_id": bos, "eos_token_id": 256, "pad_token_id": None}
+    tokenizer_files.write(tmp_path, texts)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert library.get_vocab_size() == tokenizer.vocab_size
+    rng = np.random.default_rng()
+    for text in ("", " a  b\n\t", "Grüße, 世界 \U0001f600\x00", "".join(map(chr, range(1, 256)))):
+        text += "".join(map(chr, rng.integers(32, 0xD800, 20)))
+        ids = begin(tokenizer, tokenizer.encode(text).tolist())
+        assert library.encode(text).ids == ids
+        assert library.decode(ids) == tokenizer.decode(ids) == text
+    again = read_tokenizer(tmp_path)
+    assert (again.eot_id, again.first_ids) == (tokenizer.eot_id, tokenizer.first_ids)
+
+
+def test_transformers_reads_the_byte_tokenizer(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer_files.write(tmp_path, tokenizer_files.files_for({}, ByteTokenizer()))
+    found = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert found("é a").input_ids == [256, *"é a".encode()]
+    assert found.decode([256, *"é  a ,".encode()], skip_special_tokens=True) == "é  a ,"
+    assert (found.bos_token_id, found.eos_token_id) == (256, 256)
 
 
 def test_an_import_without_a_tokenizer_adds_no_ids():
@@ -255,7 +278,7 @@ def test_a_folder_without_a_tokenizer_keeps_its_generation_settings(model, tmp_p
     (source / "tokenizer.json").unlink()
     out = import_and_export(source, tmp_path)
     names = {path.name for path in out.iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors"}
+    assert names == {"README.md", "config.json", "generation_config.json", "model.safetensors"}
     config = json.loads((out / "config.json").read_text())
     assert {key: config[key] for key in IDS} == IDS
 

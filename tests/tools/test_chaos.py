@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from flowhn_jax.storage import place
 from flowhn_jax.training.trainer import fit
 from tools.chaos import FAILURES, Soak
 from tools.disk import FileLimit
@@ -47,6 +48,15 @@ def test_a_harmed_run_ends_like_an_uninterrupted_one(folder):
     assert result["rounds"] >= 1
     assert result["rows_compared"] >= 300
     assert result["kills"] == sum(result[name] for name in HARMS)
+
+
+def test_a_harmed_run_in_a_bucket_ends_like_an_uninterrupted_one(folder, bucket, monkeypatch):
+    monkeypatch.setattr("tools.chaos._SHARE_OF_REMOVED_LOCKS", 1.0)
+    soak = Soak(folder, steps=STEPS, seed=1, bucket=place(bucket))
+    result = soak.run(seconds=20, kills=3)
+    assert {name: result[name] for name in FAILURES} == NO_FAILURES
+    assert result["rounds"] >= 1
+    assert result["rows_compared"] >= 300
 
 
 def test_a_run_is_the_same_as_its_copy(run, copy):
@@ -123,7 +133,9 @@ class FakeTrainer:
 
 
 def scene_of(workdir, second=None):
-    return Scene(random.Random(3), workdir, None, Damages(), FakeTrainer(), lambda *_: second)
+    return Scene(
+        random.Random(3), place(workdir), None, Damages(), FakeTrainer(), lambda *_: second
+    )
 
 
 def test_a_killed_deletion_leaves_part_of_the_oldest_checkpoint(run, copy):

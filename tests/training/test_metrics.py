@@ -6,8 +6,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from flowhn_jax.checkpoints import free_space as disk
+from flowhn_jax.checkpoints.rows import read_rows
 from flowhn_jax.training import metrics
-from flowhn_jax.training.metrics import MetricsWriter, read_rows
+from flowhn_jax.training.metrics import MetricsWriter
 
 
 def row(step, **values):

@@ -220,7 +220,7 @@ def test_killed_anywhere_the_run_resumes_bit_for_bit(data, uninterrupted, tmp_pa
         "    def write(self, row):\n"
         "        super().write(row)\n"
         "        if row['step'] == 4: os.kill(os.getpid(), 9)\n"
-        "trainer.MetricsWriter = Dying\n"
+        "metrics.MetricsWriter = Dying\n"
         "trainer.fit(config_lib.parse(json.loads(sys.argv[1])), sys.argv[2])\n"
     )
     text = json.dumps(config_lib.to_dict(config))
@@ -248,7 +248,7 @@ def test_data_damaged_under_a_running_job(data, tmp_path, monkeypatch):
                     file.write(bytes(len(whole)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "MetricsWriter", Damaging)
+        patch.setattr(metrics_lib, "MetricsWriter", Damaging)
         with pytest.raises(ValueError, match=r"Window \d+ of the train split in .*set is damaged"):
             fit(config, str(tmp_path / "run"))
     (saved,) = (int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())

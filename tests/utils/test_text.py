@@ -54,7 +54,7 @@ def a_record_without_the_field(folder):
 
 KINDS = {
     "version of an index": index_of_version,
-    "file of an index": lambda folder: Shard(HUGE, 1, 1, "").check(folder),
+    "file of an index": lambda folder: Shard(HUGE, 1, 1, "").check_name(folder),
     "name of a group in a file": lambda folder: typed.build(
         Groups, {"groups": {HUGE: 3}}, what="key"
     ),

@@ -1,13 +1,13 @@
 """What is already at the folder to write: the same set, nothing, or something to leave alone."""
 
-import pathlib
 from typing import Any
 
 from flowhn_jax.data.prepared import VERSION, PreparedSet, read_index
+from flowhn_jax.storage import Place
 from flowhn_jax.utils.text import short_repr
 
 
-def holds_same_set(out: pathlib.Path, request: dict[str, Any], overwrite: bool) -> bool:
+def holds_same_set(out: Place, request: dict[str, Any], overwrite: bool) -> bool:
     """Return whether `out` holds an intact set of this request, or else may be written.
 
     Args:
@@ -18,7 +18,7 @@ def holds_same_set(out: pathlib.Path, request: dict[str, Any], overwrite: bool) 
     Raises:
       ValueError: `out` may not be written.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and not out.children()):
         return False
     try:
         found = read_index(out)
@@ -39,9 +39,7 @@ def holds_same_set(out: pathlib.Path, request: dict[str, Any], overwrite: bool) 
     return True
 
 
-def _describe_differences(
-    out: pathlib.Path, existing: dict[str, Any], requested: dict[str, Any]
-) -> str:
+def _describe_differences(out: Place, existing: dict[str, Any], requested: dict[str, Any]) -> str:
     differences = "; ".join(
         f"{key}: has {short_repr(existing.get(key))}, requested {short_repr(value)}"
         for key, value in requested.items()

@@ -1,26 +1,30 @@
 """Preparing a set: from the arguments to a complete folder (see `data.staging`)."""
 
-import os
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from flowhn_jax.data.prepare.existing import holds_same_set
 from flowhn_jax.data.prepare.holdout import warn_about_holdout
 from flowhn_jax.data.prepare.splits import split_writers, write_splits
+from flowhn_jax.data.prepare.upload import is_unfinished, local_folder, remove_traces, upload
 from flowhn_jax.data.prepared import TOKENIZER, PreparedSet
 from flowhn_jax.data.shards import unsigned_dtype
 from flowhn_jax.data.sources import open_source
 from flowhn_jax.data.staging import publish, staging_folder
 from flowhn_jax.data.tokenizer import HuggingFaceTokenizer, load_tokenizer
+from flowhn_jax.storage import AnyPath, Place, place
 from flowhn_jax.utils.files import sync
 from flowhn_jax.utils.limits import MAX_POSITIONS
+
+_Write = Callable[[pathlib.Path], None]  # writes a set to an empty folder
 
 
 def prepare(
     source: str,
     tokenizer: str,
-    out: str | os.PathLike,
+    out: AnyPath,
     *,
     context: int = 1024,
     validation_fraction: float = 0.01,
@@ -44,7 +48,7 @@ def prepare(
     Args:
       source: the text, see `sources.open_source`.
       tokenizer: the tokenizer, see `tokenizer.load_tokenizer`.
-      out: the folder to write.
+      out: the folder to write; for one in a bucket see `upload`.
       context: N; windows have N+1 tokens.
       validation_fraction: the share of the documents to hold out, above 0 and at most 0.5.
       text_field: the field or column with the text in .jsonl and .parquet sources.
@@ -69,9 +73,9 @@ def prepare(
         )
     if workers < 1:
         raise ValueError(f"workers must be 1 or more; got {workers}.")
-    if not os.fspath(out):
+    if not str(out):
         raise ValueError("out must be the folder to write; got ''.")
-    out = pathlib.Path(out).resolve()
+    out = place(out)
     opened = open_source(source, text_field)
     if first_token == "none":
         raise ValueError("first_token must be auto, bos or eot to prepare data; got 'none'.")
@@ -84,12 +88,8 @@ def prepare(
         "text_field": text_field,
         "first_token": loaded.first_token,
     }
-    with staging_folder(out) as folder:
-        if holds_same_set(out, request, overwrite):
-            print(f"Using {out}, which was already prepared from this source.", file=sys.stderr)
-            prepared = PreparedSet.open(out)
-            warn_about_holdout(prepared.splits, validation_fraction)
-            return prepared
+
+    def write(folder: pathlib.Path) -> None:
         if isinstance(loaded, HuggingFaceTokenizer):
             (folder / TOKENIZER).write_text(loaded.json, encoding="utf-8")
             sync(folder / TOKENIZER)
@@ -97,7 +97,7 @@ def prepare(
         writers = split_writers(folder, loaded, context, (token_dtype, segment_dtype))
         splits = write_splits(opened, loaded, validation_fraction, workers, writers)
         PreparedSet(
-            folder=folder,
+            folder=place(folder),
             source=source,
             request=request,
             tokenizer_spec=tokenizer,
@@ -112,12 +112,48 @@ def prepare(
             first_token=loaded.first_token,
             bos_token=loaded.bos_token,
         ).write_index()
+
+    if out.is_remote:
+        prepared = _make_in_bucket(out, request, overwrite, write)
+    else:
+        prepared = _make(out.local().resolve(), request, overwrite, write)
+    warn_about_holdout(prepared.splits, validation_fraction)
+    return prepared
+
+
+def _make(
+    out: pathlib.Path, request: dict[str, Any], overwrite: bool, write: _Write
+) -> PreparedSet:
+    """Return the set of this request in a local folder, which `write` fills if it is not there."""
+    with staging_folder(out) as folder:
+        if _is_there(place(out), request, overwrite):
+            return PreparedSet.open(out)
+        write(folder)
         publish(folder, out)
-    warn_about_holdout(splits, validation_fraction)
     return PreparedSet.open(out)
 
 
-def ensure_embedded(out: str | os.PathLike, context: int) -> PreparedSet:
+def _make_in_bucket(
+    out: Place, request: dict[str, Any], overwrite: bool, write: _Write
+) -> PreparedSet:
+    """Return the set of this request in a bucket: made in a local folder, and uploaded."""
+    with local_folder(out) as folder:
+        if not is_unfinished(out) and _is_there(out, request, overwrite):
+            remove_traces(folder, out)  # of an upload that was killed after its last object
+        else:
+            upload(_make(folder, request, True, write), out)
+    return PreparedSet.open(out)
+
+
+def _is_there(out: Place, request: dict[str, Any], overwrite: bool) -> bool:
+    """Return what `holds_same_set` returns, and print that the set is used."""
+    found = holds_same_set(out, request, overwrite)
+    if found:
+        print(f"Using {out}, which was already prepared from this source.", file=sys.stderr)
+    return found
+
+
+def ensure_embedded(out: AnyPath, context: int) -> PreparedSet:
     """Return the embedded corpus as bytes at `out`, and prepare it if it is not there yet.
 
     A set that another version of Python prepared there is used unchanged, so that a training run
@@ -126,8 +162,8 @@ def ensure_embedded(out: str | os.PathLike, context: int) -> PreparedSet:
     Raises:
       ValueError, OSError: see `prepare`.
     """
-    out = pathlib.Path(out)
-    if out.is_dir() and any(out.iterdir()):
+    out = place(out)
+    if out.children() and not (out.is_remote and is_unfinished(out)):
         found = PreparedSet.open(out)
         if (found.source, found.tokenizer_spec, found.context) == ("embedded", "bytes", context):
             return found

@@ -1,10 +1,9 @@
 """Writing texts of recall tasks to train on."""
 
 import json
-import pathlib
 
 from flowhn_jax.data.synthetic.tasks import MAX_CHARACTERS, TASKS, questions
-from flowhn_jax.utils.files import whole_file
+from flowhn_jax.storage import place
 from flowhn_jax.utils.progress import progress
 from flowhn_jax.utils.text import short_repr
 
@@ -34,7 +33,7 @@ def write(tasks: list[str], size: int, documents: int, seed: int, out: str) -> N
         if task not in TASKS:
             raise ValueError(f"--tasks must be among {', '.join(TASKS)}; got {short_repr(task)}.")
     streams = [questions(task, size, seed) for task in tasks]
-    with whole_file(pathlib.Path(out)) as temporary, temporary.open("w") as file:
+    with place(out).writing() as temporary, temporary.open("w") as file:
         for number in progress(range(documents), "writing", "documents"):
             question = next(streams[number % len(streams)])
             file.write(json.dumps({"text": question.context + question.answer}) + "\n")

@@ -1,8 +1,6 @@
 """Keeps steps whose loss or gradients were not finite, so that their cause can be found."""
 
 import json
-import pathlib
-import shutil
 
 import jax.numpy as jnp
 
@@ -12,6 +10,7 @@ from flowhn_jax.checkpoints.state import TrainState
 from flowhn_jax.config import Config
 from flowhn_jax.data.pipeline import TrainBatches
 from flowhn_jax.parallel.distributed import first_before_others, is_first
+from flowhn_jax.storage import place
 from flowhn_jax.training.health.monitor import TooManySkipped
 
 
@@ -38,20 +37,20 @@ def keep(
     Returns:
       The path of `debug/`.
     """
-    folder = pathlib.Path(workdir) / "debug"
+    folder = place(workdir) / "debug"
     position = batches.get_state()
     first_batch = position["step"] - skipped.count
     with first_before_others("debug folder"):
         if is_first():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            folder.remove_tree()
+            folder.make_folder()
             workdir_lib.write_config(str(folder), config)
             first_step = skipped.step - skipped.count + 1
             found = [
                 {"step": first_step + i, "windows": batches.windows_of(first_batch + i)}
                 for i in range(skipped.count)
             ]
-            (folder / "bad_batches.json").write_text(json.dumps(found, indent=1) + "\n")
+            (folder / "bad_batches.json").write_whole(json.dumps(found, indent=1) + "\n")
     before = TrainState(
         step=state.step - skipped.count,
         params=state.params,

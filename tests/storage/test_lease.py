@@ -1,0 +1,160 @@
+"""The lock of a run in a bucket: held by one, renewed, lost, taken over after a minute."""
+
+import json
+import threading
+
+import pytest
+
+from flowhn_jax import storage
+from flowhn_jax.storage.errors import StorageError
+from flowhn_jax.storage.lease import SECONDS_TO_LIVE, SECONDS_TO_RENEW, InUse, Lease, LockLost, held
+from tests.storage.emulator import used
+from tools.faults import FaultyStore
+
+
+class Clock:
+    """A clock that only `sleep` moves, and that starts when an object of now has this age."""
+
+    def __init__(self, age=0.0):
+        import time
+
+        self.now, self.pauses, self.on_sleep = time.time() + age, 0, lambda: None
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.pauses += 1
+        self.on_sleep()
+
+
+def lease_at(bucket, clock, log=lambda text: None):
+    return Lease(storage.place(bucket) / "lock", log, clock=clock, sleep=clock.sleep)
+
+
+def test_a_lock_is_held_by_one_and_free_after_its_release(bucket):
+    clock = Clock()
+    first = lease_at(bucket, clock)
+    first.acquire()
+    clock.on_sleep = lambda: clock.pauses == 3 and first.renew()
+    with pytest.raises(InUse, match=r"process \d+ on host "):
+        lease_at(bucket, clock).acquire()
+    assert clock.pauses == 3  # the second one waited for the renewal
+    assert first.error() is None
+    first.release()
+    assert not (storage.place(bucket) / "lock").exists()
+    before = clock.now
+    lease_at(bucket, clock).acquire()
+    assert clock.now == before
+
+
+def test_a_dead_lock_is_taken_over_after_a_minute(bucket):
+    clock, lines = Clock(), []
+    dead = lease_at(bucket, clock)
+    dead.acquire()
+    begun = clock.now
+    second = lease_at(bucket, clock, lines.append)
+    second.acquire()
+    # The object's age is that of the store's clock, which differs from this one's by a moment.
+    assert begun + SECONDS_TO_LIVE - 3 <= clock.now <= begun + SECONDS_TO_LIVE + 3
+    assert "waiting for its next renewal" in lines[0]
+    assert "was not renewed; taken over" in lines[1]
+    dead.renew()
+    assert isinstance(dead.error(), LockLost)
+    assert "taken over by process" in str(dead.error())
+    with pytest.raises(LockLost):
+        dead.confirm()
+    dead.release()  # not its own any more
+    second.renew()
+    assert second.error() is None
+
+
+def test_an_old_lock_is_taken_over_at_once(bucket):
+    lease_at(bucket, Clock()).acquire()
+    later = Clock(age=SECONDS_TO_LIVE + 5)
+    lease_at(bucket, later).acquire()
+    assert later.pauses == 0
+
+
+def test_a_removed_lock_is_made_again_or_lost_to_another(bucket):
+    clock = Clock()
+    first, file = lease_at(bucket, clock), storage.place(bucket) / "lock"
+    first.acquire()
+    file.remove()
+    first.renew()
+    assert first.error() is None
+    assert file.exists()
+    file.remove()
+    second = lease_at(bucket, clock)
+    second.acquire()
+    first.renew()
+    assert isinstance(first.error(), LockLost)
+    assert second.error() is None
+
+
+def test_an_answer_that_got_lost_is_no_other_holder(bucket):
+    clock = Clock()
+    lease = lease_at(bucket, clock)
+    lease.acquire()
+    lease._generation -= 1  # as if the last renewal's answer had not come
+    lease.renew()
+    assert lease.error() is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": "x"}'])
+def test_a_malformed_lock_is_another_process(bucket, content):
+    (storage.place(bucket) / "lock").write_whole(content)
+    clock = Clock()
+    clock.on_sleep = lambda: (storage.place(bucket) / "lock").write_whole(content)
+    with pytest.raises(InUse, match="another process"):
+        lease_at(bucket, clock).acquire()
+
+
+def test_confirming_renews_only_what_is_old(bucket):
+    clock = Clock()
+    lease, file = lease_at(bucket, clock), storage.place(bucket) / "lock"
+    lease.acquire()
+    before = file.read()
+    clock.now += SECONDS_TO_RENEW
+    lease.confirm()
+    assert file.read() == before
+    clock.now += SECONDS_TO_RENEW
+    lease.confirm()
+    assert json.loads(file.read())["time"] == clock.now
+
+
+def test_an_outage_is_not_a_loss(emulator, bucket, monkeypatch, capfd):
+    monkeypatch.setattr("flowhn_jax.storage.lease._SECONDS_TO_TRY", 0.2)
+    with FaultyStore(emulator) as store, used(store.url):
+        clock = Clock()
+        lease = lease_at(bucket, clock)
+        lease.acquire()
+        store.refuse(503)
+        clock.now += 2 * SECONDS_TO_RENEW
+        with pytest.raises(StorageError, match="503"):
+            lease.confirm()
+        assert lease.error() is None
+        store.serve()
+        lease.confirm()
+        assert lease.error() is None
+
+
+def test_a_held_lock_is_renewed_in_the_background(bucket, monkeypatch):
+    monkeypatch.setattr("flowhn_jax.storage.lease.SECONDS_TO_RENEW", 0.05)
+    file = storage.place(bucket) / "lock"
+    renewed = threading.Event()
+    write = Lease.renew
+    monkeypatch.setattr(Lease, "renew", lambda self: (write(self), renewed.set()))
+    with held(file, print) as lease:
+        before = json.loads(file.read())["time"]
+        assert renewed.wait(60)
+        assert json.loads(file.read())["time"] > before
+        assert lease.error() is None
+    assert not file.exists()
+    assert all(thread.name != "lock" or not thread.is_alive() for thread in threading.enumerate())
+
+
+def test_a_bucket_that_does_not_exist(bucket):
+    with pytest.raises(FileNotFoundError, match="gs://absent/run/lock"):
+        Lease(storage.place("gs://absent/run/lock"), print).acquire()
