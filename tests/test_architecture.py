@@ -26,7 +26,8 @@ RANK = {package: len(ROWS) - row for row, packages in enumerate(ROWS) for packag
 # Modules outside flowhn_jax/storage and flowhn_jax/utils that open local files, and why their paths
 # are never those of a bucket.
 LOCAL_FILES = {
-    "aot/tpu_plan.py": "temporary files of the TPU compiler",
+    "aot/roofline/pallas_schedule.py": "temporary files of the TPU compiler",
+    "aot/step_plan.py": "temporary files of the TPU compiler",
     "bench/branch_parallel.py": "the threads that the system lists",
     "bench/output.py": "tests with the system whether a local --out can be written",
     "bench/source_lines.py": "names of source files",

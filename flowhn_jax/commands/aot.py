@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags, define_config
+from flowhn_jax.storage import place
 from flowhn_jax.utils.text import one_line, short_path, short_repr
 
 if TYPE_CHECKING:
@@ -71,13 +72,12 @@ def _define_roofline(flags: Flags) -> Callable[..., bool]:
             "its heaviest operations.",
         )
         options = flags.strings("xla", [], "XLA's compiler option NAME=VALUE.")
-        out = flags.string("out", None, "JSON file to write.")
-        before = flags.string(
+        out = flags.path("out", "JSON file to write.")
+        before = flags.path(
             "diff",
-            None,
             "an earlier --out, of another recipe or with another --xla, to compare with.",
         )
-        plot = flags.string("plot", None, "picture to write: .png, .svg or .pdf.")
+        plot = flags.path("plot", "picture to write: .png, .svg or .pdf.")
 
     def print_roofline(config: "Config", machine: "Topology", *, as_json: bool) -> bool:
         needs, refuses = ("xla", "out", "diff", "plot"), ("mfu", "largest_batch")
@@ -133,8 +133,7 @@ def _read_step(path: str) -> dict[str, Any]:
       ValueError: the file is not one.
     """
     try:
-        with open(path) as file:
-            step = json.load(file)
+        step = json.loads(place(path).read())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise ValueError(f"{_DIFF}; got {short_path(path)}: {reason}.") from error

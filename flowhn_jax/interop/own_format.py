@@ -6,7 +6,7 @@ config.json has model_type 'flowhn_jax', the keys of our model config, and the p
 PyTorch's layout.
 """
 
-import pathlib
+import importlib.resources
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,7 +31,7 @@ _WEIGHTS = ("kernel", "embedding", "scale")
 
 def code() -> str:
     """Return the text of the PyTorch code."""
-    return (pathlib.Path(__file__).parent / CODE).read_text()
+    return importlib.resources.files("flowhn_jax.interop").joinpath(CODE).read_text()
 
 
 def names(config: ModelConfig) -> dict[str, Path]:

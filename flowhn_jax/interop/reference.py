@@ -205,7 +205,7 @@ def save(out: AnyPath, config: ModelConfig, params: Params) -> str:
     target.parent.make_folder()
     with target.writing() as local:
         if target.name.endswith(".npz"):
-            with open(local, "wb") as file:
+            with local.open("wb") as file:  # to a name, NumPy would add an ending
                 np.savez(file, allow_pickle=False, **arrays)
         else:
             torch = _import_torch(f"Writing {str(out)!r}")
