@@ -17,6 +17,7 @@ from flowhn_jax.data.tokenizer import load_tokenizer
 from flowhn_jax.evaluation import task_files, task_formats, tasks
 from flowhn_jax.interop import huggingface
 from flowhn_jax.split import SplitConfig
+from flowhn_jax.storage import place
 from flowhn_jax.utils import typed
 from flowhn_jax.utils.text import one_line, short_list, short_path, short_repr
 from kernels import backends
@@ -102,12 +103,12 @@ def test_who_holds_a_lock(tmp_path):
     """Whatever is in the lock's file, the message is short."""
     path = tmp_path / "lock"
     path.write_text(json.dumps({"pid": 12, "host": "here"}))
-    assert workdir._lock_holder(path) == "process 12 on host here"
+    assert workdir._lock_holder(place(path)) == "process 12 on host here"
     for content in (HUGE, json.dumps({"pid": HUGE, "host": "here"}), "[" * 100_000, "3"):
         path.write_text(content)
-        assert workdir._lock_holder(path) == "another process"
+        assert workdir._lock_holder(place(path)) == "another process"
     path.write_text(json.dumps({"pid": 12, "host": HUGE}))
-    assert len(workdir._lock_holder(path)) < 300
+    assert len(workdir._lock_holder(place(path))) < 300
 
 
 def test_short_repr():
