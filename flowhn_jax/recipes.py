@@ -63,24 +63,12 @@ def paper(strategy: str = "fac_split") -> ml_collections.ConfigDict:
     """
     config: Any = config_lib.default()
 
-    model = config.model
-    model.vocab_size = 65536
-    model.context = 1024
-    model.heads = 32
-    model.kv_heads = 8
-    model.ssm_state = 16
-    model.ssm_conv = 4
-    model.ssm_expand = 2
-    model.split.strategy = strategy
-
-    train = config.train
-    train.beta1 = 0.9
-    train.beta2 = 0.95
-    train.weight_decay = 0.1
-    train.clip_norm = 1.0
-    train.warmup = 0.1
-    train.eval_windows = 64  # while training; eval.py scores the whole validation set
-
+    config.model.update(
+        vocab_size=65536, context=1024, heads=32, kv_heads=8, ssm_state=16, ssm_conv=4, ssm_expand=2
+    )
+    config.model.split.strategy = strategy
+    config.train.update(beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0, warmup=0.1)
+    config.train.eval_windows = 64  # while training; eval.py scores the whole validation set
     return config
 
 

@@ -54,3 +54,12 @@ def small_baseline(kind: str, **model) -> ModelConfig:
     common = {"vocab_size": 61, "context": 24, "width": 16, "blocks": 2, "init_std": 0.2}
     keys = {"kind": kind, "dtype": "float32"} | common | _SMALL[kind] | model
     return config_lib.parse({"model": keys}).model
+
+
+def keys(values, prefix=""):
+    """Yield the keys of a nested dictionary's values, joined by dots."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

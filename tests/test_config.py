@@ -6,6 +6,7 @@ from flowhn_jax import config as config_lib
 from flowhn_jax import models, recipes
 from flowhn_jax.config import BASELINES
 from flowhn_jax.split import STRATEGIES
+from tests.small import keys
 
 SIZES = ("tiny", "135m", "350m", "1b")
 
@@ -154,14 +155,7 @@ def test_recipes_are_all_tested():
 def test_every_key_has_a_description():
     described = config_lib.describe_keys()
 
-    def names(group, prefix=""):
-        for name, value in group.items():
-            if isinstance(value, dict):
-                yield from names(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}"
-
-    assert set(described) == set(names(config_lib.to_dict(config_lib.Config())))
+    assert set(described) == set(keys(config_lib.to_dict(config_lib.Config())))
     missing = [key for key, (_, _, text) in described.items() if not text.split(" Only for")[0]]
     assert not missing
     kind, default, text = described["model.window"]

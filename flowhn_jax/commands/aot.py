@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import absl.flags
-
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags, define_config
 from flowhn_jax.utils.text import one_line, short_path, short_repr
@@ -24,41 +22,23 @@ def define(flags: Flags) -> Callable[[], None]:
 
     The function exits with status 1 if the step does not fit into memory.
     """
-    values = flags.values
     parse_config = define_config(flags)
-    topology = absl.flags.DEFINE_string(
-        "topology",
-        None,
-        "the hardware, e.g. v5e:4x4 or gpu:h100x8.",
-        required=True,
-        flag_values=values,
+    topology = flags.string(
+        "topology", None, "the hardware, e.g. v5e:4x4 or gpu:h100x8.", required=True
     )
-    slices = absl.flags.DEFINE_integer(
-        "num_slices", 1, "TPU slices joined by the data-center network.", flag_values=values
+    slices = flags.integer("num_slices", 1, "TPU slices joined by the data-center network.")
+    mfu = flags.number(
+        "mfu", 0.5, "MFU assumed for a step without communication.", minimum=0.01, maximum=1.0
     )
-    mfu = absl.flags.DEFINE_float(
-        "mfu",
-        0.5,
-        "MFU assumed for a step without communication.",
-        0.01,
-        1.0,
-        flag_values=values,
+    largest_batch = flags.boolean(
+        "largest_batch", False, "find the largest batch per chip that fits, a power of two."
     )
-    largest_batch = absl.flags.DEFINE_bool(
-        "largest_batch",
-        False,
-        "find the largest batch per chip that fits, a power of two.",
-        flag_values=values,
-    )
-    plan_only = absl.flags.DEFINE_bool(
+    plan_only = flags.boolean(
         "plan_only",
         False,
         "TPUs: stop before machine code is generated, in a quarter of the time or less.",
-        flag_values=values,
     )
-    as_json = absl.flags.DEFINE_bool(
-        "json", False, "print one JSON object instead of a table.", flag_values=values
-    )
+    as_json = flags.boolean("json", False, "print one JSON object instead of a table.")
 
     print_roofline = _define_roofline(flags)
 

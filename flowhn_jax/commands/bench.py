@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import absl.flags
+from absl.flags import FlagHolder
 
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags, define_optional_config
@@ -16,21 +16,18 @@ _MAX_TOKENS = 2**24
 
 def define(flags: Flags) -> Mapping[str, Callable[..., None]]:
     """Define the flags; return the functions that run the subcommands, by name."""
-    values = flags.values
-    out = absl.flags.DEFINE_string(
+    out = flags.string(
         "out",
         None,
         "JSON file to write; default: bench_SUBCOMMAND.json. For suite a folder; default: "
         "runs/suite, with --topology runs/rehearsal, with --compare suite_comparison.",
-        flag_values=values,
     )
-    repeats = absl.flags.DEFINE_integer(
+    repeats = flags.integer(
         "repeats",
         20,
         "timed calls, of which the median is taken; not for suite.",
-        lower_bound=1,
-        upper_bound=10_000,
-        flag_values=values,
+        minimum=1,
+        maximum=10_000,
     )
     parse_config = define_optional_config(flags)
     suite = _define_suite(flags, out)
@@ -83,24 +80,18 @@ def define(flags: Flags) -> Mapping[str, Callable[..., None]]:
     }
 
 
-def _define_suite(flags: Flags, out: absl.flags.FlagHolder) -> Callable[..., None]:
+def _define_suite(flags: Flags, out: FlagHolder) -> Callable[..., None]:
     """Define the flags of `bench suite`; return the function that runs it."""
     with flags.group("suite"):
-        minutes = absl.flags.DEFINE_float(
-            "minutes", 8, "longest time to measure.", 0.05, 1440, flag_values=flags.values
+        minutes = flags.number("minutes", 8, "longest time to measure.", minimum=0.05, maximum=1440)
+        is_comparison = flags.boolean(
+            "compare", False, "put the results of two folders side by side: suite --compare A B."
         )
-        is_comparison = absl.flags.DEFINE_bool(
-            "compare",
-            False,
-            "put the results of two folders side by side: suite --compare A B.",
-            flag_values=flags.values,
-        )
-        topology = absl.flags.DEFINE_string(
+        topology = flags.string(
             "topology",
             None,
             "compile the suite's programs for absent hardware, e.g. gpu:h100x1 or v5e:1x1, and "
             "run none.",
-            flag_values=flags.values,
         )
 
     def suite(first_folder: str = "", second_folder: str = "") -> None:
@@ -133,64 +124,39 @@ def _define_suite(flags: Flags, out: absl.flags.FlagHolder) -> Callable[..., Non
     return suite
 
 
-def _define_kernels(
-    flags: Flags, repeats: absl.flags.FlagHolder, out: absl.flags.FlagHolder
-) -> Callable[[], None]:
+def _define_kernels(flags: Flags, repeats: FlagHolder, out: FlagHolder) -> Callable[[], None]:
     """Define the flags of `bench kernels`; return the function that runs it."""
     from flowhn_jax.bench import cases
     from kernels import backends
     from kernels.operations import OPERATIONS
 
-    values = flags.values
     names = sorted({backends.XLA, *(name for op in OPERATIONS.values() for name in op.backends)})
     with flags.group("kernels"):
-        operations = absl.flags.DEFINE_multi_enum(
-            "operation",
-            [],
-            cases.OPERATION_NAMES,
-            "operation to measure; default: all.",
-            flag_values=values,
+        operations = flags.choices(
+            "operation", cases.OPERATION_NAMES, "operation to measure; default: all."
         )
-        sizes = absl.flags.DEFINE_multi_enum(
-            "size",
-            [],
-            cases.SIZES,
-            "shapes; default: all, on a CPU small and 135m.",
-            flag_values=values,
+        sizes = flags.choices("size", cases.SIZES, "shapes; default: all, on a CPU small and 135m.")
+        only_backends = flags.choices(
+            "backend", names, "backend to measure; default: all that the platform has."
         )
-        only_backends = absl.flags.DEFINE_multi_enum(
-            "backend",
-            [],
-            names,
-            "backend to measure; default: all that the platform has.",
-            flag_values=values,
-        )
-        lengths = absl.flags.DEFINE_multi_integer(
+        lengths = flags.integers(
             "length",
             [],
             "sequence length; default: 1024, 2048, 8192 and 32768, on a CPU 1024.",
-            lower_bound=1,
-            upper_bound=_MAX_TOKENS,
-            flag_values=values,
+            minimum=1,
+            maximum=_MAX_TOKENS,
         )
-        tokens = absl.flags.DEFINE_integer(
+        tokens = flags.integer(
             "tokens",
             None,
             "tokens per batch; default: 32768, on a CPU 1024.",
-            lower_bound=1,
-            upper_bound=_MAX_TOKENS,
-            flag_values=values,
+            minimum=1,
+            maximum=_MAX_TOKENS,
         )
-        dtype = absl.flags.DEFINE_enum(
-            "dtype",
-            None,
-            ["float32", "bfloat16"],
-            "default: bfloat16, on a CPU float32.",
-            flag_values=values,
+        dtype = flags.choice(
+            "dtype", None, ["float32", "bfloat16"], "default: bfloat16, on a CPU float32."
         )
-        peers = absl.flags.DEFINE_bool(
-            "peers", False, "measure installed peer libraries as well.", flag_values=values
-        )
+        peers = flags.boolean("peers", False, "measure installed peer libraries as well.")
 
     def kernels() -> None:
         if peers.value:  # leave them their share of a GPU's memory

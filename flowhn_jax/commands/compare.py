@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import absl.flags
-
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags
 
@@ -12,58 +10,34 @@ def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that measures and draws the comparison."""
     from flowhn_jax.compare.model_configs import NAMES, SIZES, model_configs, parse_names
 
-    values = flags.values
-    size = absl.flags.DEFINE_string(
-        "size",
-        None,
-        f"size of the models: {', '.join(SIZES)}.",
-        required=True,
-        flag_values=values,
+    size = flags.string("size", None, f"size of the models: {', '.join(SIZES)}.", required=True)
+    names = flags.string(
+        "models", "all", f"all, or some of these, separated by commas: {', '.join(NAMES)}."
     )
-    names = absl.flags.DEFINE_string(
-        "models",
-        "all",
-        f"all, or some of these, separated by commas: {', '.join(NAMES)}.",
-        flag_values=values,
-    )
-    train_tokens = absl.flags.DEFINE_integer(
+    train_tokens = flags.integer(
         "train_tokens",
         0,
         "tokens that each model is trained on; 0 measures speed alone.",
-        lower_bound=0,
-        flag_values=values,
+        minimum=0,
     )
-    workdir = absl.flags.DEFINE_string(
+    workdir = flags.string(
         "workdir",
         None,
         "folder of the comparison, which continues there; default: runs/compare_SIZE.",
-        flag_values=values,
     )
-    rounds = absl.flags.DEFINE_integer(
+    rounds = flags.integer(
         "rounds",
         5,
         "rounds of timing, each of which times every model once.",
-        lower_bound=1,
-        upper_bound=1000,
-        flag_values=values,
+        minimum=1,
+        maximum=1000,
     )
-    repeats = absl.flags.DEFINE_integer(
-        "repeats",
-        5,
-        "timed calls per model and round.",
-        lower_bound=1,
-        upper_bound=10_000,
-        flag_values=values,
+    repeats = flags.integer(
+        "repeats", 5, "timed calls per model and round.", minimum=1, maximum=10_000
     )
-    context = absl.flags.DEFINE_integer(
-        "context", None, "context length; default: the recipes'.", flag_values=values
-    )
-    batch_size = absl.flags.DEFINE_integer(
-        "batch_size", None, "sequences per step; default: the recipes'.", flag_values=values
-    )
-    report_only = absl.flags.DEFINE_bool(
-        "report_only", False, "draw the report again without measuring.", flag_values=values
-    )
+    context = flags.integer("context", None, "context length; default: the recipes'.")
+    batch_size = flags.integer("batch_size", None, "sequences per step; default: the recipes'.")
+    report_only = flags.boolean("report_only", False, "draw the report again without measuring.")
 
     def main() -> None:
         from flowhn_jax.compare.comparison import compare

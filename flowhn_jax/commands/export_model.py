@@ -2,26 +2,16 @@
 
 from collections.abc import Callable, Sequence
 
-import absl.flags
-
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags
 
 
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that exports the model."""
-    values = flags.values
-    workdir = absl.flags.DEFINE_string(
-        "workdir", None, "folder of the run.", required=True, flag_values=values
-    )
-    out = absl.flags.DEFINE_string(
-        "out", None, "folder to write.", required=True, flag_values=values
-    )
-    checkpoint = absl.flags.DEFINE_string(
-        "checkpoint",
-        "latest",
-        "latest, best (by validation loss), or the number of a step.",
-        flag_values=values,
+    workdir = flags.string("workdir", None, "folder of the run.", required=True)
+    out = flags.string("out", None, "folder to write.", required=True)
+    checkpoint = flags.string(
+        "checkpoint", "latest", "latest, best (by validation loss), or the number of a step."
     )
 
     def main() -> None:

@@ -1,7 +1,6 @@
 """The flags of a command, --config and its keys included: definition, parsing and checks.
 
-Each command has its own `Flags`, so that all commands can be defined in one process. Define flags
-with absl's DEFINE functions and `flag_values=flags.values`.
+Each command has its own `Flags`, so that all commands can be defined in one process.
 """
 
 import contextlib
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import absl.flags
+from absl.flags import FlagHolder
 
 from flowhn_jax.utils.text import one_line, short_path, short_repr
 
@@ -34,7 +34,7 @@ class Flags:
     """The flags of one command.
 
     Attributes:
-      values: absl's container, for `flag_values` of absl's DEFINE functions.
+      values: absl's container of the flags.
       headings: headings in the help, by the names of flags; flags without one are listed first.
       takes_config: whether the command has --config.
     """
@@ -50,6 +50,66 @@ class Flags:
         before = set(self.values)
         yield
         self.headings |= dict.fromkeys(set(self.values) - before, heading)
+
+    def string(
+        self, name: str, default: str | None, meaning: str, *, required: bool = False
+    ) -> FlagHolder:
+        """Define a flag that takes any text; return its holder."""
+        define = absl.flags.DEFINE_string
+        return define(name, default, meaning, required=required, flag_values=self.values)
+
+    def strings(self, name: str, default: list[str] | None, meaning: str) -> FlagHolder:
+        """Define a flag that takes any text and may be repeated."""
+        return absl.flags.DEFINE_multi_string(name, default, meaning, flag_values=self.values)
+
+    def listing(
+        self, name: str, default: list[str] | None, meaning: str, *, required: bool = False
+    ) -> FlagHolder:
+        """Define a flag that takes texts separated by commas."""
+        define = absl.flags.DEFINE_list
+        return define(name, default, meaning, required=required, flag_values=self.values)
+
+    def integer(
+        self, name: str, default: int | None, meaning: str, *, minimum=None, maximum=None
+    ) -> FlagHolder:
+        """Define a flag that takes an integer from `minimum` to `maximum`."""
+        define = absl.flags.DEFINE_integer
+        return define(name, default, meaning, minimum, maximum, flag_values=self.values)
+
+    def integers(
+        self, name: str, default: list[int], meaning: str, *, minimum=None, maximum=None
+    ) -> FlagHolder:
+        """Define a flag that takes an integer and may be repeated."""
+        define = absl.flags.DEFINE_multi_integer
+        return define(name, default, meaning, minimum, maximum, flag_values=self.values)
+
+    def number(
+        self, name: str, default: float | None, meaning: str, *, minimum=None, maximum=None
+    ) -> FlagHolder:
+        """Define a flag that takes a number from `minimum` to `maximum`."""
+        define = absl.flags.DEFINE_float
+        return define(name, default, meaning, minimum, maximum, flag_values=self.values)
+
+    def boolean(self, name: str, default: bool | None, meaning: str) -> FlagHolder:
+        """Define a flag that takes true or false, or nothing for true."""
+        return absl.flags.DEFINE_bool(name, default, meaning, flag_values=self.values)
+
+    def choice(
+        self,
+        name: str,
+        default: str | None,
+        values: Sequence[str],
+        meaning: str,
+        *,
+        required: bool = False,
+    ) -> FlagHolder:
+        """Define a flag that takes one of `values`."""
+        define = absl.flags.DEFINE_enum
+        return define(name, default, values, meaning, required=required, flag_values=self.values)
+
+    def choices(self, name: str, values: Sequence[str], meaning: str) -> FlagHolder:
+        """Define a flag that takes one of `values` and may be repeated; its default is none."""
+        return absl.flags.DEFINE_multi_enum(name, [], values, meaning, flag_values=self.values)
 
     def is_required(self, name: str) -> bool:
         """Return whether a flag must be given."""
@@ -146,7 +206,7 @@ def define_optional_config(flags: Flags) -> "Callable[[], Config | None]":
     return lambda: None if holder.value is None else config_lib.parse(_loaded(holder))
 
 
-def _define_recipe(flags: Flags) -> absl.flags.FlagHolder:
+def _define_recipe(flags: Flags) -> FlagHolder:
     from ml_collections import config_flags
 
     flags.takes_config = True
@@ -159,7 +219,7 @@ def _define_recipe(flags: Flags) -> absl.flags.FlagHolder:
     )
 
 
-def _loaded(holder: absl.flags.FlagHolder) -> Any:
+def _loaded(holder: FlagHolder) -> Any:
     """Return the ConfigDict of --config.
 
     Raises:
@@ -176,18 +236,11 @@ def _loaded(holder: absl.flags.FlagHolder) -> Any:
 def define_processes(flags: Flags) -> Callable[[], None]:
     """Define the flags of a run of several processes; return a function that joins the run."""
     with flags.group("several processes (Cloud TPU and SLURM set these by themselves)"):
-        coordinator = absl.flags.DEFINE_string(
-            "coordinator_address",
-            None,
-            "address of process 0, as HOST:PORT.",
-            flag_values=flags.values,
+        coordinator = flags.string(
+            "coordinator_address", None, "address of process 0, as HOST:PORT."
         )
-        processes = absl.flags.DEFINE_integer(
-            "num_processes", None, "number of processes.", flag_values=flags.values
-        )
-        process = absl.flags.DEFINE_integer(
-            "process_id", None, "index of this process, from 0.", flag_values=flags.values
-        )
+        processes = flags.integer("num_processes", None, "number of processes.")
+        process = flags.integer("process_id", None, "index of this process, from 0.")
 
     def join() -> None:
         from flowhn_jax.parallel import distributed

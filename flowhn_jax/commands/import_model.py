@@ -2,25 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-import absl.flags
-
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags
 
 
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that imports the model."""
-    values = flags.values
-    source = absl.flags.DEFINE_string(
-        "source",
-        None,
-        "folder with config.json and safetensors.",
-        required=True,
-        flag_values=values,
-    )
-    workdir = absl.flags.DEFINE_string(
-        "workdir", None, "workdir to make.", required=True, flag_values=values
-    )
+    source = flags.string("source", None, "folder with config.json and safetensors.", required=True)
+    workdir = flags.string("workdir", None, "workdir to make.", required=True)
 
     def main() -> None:
         from flowhn_jax.interop.transfer import import_run

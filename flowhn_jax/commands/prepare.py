@@ -2,9 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
-
-import absl.flags
 
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags
@@ -12,8 +9,7 @@ from flowhn_jax.commands.flags import Flags
 
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that prepares a set and prints what it holds."""
-    string = partial(absl.flags.DEFINE_string, flag_values=flags.values)
-    source = string(
+    source = flags.string(
         "source",
         None,
         "a .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of them, "
@@ -21,45 +17,34 @@ def define(flags: Flags) -> Callable[[], None]:
         "a .txt file is one document of any size, a line or row has at most 64 MiB.",
         required=True,
     )
-    tokenizer = string(
+    tokenizer = flags.string(
         "tokenizer",
         None,
         "bytes, FILE.json (Hugging Face) or hf:NAME; a tokenizer without one of the usual "
         "end-of-text tokens, such as <|endoftext|> or </s>, needs --eot_token.",
         required=True,
     )
-    out = string("out", None, "folder to make.", required=True)
-    context = absl.flags.DEFINE_integer(
-        "context",
-        1024,
-        "tokens per training window; the recipe's model.context.",
-        flag_values=flags.values,
+    out = flags.string("out", None, "folder to make.", required=True)
+    context = flags.integer(
+        "context", 1024, "tokens per training window; the recipe's model.context."
     )
-    validation_fraction = absl.flags.DEFINE_float(
-        "validation_fraction",
-        0.01,
-        "fraction of the documents to hold out for validation.",
-        flag_values=flags.values,
+    validation_fraction = flags.number(
+        "validation_fraction", 0.01, "fraction of the documents to hold out for validation."
     )
-    text_field = string("text_field", "text", "field or column that holds the text.")
-    eot_token = string(
+    text_field = flags.string("text_field", "text", "field or column that holds the text.")
+    eot_token = flags.string(
         "eot_token", None, "end-of-text token of --tokenizer, if it is not one of the usual ones."
     )
-    first_token = string(
+    first_token = flags.string(
         "first_token",
         "auto",
         "what each document begins with: bos, eot (end-of-text) or auto: the token that "
         "--tokenizer itself puts there, or else end-of-text.",
     )
-    workers = absl.flags.DEFINE_integer(
-        "workers",
-        None,
-        "processes that tokenize; default: 1 for bytes, otherwise one per CPU.",
-        flag_values=flags.values,
+    workers = flags.integer(
+        "workers", None, "processes that tokenize; default: 1 for bytes, otherwise one per CPU."
     )
-    overwrite = absl.flags.DEFINE_bool(
-        "overwrite", False, "replace a different prepared set at --out.", flag_values=flags.values
-    )
+    overwrite = flags.boolean("overwrite", False, "replace a different prepared set at --out.")
 
     def main() -> None:
         from flowhn_jax.data.prepare import prepare

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import absl.flags
-
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags, define_config
 from flowhn_jax.report.table import text_table
@@ -19,16 +17,13 @@ if TYPE_CHECKING:
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that prints the plan of a config."""
     parse_config = define_config(flags)
-    lengths = absl.flags.DEFINE_list(
+    lengths = flags.listing(
         "lengths",
         [],
         "context lengths to plan for, separated by commas, with one line for each in place of one "
         "for each block.",
-        flag_values=flags.values,
     )
-    plot = absl.flags.DEFINE_string(
-        "plot", None, "picture of the plan to write: .png, .svg or .pdf.", flag_values=flags.values
-    )
+    plot = flags.string("plot", None, "picture of the plan to write: .png, .svg or .pdf.")
     return lambda: _print_plan(parse_config().model, lengths.value, plot.value)
 
 

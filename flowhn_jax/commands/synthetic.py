@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import absl.flags
-
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags
 
@@ -12,23 +10,15 @@ def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that writes the texts."""
     from flowhn_jax.data.synthetic import TASKS, write
 
-    values = flags.values
-    out = absl.flags.DEFINE_string(
-        "out", None, ".jsonl file to write.", required=True, flag_values=values
-    )
-    tasks = absl.flags.DEFINE_string(
-        "tasks", ",".join(TASKS), "names of tasks, separated by commas.", flag_values=values
-    )
-    size = absl.flags.DEFINE_integer("size", 200, "characters per document.", flag_values=values)
-    documents = absl.flags.DEFINE_integer(
-        "documents", 100_000, "number of documents.", flag_values=values
-    )
-    seed = absl.flags.DEFINE_integer(
+    out = flags.string("out", None, ".jsonl file to write.", required=True)
+    tasks = flags.string("tasks", ",".join(TASKS), "names of tasks, separated by commas.")
+    size = flags.integer("size", 200, "characters per document.")
+    documents = flags.integer("documents", 100_000, "number of documents.")
+    seed = flags.integer(
         "seed",
         1,
         "seed of the random numbers; use another one than --seed of `flowhn eval --mode=recall`, "
         "whose default is 0.",
-        flag_values=values,
     )
 
     def main() -> None:

@@ -39,17 +39,14 @@ def define(flags: "Flags", stop: StopRequest | None = None) -> Callable[[], None
       flags: receives the definitions.
       stop: requests to stop the run. None only where the function is not called, as for the docs.
     """
-    import absl.flags
-
     from flowhn_jax.commands.flags import define_config, define_processes
 
     parse_config = define_config(flags)
-    workdir = absl.flags.DEFINE_string(
+    workdir = flags.string(
         "workdir",
         None,
         "folder for checkpoints, metrics and config; an existing run is resumed.",
         required=True,
-        flag_values=flags.values,
     )
     join_processes = define_processes(flags)
 

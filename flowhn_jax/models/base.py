@@ -14,7 +14,7 @@ from flowhn_jax.layers.mamba1 import Mamba1Sizes
 from flowhn_jax.layers.mamba2 import Mamba2Sizes
 from flowhn_jax.split import Plan
 from flowhn_jax.split.plan import SHARED, BlockPlan
-from flowhn_jax.utils.checks import nearest_multiples, require, require_positive
+from flowhn_jax.utils.checks import nearest_multiples, require, require_divisor, require_positive
 from flowhn_jax.utils.limits import MAX_BLOCKS, MAX_INT, MAX_POSITIONS
 from kernels.backends import target_platform
 
@@ -306,18 +306,10 @@ class Mamba2Keys(StateSpaceKeys):
         super().__post_init__()
         require_positive(self, "model", "ssm_head_dim", "ssm_groups")
         if self.is_mamba2:
-            require(
-                self.inner % self.ssm_head_dim == 0,
-                "model.ssm_head_dim",
-                f"a divisor of model.ssm_expand * model.width ({self.inner})",
-                self.ssm_head_dim,
-            )
-            require(
-                self.ssm_heads % self.ssm_groups == 0,
-                "model.ssm_groups",
-                f"a divisor of the number of heads ({self.ssm_heads})",
-                self.ssm_groups,
-            )
+            inner = "model.ssm_expand * model.width"
+            require_divisor(self.inner, inner, "model.ssm_head_dim", self.ssm_head_dim)
+            heads = "the number of heads"
+            require_divisor(self.ssm_heads, heads, "model.ssm_groups", self.ssm_groups)
 
     @property
     def is_mamba2(self) -> bool:

@@ -24,7 +24,7 @@ from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.base import Mamba1Keys, RotaryKeys
 from flowhn_jax.models.language_model import STREAM, Blocks, LanguageModel
 from flowhn_jax.models.registry import register
-from flowhn_jax.utils.checks import require, require_positive
+from flowhn_jax.utils.checks import require_divisor, require_positive
 from kernels.partition import constrain
 
 
@@ -48,12 +48,8 @@ class HymbaConfig(Mamba1Keys, RotaryKeys):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "model", "meta_tokens", "window")
-        require(
-            self.inner % self.heads == 0,
-            "model.heads",
-            f"a divisor of model.ssm_expand * model.width ({self.inner})",
-            self.heads,
-        )
+        inner = "model.ssm_expand * model.width"
+        require_divisor(self.inner, inner, "model.heads", self.heads)
 
     @property
     def head_size(self) -> int:

@@ -1,4 +1,8 @@
-"""Pictures, drawn with matplotlib (imported only here, and only when a picture is drawn)."""
+"""Pictures, drawn with matplotlib (imported only here, and only when a picture is drawn).
+
+Each `plot_` function raises ImportError if matplotlib is not installed, and ValueError if it cannot
+write the kind of file that the ending of `path` names.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -82,10 +86,6 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], title: str, path: str) ->
         train_tflops_per_second_per_device, validation_bits_per_byte (None: not trained).
       title: above the picture.
       path: file to write; its ending is the format.
-
-    Raises:
-      ValueError: matplotlib cannot write this kind of file.
-      ImportError: matplotlib is not installed.
     """
     pyplot = load_pyplot()
     from matplotlib.patches import Patch
@@ -194,10 +194,6 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> Non
       rows: metrics of the run: step, loss (None in a skipped step) and, in some, validation_loss.
       title: above the picture.
       path: file to write; its ending is the format.
-
-    Raises:
-      ValueError: matplotlib cannot write this kind of file.
-      ImportError: matplotlib is not installed.
     """
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
@@ -226,10 +222,6 @@ def plot_by_position(curves: Mapping[str, PositionCurve], path: str) -> None:
     Args:
       curves: by the name of the model.
       path: file to write; its ending is the format.
-
-    Raises:
-      ValueError: matplotlib cannot write this kind of file.
-      ImportError: matplotlib is not installed.
     """
     pyplot = load_pyplot()
     from matplotlib.ticker import NullLocator
@@ -284,10 +276,6 @@ def plot_split(plan: Plan, title: str, path: str) -> None:
       plan: the plan of a sequence.
       title: above the picture.
       path: file to write; its ending is the format.
-
-    Raises:
-      ValueError: matplotlib cannot write this kind of file.
-      ImportError: matplotlib is not installed.
     """
     pyplot = load_pyplot()
     from matplotlib.colors import ListedColormap

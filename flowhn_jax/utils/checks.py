@@ -18,6 +18,11 @@ def require_positive(config: Any, prefix: str, *names: str) -> None:
         require(value > 0, f"{prefix}.{name}", "above 0", value)
 
 
+def require_divisor(total: int, total_name: str, key: str, value: int) -> None:
+    """Raise ValueError if `value`, that of `key`, does not divide `total`."""
+    require(total % value == 0, key, f"a divisor of {total_name} ({total})", value)
+
+
 def nearest_multiples(found: int, base: int) -> str:
     """Return the multiples of `base` on both sides of `found`, as text for a message."""
     below, above = found // base * base, (found // base + 1) * base

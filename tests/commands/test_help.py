@@ -9,16 +9,9 @@ from flowhn_jax import __version__, config
 from flowhn_jax.commands.main import COMMANDS, overview
 from tests.command_line import ROOT, call
 from tests.commands.test_commands import succeed
+from tests.small import keys
 
 WITH_CONFIG = ("train", "eval", "split", "aot", "bench")
-
-
-def keys(values, prefix=""):
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
 
 
 def test_the_overview_has_one_line_per_command():
