@@ -63,33 +63,26 @@ def define(flags: Flags) -> Callable[[], None]:
 
 def _define_roofline(flags: Flags) -> Callable[..., bool]:
     """Define the flags of the roofline; return the function that prints it if it is asked for."""
-    values = flags.values
     with flags.group("With --roofline"):
-        roofline = absl.flags.DEFINE_bool(
+        roofline = flags.boolean(
             "roofline",
             False,
             "print the least time that the scheduled program can take, by part of the step, and "
             "its heaviest operations.",
-            flag_values=values,
         )
-        options = absl.flags.DEFINE_multi_string(
-            "xla", [], "XLA's compiler option NAME=VALUE.", flag_values=values
-        )
-        out = absl.flags.DEFINE_string("out", None, "JSON file to write.", flag_values=values)
-        before = absl.flags.DEFINE_string(
+        options = flags.strings("xla", [], "XLA's compiler option NAME=VALUE.")
+        out = flags.string("out", None, "JSON file to write.")
+        before = flags.string(
             "diff",
             None,
             "an earlier --out, of another recipe or with another --xla, to compare with.",
-            flag_values=values,
         )
-        plot = absl.flags.DEFINE_string(
-            "plot", None, "picture to write: .png, .svg or .pdf.", flag_values=values
-        )
+        plot = flags.string("plot", None, "picture to write: .png, .svg or .pdf.")
 
     def print_roofline(config: "Config", machine: "Topology", *, as_json: bool) -> bool:
         needs, refuses = ("xla", "out", "diff", "plot"), ("mfu", "largest_batch")
         for name in refuses if roofline.value else needs:
-            if values[name].present:
+            if flags.values[name].present:
                 must = "be left out with" if roofline.value else "be given with"
                 raise ValueError(f"--{name} must {must} --roofline.")
         if not roofline.value:
