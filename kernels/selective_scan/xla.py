@@ -35,7 +35,7 @@ class _Tokens(NamedTuple):
     delta: Array  # [..., E], float32
     B: Array  # [..., S], any float dtype
     C: Array  # [..., S], any float dtype
-    keep: Array | None  # [...], float32: 0 where the state is reset, else 1. None: never reset
+    reset: Array | None  # [...], float32: -inf where the state is reset, else 0. None: never reset
 
 
 class _Form(NamedTuple):
@@ -43,8 +43,8 @@ class _Form(NamedTuple):
 
     chunk: int  # the T of a long sequence
     outputs: Callable  # (state before [B, S, E], A, tokens) -> (last state, y [T, B, E])
-    states: Callable  # (decay, x [T, B, S, E], h0) -> h: h_t = decay_t h_{t-1} + x_t
-    adjoints: Callable  # (decay, x, dh) -> g: g_t = decay_{t+1} g_{t+1} + x_t, + dh at the last
+    states: Callable  # (decay, x [T, B, E], B, h0) -> states before, after tokens [T, B, S, E]
+    adjoints: Callable  # (decay, dy [T, B, E], C, dh) -> gradients of the states after tokens
 
 
 def selective_scan(inputs: ScanInputs, *, form: str) -> tuple[Array, Array]:
@@ -60,13 +60,13 @@ def selective_scan(inputs: ScanInputs, *, form: str) -> tuple[Array, Array]:
 
     # The last chunk is filled up with tokens of delta 0: decay 1 and input 0 do not change a state.
     tail = -length % min(_FORMS[form].chunk, length)
-    keep = None
+    reset = None
     if segment_ids is not None:
         same = segment_ids[:, 1:] == segment_ids[:, :-1]
-        keep = jnp.pad(same.astype(f32), ((0, 0), (1, tail)), constant_values=1)
+        reset = jnp.pad(jnp.where(same, 0.0, -jnp.inf).astype(f32), ((0, 0), (1, tail)))
     padding = (0, 0), (0, tail), (0, 0)
     u_all, delta, B, C = (jnp.pad(x, padding) for x in (u, delta, inputs.B, inputs.C))
-    tokens = _Tokens(u_all, delta, B, C, keep)
+    tokens = _Tokens(u_all, delta, B, C, reset)
     y, state = _scan(form, *vary_alike((tokens, A.astype(f32).T, h0.mT)))
 
     y = y[:, :length] + float32_or_zeros(inputs.D, u.shape[2:]) * u.astype(f32)
@@ -79,7 +79,7 @@ def selective_scan(inputs: ScanInputs, *, form: str) -> tuple[Array, Array]:
 def _scan(form: str, tokens: _Tokens, A: Array, h0: Array) -> tuple[Array, Array]:
     """Return y [B, L, E] and the last state [B, S, E], both float32.
 
-    h_t = keep_t exp(delta_t A) h_{t-1} + delta_t u_t B_t and y_t = sum over S of C_t h_t.
+    h_t = exp(delta_t A + reset_t) h_{t-1} + delta_t u_t B_t and y_t = sum over S of C_t h_t.
     """
     return _scan_forward(form, tokens, A, h0)[0]
 
@@ -108,15 +108,14 @@ def _scan_backward(form: str, residuals, cotangents):
     def step(carry, chunk_start):
         dh, dA, gradients = carry
         i, h0 = chunk_start
-        u, delta, B, C, keep = _read(tokens, i, chunk)
+        u, delta, B, C, reset = _read(tokens, i, chunk)
         dy = _read(dy_all, i, chunk)
         x = delta * u
-        decay = _decay(delta, A, keep)
-        h = _FORMS[form].states(decay, x[:, :, None] * B[..., None], h0)
-        dh = _FORMS[form].adjoints(decay, dy[:, :, None] * C[..., None], dh)
+        decay = _decay(delta, A, reset)
+        before, h = _FORMS[form].states(decay, x, B, h0)
+        dh = _FORMS[form].adjoints(decay, dy, C, dh)
         dx = _einsum("tbse,tbs->tbe", dh, B)
-        dh_before = decay * dh
-        exponent = dh_before * jnp.concatenate([h0[None], h[:-1]])  # the gradient of delta * A
+        exponent = decay * dh * before  # the gradient of delta * A
         # XLA's CPU backend would copy the operands of these two sums if they were reductions.
         ddelta = dx * u + reduce(add, (exponent[:, :, s] * A[s] for s in range(A.shape[0])))
         dA = dA + reduce(add, (exponent[t] * delta[t, :, None] for t in range(chunk)))
@@ -125,12 +124,12 @@ def _scan_backward(form: str, residuals, cotangents):
             delta=ddelta,
             B=_einsum("tbse,tbe->tbs", dh, x),
             C=_einsum("tbse,tbe->tbs", h, dy),
-            keep=None,
+            reset=None,
         )
         gradients = jax.tree.map(lambda g, part: _write(g, i, part), gradients, of_chunk)
-        return (dh_before[0], dA, gradients), None
+        return (decay[0] * dh[0], dA, gradients), None
 
-    zeros = jax.tree.map(jnp.zeros_like, tokens._replace(keep=None))
+    zeros = jax.tree.map(jnp.zeros_like, tokens._replace(reset=None))
     (dh, dA, gradients), _ = lax.scan(
         step,
         (dh_last, jnp.zeros_like(dh_last), zeros),
@@ -143,54 +142,60 @@ def _scan_backward(form: str, residuals, cotangents):
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
-def _decay(delta: Array, A: Array, keep: Array | None) -> Array:
-    """Return exp(delta A) [..., S, E], 0 where the state is reset; delta [..., E], keep [...]."""
-    decay = jnp.exp(delta[..., None, :] * A)
-    return decay if keep is None else decay * keep[..., None, None]
+def _decay(delta: Array, A: Array, reset: Array | None) -> Array:
+    """Return exp(delta A) [..., S, E], 0 where the state is reset; delta [..., E], reset [...].
+
+    The reset is part of the exponent: as a factor XLA would multiply by it in every use.
+    """
+    exponent = delta[..., None, :] * A
+    return jnp.exp(exponent if reset is None else exponent + reset[..., None, None])
 
 
 def _outputs_sequential(h: Array, A: Array, tokens: _Tokens) -> tuple[Array, Array]:
     def step(h, token):
-        u, delta, B, C, keep = token
-        h = _decay(delta, A, keep) * h + (delta * u)[:, None] * B[..., None]
+        u, delta, B, C, reset = token
+        h = _decay(delta, A, reset) * h + _outer(delta * u, B)
         return h, _einsum("bse,bs->be", h, C)
 
     return lax.scan(step, h, tokens)
 
 
-def _states_sequential(decay: Array, x: Array, h0: Array) -> Array:
+def _states_sequential(decay: Array, x: Array, B: Array, h0: Array) -> tuple[Array, Array]:
     def step(t, h):  # in place: an output stacked by lax.scan would be written twice
-        h_t = _at(decay, t) * _at(h, t - 1) + _at(h, t)
-        return lax.dynamic_update_index_in_dim(h, h_t, t, 0)
+        h_t = _at(decay, t) * _at(h, t) + _outer(_at(x, t), _at(B, t))
+        return lax.dynamic_update_index_in_dim(h, h_t, t + 1, 0)
 
-    return lax.fori_loop(1, x.shape[0], step, _add_at(x, 0, decay[0] * h0))
+    h = jnp.zeros((len(x) + 1, *h0.shape), h0.dtype).at[0].set(h0)
+    h = lax.fori_loop(0, len(x), step, h)
+    return h[:-1], h[1:]
 
 
-def _adjoints_sequential(decay: Array, x: Array, dh: Array) -> Array:
-    last = x.shape[0] - 1
+def _adjoints_sequential(decay: Array, dy: Array, C: Array, dh: Array) -> Array:
+    def step(i, carry):
+        g, dh = carry
+        t = len(dy) - 1 - i
+        g_t = dh + _outer(_at(dy, t), _at(C, t))
+        return lax.dynamic_update_index_in_dim(g, g_t, t, 0), _at(decay, t) * g_t
 
-    def step(i, g):
-        t = last - i
-        g_t = _at(decay, t + 1) * _at(g, t + 1) + _at(g, t)
-        return lax.dynamic_update_index_in_dim(g, g_t, t, 0)
-
-    return lax.fori_loop(1, last + 1, step, _add_at(x, last, dh))
+    return lax.fori_loop(0, len(dy), step, (jnp.zeros_like(decay), dh))[0]
 
 
 def _outputs_associative(h: Array, A: Array, tokens: _Tokens) -> tuple[Array, Array]:
-    u, delta, B, C, keep = tokens
-    x = (delta * u)[:, :, None] * B[..., None]
-    h = _states_associative(_decay(delta, A, keep), x, h)
+    u, delta, B, C, reset = tokens
+    h = _states_associative(_decay(delta, A, reset), delta * u, B, h)[1]
     return h[-1], _einsum("tbse,tbs->tbe", h, C)
 
 
-def _states_associative(decay: Array, x: Array, h0: Array) -> Array:
-    return lax.associative_scan(_compose, (decay, _add_at(x, 0, decay[0] * h0)))[1]
+def _states_associative(decay: Array, x: Array, B: Array, h0: Array) -> tuple[Array, Array]:
+    inputs = _add_at(_outer(x, B), 0, decay[0] * h0)
+    h = lax.associative_scan(_compose, (decay, inputs))[1]
+    return jnp.concatenate([h0[None], h[:-1]]), h
 
 
-def _adjoints_associative(decay: Array, x: Array, dh: Array) -> Array:
+def _adjoints_associative(decay: Array, dy: Array, C: Array, dh: Array) -> Array:
     after = jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])])
-    return lax.associative_scan(_compose, (after, _add_at(x, x.shape[0] - 1, dh)), reverse=True)[1]
+    inputs = _add_at(_outer(dy, C), len(dy) - 1, dh)
+    return lax.associative_scan(_compose, (after, inputs), reverse=True)[1]
 
 
 def _compose(first, second):
@@ -202,6 +207,11 @@ _FORMS = {
     "sequential": _Form(16, _outputs_sequential, _states_sequential, _adjoints_sequential),
     "associative": _Form(64, _outputs_associative, _states_associative, _adjoints_associative),
 }
+
+
+def _outer(of_channels: Array, of_states: Array) -> Array:
+    """Return the products [..., S, E] of arrays [..., E] and [..., S]."""
+    return of_channels[..., None, :] * of_states[..., None]
 
 
 def _at(x: Array, t: Array) -> Array:
