@@ -135,11 +135,10 @@ def _on_device(
         x = x.reshape(tokens, *x.shape[weights.ndim :])
         return jnp.pad(x, ((0, -tokens % count), *((0, 0),) * (x.ndim - 1)))
 
+    axes = vocabulary_axes, shard_axes, sum(token_axes, ())
+    options = chunks.Options(products, count, z_loss, *axes)
     if reduction == "sum":
-        axes = vocabulary_axes, shard_axes, sum(token_axes, ())
-        options = chunks.Options(products, count, z_loss, *axes)
         return chunks.weighted_sum(options, flat(hidden), head, flat(targets), flat(weights))
     head = chunks.gather_head(head, shard_axes)
-    options = chunks.Options(products, count, z_loss, vocabulary_axes)
     losses = chunks.token_losses(options, flat(hidden), head, flat(targets))
     return weights * losses[:tokens].reshape(weights.shape)

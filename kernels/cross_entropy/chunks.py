@@ -68,7 +68,7 @@ class Options(NamedTuple):
         hidden, targets and weights are the same on all devices along them.
       shards: axes that the head's D is cut over. `weighted_sum` gathers the head, and returns each
         device's part of the gradient.
-      tokens: axes that the tokens are cut over; for `weighted_sum` only.
+      tokens: axes that the tokens are cut over.
     """
 
     products: Products
@@ -137,7 +137,7 @@ def token_losses(options: Options, hidden: Array, head: Array, targets: Array) -
         losses, shift = lax.scan(step, None, chunks)[1]
         return _join(losses), _join(shift)
 
-    return _with_safe_shift(run, _mean_logits(options, hidden, _mean(head)))
+    return _with_safe_shift(options, run, _mean_logits(options, hidden, _mean(head)))
 
 
 def _token_losses_forward(options, hidden, head, targets):
@@ -181,7 +181,7 @@ def _losses_and_gradients(
         losses, dhidden, shift = map(_join, outputs)
         return (losses, dhidden, dhead), shift
 
-    return _with_safe_shift(run, _mean_logits(options, hidden, mean))
+    return _with_safe_shift(options, run, _mean_logits(options, hidden, mean))
 
 
 class _Rows(NamedTuple):
@@ -243,10 +243,14 @@ def _mean_logits(options: Options, hidden: Array, mean: Array) -> Array:
     return jnp.sum(hidden * _over(lax.pmean, options.vocabulary, mean), -1)
 
 
-def _with_safe_shift(run: Callable[[Array], tuple[Results, Array]], shift: Array) -> Results:
+def _with_safe_shift(
+    options: Options, run: Callable[[Array], tuple[Results, Array]], shift: Array
+) -> Results:
     """Return the results of `run`, run a second time if the first shift is not safe.
 
     Args:
+      options: if they cut the vocabulary, `run` has collectives, and all devices run it again if
+        one has to.
       run: from a shift for each token to results and to a safe shift for each, the same if it is.
       shift: the first one, [N].
     """
@@ -255,6 +259,9 @@ def _with_safe_shift(run: Callable[[Array], tuple[Results, Array]], shift: Array
         is_first, _, shift, _ = state
         results, safe_shift = run(shift)
         changed = jnp.any(shift != safe_shift)
+        if options.vocabulary:
+            axes = dict.fromkeys((*options.vocabulary, *options.shards, *options.tokens))
+            changed = lax.pmax(changed.astype(jnp.int32), tuple(axes)) > 0
         return jnp.zeros_like(is_first), is_first & changed, safe_shift, results
 
     empty = jax.tree.map(lambda x: lax.empty(x.shape, x.dtype), jax.eval_shape(run, shift)[0])
