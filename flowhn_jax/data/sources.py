@@ -13,6 +13,7 @@ from flowhn_jax.data.records import check_size, read_json_lines, read_parquet, t
 from flowhn_jax.data.source_files import Listing, SourceFile, file_at, find_files
 from flowhn_jax.data.tokenizer_config import is_download
 from flowhn_jax.storage import Place, place, readable_place
+from flowhn_jax.utils.wrapped_file import WrappedFile
 
 _SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
@@ -150,28 +151,15 @@ def _read_file(path: Place, field: str, on_bytes_read: OnBytesRead) -> Iterator[
         yield from read(path, file, field)
 
 
-class _CountedFile(io.RawIOBase):
+class _CountedFile(WrappedFile):
     """An open file that reports how many of its bytes were read."""
 
     def __init__(self, file: BinaryIO, on_bytes_read: OnBytesRead):
-        self._file = file
+        super().__init__(file)
         self._on_bytes_read = on_bytes_read
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to another position."""
-        return self._file.seek(offset, whence)
-
-    def readinto(self, buffer) -> int:
-        """Read at most `len(buffer)` bytes, and return how many; 0 at the end."""
-        data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
+    def fetch(self, size: int) -> bytes:
+        """Return at most `size` bytes from the position on; none at the end."""
+        data = super().fetch(size)
         self._on_bytes_read(len(data))
-        return len(data)
+        return data

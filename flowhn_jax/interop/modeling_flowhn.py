@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
+from transformers.utils import ModelOutput
 
 _MAX_LOG = 88.0  # exp(88) is finite in float32
 # What this version of transformers calls the cache.
-_PARAMETERS = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+_PARAMETERS = inspect.signature(vars(GenerationMixin)["prepare_inputs_for_generation"]).parameters
 _CACHE = "cache" if "cache" in _PARAMETERS else "past_key_values"
 
 
@@ -491,9 +491,9 @@ class HymbaLayer(nn.Module):
     ) -> tuple[Tensor, dict[str, Any], KeysValues]:
         """Return the stream [B, T, D], the new cache, and keys and values for the next layer."""
         cache = cache or {"attention": None, "ssm": None}
-        mixed, cache, seen = self.mixer(self.norm(x), positions, valid, cache, borrowed)
+        mixed, new_cache, seen = self.mixer(self.norm(x), positions, valid, cache, borrowed)
         x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), cache, seen
+        return x + self.mlp(self.mlp_norm(x)), new_cache, seen
 
 
 class DecodeCache:

@@ -12,6 +12,7 @@ from etils import epath
 from flowhn_jax.storage.errors import StorageError
 from flowhn_jax.storage.place import Place
 from flowhn_jax.utils.text import one_line, short_path
+from flowhn_jax.utils.wrapped_file import WrappedFile
 
 T = TypeVar("T")
 
@@ -200,30 +201,16 @@ class HubPlace(Place):
         return answer(self, lambda: request(_hub()))
 
 
-class _Reader(io.RawIOBase):
+class _Reader(WrappedFile):
     """An open file of the hub, whose errors name it."""
 
     def __init__(self, place: HubPlace, file: Any):
+        super().__init__(file)
         self._place = place
-        self._file = file
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a position and return it."""
-        return self._file.seek(offset, whence)
-
-    def readinto(self, buffer: Any) -> int:
-        """Read at most `len(buffer)` bytes, and return how many; 0 at the end."""
-        data = answer(self._place, lambda: self._file.read(len(buffer)))
-        buffer[: len(data)] = data
-        return len(data)
+    def fetch(self, size: int) -> bytes:
+        """Return at most `size` bytes from the position on; none at the end."""
+        return answer(self._place, lambda: super(_Reader, self).fetch(size))
 
 
 def _hub() -> Any:

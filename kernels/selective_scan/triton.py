@@ -17,8 +17,7 @@ chunks. A second pass, over the chunks in parallel, could add up more channels b
 would compute all exponentials and read all inputs again, which costs more than these sums.
 """
 
-import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,8 +31,8 @@ from kernels.checks import refused_dtype
 from kernels.custom_vjp import custom_vjp, kept_by_remat
 from kernels.manual_axes import vary_alike
 from kernels.scan_inputs import ScanInputs, float32_or_zeros, per_token
+from kernels.scan_tiles import choose_scan_tile
 from kernels.triton_call import Launch, Run
-from kernels.tuning import choose_tile
 
 _f32 = jnp.float32
 _DTYPES = ("bfloat16", "float32")
@@ -228,17 +227,13 @@ def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[
 
 
 def _choose(inputs: ScanInputs) -> Tile:
-    shapes = [None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
-    described = ", ".join("-" if x is None else f"{x.dtype}{list(x.shape)}" for x in shapes)
-    versions = [importlib.metadata.version(name) for name in ("jax", "jax-triton", "triton")]
     tile = Tile(
-        *choose_tile(
+        *choose_scan_tile(
             "selective_scan",
-            f"{described} {' '.join(versions)}",
+            inputs,
             candidates(inputs.x.shape[0] * inputs.x.shape[2]),
             DEFAULT,
-            lambda tile: partial(forward_and_backward, Tile(*tile), shapes),
-            [x for x in shapes if x is not None],
+            timed,
         )
     )
     if any(n.bit_count() != 1 or n > most for n, most in zip(tile, _LARGEST, strict=True)):
@@ -256,16 +251,6 @@ def candidates(channels: int) -> list[Tile]:
     return [Tile(tokens, 32, count) for tokens in (16, 8) for count in warps]
 
 
-def forward_and_backward(tile: Tile, shapes: Sequence[Any], *arrays: Array) -> list[Array]:
-    """Return the gradients of the scan, the program by which tiles are timed.
-
-    Args:
-      tile: the tile to time.
-      shapes: of the scan's inputs, in order, None for those that are left out.
-      *arrays: the inputs that are not None.
-    """
-    present = iter(arrays)
-    inputs = ScanInputs._make(None if x is None else next(present) for x in shapes)
-    outputs, vjp = jax.vjp(partial(scan_with, call_triton, tile), inputs)
-    gradients = jax.tree.leaves(vjp(outputs))
-    return [g for g in gradients if g.dtype != jax.dtypes.float0]
+def timed(tile: Sequence[int]) -> Callable[[ScanInputs], tuple[Array, Array]]:
+    """Return the scan with a tile, of which `kernels.scan_tiles` times the gradients."""
+    return partial(scan_with, call_triton, Tile(*tile))

@@ -9,8 +9,7 @@ in registers and shared memory. There are no atomics, so every run gives the sam
 In float32 products are of three TF32 products each, which is as exact as float32 within a few bits.
 """
 
-import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,9 +23,9 @@ from kernels.checks import refused_dtype
 from kernels.custom_vjp import custom_vjp, kept_by_remat
 from kernels.manual_axes import vary_alike
 from kernels.scan_inputs import ScanInputs
+from kernels.scan_tiles import choose_scan_tile
 from kernels.ssd.kernel_inputs import LN_2, KernelInputs, chunk_sums, kernel_inputs
 from kernels.triton_call import Launch, Run
-from kernels.tuning import choose_tile
 
 _f32 = jnp.float32
 _DTYPES = ("bfloat16", "float32")
@@ -245,19 +244,7 @@ def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[
 
 
 def _choose(inputs: ScanInputs) -> Tile:
-    shapes = [None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
-    described = ", ".join("-" if x is None else f"{x.dtype}{list(x.shape)}" for x in shapes)
-    versions = [importlib.metadata.version(name) for name in ("jax", "jax-triton", "triton")]
-    tile = Tile(
-        *choose_tile(
-            "ssd",
-            f"{described} {' '.join(versions)}",
-            CANDIDATES,
-            DEFAULT,
-            lambda tile: partial(forward_and_backward, Tile(*tile), shapes),
-            [x for x in shapes if x is not None],
-        )
-    )
+    tile = Tile(*choose_scan_tile("ssd", inputs, CANDIDATES, DEFAULT, timed))
     if tile.tokens not in (16, 32, 64, 128) or tile.warps not in (1, 2, 4, 8, 16):
         raise ValueError(
             "FLOWHN_SSD_TILE must be tokens,warps, powers of two, 16 to 128 tokens and at most 16 "
@@ -266,16 +253,6 @@ def _choose(inputs: ScanInputs) -> Tile:
     return tile
 
 
-def forward_and_backward(tile: Tile, shapes: Sequence[Any], *arrays: Array) -> list[Array]:
-    """Return the gradients of the scan, the program by which tiles are timed.
-
-    Args:
-      tile: the tile to time.
-      shapes: of the scan's inputs, in order, None for those that are left out.
-      *arrays: the inputs that are not None.
-    """
-    present = iter(arrays)
-    inputs = ScanInputs._make(None if x is None else next(present) for x in shapes)
-    outputs, vjp = jax.vjp(partial(ssd_with, call_triton, tile), inputs)
-    gradients = jax.tree.leaves(vjp(outputs))
-    return [g for g in gradients if g.dtype != jax.dtypes.float0]
+def timed(tile: Sequence[int]) -> Callable[[ScanInputs], tuple[Array, Array]]:
+    """Return the scan with a tile, of which `kernels.scan_tiles` times the gradients."""
+    return partial(ssd_with, call_triton, Tile(*tile))

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from flowhn_jax.bench import formulas
 from kernels import triton_call
+from kernels.scan_tiles import forward_and_backward
 from kernels.selective_scan import triton as backend
 from tests.kernels import triton_interpreter
 from tests.kernels.reference import assert_close
@@ -196,7 +197,7 @@ def test_what_is_timed(rng):
     args = scan_arguments(rng, 2, 40, 70, 3, jnp.bfloat16) | {"dt_bias": None}
     shapes = jax.eval_shape(lambda: list(scan_inputs(args)))
     present = [x for x in shapes if x is not None]
-    results = jax.eval_shape(partial(backend.forward_and_backward, TILE, shapes), *present)
+    results = jax.eval_shape(partial(forward_and_backward, backend.timed(TILE), shapes), *present)
     names = ["u", "dt", "A", "B", "C", "D", "z", "initial_state"]  # without integers
     expected = [args[name].shape for name in names]
     assert [x.shape for x in results] == expected

@@ -11,6 +11,7 @@ import pytest
 
 from flowhn_jax.bench import formulas
 from kernels import triton_call
+from kernels.scan_tiles import forward_and_backward
 from kernels.ssd import triton as backend
 from tests.kernels import triton_interpreter
 from tests.kernels.scans import Scan
@@ -144,7 +145,7 @@ def test_what_is_timed(rng):
     shapes = jax.eval_shape(lambda: list(ssd_inputs(args)))
     present = [x for x in shapes if x is not None]
     results = jax.eval_shape(
-        partial(backend.forward_and_backward, backend.DEFAULT, shapes), *present
+        partial(forward_and_backward, backend.timed(backend.DEFAULT), shapes), *present
     )
     names = ["x", "dt", "A", "B", "C", "D", "initial_state"]  # without integers
     assert [x.shape for x in results] == [args[name].shape for name in names]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.suite.workload import Earlier, recipe
 from flowhn_jax.config import require_flowhn
+from kernels.scan_tiles import forward_and_backward
 from kernels.selective_scan import triton
 from kernels.tuning import time_tiles
 
@@ -48,7 +49,7 @@ def _measure(key: str) -> Row:
     seconds = time_tiles(
         key,
         triton.candidates(batch * width),
-        lambda tile: functools.partial(triton.forward_and_backward, triton.Tile(*tile), shapes),
+        lambda tile: functools.partial(forward_and_backward, triton.timed(tile), shapes),
         given,
     )
     if not seconds:
