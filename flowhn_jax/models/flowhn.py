@@ -16,7 +16,6 @@ from flowhn_jax.layers.mamba1 import Mamba1, Mamba1Cache
 from flowhn_jax.layers.mamba2 import Mamba2, Mamba2Cache
 from flowhn_jax.layers.mixer import CacheT
 from flowhn_jax.layers.prompts import Prompts
-from flowhn_jax.layers.traced_once import TracedOnce
 from flowhn_jax.models.base import HeadDimKeys, Mamba1Keys, Mamba2Keys, ModelConfig
 from flowhn_jax.models.language_model import STREAM, Blocks, LanguageModel
 from flowhn_jax.models.registry import register
@@ -175,12 +174,7 @@ class Block(nnx.Module):
         self.final_proj = linear(width, width, context)
 
     def __call__(
-        self,
-        x: jax.Array,
-        segment_ids: jax.Array | None = None,
-        *,
-        plan: BlockPlan,
-        traced: TracedOnce | None = None,
+        self, x: jax.Array, segment_ids: jax.Array | None = None, *, plan: BlockPlan
     ) -> jax.Array:
         """Return the stream [B, T, D] after the block.
 
@@ -188,9 +182,7 @@ class Block(nnx.Module):
           x: [B, T, D].
           segment_ids: [B, T] int32; documents never attend to each other. None: one document.
           plan: which positions each branch gets.
-          traced: calls the branches of all blocks of a model; None: of this block alone.
         """
-        call = TracedOnce() if traced is None else traced
         ssm, of_ssm = _take_both(x, segment_ids, plan.ssm)
         attention, of_attention = _take_both(x, segment_ids, plan.attention)
         if is_parallel():
@@ -198,9 +190,8 @@ class Block(nnx.Module):
             ssm, attention = side_by_side(*parts)
         else:
             # A short text may lie wholly within one branch.
-            ssm = call(self.ssm, ssm, of_ssm) if ssm.shape[1] else ssm
-            if attention.shape[1]:
-                attention = call(self.attention, attention, of_attention)
+            ssm = self.ssm(ssm, of_ssm) if ssm.shape[1] else ssm
+            attention = self.attention(attention, of_attention) if attention.shape[1] else attention
         fused = constrain(self._join(ssm, attention, plan), STREAM)
         return constrain(self._add_fused(x, fused), STREAM)
 
@@ -309,9 +300,8 @@ class FlowHN(LanguageModel):
         self, blocks: Blocks, x: jax.Array, segment_ids: jax.Array | None
     ) -> jax.Array:
         """Return the stream [B, T, D] after all blocks, by the plan for T tokens."""
-        traced = TracedOnce()
         for block, plan in zip(blocks, self.config.plan(x.shape[1]).blocks, strict=True):
-            x = block(x, segment_ids, plan=plan, traced=traced)
+            x = block(x, segment_ids, plan=plan)
         return x
 
     def init_block_caches(self, batch: int, length: int) -> list[BlockCache]:
