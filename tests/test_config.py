@@ -90,7 +90,7 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"model": {"ssm": "mamba2", "ssm_groups": 5}}, r"ssm_groups must .* \(24\); got 5"),
         ({"kernels": {"backend": "fast"}}, r"kernels.backend: .* 'auto', 'xla' or OPER"),
         ({"kernels": {"backend": "scan=xla"}}, r"operation must be one of .*; got 'scan'"),
-        ({"kernels": {"backend": "ssd=triton"}}, r"ssd: .* one of 'xla'; got 'triton'"),
+        ({"kernels": {"backend": "ssd=cudnn"}}, r"ssd: .* one of .*'xla'; got 'cudnn'"),
         ({"model": {"dtype": "float16"}}, r"one of auto, float32, bfloat16"),
         ({"model": {"split": {"stem": 3}}}, r"split.stem must be 0 to model.blocks \(2\); got 3"),
         ({"train": {"batch_size": 10, "accumulate": 4}}, r"accumulate \(4\), e.g. 8 or 12"),

@@ -12,7 +12,16 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
-COPIED = ("configs", "flowhn_jax", "kernels", "tests", "train.py", "eval.py", "pyproject.toml")
+COPIED = (
+    "configs",
+    "flowhn_jax",
+    "kernels",
+    "tests",
+    "tools",
+    "train.py",
+    "eval.py",
+    "pyproject.toml",
+)
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # The last words before a block of Python or a diff say what to do with it.

@@ -151,7 +151,9 @@ def test_a_run_is_exported_and_imported_again(fac, capsys, tmp_path):
     root, config = fac
     out, back = tmp_path / "out", tmp_path / "back"
     export_run(str(root / "run"), str(out))
-    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors"}
+    files = {"config.json", "model.safetensors", "modeling_flowhn.py", "README.md"}
+    files |= {"tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in out.iterdir()} == files
     loaded = huggingface.load(out)
     params = load_params(str(root / "run"), config.model, make_mesh(config.mesh, 4))
     assert loaded[0] == config.model

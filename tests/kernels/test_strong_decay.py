@@ -118,10 +118,11 @@ def test_ssd_with_small_steps_among_large_ones(rng, share, run):
     cotangents = rng.standard_normal(args["x"].shape).astype(np.float32)
 
     def gradient(A, dt):
-        return jax.vjp(lambda A, dt: ssd(**args | {"A": A, "dt": dt}), A, dt)[1](cotangents)
+        return jax.vjp(lambda A, dt: run(**args | {"A": A, "dt": dt}), A, dt)[1](cotangents)
 
     found = dict(zip(("A", "dt"), jax.jit(gradient)(args["A"], args["dt"]), strict=True))
     expected = formulas.in_float64(lambda **args: formulas.ssd(**args)[0], args, cotangents)[1]
     for head in range(4):
         of_head = {name: x[..., head] for name, x in found.items()}
-        assert_close(of_head, {name: expected[name][..., head] for name in found}, 1e-5)
+        # Five times the others' tolerance: the terms of a head's gradient may nearly cancel.
+        assert_close(of_head, {name: expected[name][..., head] for name in found}, 5e-5)

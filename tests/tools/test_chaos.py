@@ -50,6 +50,7 @@ def test_a_harmed_run_ends_like_an_uninterrupted_one(folder):
     assert result["kills"] == sum(result[name] for name in HARMS)
 
 
+@pytest.mark.slow
 def test_a_harmed_run_in_a_bucket_ends_like_an_uninterrupted_one(folder, bucket, monkeypatch):
     monkeypatch.setattr("tools.chaos._SHARE_OF_REMOVED_LOCKS", 1.0)
     soak = Soak(folder, steps=STEPS, seed=1, bucket=place(bucket))
@@ -187,6 +188,7 @@ def test_an_error_of_one_of_four_processes_ends_all_with_one_message(copy, statu
     assert outcome.broken == broken or outcome.broken.startswith(broken)
 
 
+@pytest.mark.slow
 def test_a_soak_works_without_the_right_to_mount_a_disk(folder, monkeypatch):
     monkeypatch.setattr("tools.chaos.open_disk", FileLimit)
     monkeypatch.setattr("tools.chaos.HARMS", {"disk_full": HARMS["disk_full"]})

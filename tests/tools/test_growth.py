@@ -4,6 +4,7 @@ from tools.growth import failures, measure_growth
 from tools.small_run import small_config
 
 
+@pytest.mark.slow
 def test_files_and_threads_do_not_grow(tmp_path):
     growth = measure_growth(tmp_path, small_config(""), 200)
     assert growth["steps"] == 200

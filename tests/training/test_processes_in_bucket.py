@@ -2,6 +2,8 @@
 
 import pathlib
 
+import pytest
+
 from flowhn_jax import config as config_lib
 from flowhn_jax.checkpoints import files, manifest
 from flowhn_jax.data.prepare import prepare
@@ -12,6 +14,7 @@ from tools.same_run import differences
 TEXT = pathlib.Path(__file__).parent.parent / "data" / "wikitext.txt"
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_bucket(data, bucket, tmp_path):  # noqa: F811
     local, workdir = tmp_path / "local", f"{bucket}/run"
     fit_in_two_processes(config_on(data, data=8), local)
