@@ -90,7 +90,7 @@ class HarnessLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Any], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """Return the same for requests (anything, context, continuation) of ids."""
+        """Return what `loglikelihood` does, for (anything, context ids, continuation ids)."""
         pairs = [Pair(list(context), list(continuation)) for _, context, continuation in requests]
         with progress(len(pairs), "scoring", "pairs", enabled=not disable_tqdm) as bar:
             scores = self._scorer.score(pairs, bar.update)
@@ -175,7 +175,7 @@ class HarnessLM(TemplateLM):
         return self._choose(chat_template if isinstance(chat_template, str) else None)[1]
 
     def _choose(self, name: str | None) -> tuple[ChatTemplates, str]:
-        """Choose a template by name, or the default one, and return it after all templates."""
+        """Choose a template by name, or the default one; return all templates and the chosen one."""
         self._templates = self._templates or ChatTemplates.read(self._tokenizer)
         self._template = self._templates.template(name)
         return self._templates, self._template
