@@ -175,7 +175,7 @@ class HarnessLM(TemplateLM):
         return self._choose(chat_template if isinstance(chat_template, str) else None)[1]
 
     def _choose(self, name: str | None) -> tuple[ChatTemplates, str]:
-        """Choose a template by name, or the default one; return all templates and the chosen one."""
+        """Choose a template by name, or the default one; return all templates and that one."""
         self._templates = self._templates or ChatTemplates.read(self._tokenizer)
         self._template = self._templates.template(name)
         return self._templates, self._template
