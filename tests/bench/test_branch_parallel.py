@@ -10,6 +10,7 @@ from flowhn_jax.split.measured import BranchTimes
 from tests.small import small_baseline, small_config
 
 
+@pytest.mark.slow
 def test_one_and_two_devices_compute_the_same(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("FLOWHN_CACHE_DIR", str(tmp_path))
     config = small_config()

@@ -33,6 +33,7 @@ def test_the_page_asks_for_no_network_disk():
 
 
 @pytest.mark.usefixtures("emulator")
+@pytest.mark.slow
 def test_the_commands_run(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWHN_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("data.md", "training.md"):

@@ -91,10 +91,10 @@ SPLIT_POSITIONS = {"sequence": 2, "data": 2}
 @pytest.mark.parametrize(
     ("kind", "axes"),
     [(kind, {"fsdp": 4, "tensor": 2}) for kind in BASELINES]
-    + [(kind, SPLIT_POSITIONS) for kind in ("mamba2", "jamba", "hymba")]
+    + [(kind, SPLIT_POSITIONS) for kind in ("mamba2", "jamba")]
     + [
         pytest.param(kind, SPLIT_POSITIONS, marks=pytest.mark.slow)
-        for kind in ("llama", "mamba1", "shm", "falcon_h1")
+        for kind in ("llama", "mamba1", "shm", "hymba", "falcon_h1")
     ],
 )
 def test_on_eight_devices(kind, axes):

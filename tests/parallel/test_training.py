@@ -80,15 +80,24 @@ def test_every_combination_of_axes(axes):
     assert_same(train(recipe(), **axes), on_one_device())
 
 
-WAYS = [dict(fsdp=2, branch=2, tensor=2), dict(fsdp=2, sequence=4)]
+BRANCH, SEQUENCE = dict(fsdp=2, branch=2, tensor=2), dict(fsdp=2, sequence=4)
 
 
-@pytest.mark.parametrize("strategy", ["no_split", "ae_split", "fa_split", "fai_split"])
-@pytest.mark.parametrize("axes", WAYS, ids=["branch", "sequence"])
+@pytest.mark.parametrize(
+    ("strategy", "axes"),
+    [
+        ("fai_split", BRANCH),
+        *((strategy, SEQUENCE) for strategy in ("no_split", "ae_split", "fa_split", "fai_split")),
+        *(
+            pytest.param(strategy, BRANCH, marks=pytest.mark.slow)
+            for strategy in ("no_split", "ae_split", "fa_split")
+        ),
+    ],
+)
 def test_every_strategy(strategy, axes):
     assert_same(train(recipe(strategy), **axes), on_one_device(strategy=strategy))
 
 
-@pytest.mark.parametrize("axes", WAYS, ids=["branch", "sequence"])
+@pytest.mark.parametrize("axes", [BRANCH, SEQUENCE], ids=["branch", "sequence"])
 def test_mamba2(axes):
     assert_same(train(recipe(ssm="mamba2"), **axes), on_one_device(ssm="mamba2"))
