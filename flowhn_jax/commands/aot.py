@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flowhn_jax.commands import runner
@@ -50,9 +51,10 @@ def define(flags: Flags) -> Callable[[], None]:
         from flowhn_jax.aot import topology as topology_lib
 
         config = parse_config()
-        machine = topology_lib.describe(topology.value, slices.value)
-        if print_roofline(config, machine, as_json=as_json.value):
+        describe = partial(topology_lib.describe, topology.value, slices.value)
+        if print_roofline(config, describe, as_json=as_json.value):
             return
+        machine = describe()
         make = step_report.largest_batch if largest_batch.value else step_report.report
         found = make(config, machine, mfu=mfu.value, plan_only=plan_only.value)
         print(json.dumps(found.to_dict()) if as_json.value else found)
@@ -79,7 +81,9 @@ def _define_roofline(flags: Flags) -> Callable[..., bool]:
         )
         plot = flags.path("plot", "picture to write: .png, .svg or .pdf.")
 
-    def print_roofline(config: "Config", machine: "Topology", *, as_json: bool) -> bool:
+    def print_roofline(
+        config: "Config", describe: "Callable[[], Topology]", *, as_json: bool
+    ) -> bool:
         needs, refuses = ("xla", "out", "diff", "plot"), ("mfu", "largest_batch")
         for name in refuses if roofline.value else needs:
             if flags.values[name].present:
@@ -95,7 +99,7 @@ def _define_roofline(flags: Flags) -> Callable[..., bool]:
         earlier = None if before.value is None else _read_step(before.value)
         if out.value is not None:
             check_out(out.value)
-        found = step_bound(config, machine, chosen).to_dict()
+        found = step_bound(config, describe(), chosen).to_dict()
         if as_json:
             print(json.dumps(found if earlier is None else found | {"before": earlier}))
         else:
