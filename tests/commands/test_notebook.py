@@ -15,6 +15,7 @@ def text_of(cell):
     return "".join(output.get("text", "") for output in cell.outputs)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(monkeypatch):
     monkeypatch.setenv("QUICKSTART_STEPS", "5")
     monkeypatch.setenv("QUICKSTART_WIDTH", "32")

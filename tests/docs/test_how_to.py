@@ -102,7 +102,13 @@ def repository(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=() if page.stem == "mixer" else pytest.mark.slow)
+        for page in PAGES
+    ],
+)
 def test_page(page, repository):
     for block in blocks_of(page.read_text()):
         if block.action:

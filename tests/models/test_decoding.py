@@ -119,6 +119,7 @@ def cases(draw):
     return strategy, context, split, lengths, cuts, ssm, padding, draw(st.integers(0, 99))
 
 
+@pytest.mark.slow
 @given(cases())
 @settings(max_examples=6)
 def test_any_split_of_any_prompts(case):

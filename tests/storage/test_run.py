@@ -155,7 +155,9 @@ class Outage:
             self.store.serve()
 
 
-@pytest.mark.parametrize("code", [403, 429, 503])
+@pytest.mark.parametrize(
+    "code", [503, *(pytest.param(code, marks=pytest.mark.slow) for code in (403, 429))]
+)
 def test_a_run_continues_while_a_bucket_refuses(
     data,  # noqa: F811
     local,

@@ -42,6 +42,7 @@ def found(workdir, expected):
     return {name: n for name, n in differences(workdir, expected).items() if n}
 
 
+@pytest.mark.slow
 def test_a_harmed_run_ends_like_an_uninterrupted_one(folder):
     result = Soak(folder, steps=STEPS, seed=1).run(seconds=20, kills=3)
     assert {name: result[name] for name in FAILURES} == NO_FAILURES

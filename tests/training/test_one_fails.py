@@ -152,6 +152,7 @@ def assert_continues_as_undisturbed(folder, workdir):
     assert not any(found.values()), found
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_of_one_process(own_data, tmp_path):
     """What was trained is saved; with a whole shard the run ends as the undisturbed one."""
     shard, whole = damage(own_data, "train", windows_of_second_process(own_data, 7))

@@ -152,6 +152,7 @@ def test_the_mean_of_gradients_in_bfloat16_takes_a_quarter_of_the_optimizer_less
     assert sizes["bfloat16"] == pytest.approx(0.75 * sizes["float32"], abs=8)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_masters():
     config = small_config("fac_split", model={"dtype": "bfloat16"})
     mesh = make_mesh(MeshConfig(data=1), 8)

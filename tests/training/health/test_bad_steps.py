@@ -71,6 +71,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(data, bad_data, tmp_path, cap
     )
 
 
+@pytest.mark.slow
 def test_too_many_in_a_row_stop_the_run_with_what_to_debug(data, bad_data, tmp_path):  # noqa: F811
     bad_data(5, 6, 7)
     config = run_config(data, max_skipped=3, log_every=1)
