@@ -127,5 +127,4 @@ def test_ssd_with_small_steps_among_large_ones(rng, share, run):
     expected = formulas.in_float64(lambda **args: formulas.ssd(**args)[0], args, cotangents)[1]
     for head in range(4):
         of_head = {name: x[..., head] for name, x in found.items()}
-        # Five times the others' tolerance: the terms of a head's gradient may nearly cancel.
-        assert_close(of_head, {name: expected[name][..., head] for name in found}, 5e-5)
+        assert_close(of_head, {name: expected[name][..., head] for name in found}, 1e-5)

@@ -174,7 +174,7 @@ def test_a_run_continues_while_a_bucket_refuses(
     said = capfd.readouterr()
     assert store.answered[code] > 2
     assert f"{code} " in said.out + said.err
-    assert "no checkpoint of step " in said.out + said.err
+    assert "no checkpoint of step 3" in said.out + said.err
     assert files.steps_of(f"{bucket}/run") == [8]
     assert found(f"{bucket}/run", local) == ROWS
 

@@ -62,7 +62,7 @@ def test_a_program_from_the_cache_has_its_original_compile_time(first):
     lowered, start = lower(LARGE), time.perf_counter()
     compiled, second = compile_timed(lowered)
     elapsed = time.perf_counter() - start
-    assert elapsed < first / 2
+    assert elapsed < first / 3
     assert first - WHOLE_SECOND < second < first + WHOLE_SECOND
     assert compiled(jnp.ones(2000)).shape == (2000 - LARGE + 1,)
 
