@@ -9,6 +9,8 @@ import urllib.parse
 from typing import Any
 
 CODES = (403, 429, 503)
+# Its multiples are spread evenly over the numbers from 0 to 1: the number of errors is certain.
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 _HOP_HEADERS = ("connection", "transfer-encoding", "content-length", "keep-alive")
 
 
@@ -26,6 +28,7 @@ class FaultyStore:
         self._rng = random.Random(seed)
         self._codes: tuple[int, ...] = ()
         self._share = 1.0
+        self._place = self._rng.random()  # of the next request among those that are refused
         self.answered = dict.fromkeys(CODES, 0)
         store = self
 
@@ -61,7 +64,7 @@ class FaultyStore:
 
         Args:
           codes: HTTP status codes, of which each answer has a random one.
-          share: of the requests; the others are forwarded.
+          share: of the requests, spread evenly over them; the others are forwarded.
         """
         self._codes, self._share = codes, share
 
@@ -80,7 +83,8 @@ class FaultyStore:
     def _answer(self, request: Any) -> None:
         body = _body(request)
         codes = self._codes
-        if codes and self._rng.random() < self._share:
+        self._place = (self._place + _GOLDEN_RATIO) % 1
+        if codes and self._place < self._share:
             code = self._rng.choice(codes)
             self.answered[code] = self.answered.get(code, 0) + 1
             text = f'{{"error": {{"code": {code}, "message": "refused by the proxy"}}}}'.encode()

@@ -27,7 +27,9 @@ sleep = time.sleep
 
 
 def prepare_packages() -> None:
-    """Let Orbax list a bucket through gcsfs without its cache, which misses what others do there.
+    """Set how the libraries use a bucket: no cached listings, no requests of their own.
+
+    Orbax lists a bucket through gcsfs, whose cache misses what others do there.
 
     Raises:
       ValueError: a package that gs:// needs is missing.
@@ -41,6 +43,8 @@ def prepare_packages() -> None:
     import fsspec.config
 
     fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
+    # Recent clients ask for a bucket's metadata next to each request, for traces.
+    os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 
 def _is_installed(module: str) -> bool:

@@ -93,10 +93,10 @@ def test_a_command_prints_one_message(emulator, clock, tmp_path, monkeypatch):
 
 
 def test_answers_that_pass_lose_nothing(bucket, emulator, jsonl, tmp_path, clock, monkeypatch):
-    """A fifth of all requests fails; set and windows are those of a store that never does."""
+    """Two of five requests fail; set and windows are those of a store that never does."""
     local = prepare(str(jsonl), "bytes", tmp_path / "local", context=32)
     monkeypatch.setenv("FLOWHN_CACHE_DIR", str(tmp_path / "cache"))
-    with refusing(emulator, 429, 500, 502, 503, share=0.2) as store, used(store.url):
+    with refusing(emulator, 429, 500, 502, 503, share=0.4) as store, used(store.url):
         made = prepare(str(jsonl), "bytes", f"{bucket}/set", context=32)
         found = windows(made, "train")
         objects = {name: file.read() for name, file in made.folder.walk()}

@@ -76,3 +76,11 @@ def test_half_of_all_requests_fail_and_nothing_is_lost(store, bucket, monkeypatc
     for name, content in contents.items():
         (storage.place(bucket) / name).write_whole(content)
     assert {name: place.read() for name, place in storage.place(bucket).walk()} == contents
+
+
+def test_the_client_sends_no_requests_of_its_own(store, bucket):
+    store.refuse(413)
+    for count in range(1, 4):
+        with pytest.raises(StorageError, match="413"):
+            storage.place(bucket).children()
+        assert store.answered[413] == count

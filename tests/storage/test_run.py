@@ -9,7 +9,7 @@ from flowhn_jax import storage
 from flowhn_jax.checkpoints import files, manifest
 from flowhn_jax.checkpoints.rows import read_rows
 from flowhn_jax.evaluation.evaluate import evaluate
-from flowhn_jax.storage import requests
+from flowhn_jax.storage import lease, requests
 from flowhn_jax.training import bucket_metrics, console
 from flowhn_jax.training.trainer import fit
 from tests.storage.emulator import used
@@ -151,6 +151,7 @@ class Outage:
         self.step += 1
         if self.step == self.first:
             self.store.refuse(self.code)
+            time.sleep(2 * lease.SECONDS_TO_RENEW)  # from now on the lock is too old to save
         if self.step == self.last:
             self.store.serve()
 
