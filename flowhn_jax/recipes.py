@@ -32,10 +32,13 @@ def find(name: str) -> pathlib.Path:
     """
     path = pathlib.Path(name)
     candidates = [path, *(folder / f"{name}.py" for folder in _FOLDERS if path.name == name)]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    found = "not a file" if path.exists() else "not found"
+    try:
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate
+        found = "not a file" if path.exists() else "not found"
+    except OSError as error:  # its name is too long, or its folder may not be read
+        found = f"not a file: {error.strerror}"
     raise ValueError(
         f"--config must be the file or the name of a recipe ({', '.join(names())}); got "
         f"{short_repr(name)}, which is {found}."

@@ -106,6 +106,13 @@ def test_a_recipe_is_local(command, url):
         flags_of(command).parse([command, f"--config={url}"])
 
 
+@pytest.mark.parametrize("command", [each for each in COMMANDS if flags_of(each).takes_config])
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/recipe.py", "x" * 300 + ":fac_split"])
+def test_a_recipe_with_a_long_name_is_not_found(command, name):
+    with pytest.raises(ValueError, match=r"^--config must be .*a file: File name too long\.$"):
+        flags_of(command).parse([command, f"--config={name}"])
+
+
 @pytest.mark.parametrize("url", REFUSED)
 @pytest.mark.parametrize(
     "use",
