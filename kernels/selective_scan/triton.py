@@ -26,7 +26,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from kernels import triton_call
-from kernels.backends import target_capability
 from kernels.checks import refused_dtype
 from kernels.custom_vjp import custom_vjp, kept_by_remat
 from kernels.manual_axes import vary_alike
@@ -75,31 +74,20 @@ def selective_scan(inputs: ScanInputs) -> tuple[Array, Array]:
     warps a program has is measured once on each kind of device (`kernels.tuning`);
     `FLOWHN_SELECTIVE_SCAN_TILE=tokens,channels,warps` sets it.
 
-    Args:
-      inputs: for which `unsupported` returns None.
-
     Raises:
       ValueError: the environment's tile is not valid.
     """
-    run = partial(call_triton, compute_capability=target_capability())
-    return scan_with(run, _choose(inputs), inputs)
+    return scan_with(triton_call.for_target(call_triton), _choose(inputs), inputs)
 
 
 def unsupported(inputs: ScanInputs) -> str | None:
-    """Return why the kernels, or this installation, cannot run the inputs; None if they can.
-
-    Only looks at shapes and dtypes, and assumes that the program is compiled for an NVIDIA GPU.
-    """
-    if reason := triton_call.unsupported():
-        return reason
-    if reason := refused_dtype(per_token(inputs), _DTYPES):
-        return reason
+    """Return why the kernels, or this installation, cannot run the inputs; None if they can."""
     u, A = inputs.x, inputs.A
     if u.shape[0] > _MAX_BATCH:
         return f"the batch size {u.shape[0]} is above {_MAX_BATCH}"
     if 0 in u.shape or 0 in A.shape:
         return f"u {u.shape} or A {A.shape} is empty"
-    return None
+    return triton_call.unsupported() or refused_dtype(per_token(inputs), _DTYPES)
 
 
 def scan_with(run: Run, tile: Tile, inputs: ScanInputs) -> tuple[Array, Array]:
