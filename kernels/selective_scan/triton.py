@@ -215,15 +215,7 @@ def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[
 
 
 def _choose(inputs: ScanInputs) -> Tile:
-    tile = Tile(
-        *choose_scan_tile(
-            "selective_scan",
-            inputs,
-            candidates(inputs.x.shape[0] * inputs.x.shape[2]),
-            DEFAULT,
-            timed,
-        )
-    )
+    tile = Tile(*choose_scan_tile("selective_scan", inputs, candidates(inputs), DEFAULT, timed))
     if any(n.bit_count() != 1 or n > most for n, most in zip(tile, _LARGEST, strict=True)):
         raise ValueError(
             "FLOWHN_SELECTIVE_SCAN_TILE must be tokens,channels,warps, powers of two of at most "
@@ -233,9 +225,10 @@ def _choose(inputs: ScanInputs) -> Tile:
     return tile
 
 
-def candidates(channels: int) -> list[Tile]:
+def candidates(inputs: ScanInputs) -> list[Tile]:
     """Return the tiles to try, with more warps if there are few channels in all sequences."""
-    warps = (1, 2, 4) if channels > 16384 else (2, 4, 8)
+    batch, _, width = inputs.x.shape
+    warps = (1, 2, 4) if batch * width > 16384 else (2, 4, 8)
     return [Tile(tokens, 32, count) for tokens in (16, 8) for count in warps]
 
 

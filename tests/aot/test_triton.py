@@ -57,7 +57,9 @@ def test_registers_do_not_spill(length, width, states, dtype, capability):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tile", backend.candidates(1))
+@pytest.mark.parametrize(
+    "tile", backend.candidates(scan_inputs(arguments(1, 16, 32, 16, jnp.bfloat16)))
+)
 def test_no_tile_spills_registers(tile):
     assert_nothing_spills(2048, 1536, 16, jnp.bfloat16, 90, tile)
 
