@@ -54,10 +54,10 @@ class Backend:
     """One way to run an operation.
 
     Attributes:
-      run: runs the operation on its inputs.
+      run: runs the operation on its inputs, for which `unsupported` returns None.
       platforms: those of 'cpu', 'gpu', 'tpu' that it runs on.
       unsupported: takes the same inputs, of which it may read shapes and dtypes; returns why it
-        cannot run them (a package may be missing), or None if it can.
+        cannot run them on one of its platforms (a package may be missing), or None if it can.
     """
 
     run: Callable[..., Any]

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -43,6 +44,11 @@ def unsupported() -> str | None:
         if importlib.util.find_spec(module) is None:
             return f"the package {package} is not installed: pip install {package}"
     return None
+
+
+def for_target(call: Callable[..., tuple[Array, ...]]) -> Run:
+    """Return a `call` of an operation's kernels, compiled for the GPU that JAX compiles for."""
+    return partial(call, compute_capability=target_capability())
 
 
 def execute(run: Run, launch: Launch) -> dict[str, Array]:

@@ -10,6 +10,7 @@ from flowhn_jax.config import BASELINES, FlowHNConfig
 from flowhn_jax.split import STRATEGIES, SplitConfig, attention_branch_flops, ssm_branch_flops
 from flowhn_jax.split.cost import score_flops
 from kernels import backends
+from tests.jaxprs import equations
 from tests.small import small_baseline, small_config
 
 
@@ -22,23 +23,16 @@ def products(config, monkeypatch):
     tokens = jnp.zeros((1, config.context), int)
     counted = 0
 
-    def walk(jaxpr):
-        nonlocal counted
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "dot_general":
-                (contracted, _), _ = equation.params["dimension_numbers"]
-                left = equation.invars[0].aval.shape
-                size = 2 * equation.outvars[0].aval.size
-                for axis in contracted:
-                    size *= left[axis]
-                counted += size
-            for parameter in equation.params.values():
-                inner = getattr(parameter, "jaxpr", parameter)
-                if hasattr(inner, "eqns") and equation.primitive.name != "scan":
-                    walk(inner)
-
     params = models.abstract_params(config)
-    walk(jax.make_jaxpr(lambda p: models.forward(config, p, tokens))(params).jaxpr)
+    jaxpr = jax.make_jaxpr(lambda p: models.forward(config, p, tokens))(params).jaxpr
+    for equation in equations(jaxpr, opaque=("scan",)):
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            size = 2 * equation.outvars[0].aval.size
+            for axis in contracted:
+                size *= left[axis]
+            counted += size
     return counted
 
 

@@ -113,8 +113,10 @@ class _Workers:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # First, so that no thread that stops begins another shard.
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._stopped.set()
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown()
 
     def map(self, function: Callable[[Shard], _T], shards: Sequence[Shard]) -> list[_T]:
         """Return the results of a function for each shard, as soon as there are all or an error."""

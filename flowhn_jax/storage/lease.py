@@ -73,6 +73,7 @@ class Lease(Lock):
         self._generation = 0
         self._renewed = 0.0  # when the last renewal that succeeded was sent
         self._error: LockLost | None = None
+        self._is_released = False
         self._lock = threading.Lock()
 
     def acquire(self) -> None:
@@ -95,8 +96,9 @@ class Lease(Lock):
             if first is None:
                 first = generation
                 self._log(
-                    f"{self._place} is held by {_describe(holder)} and was renewed {age:.0f} s ago;"
-                    f" waiting for its next renewal, or until it is {SECONDS_TO_LIVE:.0f} s old"
+                    f"{self._place} is held by {_describe(holder)} and was renewed "
+                    f"{max(age, 0):.0f} s ago; waiting for its next renewal, or until it is "
+                    f"{SECONDS_TO_LIVE:.0f} s old"
                 )
             elif generation != first:
                 raise InUse(_describe(holder))
@@ -105,11 +107,15 @@ class Lease(Lock):
     def renew(self) -> None:
         """Renew the lock; `error` returns what is wrong if another process has it.
 
+        A released lock stays released, also if a renewal has waited for the release.
+
         Raises:
           StorageError: the store does not answer; the lock may still be this process's.
         """
         with self._lock:
-            if self._error is not None or self._try_to_write(self._generation):
+            if self._error is not None or self._is_released:
+                return
+            if self._try_to_write(self._generation):
                 return
             # The object may have been removed by hand. Then nobody holds it.
             if self._found() is None and self._try_to_write(0):
@@ -135,8 +141,14 @@ class Lease(Lock):
         return self._error
 
     def release(self) -> None:
-        """Remove the lock, unless another process has it."""
-        with self._lock, contextlib.suppress(FileNotFoundError, StorageError):
+        """Remove the lock, unless another process has it or takes it over now."""
+        from google.api_core.exceptions import PreconditionFailed
+
+        with (
+            self._lock,
+            contextlib.suppress(FileNotFoundError, StorageError, PreconditionFailed),
+        ):
+            self._is_released = True
             found = self._found()
             if found is not None and found[2].get("token") == self._token:
                 self._request(

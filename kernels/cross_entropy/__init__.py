@@ -6,11 +6,12 @@ from typing import Literal
 import jax.numpy as jnp
 from jax import Array
 
-from kernels.backends import Backend, Operation, target_capability, target_platform
+from kernels.backends import Backend, Operation, target_platform
 from kernels.checks import check_arguments
 from kernels.cross_entropy import chunks, triton, xla
 from kernels.manual_axes import vary_alike
 from kernels.partition import over_mesh
+from kernels.triton_call import for_target
 
 # Bytes of a chunk's logits in float32. Each chunk adds to the head's gradient, a pass over D x V
 # numbers; on an accelerator the products take longer than it from about 2000 tokens per chunk.
@@ -20,7 +21,7 @@ Axes = tuple[str, ...]  # names of mesh axes
 
 
 def _triton_products() -> chunks.Products:
-    return triton.products(partial(triton.call_triton, compute_capability=target_capability()))
+    return triton.products(for_target(triton.call_triton))
 
 
 # A backend's function returns its `chunks.Products`.

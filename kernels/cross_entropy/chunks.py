@@ -37,6 +37,14 @@ class Exponentials(NamedTuple):
     peak: Array  # the largest logit, [n]
 
 
+class Factors(NamedTuple):
+    """The gradient of each row's logits: scale times one of the others; float32 [n]."""
+
+    scale: Array
+    of_target: Array  # of the target's logit
+    of_others: Array  # of another logit, per exponential; never 0
+
+
 class Products(NamedTuple):
     """The matrix products of a chunk with what is fused into them, one device's part of them.
 
@@ -45,9 +53,8 @@ class Products(NamedTuple):
 
     Attributes:
       exponentials: (hidden, head, targets, shift [n], keep) -> Exponentials.
-      gradients: (exps, hidden, head, targets, scale [n], of_target [n], of_others [n]) -> the
-        gradients [n, D] and [D, V], both float32, of logits whose gradient is scale * of_target at
-        the target and scale * of_others * exps elsewhere.
+      gradients: (exps, hidden, head, targets, factors) -> the gradients [n, D] and [D, V], both
+        float32.
     """
 
     exponentials: Callable[..., Exponentials]
@@ -171,8 +178,8 @@ def _losses_and_gradients(
         def step(dhead, chunk):
             hidden, targets, shift, scale = chunk
             exps, rows = _rows(options, hidden, head, targets, shift, keep=True)
-            factors = scale, *rows.gradient_factors(options)
-            dhidden, more = options.products.gradients(exps, hidden, head, targets, *factors)
+            factors = rows.gradient_factors(options, scale)
+            dhidden, more = options.products.gradients(exps, hidden, head, targets, factors)
             outputs = rows.losses(options), dhidden.astype(hidden.dtype), rows.safe_shift()
             return dhead + more, outputs
 
@@ -197,16 +204,15 @@ class _Rows(NamedTuple):
         nll = jnp.log(self.total) - self.target
         return nll + options.z_loss * self._lse() ** 2 if options.z_loss else nll
 
-    def gradient_factors(self, options: Options) -> tuple[Array, Array]:
-        """Return the loss's gradient by the target's logit, and by others per exponential."""
+    def gradient_factors(self, options: Options, scale: Array) -> Factors:
+        """Return the gradient of scale times the losses by the logits."""
         nll = jnp.log(self.total) - self.target
         of_target, of_others = jnp.expm1(-nll), jnp.ones_like(nll)
         if options.z_loss:
             from_z = 2 * options.z_loss * self._lse()
             of_target, of_others = of_target + from_z * jnp.exp(-nll), of_others + from_z
-            # Never 0, so that a backend may divide by it.
             of_others = jnp.where(jnp.abs(of_others) < 1e-6, 1e-6, of_others)
-        return of_target, of_others / self.total
+        return Factors(scale, of_target, of_others / self.total)
 
     def safe_shift(self) -> Array:
         """Return the shift, or the peak where the sum is not, or not surely, exact."""

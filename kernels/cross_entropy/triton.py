@@ -17,22 +17,17 @@ from jax import Array
 
 from kernels import triton_call
 from kernels.checks import refused_dtype
-from kernels.cross_entropy.chunks import Exponentials, Products
+from kernels.cross_entropy.chunks import Exponentials, Factors, Products
 from kernels.triton_call import Launch, Run
 
 _TOKENS, _WORDS, _FEATURES = 128, 256, 64  # of a program's tile, and of a step of its product
 
 
 def unsupported(hidden: Array, head: Array) -> str | None:
-    """Return why the kernel, or this installation, cannot run the inputs; None if it can.
-
-    Only looks at shapes and dtypes, and assumes that the program is compiled for an NVIDIA GPU.
-    """
-    if reason := triton_call.unsupported():
-        return reason
+    """Return why the kernel, or this installation, cannot run the inputs; None if it can."""
     if not hidden.size:
         return f"hidden {hidden.shape} is empty"
-    return refused_dtype({"hidden": hidden}, ("bfloat16",))
+    return triton_call.unsupported() or refused_dtype({"hidden": hidden}, ("bfloat16",))
 
 
 def products(run: Run) -> Products:
@@ -62,26 +57,20 @@ def _exponentials(
 
 
 def _gradients(
-    exps: Array,
-    hidden: Array,
-    head: Array,
-    targets: Array,
-    scale: Array,
-    of_target: Array,
-    of_others: Array,
+    exps: Array, hidden: Array, head: Array, targets: Array, factors: Factors
 ) -> tuple[Array, Array]:
     tokens, words = exps.shape
     place = jnp.where(targets < 0, words, targets)  # another device's are dropped
     exps = exps.at[jnp.arange(tokens), place].set(
-        (of_target / of_others).astype(exps.dtype),
+        (factors.of_target / factors.of_others).astype(exps.dtype),
         mode="drop",
         indices_are_sorted=True,
         unique_indices=True,
     )
-    factors = (scale * of_others)[:, None]
+    of_others = (factors.scale * factors.of_others)[:, None]
     dot = partial(jnp.dot, preferred_element_type=jnp.float32)
-    dhead = dot((hidden * factors).astype(hidden.dtype).T, exps)
-    return factors * dot(exps, head.T), dhead
+    dhead = dot((hidden * of_others).astype(hidden.dtype).T, exps)
+    return of_others * dot(exps, head.T), dhead
 
 
 def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[Array, ...]:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from kernels.cross_entropy.chunks import Exponentials, Products
+from kernels.cross_entropy.chunks import Exponentials, Factors, Products
 from kernels.precision import product_precision
 
 
@@ -22,15 +22,10 @@ def _exponentials(
 
 
 def _gradients(
-    exps: Array,
-    hidden: Array,
-    head: Array,
-    targets: Array,
-    scale: Array,
-    of_target: Array,
-    of_others: Array,
+    exps: Array, hidden: Array, head: Array, targets: Array, factors: Factors
 ) -> tuple[Array, Array]:
-    of_target, of_others = ((scale * factor)[:, None] for factor in (of_target, of_others))
+    scale, *others = factors
+    of_target, of_others = ((scale * factor)[:, None] for factor in others)
     dlogits = exps.astype(jnp.float32) * of_others
     dlogits = jnp.where(_one_hot(targets, exps.shape), of_target, dlogits).astype(hidden.dtype)
     return _dot(dlogits, head.T), _dot(hidden.T, dlogits)

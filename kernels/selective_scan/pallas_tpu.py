@@ -10,7 +10,6 @@ Inside this file the inner width is the minor dimension: A is [S, E] and states 
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
@@ -19,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels.checks import refused_dtype
 from kernels.custom_vjp import custom_vjp, kept_by_remat
 from kernels.manual_axes import vary_alike
+from kernels.pallas_scan import WALK, arrays_and_blocks, like, moved_bytes
 from kernels.scan_inputs import ScanInputs, float32_or_zeros, per_token
 from kernels.selective_scan import pallas_tpu_kernels as kernels
 from kernels.selective_scan.pallas_tpu_kernels import (
@@ -31,6 +31,7 @@ from kernels.selective_scan.pallas_tpu_kernels import (
     ForwardScratch,
     Gradients,
     Inputs,
+    Results,
 )
 
 _DTYPES = ("bfloat16", "float32")
@@ -39,21 +40,17 @@ _MAX_STATE_NUMBERS = 2**16  # of a part
 
 
 def unsupported(inputs: ScanInputs) -> str | None:
-    """Return why the kernels cannot run inputs of these shapes and dtypes; None if they can."""
-    if reason := refused_dtype(per_token(inputs), _DTYPES):
-        return reason
+    """Return why the kernels cannot run the inputs; None if they can."""
     if inputs.A.shape[1] > _MAX_STATES:
         return f"it has {inputs.A.shape[1]} states per channel, more than {_MAX_STATES}"
-    return None
+    return refused_dtype(per_token(inputs), _DTYPES)
 
 
 def selective_scan(inputs: ScanInputs, *, interpret: bool = False) -> tuple[Array, Array]:
-    """Return (y, final state), computed by the TPU kernels.
-
-    Results are those of `kernels.selective_scan.selective_scan`.
+    """Return what `kernels.selective_scan.selective_scan` does, computed by the TPU kernels.
 
     Args:
-      inputs: for which `unsupported` returns None.
+      inputs: of the scan.
       interpret: whether to interpret the kernels, which is slow, but works on any platform.
     """
     batch, _, width = inputs.x.shape
@@ -150,29 +147,6 @@ def _tiles(inputs: Inputs) -> _Tiles:
     return _Tiles(min(chunk, length + -length % GROUP), tile, width // min(even or fitting))
 
 
-def _arrange(inputs: Inputs, tiles: _Tiles) -> Inputs:
-    """Return the inputs in the form that the kernels take.
-
-    A is multiplied by log2(e), B and C are [B, chunks, S, 128] with tokens in lanes, and resets are
-    [B, chunks, 1, T / 16], one bit per token.
-    """
-    chunk = tiles.chunk
-
-    def chunks(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk), (0, 0)))
-        return x.reshape(x.shape[0], -1, chunk, x.shape[2]).mT
-
-    def lanes(x: Array) -> Array:
-        return jnp.pad(chunks(x.astype(jnp.float32)), ((0, 0), (0, 0), (0, 0), (0, LANES - chunk)))
-
-    resets = inputs.resets
-    if resets is not None:
-        groups = chunks(resets[..., None]).reshape(len(resets), -1, 1, chunk // GROUP, GROUP)
-        resets = jnp.sum(groups << jnp.arange(GROUP), axis=-1)
-    A = inputs.A * LOG2_E
-    return inputs._replace(A=A, B=lanes(inputs.B), C=lanes(inputs.C), resets=resets)
-
-
 class _Specs:
     """The blocks of a grid (sequences, parts, chunks, tiles of a part)."""
 
@@ -206,37 +180,62 @@ class _Specs:
         self.token_sums = pl.BlockSpec(
             (None, None, None, states, LANES), lambda b, p, t, e: (p, b, at(t), 0, 0)
         )
-        columns = pl.BlockSpec((None, None, states, LANES), of_chunk)
-        per_channel = pl.BlockSpec((1, part), lambda b, p, t, e: (0, p))
-        resets = pl.BlockSpec((None, None, 1, chunk // GROUP), of_chunk, memory_space=pltpu.SMEM)
-        self.inputs = Inputs(
-            u=self.tokens,
-            dt=self.tokens,
-            z=None if inputs.z is None else self.tokens,
-            B=columns,
-            C=columns,
-            A=pl.BlockSpec((states, part), lambda b, p, t, e: (0, p)),
-            D=per_channel,
-            dt_bias=per_channel,
-            resets=None if inputs.resets is None else resets,
+        self.columns = pl.BlockSpec((None, None, states, LANES), of_chunk)
+        self.rates = pl.BlockSpec((states, part), lambda b, p, t, e: (0, p))
+        self.per_channel = pl.BlockSpec((1, part), lambda b, p, t, e: (0, p))
+        self.resets = pl.BlockSpec(
+            (None, None, 1, chunk // GROUP), of_chunk, memory_space=pltpu.SMEM
         )
 
 
-def _call_forward(
-    interpret: bool, inputs: Inputs, h0: Array, *, save_starts: bool
-) -> tuple[Array, Array, Array | None]:
+def _arrange(specs: _Specs, inputs: Inputs, tiles: _Tiles) -> Inputs:
+    """Return the inputs in the form that the kernels take, with their blocks.
+
+    A is multiplied by log2(e), B and C are [B, chunks, S, 128] with tokens in lanes, and resets are
+    [B, chunks, 1, T / 16], one bit per token.
+    """
+    chunk = tiles.chunk
+
+    def chunks(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk), (0, 0)))
+        return x.reshape(x.shape[0], -1, chunk, x.shape[2]).mT
+
+    def lanes(x: Array) -> Array:
+        return jnp.pad(chunks(x.astype(jnp.float32)), ((0, 0), (0, 0), (0, 0), (0, LANES - chunk)))
+
+    resets = inputs.resets
+    if resets is not None:
+        groups = chunks(resets[..., None]).reshape(len(resets), -1, 1, chunk // GROUP, GROUP)
+        resets = jnp.sum(groups << jnp.arange(GROUP), axis=-1)
+    return Inputs(
+        u=(inputs.u, specs.tokens),
+        dt=(inputs.dt, specs.tokens),
+        z=None if inputs.z is None else (inputs.z, specs.tokens),
+        B=(lanes(inputs.B), specs.columns),
+        C=(lanes(inputs.C), specs.columns),
+        A=(inputs.A * LOG2_E, specs.rates),
+        D=(inputs.D, specs.per_channel),
+        dt_bias=(inputs.dt_bias, specs.per_channel),
+        resets=None if resets is None else (resets, specs.resets),
+    )
+
+
+def _call_forward(interpret: bool, inputs: Inputs, h0: Array, *, save_starts: bool) -> Results:
     """Return y, the last state and, with `save_starts`, the states at the chunks' starts."""
     tiles = _tiles(inputs)
     specs = _Specs(inputs, tiles, reverse=False)
     batch, length, _ = inputs.u.shape
-    starts = _like(h0, (batch, specs.grid[2], *h0.shape[1:])) if save_starts else None
+    starts = like(h0, (batch, specs.grid[2], *h0.shape[1:]))
     return _call(
         partial(kernels.forward, length=length),
         specs,
-        (_arrange(inputs, tiles), h0),
-        in_specs=(specs.inputs, specs.state),
-        out_shape=(_like(inputs.u), _like(h0), starts),
-        out_specs=(specs.tokens, specs.state, specs.starts if save_starts else None),
+        _arrange(specs, inputs, tiles),
+        ((h0, specs.state),),
+        Results(
+            y=(like(inputs.u), specs.tokens),
+            final_state=(like(h0), specs.state),
+            starts=(starts, specs.starts) if save_starts else None,
+        ),
         scratch_shapes=(ForwardScratch(**_shared_scratch(inputs, tiles, sums=1)),),
         operations=(6, 1),
         interpret=interpret,
@@ -252,39 +251,23 @@ def _call_backward(
     specs = _Specs(inputs, tiles, reverse=True)
     batch, length, width = inputs.u.shape
     states = inputs.A.shape[0]
-    token_sums = _like(dh_final, (specs.grid[1], batch, specs.grid[2], states, LANES))
-    channel_sums = _like(dh_final, (batch, SUBLANES, width))
-    gated = inputs.z is not None
-    (grads,) = _call(
+    token_sums = like(dh_final, (specs.grid[1], batch, specs.grid[2], states, LANES))
+    channel_sums = like(dh_final, (batch, SUBLANES, width))
+    return _call(
         partial(kernels.backward, length=length),
         specs,
-        (_arrange(inputs, tiles), starts, dy, dh_final),
-        in_specs=(specs.inputs, specs.starts, specs.tokens, specs.state),
-        out_shape=(
-            Gradients(
-                u=_like(inputs.u),
-                dt=_like(inputs.dt),
-                z=_like(inputs.z) if gated else None,
-                B=token_sums,
-                C=token_sums,
-                A=_like(dh_final),
-                D=channel_sums,
-                dt_bias=channel_sums,
-                initial_state=_like(dh_final),
-            ),
-        ),
-        out_specs=(
-            Gradients(
-                u=specs.tokens,
-                dt=specs.tokens,
-                z=specs.tokens if gated else None,
-                B=specs.token_sums,
-                C=specs.token_sums,
-                A=specs.state,
-                D=specs.channel_sums,
-                dt_bias=specs.channel_sums,
-                initial_state=specs.state,
-            ),
+        _arrange(specs, inputs, tiles),
+        ((starts, specs.starts), (dy, specs.tokens), (dh_final, specs.state)),
+        Gradients(
+            u=(like(inputs.u), specs.tokens),
+            dt=(like(inputs.dt), specs.tokens),
+            z=None if inputs.z is None else (like(inputs.z), specs.tokens),
+            B=(token_sums, specs.token_sums),
+            C=(token_sums, specs.token_sums),
+            A=(like(dh_final), specs.state),
+            D=(channel_sums, specs.channel_sums),
+            dt_bias=(channel_sums, specs.channel_sums),
+            initial_state=(like(dh_final), specs.state),
         ),
         scratch_shapes=(
             BackwardScratch(
@@ -299,7 +282,6 @@ def _call_backward(
         interpret=interpret,
         name="selective_scan_backward",
     )
-    return grads
 
 
 def _shared_scratch(inputs: Inputs, tiles: _Tiles, sums: int) -> dict[str, Any]:
@@ -314,24 +296,14 @@ def _scratch(*shape: int) -> Any:
     return pltpu.VMEM(shape, jnp.float32)
 
 
-def _like(x: Array, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
-    """Return the type of a kernel's result with x's dtype, varying over devices as x does."""
-    return jax.ShapeDtypeStruct(
-        x.shape if shape is None else shape,
-        x.dtype,
-        manual_axis_type=jax.typeof(x).manual_axis_type,
-    )
-
-
 def _call(
     kernel: Any,
     specs: _Specs,
-    arguments: tuple[Any, ...],
+    inputs: Inputs,
+    others: tuple[tuple[Array, pl.BlockSpec], ...],
+    results: Any,
     *,
-    out_shape: Any,
     operations: tuple[int, int],
-    interpret: bool,
-    name: str,
     **options: Any,
 ) -> Any:
     """Call a kernel.
@@ -339,37 +311,30 @@ def _call(
     Args:
       kernel: of `pallas_tpu_kernels`.
       specs: blocks of its grid.
-      arguments: its inputs, of which the first is `Inputs`.
-      out_shape: types of its results.
+      inputs: with their blocks; see `arrays_and_blocks`.
+      others: its further arguments, with their blocks.
+      results: types of the results that this function returns, with their blocks.
       operations: floating-point operations and exponentials per token and state number.
-      interpret: whether to interpret it.
-      name: that of the call in a profile.
       **options: further ones of `pallas_call`.
     """
-    inputs = arguments[0]
+    inputs, input_blocks = arrays_and_blocks(inputs)
+    others, other_blocks = arrays_and_blocks(others)
+    types, blocks = arrays_and_blocks(results)
     batch, parts, *_ = specs.grid
     per_part = [x for x in (inputs.B, inputs.C, inputs.resets) if x is not None]
     per_sequence = [inputs.A, inputs.D, inputs.dt_bias]
     state_numbers = inputs.u.size * inputs.A.shape[0]
-
-    def moved(tree: Any) -> int:
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-    return pl.pallas_call(
+    moved = moved_bytes((inputs, others, types))
+    moved += (parts - 1) * moved_bytes(per_part) + (batch - 1) * moved_bytes(per_sequence)
+    flops, transcendentals = (count * state_numbers for count in operations)
+    (arrays,) = pl.pallas_call(
         kernel,
         grid=specs.grid,
-        out_shape=out_shape,
-        cost_estimate=pl.CostEstimate(
-            flops=operations[0] * state_numbers,
-            transcendentals=operations[1] * state_numbers,
-            bytes_accessed=moved((arguments, out_shape))
-            + (parts - 1) * moved(per_part)
-            + (batch - 1) * moved(per_sequence),
-        ),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")
-        ),
-        interpret=interpret,
-        name=name,
+        in_specs=(input_blocks, *other_blocks),
+        out_shape=(types,),
+        out_specs=(blocks,),
+        cost_estimate=pl.CostEstimate(flops, transcendentals, moved),
+        compiler_params=WALK,
         **options,
-    )(*arguments)
+    )(inputs, *others)
+    return arrays

@@ -48,6 +48,14 @@ class Inputs(NamedTuple):
     resets: Any  # [1, T / 16], int32, in SMEM: bit j of a group is 1 if h_{t-1} counts as zero
 
 
+class Results(NamedTuple):
+    """Blocks that the forward kernel writes."""
+
+    y: Any  # [T, W], in u's dtype
+    final_state: Any  # [S, P], float32; between chunks, the running state
+    starts: Any  # [S, W], float32, the state at the chunk's start; None: not kept
+
+
 class Gradients(NamedTuple):
     """Blocks that the backward kernel writes."""
 
@@ -112,22 +120,15 @@ class _StateSums:
 
 
 def forward(
-    inputs: Inputs,
-    initial_state: Any,
-    y: Any,
-    final_state: Any,
-    starts: Any,
-    scratch: ForwardScratch,
-    *,
-    length: int,
+    inputs: Inputs, initial_state: Any, results: Results, scratch: ForwardScratch, *, length: int
 ) -> None:
-    """Write y [T, W]; final_state [S, P] is the running state, `starts` [S, W] a copy at the start.
+    """Write the results, given the state before the first chunk [S, P].
 
     `length` is that of the sequence; the last chunk may hold fewer than T of its tokens.
     """
     chunk, tile = pl.program_id(2), pl.program_id(3)
     groups = _groups(inputs, chunk, length)
-    inputs, (h0, state) = _of_tile(inputs, tile, (initial_state, final_state))
+    inputs, (h0, state) = _of_tile(inputs, tile, (initial_state, results.final_state))
 
     @pl.when(chunk == 0)
     def _() -> None:
@@ -137,8 +138,8 @@ def forward(
     def _() -> None:
         _repeat_columns(inputs, scratch, groups)
 
-    if starts is not None:
-        starts[...] = state[...]
+    if results.starts is not None:
+        results.starts[...] = state[...]
     _prepare(inputs, scratch, chunk, length)
     y_sums = _StateSums(scratch.sums.at[0])
 
@@ -152,7 +153,7 @@ def forward(
         if inputs.z is not None:
             z = _load(inputs.z, i)
             out = out * z * jax.nn.sigmoid(z)
-        y[_rows(i), :] = out.astype(y.dtype)
+        results.y[_rows(i), :] = out.astype(results.y.dtype)
         return h
 
     state[...] = lax.fori_loop(0, groups, partial(_with_resets, inputs, step), state[...])

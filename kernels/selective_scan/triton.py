@@ -26,7 +26,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from kernels import triton_call
-from kernels.backends import target_capability
 from kernels.checks import refused_dtype
 from kernels.custom_vjp import custom_vjp, kept_by_remat
 from kernels.manual_axes import vary_alike
@@ -75,31 +74,20 @@ def selective_scan(inputs: ScanInputs) -> tuple[Array, Array]:
     warps a program has is measured once on each kind of device (`kernels.tuning`);
     `FLOWHN_SELECTIVE_SCAN_TILE=tokens,channels,warps` sets it.
 
-    Args:
-      inputs: for which `unsupported` returns None.
-
     Raises:
       ValueError: the environment's tile is not valid.
     """
-    run = partial(call_triton, compute_capability=target_capability())
-    return scan_with(run, _choose(inputs), inputs)
+    return scan_with(triton_call.for_target(call_triton), _choose(inputs), inputs)
 
 
 def unsupported(inputs: ScanInputs) -> str | None:
-    """Return why the kernels, or this installation, cannot run the inputs; None if they can.
-
-    Only looks at shapes and dtypes, and assumes that the program is compiled for an NVIDIA GPU.
-    """
-    if reason := triton_call.unsupported():
-        return reason
-    if reason := refused_dtype(per_token(inputs), _DTYPES):
-        return reason
+    """Return why the kernels, or this installation, cannot run the inputs; None if they can."""
     u, A = inputs.x, inputs.A
     if u.shape[0] > _MAX_BATCH:
         return f"the batch size {u.shape[0]} is above {_MAX_BATCH}"
     if 0 in u.shape or 0 in A.shape:
         return f"u {u.shape} or A {A.shape} is empty"
-    return None
+    return triton_call.unsupported() or refused_dtype(per_token(inputs), _DTYPES)
 
 
 def scan_with(run: Run, tile: Tile, inputs: ScanInputs) -> tuple[Array, Array]:
@@ -227,15 +215,7 @@ def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[
 
 
 def _choose(inputs: ScanInputs) -> Tile:
-    tile = Tile(
-        *choose_scan_tile(
-            "selective_scan",
-            inputs,
-            candidates(inputs.x.shape[0] * inputs.x.shape[2]),
-            DEFAULT,
-            timed,
-        )
-    )
+    tile = Tile(*choose_scan_tile("selective_scan", inputs, candidates(inputs), DEFAULT, timed))
     if any(n.bit_count() != 1 or n > most for n, most in zip(tile, _LARGEST, strict=True)):
         raise ValueError(
             "FLOWHN_SELECTIVE_SCAN_TILE must be tokens,channels,warps, powers of two of at most "
@@ -245,9 +225,10 @@ def _choose(inputs: ScanInputs) -> Tile:
     return tile
 
 
-def candidates(channels: int) -> list[Tile]:
+def candidates(inputs: ScanInputs) -> list[Tile]:
     """Return the tiles to try, with more warps if there are few channels in all sequences."""
-    warps = (1, 2, 4) if channels > 16384 else (2, 4, 8)
+    batch, _, width = inputs.x.shape
+    warps = (1, 2, 4) if batch * width > 16384 else (2, 4, 8)
     return [Tile(tokens, 32, count) for tokens in (16, 8) for count in warps]
 
 

@@ -24,10 +24,11 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels.checks import refused_dtype
 from kernels.custom_vjp import custom_vjp, kept_by_remat
 from kernels.manual_axes import vary_alike
+from kernels.pallas_scan import WALK, arrays_and_blocks, like, moved_bytes
 from kernels.scan_inputs import ScanInputs
 from kernels.ssd import pallas_tpu_kernels as kernels
 from kernels.ssd.kernel_inputs import LN_2, KernelInputs, chunk_sums, kernel_inputs
-from kernels.ssd.pallas_tpu_kernels import CHUNK, SUBLANES, Gradients, Inputs, Scratch
+from kernels.ssd.pallas_tpu_kernels import CHUNK, SUBLANES, Gradients, Inputs, Results, Scratch
 
 _DTYPES = ("bfloat16", "float32")
 _LANES = 128
@@ -56,25 +57,21 @@ class _Sizes(NamedTuple):
 
 
 def unsupported(inputs: ScanInputs) -> str | None:
-    """Return why the kernels cannot run inputs of these shapes and dtypes; None if they can."""
-    if reason := refused_dtype(dict(x=inputs.x, B=inputs.B, C=inputs.C), _DTYPES):
-        return reason
+    """Return why the kernels cannot run the inputs; None if they can."""
     size, states = inputs.x.shape[3], inputs.B.shape[3]
     if size > _MAX_SIZE or states > _MAX_STATES:
         return (
             f"it has {size} channels per head and {states} states, more than {_MAX_SIZE} and "
             f"{_MAX_STATES}"
         )
-    return None
+    return refused_dtype(dict(x=inputs.x, B=inputs.B, C=inputs.C), _DTYPES)
 
 
 def ssd(inputs: ScanInputs, *, interpret: bool = False) -> tuple[Array, Array]:
-    """Return (y, final state), computed by the TPU kernels.
-
-    Results are those of `kernels.ssd.ssd`.
+    """Return the (y, final state) of `kernels.ssd.ssd`, computed by the TPU kernels.
 
     Args:
-      inputs: for which `unsupported` returns None.
+      inputs: of the scan.
       interpret: whether to interpret the kernels, which is slow, but works on any platform.
     """
     batch, length, heads, size = inputs.x.shape
@@ -178,31 +175,6 @@ def _scan_backward(
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
-def _arrange(sizes: _Sizes, inputs: KernelInputs) -> Inputs:
-    """Return the kernels' inputs, with values per head and token as [B, blocks, R, L]."""
-    coarse, fine = chunk_sums(inputs.exponents, inputs.document, CHUNK)
-    batch, length, _ = coarse.shape
-    more_heads = (0, sizes.rows - sizes.block)
-
-    def rows(v: Array) -> Array:
-        v = jnp.pad(v, ((0, 0), (0, length - v.shape[1]), (0, 0)))
-        v = v.mT.reshape(batch, -1, sizes.block, length)
-        return jnp.pad(v, ((0, 0), (0, 0), more_heads, (0, 0)))
-
-    D = jnp.pad(inputs.D.reshape(-1, sizes.block, 1), ((0, 0), more_heads, (0, 0)))
-    document = inputs.document
-    return Inputs(
-        x=inputs.x,
-        delta=rows(inputs.delta),
-        coarse=rows(coarse),
-        fine=rows(fine),
-        B=inputs.B,
-        C=inputs.C,
-        D=jnp.broadcast_to(D, (*D.shape[:2], CHUNK)),
-        document=None if document is None else document.astype(jnp.float32)[:, None],
-    )
-
-
 class _Specs:
     """The blocks of the grid."""
 
@@ -238,43 +210,59 @@ class _Specs:
         self.state_in = state_at(0, sizes.blocks - 1)
         self.state_out = state_at(chunks - 1, 0)
         self.sums = spec((None, CHUNK, states), lambda b, g, t, n: (b, t, g))
-        columns = spec(
+        self.columns = spec(
             (None, CHUNK, states), lambda b, g, t, n: (b, t, jax.lax.div(g, parts_of_group))
         )
-        D = spec((None, sizes.rows, CHUNK), lambda b, g, t, n: (block(g, n), 0, 0))
-        document = spec((None, 1, CHUNK), lambda b, g, t, n: (b, 0, t))
-        self.inputs = Inputs(
-            x=self.channels,
-            delta=self.rows,
-            coarse=self.rows,
-            fine=self.rows,
-            B=columns,
-            C=columns,
-            D=D,
-            document=None if inputs.document is None else document,
-        )
+        self.skip = spec((None, sizes.rows, CHUNK), lambda b, g, t, n: (block(g, n), 0, 0))
+        self.document = spec((None, 1, CHUNK), lambda b, g, t, n: (b, 0, t))
+
+
+def _arrange(specs: _Specs, sizes: _Sizes, inputs: KernelInputs) -> Inputs:
+    """Return the kernels' inputs with their blocks; values per head and token [B, blocks, R, L]."""
+    coarse, fine = chunk_sums(inputs.exponents, inputs.document, CHUNK)
+    batch, length, _ = coarse.shape
+    more_heads = (0, sizes.rows - sizes.block)
+
+    def rows(v: Array) -> Array:
+        v = jnp.pad(v, ((0, 0), (0, length - v.shape[1]), (0, 0)))
+        v = v.mT.reshape(batch, -1, sizes.block, length)
+        return jnp.pad(v, ((0, 0), (0, 0), more_heads, (0, 0)))
+
+    D = jnp.pad(inputs.D.reshape(-1, sizes.block, 1), ((0, 0), more_heads, (0, 0)))
+    document = None
+    if inputs.document is not None:
+        document = inputs.document.astype(jnp.float32)[:, None], specs.document
+    return Inputs(
+        x=(inputs.x, specs.channels),
+        delta=(rows(inputs.delta), specs.rows),
+        coarse=(rows(coarse), specs.rows),
+        fine=(rows(fine), specs.rows),
+        B=(inputs.B, specs.columns),
+        C=(inputs.C, specs.columns),
+        D=(jnp.broadcast_to(D, (*D.shape[:2], CHUNK)), specs.skip),
+        document=document,
+    )
 
 
 def _call_forward(
     interpret: bool, sizes: _Sizes, inputs: KernelInputs, *, save_starts: bool
-) -> tuple[Array, Array, Array | None]:
+) -> Results:
     """Return y, the last state and, with `save_starts`, the states before the chunks."""
     specs = _Specs(sizes, inputs, reverse=False)
     h0 = inputs.initial_state
-    starts_shape = h0.shape[0], specs.grid[2], *h0.shape[1:]
+    starts = like(h0, (h0.shape[0], specs.grid[2], *h0.shape[1:]), inputs.x.dtype)
     return _call(
         kernels.forward,
         specs,
         sizes,
-        (_arrange(sizes, inputs), h0),
-        length=inputs.x.shape[1],
-        in_specs=(specs.inputs, specs.state_in),
-        out_shape=(
-            _like(inputs.x),
-            _like(h0),
-            _like(h0, starts_shape, inputs.x.dtype) if save_starts else None,
+        _arrange(specs, sizes, inputs),
+        ((h0, specs.state_in),),
+        Results(
+            y=(like(inputs.x), specs.channels),
+            final_state=(like(h0), specs.state_out),
+            starts=(starts, specs.starts) if save_starts else None,
         ),
-        out_specs=(specs.channels, specs.state_out, specs.starts if save_starts else None),
+        length=inputs.x.shape[1],
         products=(2, 1),
         interpret=interpret,
         name="ssd_forward",
@@ -286,51 +274,32 @@ def _call_backward(
 ) -> Gradients:
     specs = _Specs(sizes, residuals, reverse=True)
     batch, length, _ = residuals.x.shape
-    arranged = _arrange(sizes, residuals)
-    rows = _like(arranged.delta)
-    sums = _like(dh_final, (batch, length, sizes.parts * sizes.states))
-    (grads,) = _call(
+    arranged = _arrange(specs, sizes, residuals)
+    rows = like(arranged.delta[0]), specs.rows
+    sums = like(dh_final, (batch, length, sizes.parts * sizes.states)), specs.sums
+    return _call(
         kernels.backward,
         specs,
         sizes,
-        (arranged, residuals.initial_state, dy, dh_final),
+        arranged,
+        (
+            (residuals.initial_state, specs.starts),
+            (dy, specs.channels),
+            (dh_final, specs.state_in),
+        ),
+        Gradients(
+            x=(like(residuals.x), specs.channels),
+            delta=rows,
+            exponents=rows,
+            B=sums,
+            C=sums,
+            D=rows,
+            initial_state=(like(dh_final), specs.state_out),
+        ),
         length=length,
-        in_specs=(specs.inputs, specs.starts, specs.channels, specs.state_in),
-        out_shape=(
-            Gradients(
-                x=_like(residuals.x),
-                delta=rows,
-                exponents=rows,
-                B=sums,
-                C=sums,
-                D=rows,
-                initial_state=_like(dh_final),
-            ),
-        ),
-        out_specs=(
-            Gradients(
-                x=specs.channels,
-                delta=specs.rows,
-                exponents=specs.rows,
-                B=specs.sums,
-                C=specs.sums,
-                D=specs.rows,
-                initial_state=specs.state_out,
-            ),
-        ),
         products=(5, 3),
         interpret=interpret,
         name="ssd_backward",
-    )
-    return grads
-
-
-def _like(x: Array, shape: tuple[int, ...] | None = None, dtype: Any = None) -> Any:
-    """Return the type of a kernel's result, varying over devices as x does."""
-    return jax.ShapeDtypeStruct(
-        x.shape if shape is None else shape,
-        x.dtype if dtype is None else dtype,
-        manual_axis_type=jax.typeof(x).manual_axis_type,
     )
 
 
@@ -338,13 +307,12 @@ def _call(
     kernel: Any,
     specs: _Specs,
     sizes: _Sizes,
-    arguments: tuple[Any, ...],
+    inputs: Inputs,
+    others: tuple[tuple[Array, pl.BlockSpec], ...],
+    results: Any,
     *,
     length: int,
-    out_shape: Any,
     products: tuple[int, int],
-    interpret: bool,
-    name: str,
     **options: Any,
 ) -> Any:
     """Call a kernel.
@@ -353,21 +321,23 @@ def _call(
       kernel: of `pallas_tpu_kernels`.
       specs: blocks of its grid.
       sizes: see `_Sizes`.
-      arguments: its inputs, of which the first is `Inputs`.
+      inputs: with their blocks; see `arrays_and_blocks`.
+      others: its further arguments, with their blocks.
+      results: types of the results that this function returns, with their blocks.
       length: tokens of a sequence.
-      out_shape: types of its results.
       products: those per head of channels with states, and of channels with a chunk's tokens.
-      interpret: whether to interpret it.
-      name: that of the call in a profile.
       **options: further ones of `pallas_call`.
     """
-    inputs = arguments[0]
+    inputs, input_blocks = arrays_and_blocks(inputs)
+    others, other_blocks = arrays_and_blocks(others)
+    types, blocks = arrays_and_blocks(results)
     channels = sizes.block * sizes.size
-    leaves = jax.tree.leaves((arguments, out_shape))
-    return pl.pallas_call(
+    (arrays,) = pl.pallas_call(
         partial(kernel, length=length, size=sizes.size),
         grid=specs.grid,
-        out_shape=out_shape,
+        in_specs=(input_blocks, *other_blocks),
+        out_shape=(types,),
+        out_specs=(blocks,),
         scratch_shapes=(
             Scratch(
                 states=pltpu.VMEM((sizes.blocks, channels, sizes.states), jnp.float32),
@@ -378,12 +348,9 @@ def _call(
         cost_estimate=pl.CostEstimate(
             flops=2 * inputs.x.size * (products[0] * sizes.states + products[1] * CHUNK),
             transcendentals=inputs.delta.size * CHUNK,
-            bytes_accessed=sum(v.size * v.dtype.itemsize for v in leaves),
+            bytes_accessed=moved_bytes((inputs, others, types)),
         ),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-        ),
-        interpret=interpret,
-        name=name,
+        compiler_params=WALK,
         **options,
-    )(*arguments)
+    )(inputs, *others)
+    return arrays

@@ -36,6 +36,14 @@ class Inputs(NamedTuple):
     document: Any  # [1, T], float32, numbered from 0 in each chunk; None: always 0
 
 
+class Results(NamedTuple):
+    """Blocks that the forward kernel writes."""
+
+    y: Any  # [T, R P], in x's dtype
+    final_state: Any  # [R P, S], float32, after the last chunk
+    starts: Any  # [R P, S], before this chunk, in x's dtype; None: not kept
+
+
 class Gradients(NamedTuple):
     """Blocks that the backward kernel writes; all but x's are float32."""
 
@@ -71,47 +79,31 @@ class _Chunk(NamedTuple):
 def forward(
     inputs: Inputs,
     initial_state: Any,
-    y: Any,
-    final_state: Any,
-    starts: Any,
+    results: Results,
     scratch: Scratch,
     *,
     length: int,
     size: int,
 ) -> None:
-    """Write y [T, R P], the state after the last chunk [R P, S] and, if kept, before this chunk.
+    """Write the results, given the state before the first chunk [R P, S].
 
-    Args:
-      inputs: of the chunk.
-      initial_state: [R P, S], before the first chunk.
-      y: see above.
-      final_state: see above.
-      starts: [R P, S], in x's dtype; None: not kept.
-      scratch: see `Scratch`.
-      length: tokens of the sequence; the last chunk may hold fewer than T.
-      size: the P of this file.
+    `length` is that of the sequence, of which the last chunk may hold fewer than T tokens; `size`
+    is the P of this file.
     """
     chunk, block = pl.program_id(2), pl.program_id(3)
     dtype = inputs.x.dtype
     dot = partial(_dot, dtype)
     valid = _valid(chunk, length)
 
-    @pl.when(chunk == 0)
-    def _() -> None:
-        scratch.states[block] = initial_state[...]
-
-    @pl.when(block == 0)
-    def _() -> None:
-        _store_scores(inputs, scratch, valid)
-
+    _prepare(scratch, block, inputs, valid, initial_state, chunk == 0)
     tokens = _read(inputs)
     B, C = (_load(v, valid).astype(dtype) for v in (inputs.B, inputs.C))
     scores, mask = scratch.scores[...], scratch.mask[...]
     D = inputs.D[...]
     x_rows = _load(inputs.x, valid).T
     h = scratch.states[block]
-    if starts is not None:
-        starts[...] = h.astype(dtype)
+    if results.starts is not None:
+        results.starts[...] = h.astype(dtype)
     read = dot(h, C, contract=(1, 1))  # [R P, t]
     outputs, written, kept = [], [], []
     for head in range(read.shape[0] // size):
@@ -123,13 +115,13 @@ def forward(
         outputs.append(within + tokens.before[row] * read[rows] + D[row] * x)
         written.append(u * tokens.after[row])
         kept.append(tokens.before[row, CHUNK - 1 :] * h[rows])
-    y[...] = jnp.concatenate(outputs).T.astype(y.dtype)
+    results.y[...] = jnp.concatenate(outputs).T.astype(dtype)
     h = jnp.concatenate(kept) + dot(jnp.concatenate(written), B, contract=(1, 0))
     scratch.states[block] = h
 
     @pl.when(chunk == pl.num_programs(2) - 1)
     def _() -> None:
-        final_state[...] = h
+        results.final_state[...] = h
 
 
 def backward(
@@ -153,21 +145,14 @@ def backward(
       grads: see `Gradients`.
       scratch: see `Scratch`.
       length: as in `forward`.
-      size: the P of this file.
+      size: as in `forward`.
     """
     step, block = pl.program_id(2), pl.program_id(3)
     dtype = inputs.x.dtype
     dot = partial(_dot, dtype)
     valid = _valid(pl.num_programs(2) - 1 - step, length)
 
-    @pl.when(step == 0)
-    def _() -> None:
-        scratch.states[block] = dh_final[...]
-
-    @pl.when(block == 0)
-    def _() -> None:
-        _store_scores(inputs, scratch, valid)
-
+    _prepare(scratch, block, inputs, valid, dh_final, step == 0)
     tokens = _read(inputs)
     x_rows = _load(inputs.x, valid).T
     dy_rows = _load(dy, valid).T
@@ -271,15 +256,35 @@ def _load(ref: Any, valid: Array | None) -> Array:
     return x if valid is None else jnp.where(valid, x, 0)
 
 
-def _store_scores(inputs: Inputs, scratch: Scratch, valid: Array | None) -> None:
-    B, C = _load(inputs.B, valid), _load(inputs.C, valid)
-    scratch.scores[...] = _dot(inputs.x.dtype, B, C, contract=(1, 1))
-    s, t = (lax.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), axis) for axis in (0, 1))
-    seen = s <= t
-    if inputs.document is not None:
-        of_t = inputs.document[...]
-        seen &= jnp.broadcast_to(of_t, (SUBLANES, CHUNK)).T[:, :1] == of_t
-    scratch.mask[...] = jnp.where(seen, 0, -jnp.inf)
+def _prepare(
+    scratch: Scratch, block: Any, inputs: Inputs, valid: Array | None, first_state: Any, begins: Any
+) -> None:
+    """Fill the scratch where a block of heads needs it.
+
+    Args:
+      scratch: gets the first state where the walk begins, and at a chunk's first block what all
+        blocks share.
+      block: number of the block.
+      inputs: of the chunk.
+      valid: see `_valid`.
+      first_state: of the block, or its gradient, [R P, S].
+      begins: whether the walk over the chunks begins here.
+    """
+
+    @pl.when(begins)
+    def _() -> None:
+        scratch.states[block] = first_state[...]
+
+    @pl.when(block == 0)
+    def _() -> None:
+        B, C = _load(inputs.B, valid), _load(inputs.C, valid)
+        scratch.scores[...] = _dot(inputs.x.dtype, B, C, contract=(1, 1))
+        s, t = (lax.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), axis) for axis in (0, 1))
+        seen = s <= t
+        if inputs.document is not None:
+            of_t = inputs.document[...]
+            seen &= jnp.broadcast_to(of_t, (SUBLANES, CHUNK)).T[:, :1] == of_t
+        scratch.mask[...] = jnp.where(seen, 0, -jnp.inf)
 
 
 def _read(inputs: Inputs) -> _Chunk:

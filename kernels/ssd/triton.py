@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from kernels import triton_call
-from kernels.backends import target_capability
 from kernels.checks import refused_dtype
 from kernels.custom_vjp import custom_vjp, kept_by_remat
 from kernels.manual_axes import vary_alike
@@ -44,7 +43,6 @@ class Tile(NamedTuple):
 
 # With bfloat16 and 128 states, no kernel runs out of registers on sm_80 and sm_90.
 DEFAULT = Tile(tokens=64, warps=8)
-CANDIDATES = (DEFAULT, Tile(64, 4))
 
 
 def ssd(inputs: ScanInputs) -> tuple[Array, Array]:
@@ -54,32 +52,22 @@ def ssd(inputs: ScanInputs) -> tuple[Array, Array]:
     is measured once on each kind of device (`kernels.tuning`); `FLOWHN_SSD_TILE=tokens,warps` sets
     it.
 
-    Args:
-      inputs: for which `unsupported` returns None.
-
     Raises:
       ValueError: the environment's tile is not valid.
     """
-    run = partial(call_triton, compute_capability=target_capability())
-    return ssd_with(run, _choose(inputs), inputs)
+    return ssd_with(triton_call.for_target(call_triton), _choose(inputs), inputs)
 
 
 def unsupported(inputs: ScanInputs) -> str | None:
-    """Return why the kernels, or this installation, cannot run the inputs; None if they can.
-
-    Only looks at shapes and dtypes, and assumes that the program is compiled for an NVIDIA GPU.
-    """
-    if reason := triton_call.unsupported():
-        return reason
-    if reason := refused_dtype(dict(x=inputs.x, B=inputs.B, C=inputs.C), _DTYPES):
-        return reason
+    """Return why the kernels, or this installation, cannot run the inputs; None if they can."""
     batch, _, _, size = inputs.x.shape
     groups = inputs.B.shape[2]
     if batch * groups > _MAX_PROGRAMS:
         return f"the batch size {batch} times {groups} groups is above {_MAX_PROGRAMS}"
     if size > _MAX_SIZE:
         return f"it has {size} channels per head, more than {_MAX_SIZE}"
-    return None
+    products = dict(x=inputs.x, B=inputs.B, C=inputs.C)
+    return triton_call.unsupported() or refused_dtype(products, _DTYPES)
 
 
 def ssd_with(run: Run, tile: Tile, inputs: ScanInputs) -> tuple[Array, Array]:
@@ -244,13 +232,19 @@ def call_triton(launch: Launch, compute_capability: int | None = None) -> tuple[
 
 
 def _choose(inputs: ScanInputs) -> Tile:
-    tile = Tile(*choose_scan_tile("ssd", inputs, CANDIDATES, DEFAULT, timed))
+    tile = Tile(*choose_scan_tile("ssd", inputs, candidates(inputs), DEFAULT, timed))
     if tile.tokens not in (16, 32, 64, 128) or tile.warps not in (1, 2, 4, 8, 16):
         raise ValueError(
             "FLOWHN_SSD_TILE must be tokens,warps, powers of two, 16 to 128 tokens and at most 16 "
             f"warps, e.g. 64,4; got {tile.tokens},{tile.warps}"
         )
     return tile
+
+
+def candidates(inputs: ScanInputs) -> list[Tile]:
+    """Return the tiles to try, the same for all inputs."""
+    del inputs
+    return [DEFAULT, Tile(64, 4)]
 
 
 def timed(tile: Sequence[int]) -> Callable[[ScanInputs], tuple[Array, Array]]:

@@ -5,14 +5,17 @@ import pathlib
 import re
 import subprocess
 import tempfile
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from flowhn_jax.aot.topology import describe
+from tests.kernels.reference import with_gradients
 
 ARCHITECTURES = {80: "sm_80", 90: "sm_90a"}  # by compute capability
 
@@ -39,17 +42,28 @@ def needs_cudnn() -> None:
     pytest.importorskip("nvidia.cudnn", reason="compiles by cuDNN")
 
 
-def recorded(launches: list):
-    """Return a stand-in that appends each launch to `launches` and returns zeros.
+def compile_over_batch(scan, args: dict, per_sequence: Collection[str], devices: int):
+    """Return a scan and its gradients, compiled for H100s between which sequences are divided.
 
-    For `jax.eval_shape`.
+    It is inside `jax.shard_map`, which checks what varies between devices. Skip the test without
+    the compilers.
+
+    Args:
+      scan: (y, final state) of arguments by name.
+      args: their shapes and dtypes.
+      per_sequence: names of those that have a dimension of sequences, the first.
+      devices: how many.
     """
-
-    def run(launch):
-        launches.append(launch)
-        return tuple(jax.numpy.zeros(x.shape, x.dtype) for x in launch.outputs.values())
-
-    return run
+    pytest.importorskip("jax_triton", reason="compiles by jax-triton")
+    mesh = h100_mesh(data=devices)
+    specs = {name: P("data") if name in per_sequence else P() for name in args}
+    args = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, specs[name]))
+        for name, x in args.items()
+    }
+    results = P("data"), {name: specs[name] for name in args if name != "segment_ids"}
+    step = jax.shard_map(with_gradients(scan), mesh=mesh, in_specs=(specs,), out_specs=results)
+    return jax.jit(step).lower(args).compile()
 
 
 def compile_kernel(kernel, launch, capability: int) -> Resources:

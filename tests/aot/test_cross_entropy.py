@@ -13,6 +13,7 @@ from kernels import backends
 from kernels.cross_entropy import cross_entropy
 from kernels.cross_entropy import triton as triton_backend
 from tests.aot import cuda_target, tpu_target
+from tests.kernels.triton_checks import launches
 
 pytestmark = pytest.mark.aot
 
@@ -87,14 +88,15 @@ def test_registers_do_not_spill(capability, keep):
     pytest.importorskip("triton", reason="compiles by Triton")
     from kernels.cross_entropy import triton_kernels
 
-    launches = []
-    products = triton_backend.products(cuda_target.recorded(launches))
     hidden = jax.ShapeDtypeStruct((2048, 768), jnp.bfloat16)
     head = jax.ShapeDtypeStruct((768, 65536), jnp.bfloat16)
     targets = jax.ShapeDtypeStruct((2048,), jnp.int32)
     shift = jax.ShapeDtypeStruct((2048,), jnp.float32)
-    jax.eval_shape(partial(products.exponentials, keep=keep), hidden, head, targets, shift)
-    (launch,) = launches
+
+    def exponentials(run, *arrays):
+        return triton_backend.products(run).exponentials(*arrays, keep)
+
+    (launch,) = launches(exponentials, hidden, head, targets, shift)
     assert launch.grid == (16 * 256,)
     needs = cuda_target.compile_kernel(triton_kernels.exponentials, launch, capability)
     print(capability, keep, needs)

@@ -5,15 +5,14 @@ import itertools
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import PartitionSpec as P
 
-from kernels.scan_inputs import ScanInputs
 from kernels.selective_scan import pallas_tpu
 from tests.aot import tpu_target
+from tests.kernels.reference import with_gradients
+from tests.kernels.scans import scan_inputs, scan_specs
 
 pytestmark = pytest.mark.aot
 
-NAMES = "u", *ScanInputs._fields[1:]
 MIB = 2**20
 
 every_generation = pytest.mark.parametrize("topology", tpu_target.GENERATIONS.values())
@@ -38,18 +37,12 @@ def arguments(batch, length, width, states, dtype, *, stateful):
 
 
 def scan(args):
-    return pallas_tpu.selective_scan(ScanInputs(*map(args.get, NAMES)))
-
-
-def with_gradients(args, cotangents, scan=scan):
-    floats = {name: x for name, x in args.items() if name != "segment_ids"}
-    outputs, vjp = jax.vjp(lambda floats: scan(args | floats), floats)
-    return outputs, vjp(cotangents)[0]
+    return pallas_tpu.selective_scan(scan_inputs(args))
 
 
 def training_step(args, dy):
     """Return outputs and gradients without the final state."""
-    return with_gradients(args, dy, lambda args: scan(args)[0])
+    return with_gradients(lambda args: scan(args)[0])(args, dy)
 
 
 @every_generation
@@ -70,26 +63,13 @@ def test_memory_and_traffic_of_training(topology):
 def test_stateful_odd_length():
     arguments_ = arguments(2, 1025, 1536, 16, jnp.bfloat16, stateful=True)
     shapes = tpu_target.on_one_device("v5e:2x2", arguments_)
-    jax.jit(with_gradients).lower(*shapes).compile()
+    jax.jit(with_gradients(scan)).lower(*shapes).compile()
 
 
 def test_sharded_over_batch_and_width():
-    """`jax.shard_map` checks over which axes each result varies, by default."""
     mesh = tpu_target.mesh("v5e:2x2", data=2, model=2)
-    specs = {name: P("data", None, "model") for name in ("u", "dt", "z")}
-    specs |= {name: P("model") for name in ("A", "D", "dt_bias")}
-    specs |= {name: P("data") for name in ("B", "C", "segment_ids")}
-    specs |= {"initial_state": P("data", "model")}
-    outputs = specs["u"], specs["initial_state"]
     args, cotangents = arguments(4, 300, 512, 16, jnp.bfloat16, stateful=True)
-    args = tpu_target.on_mesh(mesh, args, {name: specs[name] for name in args})
-    cotangents = tpu_target.on_mesh(mesh, cotangents, outputs)
-    sharded = jax.shard_map(scan, mesh=mesh, in_specs=(specs,), out_specs=outputs)
-
-    def run(args, cotangents):
-        return with_gradients(args, cotangents, sharded)
-
-    compiled = jax.jit(run).lower(args, cotangents).compile().as_text()
+    compiled = tpu_target.compile_sharded(scan, mesh, args, cotangents, scan_specs(args))
     assert compiled.count('custom_call_target="tpu_custom_call"') == 2
     assert "all-reduce" in compiled  # of the gradients of replicated arguments
 
@@ -106,4 +86,4 @@ STATES = list(itertools.product([1025, 2048], [1536], [3, 32, 64, 128]))
 @pytest.mark.parametrize(("length", "width", "states"), PAPER + ODD + STATES)
 def test_compiles(topology, dtype, stateful, length, width, states):
     shapes = arguments(1, length, width, states, dtype, stateful=stateful)
-    jax.jit(with_gradients).lower(*tpu_target.on_one_device(topology, shapes)).compile()
+    jax.jit(with_gradients(scan)).lower(*tpu_target.on_one_device(topology, shapes)).compile()

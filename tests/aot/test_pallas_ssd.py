@@ -6,6 +6,7 @@ import pytest
 
 from kernels.ssd import pallas_tpu
 from tests.aot import tpu_target
+from tests.kernels.reference import with_gradients
 from tests.kernels.test_ssd import ssd_inputs, ssd_specs
 
 pytestmark = pytest.mark.aot
@@ -37,12 +38,6 @@ def scan(args):
     return pallas_tpu.ssd(ssd_inputs(args))
 
 
-def with_gradients(args, cotangents, scan=scan):
-    floats = {name: x for name, x in args.items() if name != "segment_ids"}
-    outputs, vjp = jax.vjp(lambda floats: scan(args | floats), floats)
-    return outputs, vjp(cotangents)[0]
-
-
 def training_step(args, dy):
     """Return outputs and gradients without the final state; x, y and dy are [B, L, H P]."""
 
@@ -52,7 +47,7 @@ def training_step(args, dy):
         groups = {name: args[name].reshape(*B.shape[:2], 1, -1) for name in ("B", "C")}
         return scan(args | groups | {"x": heads})[0].reshape(x.shape)
 
-    return with_gradients(args, dy, run)
+    return with_gradients(run)(args, dy)
 
 
 def flat(x):
@@ -80,18 +75,9 @@ def test_memory_and_traffic_of_training(topology):
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_sharded_over_batch_and_heads(groups):
-    """`jax.shard_map` checks over which axes each result varies, by default."""
     mesh = tpu_target.mesh("v5e:2x2", data=2, model=2)
     args, cotangents = arguments(4, 300, 8, groups, 64, 128, jnp.bfloat16, stateful=True)
-    specs, outputs = ssd_specs(groups)
-    args = tpu_target.on_mesh(mesh, args, {name: specs[name] for name in args})
-    cotangents = tpu_target.on_mesh(mesh, cotangents, outputs)
-    sharded = jax.shard_map(scan, mesh=mesh, in_specs=(specs,), out_specs=outputs)
-
-    def run(args, cotangents):
-        return with_gradients(args, cotangents, sharded)
-
-    compiled = jax.jit(run).lower(args, cotangents).compile().as_text()
+    compiled = tpu_target.compile_sharded(scan, mesh, args, cotangents, ssd_specs(groups))
     assert compiled.count('custom_call_target="tpu_custom_call"') == 2
     assert "all-reduce" in compiled  # of the gradients of replicated arguments
 
@@ -99,7 +85,7 @@ def test_sharded_over_batch_and_heads(groups):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
 def test_stateful_odd_length(dtype):
     shapes = arguments(2, 300, 6, 2, 64, 128, dtype, stateful=True)
-    jax.jit(with_gradients).lower(*tpu_target.on_one_device("v5e:2x2", shapes)).compile()
+    jax.jit(with_gradients(scan)).lower(*tpu_target.on_one_device("v5e:2x2", shapes)).compile()
 
 
 @pytest.mark.slow
@@ -119,4 +105,4 @@ def test_stateful_odd_length(dtype):
 )
 def test_compiles(topology, dtype, length, heads, groups, size, states):
     shapes = arguments(1, length, heads, groups, size, states, dtype, stateful=True)
-    jax.jit(with_gradients).lower(*tpu_target.on_one_device(topology, shapes)).compile()
+    jax.jit(with_gradients(scan)).lower(*tpu_target.on_one_device(topology, shapes)).compile()

@@ -11,6 +11,7 @@ from flowhn_jax.config import MeshConfig
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training.step import abstract_batch, make_train_step
 from tests.aot import cuda_target, tpu_target
+from tests.jaxprs import jaxprs
 from tests.small import small_config
 
 pytestmark = pytest.mark.aot
@@ -27,17 +28,12 @@ def kernel_calls(jaxpr):
     JAX leaves calls without used results in a jaxpr; XLA removes them.
     """
     counts = collections.Counter()
-    used = {id(x) for x in (*jaxpr.outvars, *(x for each in jaxpr.eqns for x in each.invars))}
-    for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        if name.startswith(_KERNELS):
-            is_used = any(id(x) in used for x in equation.outvars)
-            counts[str(equation.params.get("name", name))] += is_used
-            continue
-        for inner in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                counts += kernel_calls(inner)
+    for each in jaxprs(jaxpr, opaque=_KERNELS):
+        used = {id(x) for x in (*each.outvars, *(x for other in each.eqns for x in other.invars))}
+        for equation in each.eqns:
+            name = equation.primitive.name
+            if name.startswith(_KERNELS) and any(id(x) in used for x in equation.outvars):
+                counts[str(equation.params.get("name", name))] += 1
     return counts
 
 

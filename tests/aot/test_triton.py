@@ -5,17 +5,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from kernels.scan_inputs import ScanInputs
 from kernels.selective_scan import triton as backend
 from tests.aot import cuda_target
+from tests.kernels.reference import with_gradients
+from tests.kernels.scans import scan_inputs
+from tests.kernels.triton_checks import launches
 
 pytestmark = pytest.mark.aot
 
-NAMES = "u", *ScanInputs._fields[1:]
-SHARDED = {"u", "dt", "B", "C", "z", "segment_ids", "initial_state"}
+PER_SEQUENCE = {"u", "dt", "B", "C", "z", "segment_ids", "initial_state"}
 
 
 def arguments(batch, length, width, states, dtype):
@@ -37,13 +36,8 @@ def arguments(batch, length, width, states, dtype):
     }
 
 
-def with_gradients(run, args, tile=backend.DEFAULT):
-    floats = {name: x for name, x in args.items() if name != "segment_ids"}
-    scan = partial(backend.scan_with, run, tile)
-    outputs, vjp = jax.vjp(
-        lambda floats: scan(ScanInputs(*map((args | floats).get, NAMES))), floats
-    )
-    return outputs, vjp(outputs)[0]
+def scan(run, args, tile=backend.DEFAULT):
+    return backend.scan_with(run, tile, scan_inputs(args))
 
 
 @pytest.mark.parametrize("capability", cuda_target.ARCHITECTURES)
@@ -63,7 +57,9 @@ def test_registers_do_not_spill(length, width, states, dtype, capability):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tile", backend.candidates(1))
+@pytest.mark.parametrize(
+    "tile", backend.candidates(scan_inputs(arguments(1, 16, 32, 16, jnp.bfloat16)))
+)
 def test_no_tile_spills_registers(tile):
     assert_nothing_spills(2048, 1536, 16, jnp.bfloat16, 90, tile)
 
@@ -72,12 +68,10 @@ def assert_nothing_spills(length, width, states, dtype, capability, tile):
     pytest.importorskip("triton", reason="compiles by Triton")
     from kernels.selective_scan import triton_kernels
 
-    launches = []
-    run = cuda_target.recorded(launches)
     args = arguments(8, length, width, states, dtype)
-    jax.eval_shape(partial(with_gradients, run, tile=tile), args)
-    assert [launch.kernel for launch in launches] == ["forward", "backward"]
-    for launch in launches:
+    found = launches(lambda run, args: with_gradients(partial(scan, run, tile=tile))(args), args)
+    assert [launch.kernel for launch in found] == ["forward", "backward"]
+    for launch in found:
         kernel = getattr(triton_kernels, launch.kernel)
         needs = cuda_target.compile_kernel(kernel, launch, capability)
         print(launch.kernel, tile, capability, needs)
@@ -86,25 +80,11 @@ def assert_nothing_spills(length, width, states, dtype, capability, tile):
 
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_forward_and_backward_for_an_h100(devices):
-    """Over two devices inside `jax.shard_map`, which checks what varies between them."""
-    pytest.importorskip("jax_triton", reason="compiles by jax-triton")
-    mesh = cuda_target.h100_mesh(data=devices)
     batch, length, width, states = 8, 2048, 1536, 16
     args = arguments(batch, length, width, states, jnp.bfloat16)
-    specs = {name: P("data") if name in SHARDED else P() for name in args}
-    args = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, specs[name]))
-        for name, x in args.items()
-    }
-    results = P("data"), {name: specs[name] for name in args if name != "segment_ids"}
     run = partial(backend.call_triton, compute_capability=90)
-
-    @jax.jit
-    @jax.shard_map(mesh=mesh, in_specs=(specs,), out_specs=results)
-    def step(args):
-        return with_gradients(run, args)
-
-    memory = step.lower(args).compile().memory_analysis()
+    compiled = cuda_target.compile_over_batch(partial(scan, run), args, PER_SEQUENCE, devices)
+    memory = compiled.memory_analysis()
     tokens = batch * length * width // devices
     print("temporary memory in MiB", memory.temp_size_in_bytes / 2**20)
     # The states before the chunks and the programs' sums: states / 4 bytes of each.

@@ -9,6 +9,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from flowhn_jax.aot.topology import describe
+from tests.jaxprs import equations
+from tests.kernels.reference import with_gradients
 
 # The smallest topology of each generation that libtpu describes.
 GENERATIONS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -46,18 +48,31 @@ def mesh(topology: str, **axes: int) -> Mesh:
     return Mesh(array, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
+def compile_sharded(scan, mesh: Mesh, args: dict, cotangents, specs) -> str:
+    """Return the program of a scan and its gradients over a mesh, as text.
+
+    It is inside `jax.shard_map`, which checks over which axes each result varies.
+
+    Args:
+      scan: (y, final state) of arguments by name.
+      mesh: of a topology's devices.
+      args: shapes and dtypes of the arguments.
+      cotangents: those of (y, final state).
+      specs: how the arguments and the results are cut.
+    """
+    of_args, of_results = specs
+    args, cotangents = on_mesh(mesh, args, of_args), on_mesh(mesh, cotangents, of_results)
+    sharded = jax.shard_map(scan, mesh=mesh, in_specs=(of_args,), out_specs=of_results)
+    return jax.jit(with_gradients(sharded)).lower(args, cotangents).compile().as_text()
+
+
 def kernel_traffic(jaxpr) -> int:
     """Return the bytes that a jaxpr's Pallas kernels move, by their cost estimates."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "pallas_call":
-            total += equation.params["cost_estimate"].bytes_accessed
-            continue
-        for inner in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                total += kernel_traffic(inner)
-    return total
+    return sum(
+        equation.params["cost_estimate"].bytes_accessed
+        for equation in equations(jaxpr, opaque=("pallas_call",))
+        if equation.primitive.name == "pallas_call"
+    )
 
 
 def traffic_around_kernels(hlo: str) -> int:

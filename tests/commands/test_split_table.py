@@ -2,11 +2,16 @@
 
 import dataclasses
 
+import jax
 import pytest
 
+from flowhn_jax import models
+from flowhn_jax.commands import split
 from flowhn_jax.commands.split import imbalance, lengths_table, table
 from flowhn_jax.config import FlowHNConfig
+from flowhn_jax.report import plots
 from flowhn_jax.split import SplitConfig, attention_branch_flops, reach, ssm_branch_flops
+from flowhn_jax.split.plan import partition_warning
 from tests.small import small_config
 
 
@@ -86,3 +91,43 @@ def test_strategies_that_use_no_balance_are_not_rounded(strategy, tokens):
     config = dataclasses.replace(small_config(strategy).model, blocks=2)
     (row,) = words_of(lengths_table(config, [9]))
     assert row[:5] == ["9", "-", "-", *expected_pair(config, *tokens)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "lengths"), [("fac_split", []), ("fac_split", ["24", "1000"]), ("ae_split", [])]
+)
+def test_what_is_printed(capsys, strategy, lengths):
+    config = small_config(strategy, model={"blocks": 3}, split={"stem": 0}).model
+    split._print_plan(config, lengths, None)
+    planned = lengths_table(config, [24, 1000]) if lengths else table(config)
+    plan = config.plan()
+    warning = partition_warning(config.split, plan)
+    assert (warning is not None) == (strategy == "ae_split")
+    assert capsys.readouterr().out.splitlines() == [
+        f"{models.param_count(config):,} parameters",
+        f"{strategy}, context 24, balance flops, 3 blocks, stem 0",
+        "",
+        *planned.splitlines(),
+        "",
+        f"reach {reach(plan):.4f}: share of pairs (i, j <= i) in which token j reaches logit i",
+        *([f"warning: {warning}"] if warning else []),
+    ]
+
+
+def test_the_picture_has_a_title(capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "plot_split", lambda *arguments: drawn.append(arguments))
+    config = small_config("fai_split", model={"context": 1024}).model
+    split._print_plan(config, [], "plan.svg")
+    plan = config.plan()
+    assert drawn == [(plan, f"fai_split: 1,024 tokens, reach {reach(plan):.3f}", "plan.svg")]
+    assert capsys.readouterr().out.splitlines()[-1] == "wrote plan.svg"
+
+
+@pytest.mark.parametrize("balance", ["flops", "equal", 0.3, "time"])
+def test_only_a_measured_balance_needs_the_accelerator(capsys, monkeypatch, balance):
+    updates = []
+    monkeypatch.setattr(jax.config, "update", lambda *arguments: updates.append(arguments))
+    split._print_plan(small_config(split={"balance": balance}).model, [], None)
+    assert updates == ([] if balance == "time" else [("jax_platforms", "cpu")])
+    assert f", balance {balance}, " in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The copy of shards that each host keeps."""
 
+import errno
 import io
 import multiprocessing
 import os
@@ -89,6 +90,7 @@ def test_a_damaged_shard_in_the_bucket_is_refused(remote, cache, rng):
     with pytest.raises(ValueError, match=rf"^{damaged} is damaged: its SHA-256 has changed\.$"):
         read(remote)
     assert damaged.name not in files(remote, cache)
+    assert not any(name.endswith(".partial") for name in files(remote, cache))
     damaged.write_whole(bytes(raw[:-1]))
     with pytest.raises(ValueError, match=rf"^{damaged} has {len(raw) - 1} bytes, but {len(raw)}"):
         PreparedSet.open(remote.folder)
@@ -103,9 +105,61 @@ def test_shards_that_do_not_fit_on_the_disk(remote, cache, monkeypatch):
     monkeypatch.setattr(
         shard_cache.shutil, "disk_usage", lambda path: usage(0, 0, needed - 1_000_000)
     )
-    with pytest.raises(ValueError, match=r"data\.cache must have room .* lacks 1 of \d+ MB.*=off"):
+    message = rf"data\.cache must have room .* lacks 1 of {needed / 1e6:,.0f} MB.*=off"
+    with pytest.raises(ValueError, match=message):
         read(remote)
     assert not files(remote, cache)
+    monkeypatch.setattr(shard_cache.shutil, "disk_usage", lambda path: usage(0, 0, needed))
+    read(remote)
+    monkeypatch.setattr(shard_cache.shutil, "disk_usage", lambda path: usage(0, 0, 0))
+    read(remote)  # needs no more room
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_fills_up_meanwhile(remote, cache, monkeypatch, number):
+    """The message names the setting where another value of it helps."""
+
+    def fail(path):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(shard_cache, "sync", fail)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        read(remote)
+    assert caught.value.errno == number
+    assert ("data.cache" in str(caught.value)) == (number != errno.EIO)
+    assert not files(remote, cache)
+
+
+def test_a_shard_is_on_the_disk_before_it_has_its_name(remote, cache, monkeypatch):
+    synced, renamed = {}, []
+    rename = os.replace
+
+    def replace(partial, target):
+        renamed.append(synced.pop(partial) == partial.read_bytes())
+        rename(partial, target)
+
+    monkeypatch.setattr(shard_cache, "sync", lambda path: synced.update({path: path.read_bytes()}))
+    monkeypatch.setattr(shard_cache.os, "replace", replace)
+    read(remote)
+    assert renamed == [True] * len(files(remote, cache))
+
+
+def test_the_bar_ends_at_all_bytes(remote, cache, monkeypatch):
+    """For shards that are copied, for those that are there already, and for some of both."""
+    bars = []
+
+    class Bar(shard_cache.Progress):
+        def close(self):
+            bars.append((self.total, self.done))
+            super().close()
+
+    monkeypatch.setattr(shard_cache, "Progress", Bar)
+    total = sum(shard.bytes for shard in remote.splits["train"].shards)
+    for _ in range(2):
+        read(remote)
+    next((cache / remote.fingerprint).glob("train*")).unlink()
+    read(remote)
+    assert bars == [(total, total)] * 3
 
 
 def _read_and_count(url, results):
@@ -133,6 +187,7 @@ def test_processes_share_one_copy(remote, cache):
 
 
 def test_without_a_cache_the_bucket_is_read_directly(remote, cache):
+    assert shard_cache.cache_folder("off", remote.folder, remote.fingerprint) is None
     np.testing.assert_array_equal(read(remote, "off"), read(remote))
     shutil.rmtree(cache)
     read(remote, "off")
@@ -167,8 +222,14 @@ def test_a_cache_is_a_local_folder(value):
 
 def test_an_interrupted_copy_ends_soon_and_leaves_no_shard(remote, cache, monkeypatch):
     monkeypatch.setattr(shard_cache, "_BLOCK", 100)
+    monkeypatch.setattr(shard_cache, "_THREADS", 2)
+    opened = []
 
     class Slow(io.BytesIO):
+        def __init__(self, content):
+            opened.append(self)
+            super().__init__(content)
+
         def read(self, size=-1):
             time.sleep(0.05)  # an hour for all of it
             return super().read(min(size, 1))
@@ -179,3 +240,4 @@ def test_an_interrupted_copy_ends_soon_and_leaves_no_shard(remote, cache, monkey
     with pytest.raises(KeyboardInterrupt):
         read(remote)
     assert files(remote, cache) == {}
+    assert len(opened) == 2  # no shard is begun after the interruption

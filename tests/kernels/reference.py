@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.jaxprs import equations
+
 
 def assert_close(actual, expected, tolerance, scale=1e-9):
     """Assert that differences are below the tolerance times the largest expected magnitude.
@@ -27,21 +29,20 @@ def cotangents_like(rng, outputs):
 
 
 def with_gradients(run):
-    """Return a function of (args, cotangents): run(args), and the gradients of its float args."""
+    """Return a function of (args, cotangents): run(args), and the gradients of its float args.
 
-    def run_with_gradients(args, cotangents):
+    Without cotangents it takes the outputs themselves.
+    """
+
+    def run_with_gradients(args, cotangents=None):
         floats = {name: x for name, x in args.items() if jnp.issubdtype(x.dtype, jnp.floating)}
         outputs, vjp = jax.vjp(lambda floats: run(args | floats), floats)
-        return outputs, vjp(cotangents)[0]
+        return outputs, vjp(outputs if cotangents is None else cotangents)[0]
 
     return run_with_gradients
 
 
 def array_sizes(jaxpr):
     """Yield the sizes of all arrays that a jaxpr, or a jaxpr inside it, computes."""
-    for equation in jaxpr.eqns:
+    for equation in equations(jaxpr):
         yield from (variable.aval.size for variable in equation.outvars)
-        for inner in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from array_sizes(inner)

@@ -110,6 +110,14 @@ class Scan:
         args["segment_ids"] = documents_starting_at(starts, length)
         self.check_a_document_is_bitwise_alone(args, others, sorted(starts)[len(starts) // 2])
 
+    def check_the_second_document_is_bitwise_alone(self, rng, make_arguments):
+        """Check the second of two documents, which starts anywhere, with random arguments."""
+        args, others = make_arguments(), make_arguments()
+        length = args["dt"].shape[1]
+        start = int(rng.integers(1, length))
+        args["segment_ids"] = documents_starting_at({start}, length)
+        self.check_a_document_is_bitwise_alone(args, others, start)
+
     def check_a_document_is_bitwise_alone(self, args, others, start):
         """Check that what precedes `start` changes no outputs or gradients after it."""
         perturbed = args | {"initial_state": others["initial_state"]}

@@ -1,6 +1,5 @@
 """The Triton kernel of head and cross-entropy, in Triton's interpreter on the CPU."""
 
-import importlib.util
 from functools import partial
 
 import jax
@@ -10,14 +9,12 @@ import pytest
 
 from flowhn_jax.bench import formulas
 from kernels import cross_entropy as operation
-from kernels import triton_call
 from kernels.backends import Backend
 from kernels.cross_entropy import triton as backend
 from tests.kernels import triton_interpreter
 from tests.kernels.reference import assert_close, with_gradients
 from tests.kernels.test_cross_entropy import FAR, arguments, both_reductions, far_logits
-
-interpreted = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+from tests.kernels.triton_checks import check_refusals, needs_triton
 
 
 def interpret(launch):
@@ -67,7 +64,7 @@ def check(args, results, cotangent, reduction, z_loss=0.0, scale=1):
     assert_close(results[1], expected[1], 1e-2, scale=scale)
 
 
-@interpreted
+@needs_triton
 @both_reductions
 @pytest.mark.parametrize(
     ("tokens", "width", "vocabulary", "chunk_size", "z_loss"),
@@ -87,7 +84,7 @@ def test_outputs_and_gradients(rng, run, reduction, tokens, width, vocabulary, c
     check(args, results, cotangent, reduction, z_loss)
 
 
-@interpreted
+@needs_triton
 @both_reductions
 @pytest.mark.parametrize("kind", FAR)
 def test_logits_far_from_their_mean(rng, run, reduction, kind):
@@ -98,7 +95,7 @@ def test_logits_far_from_their_mean(rng, run, reduction, kind):
     check(args, run(args, cotangent, reduction), cotangent, reduction, scale=64)
 
 
-@interpreted
+@needs_triton
 @both_reductions
 def test_a_vocabulary_over_devices(rng, run, reduction):
     args = arguments(rng, 24, 8, 12, jnp.bfloat16)
@@ -109,7 +106,7 @@ def test_a_vocabulary_over_devices(rng, run, reduction):
     check(args, results, cotangent, reduction)
 
 
-@interpreted
+@needs_triton
 def test_a_factor_of_zero_is_not_divided_by(rng, run):
     """Where 2 z_loss lse is -1, the gradient by all logits but the target's is zero."""
     args = arguments(rng, 8, 3, 4, jnp.bfloat16)
@@ -122,17 +119,8 @@ def test_a_factor_of_zero_is_not_divided_by(rng, run):
 
 def test_refusals(monkeypatch):
     hidden, head = (jax.ShapeDtypeStruct((4, 4), jnp.bfloat16) for _ in range(2))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert "the compute capability of cpu is not known" in backend.unsupported(hidden, head)
-    monkeypatch.setattr(triton_call, "target_capability", lambda: 75)
-    assert "it needs a compute capability of 80, this GPU's is 75" in backend.unsupported(
-        hidden, head
-    )
-    monkeypatch.setattr(triton_call, "target_capability", lambda: 90)
-    assert backend.unsupported(hidden, head) is None
+    check_refusals(monkeypatch, partial(backend.unsupported, hidden, head))
     single = jax.ShapeDtypeStruct((4, 4), jnp.float32)
     assert backend.unsupported(single, head) == "hidden is float32, not bfloat16"
     empty = jax.ShapeDtypeStruct((0, 4), jnp.bfloat16)
     assert "hidden (0, 4) is empty" in backend.unsupported(empty, head)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "jax_triton" or None)
-    assert "the package jax-triton is not installed" in backend.unsupported(hidden, head)

@@ -1,7 +1,6 @@
 """The Triton kernels, in Triton's interpreter on the CPU."""
 
 import functools
-import importlib.util
 from functools import partial
 
 import jax
@@ -11,15 +10,14 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from flowhn_jax.bench import formulas
-from kernels import triton_call
-from kernels.scan_tiles import forward_and_backward
 from kernels.selective_scan import triton as backend
 from tests.kernels import triton_interpreter
 from tests.kernels.reference import assert_close
 from tests.kernels.scans import Scan, scan_arguments, scan_inputs
 from tests.kernels.test_selective_scan import PER_TOKEN, last_input
+from tests.kernels.triton_checks import needs_triton
 
-interpreted = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+pytestmark = needs_triton
 
 
 @functools.cache
@@ -36,7 +34,6 @@ TILE = backend.Tile(tokens=8, channels=32, warps=2)
 SCAN = scan_of(*TILE)
 
 
-@interpreted
 @pytest.mark.parametrize(
     ("tile", "length", "width", "states", "optional"),
     [
@@ -64,7 +61,6 @@ def test_outputs_and_gradients(rng, tile, length, width, states, optional):
     scan_of(*tile).check_against_float64(rng, args)
 
 
-@interpreted
 @pytest.mark.parametrize("exceptions", [[], ["dt", "C"]])
 def test_bfloat16(rng, exceptions):
     args = scan_arguments(rng, 1, 19, 5, 3, jnp.bfloat16)
@@ -72,13 +68,11 @@ def test_bfloat16(rng, exceptions):
     SCAN.check_against_float64(rng, args, 1e-2, 1e-2)
 
 
-@interpreted
 def test_large_time_steps_forget_everything(rng):
     args = scan_arguments(rng, 1, 19, 6, 1, optional=False)
     SCAN.check_large_time_steps_forget(rng, args, last_input)
 
 
-@interpreted
 def test_softplus_has_a_small_relative_error_everywhere():
     """With A = 0, which forgets nothing, and one input of 1, the state is the time step."""
     dt = jnp.linspace(-80, 80, 96, dtype=jnp.float32)[None, None]
@@ -89,20 +83,14 @@ def test_softplus_has_a_small_relative_error_everywhere():
     np.testing.assert_allclose(state[0, :, 0], expected[0, 0], rtol=1e-6)
 
 
-@interpreted
 def test_two_calls_continue_one(rng):
     SCAN.check_two_calls_continue_one(scan_arguments(rng, 1, 24, 5, 3), 13, 1e-6)
 
 
-@interpreted
 def test_a_document_is_bitwise_alone(rng):
-    args, others = (scan_arguments(rng, 1, 20, 3, 2) for _ in range(2))
-    start = int(rng.integers(1, 20))
-    args["segment_ids"] = jnp.asarray(np.arange(20) >= start, jnp.int32)[None]
-    SCAN.check_a_document_is_bitwise_alone(args, others, start)
+    SCAN.check_the_second_document_is_bitwise_alone(rng, lambda: scan_arguments(rng, 1, 20, 3, 2))
 
 
-@interpreted
 def test_sharded_inside_scan_and_checkpoint(rng):
     """Two layers on two devices have the gradients that they have on one."""
     run = scan_of(2, 32, 1).run
@@ -136,74 +124,6 @@ def test_sharded_inside_scan_and_checkpoint(rng):
     assert_close(of_mesh, jax.tree.map(np.asarray, gradients(loss)), 1e-5)
 
 
-def launches(function, *args):
-    """Return the launches of a function of (run, *args), without running them."""
-    seen = []
-
-    def record(launch):
-        seen.append(launch)
-        return tuple(jnp.zeros(x.shape, x.dtype) for x in launch.outputs.values())
-
-    jax.eval_shape(partial(function, record), *args)
-    return seen
-
-
-@pytest.mark.parametrize("optional", [True, False])
-def test_states_are_kept_only_for_the_gradient(rng, optional):
-    args = scan_arguments(rng, 2, 40, 70, 3, jnp.bfloat16, optional=optional)
-
-    def scan(run, floats):
-        return backend.scan_with(run, TILE, scan_inputs(args | floats))
-
-    def gradient(run, floats):
-        outputs, vjp = jax.vjp(partial(scan, run), floats)
-        return vjp(outputs)
-
-    floats = {name: args[name] for name in ("u", "dt", "A", "B", "C", "D")}
-    (forward,) = launches(scan, floats)
-    assert forward.outputs["starts"].shape == (1,)
-    assert not forward.constants["KEEPS_STARTS"]
-    forward, backward = launches(gradient, floats)
-    assert forward.outputs["starts"].shape == (2, 5, 3, 70)
-    assert forward.constants["KEEPS_STARTS"]
-    assert backward.grid == (3, 2)
-    assert backward.outputs["dB"].shape == (3, 2, 3, 40)
-
-
-def test_refusals(monkeypatch):
-    args = scan_arguments(np.random.default_rng(0), 1, 2, 3, 4)
-    shapes = jax.eval_shape(lambda: args)
-
-    def reason(**changed):
-        return backend.unsupported(scan_inputs(shapes | changed))
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert "the compute capability of cpu is not known" in reason()
-    monkeypatch.setattr(triton_call, "target_capability", lambda: 75)
-    assert "it needs a compute capability of 80, this GPU's is 75" in reason()
-    monkeypatch.setattr(triton_call, "target_capability", lambda: 90)
-    assert reason() is None
-    half = jax.ShapeDtypeStruct((1, 2, 3), jnp.float16)
-    assert reason(z=half) == "z is float16, not bfloat16 or float32"
-    large = jax.ShapeDtypeStruct((65536, 2, 3), jnp.float32)
-    assert "batch size 65536" in reason(u=large)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "jax_triton" or None)
-    assert "the package jax-triton is not installed" in reason()
-
-
-def test_what_is_timed(rng):
-    """Through jax-triton, as far as a machine without a GPU goes: to the shapes."""
-    pytest.importorskip("jax_triton", exc_type=ImportError)
-    args = scan_arguments(rng, 2, 40, 70, 3, jnp.bfloat16) | {"dt_bias": None}
-    shapes = jax.eval_shape(lambda: list(scan_inputs(args)))
-    present = [x for x in shapes if x is not None]
-    results = jax.eval_shape(partial(forward_and_backward, backend.timed(TILE), shapes), *present)
-    names = ["u", "dt", "A", "B", "C", "D", "z", "initial_state"]  # without integers
-    expected = [args[name].shape for name in names]
-    assert [x.shape for x in results] == expected
-
-
-@interpreted
 @pytest.mark.parametrize(
     "tile", ["16,24,4", "12,32,4", "16,64,4", "64,32,4", "16,32,3", "16,32,16"]
 )

@@ -14,7 +14,7 @@ from kernels.ssd import pallas_tpu
 from tests.kernels.reference import assert_close, with_gradients
 from tests.kernels.scans import Scan
 from tests.kernels.test_sequence import over
-from tests.kernels.test_ssd import PER_TOKEN, arguments, last_input, ssd_inputs, ssd_specs
+from tests.kernels.test_ssd import PER_TOKEN, arguments, ssd_inputs
 
 interpreted = partial(pallas_tpu.ssd, interpret=True)
 SCAN = Scan(lambda args: interpreted(ssd_inputs(args)), formulas.ssd, PER_TOKEN)
@@ -50,35 +50,6 @@ def test_bfloat16(rng):
     args = arguments(rng, 2, 200, 4, 2, jnp.bfloat16, size=16, states=16)
     # Operands of products are rounded, as XLA rounds them on accelerators, where terms may cancel.
     SCAN.check_against_float64(rng, args, 2e-2, 3e-2)
-
-
-def test_large_time_steps_forget_everything(rng):
-    args = arguments(rng, 2, 20, 4, 2, optional=False)
-    SCAN.check_large_time_steps_forget(rng, args, last_input)
-
-
-def test_two_calls_continue_one(rng):
-    SCAN.check_two_calls_continue_one(arguments(rng, 2, 200, 4, 2), 71, 1e-5)
-
-
-def test_a_document_is_bitwise_alone(rng):
-    args, others = (arguments(rng, 1, 150, 2, 1) for _ in range(2))
-    start = int(rng.integers(1, 150))
-    args["segment_ids"] = jnp.asarray(np.arange(150) >= start, jnp.int32)[None]
-    SCAN.check_a_document_is_bitwise_alone(args, others, start)
-
-
-def test_inside_scan_and_checkpoint(rng):
-    SCAN.check_inside_scan_and_checkpoint(rng, arguments(rng, 1, 20, 4, 2, optional=False))
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-def test_sharded_over_batch_and_heads(rng, groups):
-    args = arguments(rng, 4, 20, 4, groups)
-    cotangents = SCAN.cotangents(rng, args)
-    expected = formulas.in_float64(formulas.ssd, args, cotangents)[1]
-    # The interpreter cannot check what varies over devices; tests/aot does, with the compiler.
-    SCAN.check_sharded(args, cotangents, ssd_specs(groups), expected, 1e-4, check_vma=False)
 
 
 def test_over_a_mesh_of_eight_devices(rng, monkeypatch):

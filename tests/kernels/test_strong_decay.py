@@ -1,6 +1,5 @@
 """Gradients of A and dt are exact from weak to strong decay, for every backend."""
 
-import importlib.util
 from functools import partial
 
 import jax
@@ -17,6 +16,7 @@ from tests.kernels.reference import assert_close
 from tests.kernels.scans import scan_inputs
 from tests.kernels.test_sequence import over
 from tests.kernels.test_ssd import ssd_inputs
+from tests.kernels.triton_checks import needs_triton
 
 EXPONENTS = [0.01, 0.1, 1, 4, 8, 16, 30]  # -delta * A
 DELTA = 0.5
@@ -65,7 +65,6 @@ def scan(backend):
     return partial(selective_scan, return_final_state=True, backend=backend)
 
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 RUNS = {
     "xla_sequential": (scan("xla_sequential"), scan_arguments, 150, {}),
     "xla_associative": (scan("xla_associative"), scan_arguments, 150, {}),

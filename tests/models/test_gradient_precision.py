@@ -10,6 +10,7 @@ from flowhn_jax.config import BASELINES, MeshConfig, Multipliers
 from flowhn_jax.models.loss import loss_sum
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.parallel.rules import with_shardings
+from tests.jaxprs import equations
 from tests.small import small_baseline, small_config
 
 KINDS = ("flowhn", "flowhn_mamba2", *BASELINES)
@@ -64,16 +65,6 @@ def test_embedding_gradient_matches_float64(kind, axes, rng):
     expected *= getattr(config, "multipliers", Multipliers()).embedding
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max(), rtol=0)
-
-
-def equations(jaxpr):
-    """Yield the equations of a jaxpr and of all jaxprs in it."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -255,8 +255,10 @@ def _tiles(rows: Sequence[Row]) -> str:
             fastest = seconds == min(row["seconds"].values())
             marks = ["chosen"] * fastest + ["default"] * (tile == row["default"])
             table.append([row["key"], row["shape"], tile, f"{1e3 * seconds:.3f}", ", ".join(marks)])
-    return markdown(
-        ["scan", "[B, L, E]", "tokens x channels x warps", "forward and backward ms", ""], table
+    text = markdown(["scan", "shape", "tile", "forward and backward ms", ""], table)
+    return text + (
+        "\n\nShapes are [B, L, E] and tiles tokens x channels x warps for the selective scan, "
+        "[B, L, H, P] and tokens x warps for SSD."
     )
 
 

@@ -62,6 +62,6 @@ PARTS = (
     ),
     _part("step_costs", "Where a train step's time goes", 13, 20),
     _part("inference", "Prefill and decoding", 11, 20),
-    _part("tiles", "Tile sizes of the Triton scan", 4, 5),
+    _part("tiles", "Tile sizes of the Triton scans", 5, 5),
     _part("learning", "200 steps in bfloat16 and in float32", 13, 30),
 )

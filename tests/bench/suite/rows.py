@@ -193,11 +193,17 @@ def every_part() -> dict[str, list[Row]]:
         "inference": [inference("135m/fac_split")],
         "tiles": [
             {
-                "key": "135m",
+                "key": "selective_scan/135m/1024",
                 "shape": "[16, 1024, 1536]",
                 "seconds": {"16 x 32 x 4": 0.003, "16 x 32 x 2": 0.002},
                 "default": "16 x 32 x 4",
-            }
+            },
+            {
+                "key": "ssd/135m/1024",
+                "shape": "[16, 1024, 24, 64]",
+                "seconds": {"64 x 8": 0.004},
+                "default": "64 x 8",
+            },
         ],
         "learning": [learning("bfloat16", offset=0.125), learning("float32")],
     }
@@ -223,6 +229,6 @@ def unfinished() -> dict[str, list[Row]]:
         ],
         "step_costs": [{"key": "135m/fac_split", "batch_size": 8, "failed": "ValueError: no"}],
         "inference": [{"key": "135m/llama", "size": "135m", "model": "llama", "failed": death}],
-        "tiles": [{"key": "135m", "failed": "RuntimeError: no tile runs"}],
+        "tiles": [{"key": "ssd/135m/1024", "failed": "RuntimeError: no tile runs"}],
         "learning": [learning("bfloat16", 20), {"key": "float32", "failed": death}],
     }

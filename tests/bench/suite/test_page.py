@@ -128,7 +128,7 @@ def test_what_is_missing_is_named(tmp_path):
     assert lines == [
         f"- {TITLES['accuracy']}: {shown} and 3 more",
         f"- {TITLES['inference']}: failed: ImportError: no flax",
-        f"- {TITLES['tiles']}: 135m",
+        f"- {TITLES['tiles']}: selective_scan/135m/1024",
         f"- {TITLES['learning']}: all of it",
     ]
     assert text.index("Wrong numbers") < start

@@ -227,7 +227,7 @@ DAMAGED = {
     "number for a group in a list": ("kernel_speed", ["measurements", 1], 7, "item 1 of measure"),
     "half a character": ("step_costs", ["costs", 0, "name"], "\ud800", "name of item 0 of costs"),
     "long label": ("step_costs", ["costs", 0, "source"], "x" * 10**5, "source of item 0 of costs"),
-    "control character": ("tiles", ["shape"], "a\0b", "shape of row '135m' of tiles"),
+    "control character": ("tiles", ["shape"], "a\0b", "shape of row 'selective_scan/135m/1024'"),
     "nothing": ("accuracy", ["tolerance"], "missing", "must have tolerance"),
 }
 
