@@ -1,0 +1,45 @@
+"""What a model family of transformers needs to be read and written."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flowhn_jax.config import ModelConfig
+from flowhn_jax.interop.layout import Path, parse_path
+
+Json = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One `model_type` of transformers.
+
+    Attributes:
+      kind: our model.kind.
+      architecture: their class.
+      model: our paths by their names, outside the layers.
+      layer: returns our paths by their names within layer i.
+      read: returns keys of our model config, from theirs.
+      write: returns keys of their config, from ours.
+      supported: the values that we support, by their key, where they are not all.
+      layers: prefix of their names within layers.
+      is_tied: whether the head is the embedding if config.json has no tie_word_embeddings.
+    """
+
+    kind: str
+    architecture: str
+    model: Mapping[str, str]
+    layer: Callable[[Any, int], Mapping[str, str]]
+    read: Callable[[Json], dict[str, Any]]
+    write: Callable[[Any], dict[str, Any]]
+    supported: Mapping[str, tuple[Any, ...]]
+    layers: str = "model.layers"
+    is_tied: bool = False
+
+    def names(self, config: ModelConfig) -> dict[str, Path]:
+        """Return the path of each of our parameters, by their name."""
+        found = dict(self.model)
+        for index in range(config.blocks):
+            for theirs, ours in self.layer(config, index).items():
+                found[f"{self.layers}.{index}.{theirs}"] = f"blocks/{index}/{ours}"
+        return {theirs: parse_path(ours) for theirs, ours in found.items()}
