@@ -9,7 +9,7 @@ from typing import Any
 
 from flowhn_jax.utils.text import short_repr
 
-_OPTIONAL_SIZES = {"head_dim", "num_key_value_heads", "mamba_d_ssm"}
+_OPTIONAL_SIZES = {"head_dim", "intermediate_size", "num_key_value_heads", "mamba_d_ssm"}
 _SIZES = {
     "hidden_size",
     "num_attention_heads",

@@ -24,7 +24,8 @@ def parse_path(text: str) -> Path:
 def to_ours(path: Path, array: np.ndarray, ndim: int) -> np.ndarray:
     """Return an array of theirs in our layout.
 
-    That is kernels [in, out], Mamba-1's in_proj [in, 2, out] and convolutions [taps, E].
+    That is kernels [in, out], Mamba-1's in_proj [in, 2, out] with a bias [2, out], and convolutions
+    [taps, E].
 
     Args:
       path: of the parameter in our model.
@@ -35,6 +36,8 @@ def to_ours(path: Path, array: np.ndarray, ndim: int) -> np.ndarray:
         return array[:, 0, :].T
     if path[-1] == "kernel" and ndim == 3:  # u's channels, then z's
         return array.T.reshape(array.shape[-1], 2, -1)
+    if path[-1] == "bias" and ndim == 2:
+        return array.reshape(2, -1)
     return array.T if path[-1] == "kernel" else array
 
 
@@ -42,6 +45,8 @@ def to_theirs(path: Path, array: np.ndarray) -> np.ndarray:
     """Return an array of ours in their layout, the inverse of `to_ours`."""
     if path[-1] == "conv_weight":
         return array.T[:, None, :]
+    if path[-1] == "bias":
+        return array.reshape(-1)
     return array.reshape(len(array), -1).T if path[-1] == "kernel" else array
 
 

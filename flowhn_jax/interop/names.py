@@ -1,6 +1,7 @@
 """Names of parameters in Hugging Face's models; FlowHN's authors use Jamba's.
 
-Each mapping is from their names within a layer to our paths within a block.
+Each mapping is from their names within a layer to our paths within a block. It has all parameters
+that a model of the kind can have.
 """
 
 
@@ -16,19 +17,26 @@ _STATE_SPACE = {
     "in_proj.weight": "in_proj/kernel",
     "out_proj.weight": "out_proj/kernel",
 }
+_PROJECTION_BIASES = {f"{name}_proj.bias": f"{name}_proj/bias" for name in ("in", "out")}
 _OF_MAMBA1 = _STATE_SPACE | {
     "x_proj.weight": "x_proj/kernel",
     "dt_proj.weight": "dt_proj/kernel",
     "dt_proj.bias": "dt_bias",
 }
 _OF_JAMBA = {f"{name}_layernorm.weight": f"{name}_norm/scale" for name in ("dt", "b", "c")}
-_OF_MAMBA2 = _STATE_SPACE | {"dt_bias": "dt_bias"}
+_OF_MAMBA2 = {
+    **_STATE_SPACE,
+    **_PROJECTION_BIASES,
+    "dt_bias": "dt_bias",
+    "norm.weight": "norm/scale",
+}
 _OF_ATTENTION = {f"{name}_proj.weight": f"{name}_proj/kernel" for name in ("q", "k", "v", "o")}
 _OF_MLP = {f"{name}_proj.weight": f"{name}_proj/kernel" for name in ("gate", "up", "down")}
 
 # In Jamba and in the authors' FlowHN.
 MAMBA1 = _mixer("mamba", "mixer", _OF_MAMBA1 | _OF_JAMBA)
 ATTENTION = _mixer("self_attn", "mixer", _OF_ATTENTION)
+JAMBA_MAMBA1 = MAMBA1 | _mixer("mamba", "mixer", _PROJECTION_BIASES)
 FEED_FORWARD = _mixer("feed_forward", "mlp", _OF_MLP)
 NORMS = {"input_layernorm.weight": "norm/scale", "pre_ff_layernorm.weight": "mlp_norm/scale"}
 JAMBA_MODEL = {
@@ -54,10 +62,13 @@ LLAMA_MODEL = {
     "model.norm.weight": "final_norm/scale",
     "lm_head.weight": "head/kernel",
 }
-MAMBA1_LAYER = {"norm.weight": "norm/scale", **_mixer("mixer", "mixer", _OF_MAMBA1)}
+MAMBA1_LAYER = {
+    "norm.weight": "norm/scale",
+    **_mixer("mixer", "mixer", _OF_MAMBA1 | _PROJECTION_BIASES),
+}
 MAMBA2_LAYER = {
     "norm.weight": "norm/scale",
-    **_mixer("mixer", "mixer", _OF_MAMBA2 | {"norm.weight": "norm/scale"}),
+    **_mixer("mixer", "mixer", _OF_MAMBA2),
 }
 MAMBA_MODEL = {
     "backbone.embeddings.weight": "embed/embedding",

@@ -17,8 +17,9 @@ def linear(
     context: LayerContext,
     *,
     output_dtype: Any = None,
+    bias: bool = False,
 ) -> nnx.LinearGeneral:
-    """Return a layer x [..., in] @ kernel [in, *out] without bias; the kernel is float32.
+    """Return a layer x [..., in] @ kernel [in, *out]; its parameters are float32.
 
     Args:
       in_features: size of the last dimension of x.
@@ -26,11 +27,12 @@ def linear(
       context: of the model.
       output_dtype: of the result, where it needs more precision than `context.dtype`: the product's
         accumulator is then kept.
+      bias: whether the layer adds a bias [*out], initially zero.
     """
     return nnx.LinearGeneral(
         in_features,
         out_features,
-        use_bias=False,
+        use_bias=bias,
         dtype=context.dtype,
         param_dtype=jnp.float32,
         kernel_init=jax.nn.initializers.normal(context.init_std),
@@ -95,17 +97,27 @@ def _product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options:
     return y.reshape(*x.shape[: x.ndim - contracted], *kernel.shape[contracted:])
 
 
-def rms_norm(features: int, context: LayerContext, *, dtype: Any = None) -> nnx.RMSNorm:
+def rms_norm(
+    features: int,
+    context: LayerContext,
+    *,
+    dtype: Any = None,
+    unscaled_epsilon: float | None = None,
+) -> nnx.RMSNorm:
     """Return an RMS norm whose statistics and scale are float32 whatever the activations are.
 
     Args:
       features: size of the last dimension, over which the mean square is taken.
       context: of the model.
       dtype: of the result; None: `context.dtype`.
+      unscaled_epsilon: added to the mean square in a norm without a scale; None: a norm with a
+        scale, and with `context.norm_eps`.
     """
+    has_scale = unscaled_epsilon is None
     return nnx.RMSNorm(
         features,
-        epsilon=context.norm_eps,
+        epsilon=context.norm_eps if has_scale else unscaled_epsilon,
+        use_scale=has_scale,
         dtype=context.dtype if dtype is None else dtype,
         param_dtype=jnp.float32,
         rngs=context.rngs,

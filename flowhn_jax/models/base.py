@@ -5,6 +5,7 @@ class attribute `kind` is its value of `model.kind`; see `models.registry`.
 """
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from flowhn_jax.layers.attention import AttentionSizes
 from flowhn_jax.layers.mamba1 import Mamba1Sizes
 from flowhn_jax.layers.mamba2 import Mamba2Sizes
+from flowhn_jax.layers.ssm_biases import SSMBiases
 from flowhn_jax.split import Plan
 from flowhn_jax.split.plan import SHARED, BlockPlan
 from flowhn_jax.utils.checks import nearest_multiples, require, require_divisor, require_positive
@@ -255,12 +257,34 @@ class StateSpaceKeys(ModelConfig):
         most = f"at most {MAX_INT} / model.width"
         require(inner <= MAX_INT, "model.ssm_expand", most, self.ssm_expand)
         whole = f"such that its product with model.width ({self.width}) is whole"
-        require(inner == self.inner, "model.ssm_expand", whole, self.ssm_expand)
+        # A quotient of two integers may miss the whole product by its rounding.
+        is_whole = abs(inner - self.inner) <= 1e-12 * inner
+        require(is_whole, "model.ssm_expand", whole, self.ssm_expand)
 
     @property
     def inner(self) -> int:
         """E, channels of a mixer."""
-        return int(self.ssm_expand * self.width)
+        return round(self.ssm_expand * self.width)
+
+
+@dataclasses.dataclass(frozen=True)
+class SSMBiasKeys(StateSpaceKeys):
+    """Keys of families whose state-space mixers can have other biases than the papers'.
+
+    Attributes:
+      ssm_conv_bias: whether the mixer's convolution has a bias.
+      ssm_in_bias: whether the mixer's input projection has a bias.
+      ssm_out_bias: whether the mixer's output projection has a bias.
+    """
+
+    ssm_conv_bias: bool = True
+    ssm_in_bias: bool = False
+    ssm_out_bias: bool = False
+
+    @property
+    def ssm_biases(self) -> SSMBiases:
+        """Which parts of a mixer have a bias."""
+        return SSMBiases(self.ssm_conv_bias, self.ssm_in_bias, self.ssm_out_bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,3 +350,30 @@ class Mamba2Keys(StateSpaceKeys):
         """The sizes of a mixer."""
         sizes = self.width, self.inner, self.ssm_state, self.ssm_conv
         return Mamba2Sizes(*sizes, self.ssm_head_dim, self.ssm_groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeStepLimitKeys(Mamba2Keys):
+    """Keys of families whose Mamba-2 mixers can limit their time steps.
+
+    Attributes:
+      ssm_dt_min: smallest time step of Mamba-2, after the softplus.
+      ssm_dt_max: largest time step of Mamba-2, after the softplus; None: no limit.
+    """
+
+    ssm_dt_min: float = 0.0
+    ssm_dt_max: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.ssm_dt_min >= 0, "model.ssm_dt_min", "0 or more", self.ssm_dt_min)
+        above = self.ssm_dt_max is None or self.ssm_dt_max > self.ssm_dt_min
+        least = f"above model.ssm_dt_min ({self.ssm_dt_min:g}), or None"
+        require(above, "model.ssm_dt_max", least, self.ssm_dt_max)
+
+    @property
+    def ssm_dt_limits(self) -> tuple[float, float] | None:
+        """The smallest and the largest time step; None without a limit."""
+        if self.ssm_dt_min == 0 and self.ssm_dt_max is None:
+            return None
+        return self.ssm_dt_min, math.inf if self.ssm_dt_max is None else self.ssm_dt_max

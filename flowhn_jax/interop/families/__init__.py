@@ -3,13 +3,13 @@
 A setting that only one side supports is refused by name.
 """
 
-import math
 from typing import Any
 
 from flowhn_jax import config as config_lib
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.interop.families import falcon_h1, jamba, llama, mamba
 from flowhn_jax.interop.families.family import Family, Json
+from flowhn_jax.interop.families.state_space import comparable_limits
 from flowhn_jax.interop.json_types import check_types
 from flowhn_jax.utils.text import short_repr
 
@@ -18,6 +18,7 @@ _DEFAULT_CONTEXT = 1024  # if config.json has none, as for Mamba, which has no l
 FAMILIES = {
     "llama": llama.FAMILY,
     "mamba": mamba.MAMBA,
+    "falcon_mamba": mamba.FALCON_MAMBA,
     "mamba2": mamba.MAMBA2,
     "jamba": jamba.FAMILY,
     "falcon_h1": falcon_h1.FAMILY,
@@ -41,7 +42,7 @@ def to_config(hf_config: Json) -> tuple[Family, ModelConfig]:
     refused = [
         f"{key} must be {' or '.join(map(repr, supported))}, got {short_repr(hf_config[key])}"
         for key, supported in {**_SUPPORTED, **family.supported}.items()
-        if key in hf_config and _comparable(hf_config[key]) not in supported
+        if key in hf_config and comparable_limits(hf_config[key]) not in supported
     ]
     if refused:
         raise ValueError(f"config.json of {model_type}: {'; '.join(refused)}.")
@@ -66,7 +67,8 @@ def to_json(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     Raises:
       ValueError: transformers has no such model.
     """
-    found = [item for item in FAMILIES.items() if item[1].kind == config.kind]
+    of_kind = [item for item in FAMILIES.items() if item[1].kind == config.kind]
+    found = [(model_type, family) for model_type, family in of_kind if family.fits(config)]
     if not found:
         raise ValueError(f"transformers has no model of model.kind = {config.kind!r}.")
     ((model_type, family),) = found
@@ -99,11 +101,3 @@ _SUPPORTED = {  # in all families
     "attention_bias": (False,),
     "mlp_bias": (False,),
 }
-
-
-def _comparable(value: Any) -> Any:
-    """Return a limit of time steps, which JSON can spell in several ways, as floats."""
-    if isinstance(value, list | tuple) and len(value) == 2:
-        infinite = (math.inf, "Infinity", "inf", {"__float__": "Infinity"})
-        return value[0], math.inf if value[1] in infinite else value[1]
-    return value

@@ -11,7 +11,7 @@ from flowhn_jax.interop.families.attention import (
     write_rope,
 )
 from flowhn_jax.interop.families.family import Family, Json
-from flowhn_jax.interop.families.state_space import UNLIMITED
+from flowhn_jax.interop.families.state_space import read_limits, write_limits
 from flowhn_jax.models.falcon_h1 import FalconH1Config
 from flowhn_jax.utils.text import short_repr
 
@@ -47,15 +47,26 @@ def _read_falcon_h1(hf: Json) -> dict[str, Any]:
     return (
         read_attention(hf)
         | read_rope(hf)
+        | read_limits(hf)
         | {
             "ssm_state": hf["mamba_d_state"],
             "ssm_conv": hf["mamba_d_conv"],
             "ssm_expand": inner / hf["hidden_size"],
             "ssm_head_dim": inner // hf["mamba_n_heads"],
             "ssm_groups": hf["mamba_n_groups"],
+            "ssm_conv_bias": hf.get("mamba_conv_bias", True),
+            "ssm_in_bias": hf.get("mamba_proj_bias", False),
+            "ssm_out_bias": hf.get("projectors_bias", False),
+            "ssm_gated_norm": _read_gated_norm(hf),
             "multipliers": {ours: x for ours, x in factors.items() if x is not None},
         }
     )
+
+
+def _read_gated_norm(hf: Json) -> str:
+    if not hf.get("mamba_rms_norm", False):
+        return "none"
+    return "before_gate" if hf.get("mamba_norm_before_gate", True) else "after_gate"
 
 
 def _write_falcon_h1(config: FalconH1Config) -> dict[str, Any]:
@@ -63,6 +74,7 @@ def _write_falcon_h1(config: FalconH1Config) -> dict[str, Any]:
     return (
         write_attention(config)
         | write_rope(config)
+        | write_limits(config)
         | {theirs: getattr(factors, ours) for ours, theirs in _FACTORS.items()}
         | {
             "ssm_multipliers": [getattr(factors, name) for name in _SSM_FACTORS],
@@ -73,9 +85,11 @@ def _write_falcon_h1(config: FalconH1Config) -> dict[str, Any]:
             "mamba_n_groups": config.ssm_groups,
             "mamba_d_state": config.ssm_state,
             "mamba_d_conv": config.ssm_conv,
-            "mamba_conv_bias": True,
-            "mamba_proj_bias": False,
-            "mamba_rms_norm": False,
+            "mamba_conv_bias": config.ssm_conv_bias,
+            "mamba_proj_bias": config.ssm_in_bias,
+            "projectors_bias": config.ssm_out_bias,
+            "mamba_rms_norm": config.ssm_gated_norm != "none",
+            "mamba_norm_before_gate": config.ssm_gated_norm == "before_gate",
         }
     )
 
@@ -87,11 +101,5 @@ FAMILY = Family(
     layer=lambda config, index: names.FALCON_H1_LAYER,
     read=_read_falcon_h1,
     write=_write_falcon_h1,
-    supported={
-        "mamba_rms_norm": (False,),
-        "mamba_conv_bias": (True,),
-        "mamba_proj_bias": (False,),
-        "projectors_bias": (False,),
-        "time_step_limit": (UNLIMITED,),
-    },
+    supported={},
 )

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
+from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.interop.layout import Path, parse_path
 
@@ -18,12 +21,14 @@ class Family:
       kind: our model.kind.
       architecture: their class.
       model: our paths by their names, outside the layers.
-      layer: returns our paths by their names within layer i.
+      layer: returns our paths by their names within layer i, also of parameters that only some
+        configs have.
       read: returns keys of our model config, from theirs.
       write: returns keys of their config, from ours.
       supported: the values that we support, by their key, where they are not all.
       layers: prefix of their names within layers.
       is_tied: whether the head is the embedding if config.json has no tie_word_embeddings.
+      fits: whether a config of `kind` is one of this family, where several have the kind.
     """
 
     kind: str
@@ -35,6 +40,7 @@ class Family:
     supported: Mapping[str, tuple[Any, ...]]
     layers: str = "model.layers"
     is_tied: bool = False
+    fits: Callable[[Any], bool] = lambda config: True
 
     def names(self, config: ModelConfig) -> dict[str, Path]:
         """Return the path of each of our parameters, by their name."""
@@ -42,4 +48,6 @@ class Family:
         for index in range(config.blocks):
             for theirs, ours in self.layer(config, index).items():
                 found[f"{self.layers}.{index}.{theirs}"] = f"blocks/{index}/{ours}"
-        return {theirs: parse_path(ours) for theirs, ours in found.items()}
+        paths = {theirs: parse_path(ours) for theirs, ours in found.items()}
+        existing = flatten_dict(models.abstract_params(config))
+        return {theirs: path for theirs, path in paths.items() if path in existing}
