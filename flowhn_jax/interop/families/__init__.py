@@ -18,10 +18,10 @@ _DEFAULT_CONTEXT = 1024  # if config.json has none, as for Mamba, which has no l
 FAMILIES = {
     "llama": llama.FAMILY,
     "mamba": mamba.MAMBA,
-    "falcon_mamba": mamba.FALCON_MAMBA,
     "mamba2": mamba.MAMBA2,
     "jamba": jamba.FAMILY,
     "falcon_h1": falcon_h1.FAMILY,
+    "falcon_mamba": mamba.FALCON_MAMBA,
 }
 
 
@@ -68,7 +68,7 @@ def to_json(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
       ValueError: transformers has no such model.
     """
     of_kind = [item for item in FAMILIES.items() if item[1].kind == config.kind]
-    found = [(model_type, family) for model_type, family in of_kind if family.fits(config)]
+    found = [(model_type, family) for model_type, family in of_kind if family.writes(config)]
     if not found:
         raise ValueError(f"transformers has no model of model.kind = {config.kind!r}.")
     ((model_type, family),) = found

@@ -28,7 +28,7 @@ class Family:
       supported: the values that we support, by their key, where they are not all.
       layers: prefix of their names within layers.
       is_tied: whether the head is the embedding if config.json has no tie_word_embeddings.
-      fits: whether a config of `kind` is one of this family, where several have the kind.
+      writes: returns whether a config of our kind is written as this family.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Family:
     supported: Mapping[str, tuple[Any, ...]]
     layers: str = "model.layers"
     is_tied: bool = False
-    fits: Callable[[Any], bool] = lambda config: True
+    writes: Callable[[Any], bool] = lambda config: True
 
     def names(self, config: ModelConfig) -> dict[str, Path]:
         """Return the path of each of our parameters, by their name."""

@@ -80,7 +80,7 @@ MAMBA = Family(
     write=_write_mamba1,
     supported={"time_step_limit": (UNLIMITED,)},
     is_tied=True,
-    fits=lambda config: config.ssm_norm_eps is None,
+    writes=lambda config: config.ssm_norm_eps is None,
 )
 
 FALCON_MAMBA = dataclasses.replace(
@@ -88,7 +88,7 @@ FALCON_MAMBA = dataclasses.replace(
     architecture="FalconMambaForCausalLM",
     read=_read_falcon_mamba,
     write=_write_falcon_mamba,
-    fits=lambda config: config.ssm_norm_eps is not None,
+    writes=lambda config: config.ssm_norm_eps is not None,
 )
 
 MAMBA2 = Family(
