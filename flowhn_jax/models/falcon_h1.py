@@ -61,7 +61,7 @@ class FalconH1Config(TimeStepLimitKeys, SSMBiasKeys, HeadDimKeys, RotaryKeys):
     Attributes:
       multipliers: factors on activations.
       ssm_gated_norm: RMS norm of the Mamba-2 mixer's outputs, 'before_gate' or 'after_gate', or
-        'none', as in the one of 0.5B.
+        'none', as in the 0.5B.
     """
 
     kind: ClassVar[str] = "falcon_h1"
