@@ -43,6 +43,10 @@ FALCON_H1_LAYER = {
     **FEED_FORWARD,
     **NORMS,
 }
+QKV_BIASES = {f"self_attn.{name}_proj.bias": f"mixer/{name}_proj/bias" for name in "qkv"}
+OUT_BIAS = {"self_attn.o_proj.bias": "mixer/o_proj/bias"}
+MLP_BIASES = {f"mlp.{name}_proj.bias": f"mlp/{name}_proj/bias" for name in ("gate", "up", "down")}
+QK_NORMS = {f"self_attn.{name}_norm.weight": f"mixer/{name}_norm/scale" for name in "qk"}
 LLAMA_LAYER = {
     **ATTENTION,
     **_mixer("mlp", "mlp", _OF_MLP),

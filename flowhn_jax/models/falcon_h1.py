@@ -11,7 +11,7 @@ from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.decoder import DecoderLayer
 from flowhn_jax.layers.mamba2 import Mamba2, Mamba2Cache, Mamba2Multipliers
 from flowhn_jax.layers.prompts import Prompts
-from flowhn_jax.models.base import HeadDimKeys, Mamba2Keys, RotaryKeys
+from flowhn_jax.models.base import HeadDimKeys, Mamba2Keys, ScaledRotaryKeys
 from flowhn_jax.models.language_model import LanguageModel
 from flowhn_jax.models.registry import register
 
@@ -54,7 +54,7 @@ class Multipliers:
 
 
 @dataclasses.dataclass(frozen=True)
-class FalconH1Config(Mamba2Keys, HeadDimKeys, RotaryKeys):
+class FalconH1Config(Mamba2Keys, HeadDimKeys, ScaledRotaryKeys):
     """What Falcon-H1 reads: the keys of rotary attention and of Mamba-2, and its multipliers.
 
     Attributes:
@@ -86,6 +86,7 @@ class ParallelMixer(nnx.Module):
             config.attention_sizes,
             context,
             rope_theta=config.rope_theta,
+            rope_scaling=config.rope_scaling,
             key_multiplier=factors.key,
         )
 

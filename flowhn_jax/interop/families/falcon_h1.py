@@ -4,13 +4,9 @@ from typing import Any
 
 from flowhn_jax.config import Multipliers
 from flowhn_jax.interop import names
-from flowhn_jax.interop.families.attention import (
-    read_attention,
-    read_rope,
-    write_attention,
-    write_rope,
-)
+from flowhn_jax.interop.families.attention import read_attention, write_attention
 from flowhn_jax.interop.families.family import Family, Json
+from flowhn_jax.interop.families.rotary import read_rope, write_rope
 from flowhn_jax.interop.families.state_space import UNLIMITED
 from flowhn_jax.models.falcon_h1 import FalconH1Config
 from flowhn_jax.utils.text import short_repr
