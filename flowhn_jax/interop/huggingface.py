@@ -1,8 +1,8 @@
 """Models as folders of safetensors and a config.json.
 
-Llama, Mamba, Mamba-2, Jamba and Falcon-H1 have the names and the layout of transformers. FlowHN,
-SHM and Hymba, which transformers does not know, bring their code (`own_format`). No code that a
-file contains is ever run.
+Llama, Mistral, Qwen2, Qwen3, Mamba, Falcon Mamba, Mamba-2, Jamba and Falcon-H1 have the names and
+the layout of transformers. FlowHN, SHM and Hymba, which transformers does not know, bring their
+code (`own_format`). No code that a file contains is ever run.
 """
 
 import json
@@ -24,12 +24,14 @@ from flowhn_jax.interop.torch_files import read_state_dict
 from flowhn_jax.models import Params
 from flowhn_jax.storage import AnyPath, Place, place, readable_place
 from flowhn_jax.utils import json_text
+from flowhn_jax.utils.progress import Progress
 from flowhn_jax.utils.text import short_list, short_repr
 
 _CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 _PICKLED = "pytorch_model.bin"
 _ADAPTER = "adapter_config.json"
 _HEAD = "lm_head.weight"
+_FREQUENCIES = "rotary_emb.inv_freq"  # of old files; they follow from config.json
 # For a missing key, transformers uses the id of the family's first checkpoint.
 _NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
@@ -83,7 +85,9 @@ def from_state_dict(
     Raises:
       ValueError: config.json has a value that is not supported, or a name or shape does not fit.
     """
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    arrays = {
+        name: np.asarray(array) for name, array in arrays.items() if not name.endswith(_FREQUENCIES)
+    }
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
@@ -171,7 +175,7 @@ def _read_arrays(folder: Place) -> dict[str, np.ndarray]:
         try:
             # Flax's arrays, as NumPy has no bfloat16.
             with path.fetched() as local, safe_open(local, framework="flax") as file:
-                for tensor in file.keys():  # noqa: SIM118  the file itself is not iterable
+                for tensor in Progress(file.keys(), f"reading {name}", "tensors"):
                     arrays[tensor] = np.asarray(file.get_tensor(tensor))
         except SafetensorError as error:
             raise ValueError(

@@ -52,7 +52,7 @@ def to_theirs(path: Path, array: np.ndarray) -> np.ndarray:
 
 def assemble(
     config: ModelConfig,
-    arrays: Mapping[str, np.ndarray],
+    arrays: dict[str, np.ndarray],
     names: Mapping[str, Path],
     convert: Callable[[Path, np.ndarray, int], np.ndarray] = to_ours,
 ) -> Params:
@@ -60,7 +60,7 @@ def assemble(
 
     Args:
       config: the model's config.
-      arrays: their arrays, by their names.
+      arrays: their arrays, by their names; is emptied, so that each is freed once it is converted.
       names: the path of each of our parameters, by its name in their model.
       convert: converts an array to our layout, given the path and our number of dimensions.
 
@@ -78,11 +78,12 @@ def assemble(
     found: dict[Path, jax.Array] = {}
     for name, path in names.items():
         shape = abstract[path].shape
-        array = convert(path, arrays[name], len(shape))
+        theirs = arrays.pop(name)
+        array = convert(path, theirs, len(shape))
         if array.shape != shape:
             raise ValueError(
                 f"{name} must have shape {shape} in our layout; got {array.shape}, converted from "
-                f"{arrays[name].shape}."
+                f"{theirs.shape}."
             )
         found[path] = jnp.asarray(array, jnp.float32)
     return unflatten_dict(found)

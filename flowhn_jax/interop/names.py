@@ -9,6 +9,10 @@ def _mixer(theirs: str, ours: str, names: dict[str, str]) -> dict[str, str]:
     return {f"{theirs}.{name}": f"{ours}/{path}" for name, path in names.items()}
 
 
+def _biases(*names: str) -> dict[str, str]:
+    return {f"{name}_proj.bias": f"{name}_proj/bias" for name in names}
+
+
 _STATE_SPACE = {
     "A_log": "a_log",
     "D": "d",
@@ -17,7 +21,7 @@ _STATE_SPACE = {
     "in_proj.weight": "in_proj/kernel",
     "out_proj.weight": "out_proj/kernel",
 }
-_PROJECTION_BIASES = {f"{name}_proj.bias": f"{name}_proj/bias" for name in ("in", "out")}
+_PROJECTION_BIASES = _biases("in", "out")
 _OF_MAMBA1 = _STATE_SPACE | {
     "x_proj.weight": "x_proj/kernel",
     "dt_proj.weight": "dt_proj/kernel",
@@ -47,10 +51,14 @@ JAMBA_MODEL = {
 
 FALCON_H1_LAYER = {
     **_mixer("mamba", "mixer/ssm", _OF_MAMBA2),
-    **_mixer("self_attn", "mixer/attention", _OF_ATTENTION),
-    **FEED_FORWARD,
+    **_mixer("self_attn", "mixer/attention", _OF_ATTENTION | _biases("q", "k", "v", "o")),
+    **_mixer("feed_forward", "mlp", _OF_MLP | _biases("gate", "up", "down")),
     **NORMS,
 }
+QKV_BIASES = {f"self_attn.{name}_proj.bias": f"mixer/{name}_proj/bias" for name in "qkv"}
+OUT_BIAS = {"self_attn.o_proj.bias": "mixer/o_proj/bias"}
+MLP_BIASES = {f"mlp.{name}_proj.bias": f"mlp/{name}_proj/bias" for name in ("gate", "up", "down")}
+QK_NORMS = {f"self_attn.{name}_norm.weight": f"mixer/{name}_norm/scale" for name in "qk"}
 LLAMA_LAYER = {
     **ATTENTION,
     **_mixer("mlp", "mlp", _OF_MLP),

@@ -19,7 +19,9 @@ def linear(
     output_dtype: Any = None,
     bias: bool = False,
 ) -> nnx.LinearGeneral:
-    """Return a layer x [..., in] @ kernel [in, *out]; its parameters are float32.
+    """Return a layer x [..., in] @ kernel [in, *out], plus a bias [*out] if `bias` is set.
+
+    Both parameters are float32.
 
     Args:
       in_features: size of the last dimension of x.
@@ -27,7 +29,7 @@ def linear(
       context: of the model.
       output_dtype: of the result, where it needs more precision than `context.dtype`: the product's
         accumulator is then kept.
-      bias: whether the layer adds a bias [*out], initially zero.
+      bias: whether to add one, which is 0 initially.
     """
     return nnx.LinearGeneral(
         in_features,
@@ -47,11 +49,11 @@ def linear_to_heads(
 ) -> jax.Array:
     """Return scale * layer(x) as heads, [B, T, H, K] or [B, H, K].
 
-    The kernel is scaled, not the result. For sequences the kernel is reshaped as well: TPUs pad the
-    last dimension of an array to 128, so that a reshape from H * K to H, K is a copy.
+    The parameters are scaled, not the result. For sequences the kernel is reshaped as well: TPUs
+    pad the last dimension of an array to 128, so that a reshape from H * K to H, K is a copy.
 
     Args:
-      layer: with a kernel [D, H * K].
+      layer: with a kernel [D, H * K], and maybe a bias [H * K].
       x: sequences [B, T, D], or tokens [B, D].
       head_dim: K.
       scale: factor.
@@ -59,8 +61,10 @@ def linear_to_heads(
     kernel = (scale * layer.kernel[...]).astype(layer.dtype)
     if x.ndim == 3:
         kernel = kernel.reshape(x.shape[-1], -1, head_dim)
-    y = _apply(layer, x, kernel, 1)
-    return y.reshape(*x.shape[:-1], -1, head_dim)
+    y = _apply(layer, x, kernel, 1).reshape(*x.shape[:-1], -1, head_dim)
+    if layer.bias is None:
+        return y
+    return y + (scale * layer.bias[...]).astype(y.dtype).reshape(-1, head_dim)
 
 
 def linear_from_heads(layer: nnx.LinearGeneral, x: jax.Array) -> jax.Array:
@@ -70,8 +74,10 @@ def linear_from_heads(layer: nnx.LinearGeneral, x: jax.Array) -> jax.Array:
     """
     kernel = layer.kernel[...].astype(layer.dtype)
     if x.ndim == 4:
-        return _apply(layer, x, kernel.reshape(*x.shape[-2:], -1), 2)
-    return _apply(layer, x.reshape(len(x), -1), kernel, 1)
+        y = _apply(layer, x, kernel.reshape(*x.shape[-2:], -1), 2)
+    else:
+        y = _apply(layer, x.reshape(len(x), -1), kernel, 1)
+    return y if layer.bias is None else y + layer.bias[...].astype(y.dtype)
 
 
 def _apply(layer: nnx.LinearGeneral, x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:

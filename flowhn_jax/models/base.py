@@ -5,7 +5,6 @@ class attribute `kind` is its value of `model.kind`; see `models.registry`.
 """
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from flowhn_jax.layers.attention import AttentionSizes
 from flowhn_jax.layers.mamba1 import Mamba1Sizes
 from flowhn_jax.layers.mamba2 import Mamba2Sizes
-from flowhn_jax.layers.ssm_biases import SSMBiases
+from flowhn_jax.layers.rope import RopeScaling
 from flowhn_jax.split import Plan
 from flowhn_jax.split.plan import SHARED, BlockPlan
 from flowhn_jax.utils.checks import nearest_multiples, require, require_divisor, require_positive
@@ -237,6 +236,31 @@ class RotaryKeys(AttentionKeys):
 
 
 @dataclasses.dataclass(frozen=True)
+class ScaledRotaryKeys(RotaryKeys):
+    """Keys of families whose rotary frequencies can be scaled for longer contexts.
+
+    Attributes:
+      rope_scaling: how the rotary frequencies are changed.
+    """
+
+    rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rope_scaling.type == "yarn":
+            require(self.rope_theta > 1, "model.rope_theta", "above 1 for yarn", self.rope_theta)
+        if self.rope_scaling.type == "dynamic":
+            size = self.head_size
+            require(size > 2, "the size of a head (model.head_dim)", "above 2 for dynamic", size)
+
+    @property
+    def max_length(self) -> int | None:
+        """The tokens up to which dynamic scaling is the same at every length; None: no limit."""
+        scaling = self.rope_scaling
+        return scaling.original_context if scaling.type == "dynamic" else None
+
+
+@dataclasses.dataclass(frozen=True)
 class StateSpaceKeys(ModelConfig):
     """Keys of families with a state-space mixer.
 
@@ -265,26 +289,6 @@ class StateSpaceKeys(ModelConfig):
     def inner(self) -> int:
         """E, channels of a mixer."""
         return round(self.ssm_expand * self.width)
-
-
-@dataclasses.dataclass(frozen=True)
-class SSMBiasKeys(StateSpaceKeys):
-    """Keys of families whose state-space mixers can have other biases than the papers'.
-
-    Attributes:
-      ssm_conv_bias: whether the mixer's convolution has a bias.
-      ssm_in_bias: whether the mixer's input projection has a bias.
-      ssm_out_bias: whether the mixer's output projection has a bias.
-    """
-
-    ssm_conv_bias: bool = True
-    ssm_in_bias: bool = False
-    ssm_out_bias: bool = False
-
-    @property
-    def ssm_biases(self) -> SSMBiases:
-        """Which parts of a mixer have a bias."""
-        return SSMBiases(self.ssm_conv_bias, self.ssm_in_bias, self.ssm_out_bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,30 +354,3 @@ class Mamba2Keys(StateSpaceKeys):
         """The sizes of a mixer."""
         sizes = self.width, self.inner, self.ssm_state, self.ssm_conv
         return Mamba2Sizes(*sizes, self.ssm_head_dim, self.ssm_groups)
-
-
-@dataclasses.dataclass(frozen=True)
-class TimeStepLimitKeys(Mamba2Keys):
-    """Keys of families whose Mamba-2 mixers can limit their time steps.
-
-    Attributes:
-      ssm_dt_min: smallest time step of Mamba-2, after the softplus.
-      ssm_dt_max: largest time step of Mamba-2, after the softplus; None: no limit.
-    """
-
-    ssm_dt_min: float = 0.0
-    ssm_dt_max: float | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.ssm_dt_min >= 0, "model.ssm_dt_min", "0 or more", self.ssm_dt_min)
-        above = self.ssm_dt_max is None or self.ssm_dt_max > self.ssm_dt_min
-        least = f"above model.ssm_dt_min ({self.ssm_dt_min:g}), or None"
-        require(above, "model.ssm_dt_max", least, self.ssm_dt_max)
-
-    @property
-    def ssm_dt_limits(self) -> tuple[float, float] | None:
-        """The smallest and the largest time step; None without a limit."""
-        if self.ssm_dt_min == 0 and self.ssm_dt_max is None:
-            return None
-        return self.ssm_dt_min, math.inf if self.ssm_dt_max is None else self.ssm_dt_max

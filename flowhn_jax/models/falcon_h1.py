@@ -11,8 +11,9 @@ from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.decoder import DecoderLayer
 from flowhn_jax.layers.mamba2 import GATED_NORMS, Mamba2, Mamba2Cache, Mamba2Multipliers
 from flowhn_jax.layers.prompts import Prompts
-from flowhn_jax.models.base import HeadDimKeys, RotaryKeys, SSMBiasKeys, TimeStepLimitKeys
+from flowhn_jax.models.base import HeadDimKeys, ScaledRotaryKeys
 from flowhn_jax.models.language_model import LanguageModel
+from flowhn_jax.models.published_keys import AttentionBiasKeys, SSMBiasKeys, TimeStepLimitKeys
 from flowhn_jax.models.registry import register
 from flowhn_jax.utils.checks import require
 
@@ -55,7 +56,9 @@ class Multipliers:
 
 
 @dataclasses.dataclass(frozen=True)
-class FalconH1Config(TimeStepLimitKeys, SSMBiasKeys, HeadDimKeys, RotaryKeys):
+class FalconH1Config(
+    TimeStepLimitKeys, SSMBiasKeys, HeadDimKeys, ScaledRotaryKeys, AttentionBiasKeys
+):
     """What Falcon-H1 reads: the keys of rotary attention and of Mamba-2, and its own.
 
     Attributes:
@@ -102,7 +105,9 @@ class ParallelMixer(nnx.Module):
             config.attention_sizes,
             context,
             rope_theta=config.rope_theta,
+            rope_scaling=config.rope_scaling,
             key_multiplier=factors.key,
+            bias=config.attention_bias,
         )
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
@@ -163,6 +168,7 @@ class FalconH1(LanguageModel):
             context,
             gate_multiplier=config.multipliers.mlp_gate,
             down_multiplier=config.multipliers.mlp_down,
+            mlp_bias=config.mlp_bias,
         )
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:

@@ -12,8 +12,9 @@ from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.decoder import DecoderLayer
 from flowhn_jax.layers.mamba1 import Mamba1
 from flowhn_jax.layers.ssm_biases import USUAL, SSMBiases
-from flowhn_jax.models.base import HeadDimKeys, Mamba1Keys, SSMBiasKeys
+from flowhn_jax.models.base import HeadDimKeys, Mamba1Keys
 from flowhn_jax.models.language_model import LanguageModel
+from flowhn_jax.models.published_keys import SSMBiasKeys
 from flowhn_jax.models.registry import register
 from flowhn_jax.utils.checks import require, require_positive
 

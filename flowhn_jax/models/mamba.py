@@ -7,8 +7,9 @@ from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.decoder import DecoderLayer
 from flowhn_jax.layers.mamba1 import Mamba1, Mamba1Cache
 from flowhn_jax.layers.mamba2 import Mamba2, Mamba2Cache
-from flowhn_jax.models.base import Mamba1Keys, SSMBiasKeys, TimeStepLimitKeys
+from flowhn_jax.models.base import Mamba1Keys
 from flowhn_jax.models.language_model import LanguageModel
+from flowhn_jax.models.published_keys import SSMBiasKeys, TimeStepLimitKeys
 from flowhn_jax.models.registry import register
 from flowhn_jax.utils.checks import require
 

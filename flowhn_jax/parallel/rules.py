@@ -37,6 +37,8 @@ _RULES = tuple(
         ("a_log", P(_ALL)),
         ("(conv_bias|d|dt_bias)", P("tensor")),
         ("(branch|final)_proj/kernel", P(_SHARD, "tensor")),
+        ("([qkv]|gate|up)_proj/bias", P("tensor")),
+        ("(o|down)_proj/bias", P()),
         (r"(\w+_)?norm/scale", P()),
         ("meta", P(None, _SHARD)),
     )

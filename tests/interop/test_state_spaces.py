@@ -7,6 +7,7 @@ import pytest
 
 from flowhn_jax import models
 from flowhn_jax.interop import huggingface, state_spaces
+from tools.published import save_original
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -62,13 +63,9 @@ def random_model(original, keys):
     return model
 
 
-def save(folder, original, model, dtype=torch.float32, **options):
+def save(folder, original, model, **options):
     """Save a model of transformers as Mamba's authors do."""
-    ours, theirs = "backbone.embeddings.", "backbone.embedding."
-    arrays = {
-        name.replace(ours, theirs): tensor.to(dtype) for name, tensor in model.state_dict().items()
-    }
-    torch.save(arrays, folder / "pytorch_model.bin", **options)
+    save_original(model, folder, **options)
     (folder / "config.json").write_text(json.dumps(original))
 
 
@@ -90,17 +87,16 @@ def test_parity_with_transformers(name, tmp_path, rng):
         np.testing.assert_array_equal(exported(torch.tensor(tokens)).logits.numpy(), expected)
 
 
-@pytest.mark.parametrize(
-    "options", [{"dtype": torch.bfloat16}, {"_use_new_zipfile_serialization": False}], ids=str
-)
-def test_other_formats_are_read(options, tmp_path):
-    model = random_model(*CASES["mamba"])
-    save(tmp_path, MAMBA, model, **options)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_formats_of_torch_are_read(dtype, is_zip, tmp_path):
+    model = random_model(*CASES["mamba"]).to(dtype)
+    save(tmp_path, MAMBA, model, _use_new_zipfile_serialization=is_zip)
     _, params = huggingface.load(tmp_path)
-    expected = model.get_input_embeddings().weight.to(options.get("dtype", torch.float32)).float()
     embedding = params["embed"]["embedding"]
     assert embedding.dtype == np.float32
-    np.testing.assert_array_equal(embedding, expected.detach().numpy())
+    expected = model.get_input_embeddings().weight.detach().float().numpy()
+    np.testing.assert_array_equal(embedding, expected)
 
 
 def test_safetensors_come_first(tmp_path):

@@ -16,12 +16,15 @@ from flowhn_jax.utils.text import short_repr
 _DEFAULT_CONTEXT = 1024  # if config.json has none, as for Mamba, which has no limit
 
 FAMILIES = {
-    "llama": llama.FAMILY,
+    "llama": llama.LLAMA,
     "mamba": mamba.MAMBA,
     "mamba2": mamba.MAMBA2,
     "jamba": jamba.FAMILY,
     "falcon_h1": falcon_h1.FAMILY,
     "falcon_mamba": mamba.FALCON_MAMBA,
+    "mistral": llama.MISTRAL,
+    "qwen2": llama.QWEN2,
+    "qwen3": llama.QWEN3,
 }
 
 
@@ -42,7 +45,9 @@ def to_config(hf_config: Json) -> tuple[Family, ModelConfig]:
     refused = [
         f"{key} must be {' or '.join(map(repr, supported))}, got {short_repr(hf_config[key])}"
         for key, supported in {**_SUPPORTED, **family.supported}.items()
-        if key in hf_config and comparable_limits(hf_config[key]) not in supported
+        if supported is not None
+        and key in hf_config
+        and comparable_limits(hf_config[key]) not in supported
     ]
     if refused:
         raise ValueError(f"config.json of {model_type}: {'; '.join(refused)}.")
@@ -68,9 +73,15 @@ def to_json(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
       ValueError: transformers has no such model.
     """
     of_kind = [item for item in FAMILIES.items() if item[1].kind == config.kind]
-    found = [(model_type, family) for model_type, family in of_kind if family.writes(config)]
-    if not found:
+    if not of_kind:
         raise ValueError(f"transformers has no model of model.kind = {config.kind!r}.")
+    found = [item for item in of_kind if item[1].writes(config)]
+    if not found:
+        raise ValueError(
+            f"The options of model.kind {config.kind!r} must be those of one of "
+            f"{', '.join(model_type for model_type, _ in of_kind)} in transformers; got "
+            f"{short_repr(config)}."
+        )
     ((model_type, family),) = found
     return family, {
         "architectures": [family.architecture],

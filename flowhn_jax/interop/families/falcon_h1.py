@@ -4,13 +4,9 @@ from typing import Any
 
 from flowhn_jax.config import Multipliers
 from flowhn_jax.interop import names
-from flowhn_jax.interop.families.attention import (
-    read_attention,
-    read_rope,
-    write_attention,
-    write_rope,
-)
+from flowhn_jax.interop.families.attention import read_attention, write_attention
 from flowhn_jax.interop.families.family import Family, Json
+from flowhn_jax.interop.families.rotary import read_rope, write_rope
 from flowhn_jax.interop.families.state_space import read_limits, write_limits
 from flowhn_jax.models.falcon_h1 import FalconH1Config
 from flowhn_jax.utils.text import short_repr
@@ -58,6 +54,8 @@ def _read_falcon_h1(hf: Json) -> dict[str, Any]:
             "ssm_in_bias": hf.get("mamba_proj_bias", False),
             "ssm_out_bias": hf.get("projectors_bias", False),
             "ssm_gated_norm": _read_gated_norm(hf),
+            "attention_bias": "all" if hf.get("attention_bias") else "none",
+            "mlp_bias": bool(hf.get("mlp_bias")),
             "multipliers": {ours: x for ours, x in factors.items() if x is not None},
         }
     )
@@ -90,6 +88,8 @@ def _write_falcon_h1(config: FalconH1Config) -> dict[str, Any]:
             "projectors_bias": config.ssm_out_bias,
             "mamba_rms_norm": config.ssm_gated_norm != "none",
             "mamba_norm_before_gate": config.ssm_gated_norm == "before_gate",
+            "attention_bias": config.attention_bias == "all",
+            "mlp_bias": config.mlp_bias,
         }
     )
 
@@ -101,5 +101,6 @@ FAMILY = Family(
     layer=lambda config, index: names.FALCON_H1_LAYER,
     read=_read_falcon_h1,
     write=_write_falcon_h1,
-    supported={},
+    writes=lambda config: config.attention_bias != "qkv",
+    supported={"attention_bias": (False, True), "mlp_bias": (False, True)},
 )

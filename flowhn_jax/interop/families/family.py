@@ -25,10 +25,11 @@ class Family:
         configs have.
       read: returns keys of our model config, from theirs.
       write: returns keys of their config, from ours.
-      supported: the values that we support, by their key, where they are not all.
+      supported: the values that we support, by their key, where they are not all. None: `read`
+        checks the key, or transformers does not read it either.
+      writes: returns whether a config of our kind is written as this family.
       layers: prefix of their names within layers.
       is_tied: whether the head is the embedding if config.json has no tie_word_embeddings.
-      writes: returns whether a config of our kind is written as this family.
     """
 
     kind: str
@@ -37,10 +38,10 @@ class Family:
     layer: Callable[[Any, int], Mapping[str, str]]
     read: Callable[[Json], dict[str, Any]]
     write: Callable[[Any], dict[str, Any]]
-    supported: Mapping[str, tuple[Any, ...]]
+    supported: Mapping[str, tuple[Any, ...] | None]
+    writes: Callable[[Any], bool] = lambda config: True
     layers: str = "model.layers"
     is_tied: bool = False
-    writes: Callable[[Any], bool] = lambda config: True
 
     def names(self, config: ModelConfig) -> dict[str, Path]:
         """Return the path of each of our parameters, by their name."""

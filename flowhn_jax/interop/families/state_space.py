@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from flowhn_jax.interop.families.family import Json
-from flowhn_jax.models.base import SSMBiasKeys, StateSpaceKeys, TimeStepLimitKeys
+from flowhn_jax.models.base import StateSpaceKeys
+from flowhn_jax.models.published_keys import SSMBiasKeys, TimeStepLimitKeys
 from flowhn_jax.utils.text import short_repr
 
 UNLIMITED = (0.0, math.inf)  # time_step_limit
