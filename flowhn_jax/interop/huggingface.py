@@ -1,8 +1,8 @@
 """Models as folders of safetensors and a config.json.
 
-Llama, Mamba, Mamba-2, Jamba and Falcon-H1 have the names and the layout of transformers. FlowHN,
-SHM and Hymba, which transformers does not know, bring their code (`own_format`). No file is ever
-unpickled.
+Llama, Mistral, Qwen2, Qwen3, Mamba, Falcon Mamba, Mamba-2, Jamba and Falcon-H1 have the names and
+the layout of transformers. FlowHN, SHM and Hymba, which transformers does not know, bring their
+code (`own_format`). No code that a file contains is ever run.
 """
 
 import json
@@ -17,17 +17,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from flowhn_jax.config import ModelConfig
-from flowhn_jax.interop import own_format
+from flowhn_jax.interop import own_format, state_spaces
 from flowhn_jax.interop.families import FAMILIES, to_config, to_json
 from flowhn_jax.interop.layout import assemble, to_theirs
+from flowhn_jax.interop.torch_files import read_state_dict
 from flowhn_jax.models import Params
 from flowhn_jax.storage import AnyPath, Place, place, readable_place
 from flowhn_jax.utils import json_text
+from flowhn_jax.utils.progress import Progress
 from flowhn_jax.utils.text import short_list, short_repr
 
 _CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
+_PICKLED = "pytorch_model.bin"
 _ADAPTER = "adapter_config.json"
 _HEAD = "lm_head.weight"
+_FREQUENCIES = "rotary_emb.inv_freq"  # of old files; they follow from config.json
 # For a missing key, transformers uses the id of the family's first checkpoint.
 _NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
@@ -36,11 +40,12 @@ def load(folder: AnyPath) -> tuple[ModelConfig, Params]:
     """Return the config and the parameters of a model saved by `save` or transformers.
 
     Args:
-      folder: has config.json and either model.safetensors or the shards named by
-        model.safetensors.index.json; local, gs:// or hf://.
+      folder: has config.json and model.safetensors, the shards named by
+        model.safetensors.index.json, or pytorch_model.bin (needs torch); local, gs:// or hf://.
 
     Raises:
       FileNotFoundError: a file is missing.
+      ImportError: pytorch_model.bin needs torch, which is not installed.
       ValueError: a file is damaged, or as in `from_state_dict`.
     """
     folder = readable_place(folder)
@@ -80,7 +85,9 @@ def from_state_dict(
     Raises:
       ValueError: config.json has a value that is not supported, or a name or shape does not fit.
     """
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    arrays = {
+        name: np.asarray(array) for name, array in arrays.items() if not name.endswith(_FREQUENCIES)
+    }
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
@@ -89,6 +96,9 @@ def from_state_dict(
             )
     if hf_config.get("model_type") == own_format.MODEL_TYPE:
         return own_format.from_arrays(arrays, hf_config)
+    if state_spaces.is_original(hf_config):
+        arrays = state_spaces.to_hf_names(arrays)
+        hf_config = state_spaces.to_hf_config(hf_config)
     family, config = to_config(hf_config)
     names = family.names(config)
     if hf_config.get("tie_word_embeddings", family.is_tied) and _HEAD not in arrays:
@@ -144,9 +154,13 @@ def _read_json(path: Place) -> dict[str, Any]:
 
 
 def _read_arrays(folder: Place) -> dict[str, np.ndarray]:
-    """Return all tensors in the folder; shards are ignored next to a single file."""
+    """Return all tensors in the folder, of the first that exists: one file, shards, a pickle."""
     files = [_WEIGHTS]
-    if (folder / _INDEX).is_file() and not (folder / _WEIGHTS).is_file():
+    has_file, has_shards = ((folder / name).is_file() for name in (_WEIGHTS, _INDEX))
+    if (folder / _PICKLED).is_file() and not has_file and not has_shards:
+        with (folder / _PICKLED).fetched() as local:
+            return read_state_dict(str(local))
+    if has_shards and not has_file:
         by_tensor = _read_json(folder / _INDEX).get("weight_map")
         if not isinstance(by_tensor, dict):
             raise ValueError(f"{str(folder / _INDEX)!r} must have a weight_map.")
@@ -161,7 +175,7 @@ def _read_arrays(folder: Place) -> dict[str, np.ndarray]:
         try:
             # Flax's arrays, as NumPy has no bfloat16.
             with path.fetched() as local, safe_open(local, framework="flax") as file:
-                for tensor in file.keys():  # noqa: SIM118  the file itself is not iterable
+                for tensor in Progress(file.keys(), f"reading {name}", "tensors"):
                     arrays[tensor] = np.asarray(file.get_tensor(tensor))
         except SafetensorError as error:
             raise ValueError(

@@ -9,10 +9,12 @@ from typing import Any
 
 from flowhn_jax.utils.text import short_repr
 
-_OPTIONAL_SIZES = {"head_dim", "num_key_value_heads", "mamba_d_ssm"}
+_OPTIONAL_SIZES = {"head_dim", "intermediate_size", "num_key_value_heads", "mamba_d_ssm"}
 _SIZES = {
     "hidden_size",
     "num_attention_heads",
+    "num_hidden_layers",
+    "max_position_embeddings",
     "expand",
     "num_heads",
     "mamba_expand",
@@ -24,6 +26,9 @@ _KINDS = {
     "rope_scaling": (Mapping | None, "an object"),
     "rope_parameters": (Mapping | None, "an object"),
     "tie_word_embeddings": (bool, "true or false"),
+    "use_sliding_window": (bool, "true or false"),
+    "max_window_layers": (int, "a number of layers"),
+    "layer_types": (list | None, "a list"),
 }
 
 

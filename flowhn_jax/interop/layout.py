@@ -24,7 +24,8 @@ def parse_path(text: str) -> Path:
 def to_ours(path: Path, array: np.ndarray, ndim: int) -> np.ndarray:
     """Return an array of theirs in our layout.
 
-    That is kernels [in, out], Mamba-1's in_proj [in, 2, out] and convolutions [taps, E].
+    That is kernels [in, out], Mamba-1's in_proj [in, 2, out] with a bias [2, out], and convolutions
+    [taps, E].
 
     Args:
       path: of the parameter in our model.
@@ -35,6 +36,8 @@ def to_ours(path: Path, array: np.ndarray, ndim: int) -> np.ndarray:
         return array[:, 0, :].T
     if path[-1] == "kernel" and ndim == 3:  # u's channels, then z's
         return array.T.reshape(array.shape[-1], 2, -1)
+    if path[-1] == "bias" and ndim == 2:
+        return array.reshape(2, -1)
     return array.T if path[-1] == "kernel" else array
 
 
@@ -42,12 +45,14 @@ def to_theirs(path: Path, array: np.ndarray) -> np.ndarray:
     """Return an array of ours in their layout, the inverse of `to_ours`."""
     if path[-1] == "conv_weight":
         return array.T[:, None, :]
+    if path[-1] == "bias":
+        return array.reshape(-1)
     return array.reshape(len(array), -1).T if path[-1] == "kernel" else array
 
 
 def assemble(
     config: ModelConfig,
-    arrays: Mapping[str, np.ndarray],
+    arrays: dict[str, np.ndarray],
     names: Mapping[str, Path],
     convert: Callable[[Path, np.ndarray, int], np.ndarray] = to_ours,
 ) -> Params:
@@ -55,7 +60,7 @@ def assemble(
 
     Args:
       config: the model's config.
-      arrays: their arrays, by their names.
+      arrays: their arrays, by their names; is emptied, so that each is freed once it is converted.
       names: the path of each of our parameters, by its name in their model.
       convert: converts an array to our layout, given the path and our number of dimensions.
 
@@ -73,11 +78,12 @@ def assemble(
     found: dict[Path, jax.Array] = {}
     for name, path in names.items():
         shape = abstract[path].shape
-        array = convert(path, arrays[name], len(shape))
+        theirs = arrays.pop(name)
+        array = convert(path, theirs, len(shape))
         if array.shape != shape:
             raise ValueError(
                 f"{name} must have shape {shape} in our layout; got {array.shape}, converted from "
-                f"{arrays[name].shape}."
+                f"{theirs.shape}."
             )
         found[path] = jnp.asarray(array, jnp.float32)
     return unflatten_dict(found)

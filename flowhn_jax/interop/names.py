@@ -1,11 +1,16 @@
 """Names of parameters in Hugging Face's models; FlowHN's authors use Jamba's.
 
-Each mapping is from their names within a layer to our paths within a block.
+Each mapping is from their names within a layer to our paths within a block. It has all parameters
+that a model of the kind can have.
 """
 
 
 def _mixer(theirs: str, ours: str, names: dict[str, str]) -> dict[str, str]:
     return {f"{theirs}.{name}": f"{ours}/{path}" for name, path in names.items()}
+
+
+def _biases(*names: str) -> dict[str, str]:
+    return {f"{name}_proj.bias": f"{name}_proj/bias" for name in names}
 
 
 _STATE_SPACE = {
@@ -16,19 +21,26 @@ _STATE_SPACE = {
     "in_proj.weight": "in_proj/kernel",
     "out_proj.weight": "out_proj/kernel",
 }
+_PROJECTION_BIASES = _biases("in", "out")
 _OF_MAMBA1 = _STATE_SPACE | {
     "x_proj.weight": "x_proj/kernel",
     "dt_proj.weight": "dt_proj/kernel",
     "dt_proj.bias": "dt_bias",
 }
 _OF_JAMBA = {f"{name}_layernorm.weight": f"{name}_norm/scale" for name in ("dt", "b", "c")}
-_OF_MAMBA2 = _STATE_SPACE | {"dt_bias": "dt_bias"}
+_OF_MAMBA2 = {
+    **_STATE_SPACE,
+    **_PROJECTION_BIASES,
+    "dt_bias": "dt_bias",
+    "norm.weight": "norm/scale",
+}
 _OF_ATTENTION = {f"{name}_proj.weight": f"{name}_proj/kernel" for name in ("q", "k", "v", "o")}
 _OF_MLP = {f"{name}_proj.weight": f"{name}_proj/kernel" for name in ("gate", "up", "down")}
 
 # In Jamba and in the authors' FlowHN.
 MAMBA1 = _mixer("mamba", "mixer", _OF_MAMBA1 | _OF_JAMBA)
 ATTENTION = _mixer("self_attn", "mixer", _OF_ATTENTION)
+JAMBA_MAMBA1 = MAMBA1 | _mixer("mamba", "mixer", _PROJECTION_BIASES)
 FEED_FORWARD = _mixer("feed_forward", "mlp", _OF_MLP)
 NORMS = {"input_layernorm.weight": "norm/scale", "pre_ff_layernorm.weight": "mlp_norm/scale"}
 JAMBA_MODEL = {
@@ -39,10 +51,14 @@ JAMBA_MODEL = {
 
 FALCON_H1_LAYER = {
     **_mixer("mamba", "mixer/ssm", _OF_MAMBA2),
-    **_mixer("self_attn", "mixer/attention", _OF_ATTENTION),
-    **FEED_FORWARD,
+    **_mixer("self_attn", "mixer/attention", _OF_ATTENTION | _biases("q", "k", "v", "o")),
+    **_mixer("feed_forward", "mlp", _OF_MLP | _biases("gate", "up", "down")),
     **NORMS,
 }
+QKV_BIASES = {f"self_attn.{name}_proj.bias": f"mixer/{name}_proj/bias" for name in "qkv"}
+OUT_BIAS = {"self_attn.o_proj.bias": "mixer/o_proj/bias"}
+MLP_BIASES = {f"mlp.{name}_proj.bias": f"mlp/{name}_proj/bias" for name in ("gate", "up", "down")}
+QK_NORMS = {f"self_attn.{name}_norm.weight": f"mixer/{name}_norm/scale" for name in "qk"}
 LLAMA_LAYER = {
     **ATTENTION,
     **_mixer("mlp", "mlp", _OF_MLP),
@@ -54,10 +70,13 @@ LLAMA_MODEL = {
     "model.norm.weight": "final_norm/scale",
     "lm_head.weight": "head/kernel",
 }
-MAMBA1_LAYER = {"norm.weight": "norm/scale", **_mixer("mixer", "mixer", _OF_MAMBA1)}
+MAMBA1_LAYER = {
+    "norm.weight": "norm/scale",
+    **_mixer("mixer", "mixer", _OF_MAMBA1 | _PROJECTION_BIASES),
+}
 MAMBA2_LAYER = {
     "norm.weight": "norm/scale",
-    **_mixer("mixer", "mixer", _OF_MAMBA2 | {"norm.weight": "norm/scale"}),
+    **_mixer("mixer", "mixer", _OF_MAMBA2),
 }
 MAMBA_MODEL = {
     "backbone.embeddings.weight": "embed/embedding",

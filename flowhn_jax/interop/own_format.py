@@ -55,9 +55,9 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def from_arrays(
-    arrays: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]
+    arrays: dict[str, np.ndarray], hf_config: Mapping[str, Any]
 ) -> tuple[ModelConfig, Params]:
-    """Return the config and the parameters of a saved model.
+    """Return the config and the parameters of a saved model; `arrays` is emptied.
 
     Raises:
       ValueError: config.json has an invalid key, or a name or shape does not fit.

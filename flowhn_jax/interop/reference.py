@@ -24,6 +24,7 @@ from flax.traverse_util import flatten_dict
 from flowhn_jax.config import FlowHNConfig, ModelConfig
 from flowhn_jax.interop.layout import Path, assemble, parse_path, to_theirs
 from flowhn_jax.interop.names import ATTENTION, FEED_FORWARD, JAMBA_MODEL, MAMBA1, NORMS
+from flowhn_jax.interop.torch_files import import_torch, read_state_dict
 from flowhn_jax.models import Params
 from flowhn_jax.split import SplitConfig
 from flowhn_jax.storage import AnyPath, place
@@ -36,6 +37,7 @@ MODES = {
     "D": "alternating_reference",
 }
 
+_WITHOUT_TORCH = ", or use an .npz file of the arrays"
 _AUTHORS_HEADS = 32
 _MIN_HEAD_DIM = 16  # with a smaller one, the model was hardly trained with 32 heads
 _SSM_BRANCH = MAMBA1 | FEED_FORWARD | NORMS
@@ -70,7 +72,10 @@ def read_arrays(source: Any) -> dict[str, np.ndarray]:
                 f"The checkpoint must be an .npz or a .pth file; {path!r} is not a file."
             )
         with path.fetched() as local:
-            arrays = (_read_npz if path.name.endswith(".npz") else _read_pth)(str(local))
+            if path.name.endswith(".npz"):
+                arrays = _read_npz(str(local))
+            else:
+                arrays = read_state_dict(str(local), _WITHOUT_TORCH)
     return {
         name: np.asarray(array.float().numpy() if hasattr(array, "numpy") else array, np.float32)
         for name, array in arrays.items()
@@ -86,31 +91,6 @@ def _read_npz(path: str) -> Mapping[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path!r} must be an .npz file of arrays: {one_line(error)}.") from error
-
-
-def _read_pth(path: str) -> Mapping[str, Any]:
-    torch = _import_torch(f"Reading {path!r}")
-    try:
-        arrays = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others
-        raise ValueError(
-            f"{path!r} must be a state dict that can be read safely. A file with a whole pickled "
-            "model runs code when it is loaded, so it is refused: save model.state_dict() with "
-            "torch.save and load that."
-        ) from error
-    if not isinstance(arrays, Mapping) or not all(map(torch.is_tensor, arrays.values())):
-        raise ValueError(f"{path!r} must hold a state dict: a dict of names and tensors.")
-    return arrays
-
-
-def _import_torch(purpose: str) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f"{purpose} needs PyTorch: pip install torch, or use an .npz file of the arrays."
-        ) from error
-    return torch
 
 
 def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None) -> FlowHNConfig:
@@ -208,7 +188,7 @@ def save(out: AnyPath, config: ModelConfig, params: Params) -> str:
             with local.open("wb") as file:  # to a name, NumPy would add an ending
                 np.savez(file, allow_pickle=False, **arrays)
         else:
-            torch = _import_torch(f"Writing {str(out)!r}")
+            torch = import_torch(f"Writing {str(out)!r}", _WITHOUT_TORCH)
             torch.save({name: torch.tensor(array) for name, array in arrays.items()}, local)
     return mode
 

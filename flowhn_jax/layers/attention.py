@@ -8,9 +8,9 @@ from flax import nnx
 
 from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.documents import positions_after_prefix
-from flowhn_jax.layers.linear import linear, linear_from_heads, linear_to_heads
+from flowhn_jax.layers.linear import linear, linear_from_heads, linear_to_heads, rms_norm
 from flowhn_jax.layers.prompts import Prompts
-from flowhn_jax.layers.rope import rotate
+from flowhn_jax.layers.rope import UNSCALED, RopeScaling, rotate
 from flowhn_jax.split.cost import score_flops
 from kernels.attention import attention, attention_step, padded_length
 
@@ -55,11 +55,14 @@ class Attention(nnx.Module):
     Options:
       rope_theta: base of the rotary frequencies; None: no position encoding, as in Jamba (arXiv
         2403.19887).
+      rope_scaling: changes the rotary frequencies.
       window: number of positions that a token attends to, its own included; None: all.
       prefix: number of leading positions that every token attends to, whatever the window.
       key_multiplier: factor on the keys.
       borrows: True: no projections to keys and values; the caller passes another layer's.
       projects: False: no output projection; the result is the heads' outputs, [..., H * K].
+      qk_norm: True: RMS norms of each head's queries and keys, before their rotation.
+      bias: 'none', 'qkv' for biases of queries, keys and values, or 'all' for the output's as well.
     """
 
     def __init__(
@@ -68,23 +71,33 @@ class Attention(nnx.Module):
         context: LayerContext,
         *,
         rope_theta: float | None = None,
+        rope_scaling: RopeScaling = UNSCALED,
         window: int | None = None,
         prefix: int = 0,
         key_multiplier: float = 1.0,
         borrows: bool = False,
         projects: bool = True,
+        qk_norm: bool = False,
+        bias: str = "none",
     ):
         width, heads, kv_heads, head_dim = sizes
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.dtype = context.dtype
-        self.rope_theta, self.window, self.prefix = rope_theta, window, prefix
+        self.rope_theta, self.rope_scaling = rope_theta, rope_scaling
+        self.window, self.prefix = window, prefix
         self.key_multiplier, self.borrows, self.projects = key_multiplier, borrows, projects
-        self.q_proj = linear(width, heads * head_dim, context)
+        self.qk_norm = qk_norm
+        of_inputs = bias != "none"
+        self.q_proj = linear(width, heads * head_dim, context, bias=of_inputs)
         if not borrows:
-            self.k_proj = linear(width, kv_heads * head_dim, context)
-            self.v_proj = linear(width, kv_heads * head_dim, context)
+            self.k_proj = linear(width, kv_heads * head_dim, context, bias=of_inputs)
+            self.v_proj = linear(width, kv_heads * head_dim, context, bias=of_inputs)
         if projects:
-            self.o_proj = linear(heads * head_dim, width, context)
+            self.o_proj = linear(heads * head_dim, width, context, bias=bias == "all")
+        if qk_norm:
+            self.q_norm = rms_norm(head_dim, context)
+            if not borrows:
+                self.k_norm = rms_norm(head_dim, context)
 
     def __call__(
         self,
@@ -106,25 +119,37 @@ class Attention(nnx.Module):
             x = jnp.pad(x, ((0, 0), (0, tail), (0, 0)))
             if segment_ids is not None:
                 segment_ids = jnp.pad(segment_ids, ((0, 0), (0, tail)))
-            keys_values = self.keys_values(x, segment_ids)
-        q = linear_to_heads(self.q_proj, x, self.head_dim, scale=self.head_dim**-0.5)
-        q = self._rotate(q, self._positions(x, segment_ids))
+            keys_values = self._keys_values(x, self._positions(x, segment_ids), length)
+        # The kernel of q_proj takes the scores' factor, unless a norm follows it.
+        scale = self.head_dim**-0.5
+        q = self._queries(x, self._positions(x, segment_ids), length, scale=scale)
         y = attention(
             q,
             *keys_values,
             segment_ids=segment_ids,
             window=self.window,
             prefix=self.prefix,
-            scale=1.0,  # already in q
+            scale=scale if self.qk_norm else 1.0,
         )
         return self._project_out(y)[:, :length]
 
     def keys_values(self, x: jax.Array, segment_ids: jax.Array | None = None) -> KeysValues:
         """Return keys and values [B, T, G, K] of x [B, T, D], whose first token has position 0."""
-        return self._keys_values(x, self._positions(x, segment_ids))
+        return self._keys_values(x, self._positions(x, segment_ids), x.shape[1])
 
     def init_cache(self, batch: int, length: int) -> KVCache:
-        """Return an empty cache of `batch` sequences, with slots for `length` tokens each."""
+        """Return an empty cache of `batch` sequences, with slots for `length` tokens each.
+
+        Raises:
+          ValueError: `length` is beyond the original context of dynamic rotary scaling. Keys would
+            then be rotated with different frequencies, by the length at which they came.
+        """
+        original = self.rope_scaling.original_context
+        if self.rope_scaling.type == "dynamic" and original is not None and length > original:
+            raise ValueError(
+                "The tokens to decode must be at most model.rope_scaling.original_context "
+                f"({original}) for dynamic scaling; got {length}."
+            )
         if self.window is not None:
             length = min(length, self.prefix + self.window)
         empty = jnp.zeros((batch, self.kv_heads, length, self.head_dim), self.dtype)
@@ -161,7 +186,7 @@ class Attention(nnx.Module):
         if self.window is not None:
             after_prefix = tokens - self.prefix
             slot = jnp.where(after_prefix < 0, tokens, self.prefix + after_prefix % self.window)
-        new_k, new_v = self._keys_values(x, self._step_positions(tokens, first))
+        new_k, new_v = self._keys_values(x, self._step_positions(tokens, first), 0)
         if active is not None:
             slot = jnp.where(active, slot, k.shape[2])  # out of bounds: the update is dropped
         rows = jnp.arange(x.shape[0])
@@ -173,7 +198,7 @@ class Attention(nnx.Module):
         """Return the attended token [B, D] of x [B, D], the token that `extend` has just added."""
         (k, v), tokens, first = cache
         positions = self._step_positions(tokens - 1, first)
-        q = self._rotate(linear_to_heads(self.q_proj, x, self.head_dim), positions)
+        q = self._queries(x, positions, 0)
         slot_positions = self._slot_positions(tokens, k.shape[2])
         is_current = (slot_positions >= first[:, None]) | (slot_positions < self.prefix)
         visible = (slot_positions < tokens[:, None]) & is_current
@@ -227,12 +252,33 @@ class Attention(nnx.Module):
             return tokens
         return jnp.where(first > 0, tokens - first + self.prefix, tokens)
 
-    def _rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        return x if self.rope_theta is None else rotate(x, positions, self.rope_theta)
+    def _rotate(self, x: jax.Array, positions: jax.Array, length: int) -> jax.Array:
+        if self.rope_theta is None:
+            return x
+        return rotate(x, positions, self.rope_theta, self.rope_scaling, length)
 
-    def _keys_values(self, x: jax.Array, positions: jax.Array) -> KeysValues:
+    def _queries(
+        self, x: jax.Array, positions: jax.Array, length: int, *, scale: float = 1.0
+    ) -> jax.Array:
+        """Return the queries of x, times `scale` unless they are normalized.
+
+        Args:
+          x: [B, T, D] or [B, D].
+          positions: of x's tokens.
+          length: tokens of a row, padding not included; 0 in a decode step.
+          scale: factor.
+        """
+        if self.qk_norm:
+            q = self.q_norm(linear_to_heads(self.q_proj, x, self.head_dim))
+        else:
+            q = linear_to_heads(self.q_proj, x, self.head_dim, scale=scale)
+        return self._rotate(q, positions, length)
+
+    def _keys_values(self, x: jax.Array, positions: jax.Array, length: int) -> KeysValues:
         k, v = (linear_to_heads(layer, x, self.head_dim) for layer in (self.k_proj, self.v_proj))
-        return KeysValues(self._rotate(k * self.key_multiplier, positions), v)
+        if self.qk_norm:
+            k = self.k_norm(k)
+        return KeysValues(self._rotate(k * self.key_multiplier, positions, length), v)
 
     def _project_out(self, heads: jax.Array) -> jax.Array:
         if self.projects:

@@ -27,6 +27,7 @@ class DecoderLayer(nnx.Module, Generic[CacheT]):
         *,
         gate_multiplier: float = 1.0,
         down_multiplier: float = 1.0,
+        mlp_bias: bool = False,
     ):
         self.norm = rms_norm(width, context)
         self.mixer = mixer
@@ -39,6 +40,7 @@ class DecoderLayer(nnx.Module, Generic[CacheT]):
                 context,
                 gate_multiplier=gate_multiplier,
                 down_multiplier=down_multiplier,
+                bias=mlp_bias,
             )
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:

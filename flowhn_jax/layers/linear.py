@@ -17,8 +17,11 @@ def linear(
     context: LayerContext,
     *,
     output_dtype: Any = None,
+    bias: bool = False,
 ) -> nnx.LinearGeneral:
-    """Return a layer x [..., in] @ kernel [in, *out] without bias; the kernel is float32.
+    """Return a layer x [..., in] @ kernel [in, *out], plus a bias [*out] if `bias` is set.
+
+    Both parameters are float32.
 
     Args:
       in_features: size of the last dimension of x.
@@ -26,11 +29,12 @@ def linear(
       context: of the model.
       output_dtype: of the result, where it needs more precision than `context.dtype`: the product's
         accumulator is then kept.
+      bias: whether to add one, which is 0 initially.
     """
     return nnx.LinearGeneral(
         in_features,
         out_features,
-        use_bias=False,
+        use_bias=bias,
         dtype=context.dtype,
         param_dtype=jnp.float32,
         kernel_init=jax.nn.initializers.normal(context.init_std),
@@ -45,11 +49,11 @@ def linear_to_heads(
 ) -> jax.Array:
     """Return scale * layer(x) as heads, [B, T, H, K] or [B, H, K].
 
-    The kernel is scaled, not the result. For sequences the kernel is reshaped as well: TPUs pad the
-    last dimension of an array to 128, so that a reshape from H * K to H, K is a copy.
+    The parameters are scaled, not the result. For sequences the kernel is reshaped as well: TPUs
+    pad the last dimension of an array to 128, so that a reshape from H * K to H, K is a copy.
 
     Args:
-      layer: with a kernel [D, H * K].
+      layer: with a kernel [D, H * K], and maybe a bias [H * K].
       x: sequences [B, T, D], or tokens [B, D].
       head_dim: K.
       scale: factor.
@@ -57,8 +61,10 @@ def linear_to_heads(
     kernel = (scale * layer.kernel[...]).astype(layer.dtype)
     if x.ndim == 3:
         kernel = kernel.reshape(x.shape[-1], -1, head_dim)
-    y = _apply(layer, x, kernel, 1)
-    return y.reshape(*x.shape[:-1], -1, head_dim)
+    y = _apply(layer, x, kernel, 1).reshape(*x.shape[:-1], -1, head_dim)
+    if layer.bias is None:
+        return y
+    return y + (scale * layer.bias[...]).astype(y.dtype).reshape(-1, head_dim)
 
 
 def linear_from_heads(layer: nnx.LinearGeneral, x: jax.Array) -> jax.Array:
@@ -68,8 +74,10 @@ def linear_from_heads(layer: nnx.LinearGeneral, x: jax.Array) -> jax.Array:
     """
     kernel = layer.kernel[...].astype(layer.dtype)
     if x.ndim == 4:
-        return _apply(layer, x, kernel.reshape(*x.shape[-2:], -1), 2)
-    return _apply(layer, x.reshape(len(x), -1), kernel, 1)
+        y = _apply(layer, x, kernel.reshape(*x.shape[-2:], -1), 2)
+    else:
+        y = _apply(layer, x.reshape(len(x), -1), kernel, 1)
+    return y if layer.bias is None else y + layer.bias[...].astype(y.dtype)
 
 
 def _apply(layer: nnx.LinearGeneral, x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
@@ -95,17 +103,27 @@ def _product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options:
     return y.reshape(*x.shape[: x.ndim - contracted], *kernel.shape[contracted:])
 
 
-def rms_norm(features: int, context: LayerContext, *, dtype: Any = None) -> nnx.RMSNorm:
+def rms_norm(
+    features: int,
+    context: LayerContext,
+    *,
+    dtype: Any = None,
+    unscaled_epsilon: float | None = None,
+) -> nnx.RMSNorm:
     """Return an RMS norm whose statistics and scale are float32 whatever the activations are.
 
     Args:
       features: size of the last dimension, over which the mean square is taken.
       context: of the model.
       dtype: of the result; None: `context.dtype`.
+      unscaled_epsilon: added to the mean square in a norm without a scale; None: a norm with a
+        scale, and with `context.norm_eps`.
     """
+    has_scale = unscaled_epsilon is None
     return nnx.RMSNorm(
         features,
-        epsilon=context.norm_eps,
+        epsilon=context.norm_eps if has_scale else unscaled_epsilon,
+        use_scale=has_scale,
         dtype=context.dtype if dtype is None else dtype,
         param_dtype=jnp.float32,
         rngs=context.rngs,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flowhn_jax.layers.context import LayerContext
-from flowhn_jax.layers.convolution import convolve, convolve_step
+from flowhn_jax.layers.convolution import convolve, convolve_step, value_of
 from flowhn_jax.layers.decay import decay_rates
 from flowhn_jax.layers.documents import (
     DocumentIndex,
@@ -18,6 +18,7 @@ from flowhn_jax.layers.documents import (
 )
 from flowhn_jax.layers.linear import linear, rms_norm
 from flowhn_jax.layers.prompts import Prompts, where_active
+from flowhn_jax.layers.ssm_biases import USUAL, SSMBiases
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
 from flowhn_jax.split.cost import conv_flops, scan_flops
 from kernels.causal_conv import causal_conv
@@ -70,6 +71,9 @@ class Mamba1(nnx.Module):
 
     Options:
       norms: RMS norms on dt, B and C, as in Jamba.
+      unscaled_norm_epsilon: that of RMS norms without scales on dt, B and C, as in Falcon Mamba,
+        which has no other `norms`; None: no such norms.
+      biases: which parts have a bias.
       projects: False: no output projection, the result is that of the channels, [..., E].
       prefix: number of leading tokens, the same in all rows, that every document of a packed row
         follows: each starts from the state and the inputs after them.
@@ -81,26 +85,30 @@ class Mamba1(nnx.Module):
         context: LayerContext,
         *,
         norms: bool = True,
+        unscaled_norm_epsilon: float | None = None,
+        biases: SSMBiases = USUAL,
         projects: bool = True,
         prefix: int = 0,
     ):
         width, inner, state, conv, dt_rank = sizes
         rngs = context.rngs
         self.inner, self.state, self.conv, self.dtype = inner, state, conv, context.dtype
-        self.norms, self.projects, self.prefix = norms, projects, prefix
+        self.norms = norms or unscaled_norm_epsilon is not None
+        self.projects, self.prefix = projects, prefix
         self.splits = (dt_rank, dt_rank + state)
-        self.in_proj = linear(width, (2, inner), context)
+        self.in_proj = linear(width, (2, inner), context, bias=biases.in_proj)
         self.x_proj = linear(inner, dt_rank + 2 * state, context, output_dtype=jnp.float32)
         self.dt_proj = linear(dt_rank, inner, context, output_dtype=jnp.float32)
         self.dt_proj.kernel[...] = uniform(rngs.params(), (dt_rank, inner), dt_rank**-0.5)
         if projects:
-            self.out_proj = linear(inner, width, context)
-        if norms:
-            self.dt_norm = rms_norm(dt_rank, context, dtype=jnp.float32)
-            self.b_norm = rms_norm(state, context, dtype=jnp.float32)
-            self.c_norm = rms_norm(state, context, dtype=jnp.float32)
+            self.out_proj = linear(inner, width, context, bias=biases.out_proj)
+        if self.norms:
+            kind = {"dtype": jnp.float32, "unscaled_epsilon": unscaled_norm_epsilon}
+            self.dt_norm = rms_norm(dt_rank, context, **kind)
+            self.b_norm = rms_norm(state, context, **kind)
+            self.c_norm = rms_norm(state, context, **kind)
         self.conv_weight = nnx.Param(uniform(rngs.params(), (conv, inner), conv**-0.5))
-        self.conv_bias = nnx.Param(jnp.zeros(inner))
+        self.conv_bias = nnx.Param(jnp.zeros(inner)) if biases.conv else None
         self.dt_bias = nnx.Param(dt_bias_init(rngs.params(), inner))
         decay = jnp.arange(1, state + 1, dtype=jnp.float32)
         self.a_log = nnx.Param(jnp.broadcast_to(jnp.log(decay), (inner, state)))
@@ -142,7 +150,7 @@ class Mamba1(nnx.Module):
         A sequence that is not `active` [B] keeps its cache; its output is undefined.
         """
         u, z = jnp.unstack(self.in_proj(x), axis=-2)
-        u, conv = convolve_step(u, self.conv_weight[...], self.conv_bias[...], cache.conv)
+        u, conv = convolve_step(u, self.conv_weight[...], value_of(self.conv_bias), cache.conv)
         y, state = selective_scan_step(**self._scan_arguments(u, z)._asdict(), state=cache.state)
         return self._project_out(y), where_active(active, Mamba1Cache(conv, state), cache)
 
@@ -153,7 +161,7 @@ class Mamba1(nnx.Module):
         return tokens * (scan + conv_flops(self.inner, self.conv))
 
     def _convolve(self, u: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-        y = convolve(u, self.conv_weight[...], self.conv_bias[...], segment_ids)
+        y = convolve(u, self.conv_weight[...], value_of(self.conv_bias), segment_ids)
         if self.prefix and self.conv > 1 and segment_ids is not None:
             # A convolution of the prefix's last inputs alone, at the positions that see them.
             before = u[:1, max(0, self.prefix - self.conv + 1) : self.prefix].astype(jnp.float32)

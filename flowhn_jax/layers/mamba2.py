@@ -1,5 +1,6 @@
 """The Mamba-2 mixer (arXiv 2405.21060, section 7)."""
 
+import math
 from typing import NamedTuple, cast
 
 import jax
@@ -7,10 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flowhn_jax.layers.context import LayerContext
-from flowhn_jax.layers.convolution import convolve, convolve_step
+from flowhn_jax.layers.convolution import convolve, convolve_step, value_of
 from flowhn_jax.layers.decay import decay_rates
 from flowhn_jax.layers.linear import linear
 from flowhn_jax.layers.prompts import Prompts, where_active
+from flowhn_jax.layers.ssm_biases import USUAL, SSMBiases
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
 from flowhn_jax.split.cost import conv_flops, ssd_flops
 from kernels.partition import constrain
@@ -19,21 +21,33 @@ from kernels.ssd import ssd, ssd_step
 _A_MIN, _A_MAX = 1.0, 16.0  # of the initial decay rates, as in the authors' code
 
 
-class GatedRMSNorm(nnx.Module):
-    """RMS norm of x * silu(gate) over each of G groups of channels, in float32."""
+GATED_NORMS = ("none", "before_gate", "after_gate")
 
-    def __init__(self, features: int, groups: int, *, epsilon: float):
+
+class GatedRMSNorm(nnx.Module):
+    """RMS norm over each of G groups of channels, and the gate, in float32.
+
+    It is RMS(x * silu(gate)) or, with `before_gate`, RMS(x) * silu(gate).
+    """
+
+    def __init__(self, features: int, groups: int, *, epsilon: float, before_gate: bool = False):
         self.groups = groups
         self.epsilon = epsilon
+        self.before_gate = before_gate
         self.scale = nnx.Param(jnp.ones(features))
 
     def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
         """Return the normed channels [..., E] in float32, for x and gate [..., E]."""
-        gated = x.astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
-        by_group = gated.reshape(*gated.shape[:-1], self.groups, -1)
+        x, gate = x.astype(jnp.float32), jax.nn.silu(gate.astype(jnp.float32))
+        if self.before_gate:
+            return self._normalize(x) * gate
+        return self._normalize(x * gate)
+
+    def _normalize(self, x: jax.Array) -> jax.Array:
+        by_group = x.reshape(*x.shape[:-1], self.groups, -1)
         mean_square = jnp.square(by_group).mean(-1, keepdims=True)
         normed = by_group * jax.lax.rsqrt(mean_square + self.epsilon)
-        return normed.reshape(gated.shape) * self.scale[...]
+        return normed.reshape(x.shape) * self.scale[...]
 
 
 class Mamba2Sizes(NamedTuple):
@@ -62,7 +76,8 @@ class Mamba2Cache(NamedTuple):
 class SSDArguments(NamedTuple):
     """Arguments of Mamba-2's scan: x [..., H, P], dt [..., H], B and C [..., G, S].
 
-    Named as in `kernels.ssd`. A, D and dt_bias [H] are parameters.
+    Named as in `kernels.ssd`. A, D and dt_bias [H] are parameters; dt_bias is None where dt already
+    contains it.
     """
 
     x: jax.Array
@@ -71,7 +86,7 @@ class SSDArguments(NamedTuple):
     B: jax.Array
     C: jax.Array
     D: jax.Array
-    dt_bias: jax.Array
+    dt_bias: jax.Array | None
 
 
 class Mamba2Multipliers(NamedTuple):
@@ -91,8 +106,11 @@ class Mamba2(nnx.Module):
     state and the norm are float32 whatever `context.dtype` is. A `Mixer`.
 
     Options:
-      norms: a gated RMS norm before the output projection; False: the gate alone, silu(z).
+      gated_norm: the RMS norm of the scan's outputs, one of `GATED_NORMS`: 'before_gate' or
+        'after_gate', where the gate is silu(z), or 'none', the gate alone.
       multipliers: factors on the parts of in_proj's result.
+      biases: which parts have a bias.
+      dt_limits: smallest and largest time step, after the softplus; None: no limit.
     """
 
     def __init__(
@@ -100,8 +118,10 @@ class Mamba2(nnx.Module):
         sizes: Mamba2Sizes,
         context: LayerContext,
         *,
-        norms: bool = True,
+        gated_norm: str = "after_gate",
         multipliers: Mamba2Multipliers | None = None,
+        biases: SSMBiases = USUAL,
+        dt_limits: tuple[float, float] | None = None,
     ):
         width, inner, state, conv, head_dim, groups = sizes
         if inner % (head_dim * groups):
@@ -112,17 +132,21 @@ class Mamba2(nnx.Module):
         rngs = context.rngs
         self.inner, self.state, self.conv, self.dtype = inner, state, conv, context.dtype
         self.head_dim, self.groups = head_dim, groups
-        self.norms, self.multipliers = norms, multipliers
+        self.norms, self.multipliers = gated_norm != "none", multipliers
+        self.dt_limits = dt_limits
         heads = inner // head_dim
         convolved = inner + 2 * groups * state
         self.splits = (inner, inner + convolved)  # of in_proj's result: z; x, B and C; dt
         self.convolved_splits = (inner, inner + groups * state)
-        self.in_proj = linear(width, inner + convolved + heads, context)
-        self.out_proj = linear(inner, width, context)
-        if norms:
-            self.norm = GatedRMSNorm(inner, groups, epsilon=context.norm_eps)
+        self.in_proj = linear(width, inner + convolved + heads, context, bias=biases.in_proj)
+        self.out_proj = linear(inner, width, context, bias=biases.out_proj)
+        if self.norms:
+            before_gate = gated_norm == "before_gate"
+            self.norm = GatedRMSNorm(
+                inner, groups, epsilon=context.norm_eps, before_gate=before_gate
+            )
         self.conv_weight = nnx.Param(uniform(rngs.params(), (conv, convolved), conv**-0.5))
-        self.conv_bias = nnx.Param(jnp.zeros(convolved))
+        self.conv_bias = nnx.Param(jnp.zeros(convolved)) if biases.conv else None
         self.dt_bias = nnx.Param(dt_bias_init(rngs.params(), heads))
         decay = jax.random.uniform(rngs.params(), (heads,), minval=_A_MIN, maxval=_A_MAX)
         self.a_log = nnx.Param(jnp.log(decay))
@@ -152,7 +176,7 @@ class Mamba2(nnx.Module):
         if prompts is None:
             y = cast("jax.Array", ssd(**inputs._asdict(), segment_ids=segment_ids))
             return self._project_out(y, z), xbc, None
-        inputs = inputs._replace(dt=prompts.mask_padding(dt))
+        inputs = inputs._replace(dt=prompts.mask_padding(inputs.dt))
         y, state = cast(
             "tuple[jax.Array, jax.Array]",
             ssd(**inputs._asdict(), segment_ids=segment_ids, return_final_state=True),
@@ -176,7 +200,7 @@ class Mamba2(nnx.Module):
         A sequence that is not `active` [B] keeps its cache; its output is undefined.
         """
         z, xbc, dt = self._project_in(x)
-        xbc, conv = convolve_step(xbc, self.conv_weight[...], self.conv_bias[...], cache.conv)
+        xbc, conv = convolve_step(xbc, self.conv_weight[...], value_of(self.conv_bias), cache.conv)
         y, state = ssd_step(**self._ssd_arguments(xbc, dt)._asdict(), state=cache.state)
         new_cache = where_active(active, Mamba2Cache(conv, state), cache)
         return self._project_out(y, z), new_cache
@@ -206,7 +230,7 @@ class Mamba2(nnx.Module):
         return jnp.split(projected, self.splits, axis=-1)
 
     def _convolve(self, xbc: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-        xbc = convolve(xbc, self.conv_weight[...], self.conv_bias[...], segment_ids)
+        xbc = convolve(xbc, self.conv_weight[...], value_of(self.conv_bias), segment_ids)
         # Channels are not sharded before x, B and C are taken apart: shards would not be whole
         # heads.
         return constrain(jax.nn.silu(xbc), "B L C")
@@ -216,10 +240,21 @@ class Mamba2(nnx.Module):
         x, b, c = jnp.split(xbc, self.convolved_splits, axis=-1)
         x = x.reshape(*x.shape[:-1], -1, self.head_dim)
         b, c = (v.reshape(*v.shape[:-1], self.groups, -1) for v in (b, c))
-        rates = decay_rates(self.a_log[...])
-        return SSDArguments(x, dt, rates, b, c, self.d[...], self.dt_bias[...])
+        rates, bias = decay_rates(self.a_log[...]), self.dt_bias[...]
+        if self.dt_limits is None:
+            return SSDArguments(x, dt, rates, b, c, self.d[...], bias)
+        # The softplus, which the scan applies, is monotone: limits of its argument are limits of
+        # the time step.
+        low, high = map(_inverse_softplus, self.dt_limits)
+        dt = jnp.clip(dt.astype(jnp.float32) + bias, low, high)
+        return SSDArguments(x, dt, rates, b, c, self.d[...], None)
 
     def _project_out(self, y: jax.Array, z: jax.Array) -> jax.Array:
         """Return the mixed tokens [..., D] of y [..., H, P], gated by z [..., E]."""
         y = y.reshape(z.shape)
         return self.out_proj(self.norm(y, z) if self.norms else y * jax.nn.silu(z))
+
+
+def _inverse_softplus(value: float) -> float:
+    """Return the x with softplus(x) = value; -inf for 0, inf for inf."""
+    return value + math.log(-math.expm1(-value)) if value > 0 else -math.inf

@@ -8,9 +8,10 @@ from flowhn_jax.layers.linear import linear
 
 
 class SwiGLU(nnx.Module):
-    """An MLP down(silu(gate(x)) * up(x)) with F hidden units and no bias.
+    """An MLP down(silu(gate(x)) * up(x)) with F hidden units.
 
-    `gate_multiplier` scales the gate before its silu, `down_multiplier` the result.
+    With `bias` each of the three products has one. `gate_multiplier` scales the gate before its
+    silu, `down_multiplier` the result.
     """
 
     def __init__(
@@ -21,11 +22,12 @@ class SwiGLU(nnx.Module):
         *,
         gate_multiplier: float = 1.0,
         down_multiplier: float = 1.0,
+        bias: bool = False,
     ):
         self.gate_multiplier, self.down_multiplier = gate_multiplier, down_multiplier
-        self.gate_proj = linear(width, hidden, context)
-        self.up_proj = linear(width, hidden, context)
-        self.down_proj = linear(hidden, width, context)
+        self.gate_proj = linear(width, hidden, context, bias=bias)
+        self.up_proj = linear(width, hidden, context, bias=bias)
+        self.down_proj = linear(hidden, width, context, bias=bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the transformed tokens [..., D] of x [..., D]."""

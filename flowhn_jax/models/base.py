@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flowhn_jax.layers.attention import AttentionSizes
 from flowhn_jax.layers.mamba1 import Mamba1Sizes
 from flowhn_jax.layers.mamba2 import Mamba2Sizes
+from flowhn_jax.layers.rope import RopeScaling
 from flowhn_jax.split import Plan
 from flowhn_jax.split.plan import SHARED, BlockPlan
 from flowhn_jax.utils.checks import nearest_multiples, require, require_divisor, require_positive
@@ -235,6 +236,31 @@ class RotaryKeys(AttentionKeys):
 
 
 @dataclasses.dataclass(frozen=True)
+class ScaledRotaryKeys(RotaryKeys):
+    """Keys of families whose rotary frequencies can be scaled for longer contexts.
+
+    Attributes:
+      rope_scaling: how the rotary frequencies are changed.
+    """
+
+    rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rope_scaling.type == "yarn":
+            require(self.rope_theta > 1, "model.rope_theta", "above 1 for yarn", self.rope_theta)
+        if self.rope_scaling.type == "dynamic":
+            size = self.head_size
+            require(size > 2, "the size of a head (model.head_dim)", "above 2 for dynamic", size)
+
+    @property
+    def max_length(self) -> int | None:
+        """The tokens up to which dynamic scaling is the same at every length; None: no limit."""
+        scaling = self.rope_scaling
+        return scaling.original_context if scaling.type == "dynamic" else None
+
+
+@dataclasses.dataclass(frozen=True)
 class StateSpaceKeys(ModelConfig):
     """Keys of families with a state-space mixer.
 
@@ -255,12 +281,14 @@ class StateSpaceKeys(ModelConfig):
         most = f"at most {MAX_INT} / model.width"
         require(inner <= MAX_INT, "model.ssm_expand", most, self.ssm_expand)
         whole = f"such that its product with model.width ({self.width}) is whole"
-        require(inner == self.inner, "model.ssm_expand", whole, self.ssm_expand)
+        # A quotient of two integers may miss the whole product by its rounding.
+        is_whole = abs(inner - self.inner) <= 1e-12 * inner
+        require(is_whole, "model.ssm_expand", whole, self.ssm_expand)
 
     @property
     def inner(self) -> int:
         """E, channels of a mixer."""
-        return int(self.ssm_expand * self.width)
+        return round(self.ssm_expand * self.width)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,13 @@ from flax import nnx
 from flowhn_jax.layers.attention import Attention, KVCache
 from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.decoder import DecoderLayer
-from flowhn_jax.layers.mamba2 import Mamba2, Mamba2Cache, Mamba2Multipliers
+from flowhn_jax.layers.mamba2 import GATED_NORMS, Mamba2, Mamba2Cache, Mamba2Multipliers
 from flowhn_jax.layers.prompts import Prompts
-from flowhn_jax.models.base import HeadDimKeys, Mamba2Keys, RotaryKeys
+from flowhn_jax.models.base import HeadDimKeys, ScaledRotaryKeys
 from flowhn_jax.models.language_model import LanguageModel
+from flowhn_jax.models.published_keys import AttentionBiasKeys, SSMBiasKeys, TimeStepLimitKeys
 from flowhn_jax.models.registry import register
+from flowhn_jax.utils.checks import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +56,28 @@ class Multipliers:
 
 
 @dataclasses.dataclass(frozen=True)
-class FalconH1Config(Mamba2Keys, HeadDimKeys, RotaryKeys):
-    """What Falcon-H1 reads: the keys of rotary attention and of Mamba-2, and its multipliers.
+class FalconH1Config(
+    TimeStepLimitKeys, SSMBiasKeys, HeadDimKeys, ScaledRotaryKeys, AttentionBiasKeys
+):
+    """What Falcon-H1 reads: the keys of rotary attention and of Mamba-2, and its own.
 
     Attributes:
       multipliers: factors on activations.
+      ssm_gated_norm: RMS norm of the Mamba-2 mixer's outputs, 'before_gate' or 'after_gate', or
+        'none', as in the 0.5B.
     """
 
     kind: ClassVar[str] = "falcon_h1"
 
     multipliers: Multipliers = dataclasses.field(default_factory=Multipliers)
+    ssm_gated_norm: str = "none"
+
+    def __post_init__(self):
+        super().__post_init__()
+        found = self.ssm_gated_norm
+        require(
+            found in GATED_NORMS, "model.ssm_gated_norm", f"one of {', '.join(GATED_NORMS)}", found
+        )
 
 
 class ParallelCache(NamedTuple):
@@ -80,13 +94,20 @@ class ParallelMixer(nnx.Module):
         self.multipliers = factors = config.multipliers
         of_parts = factors.ssm_z, factors.ssm_x, factors.ssm_b, factors.ssm_c, factors.ssm_dt
         self.ssm = Mamba2(
-            config.mamba2_sizes, context, norms=False, multipliers=Mamba2Multipliers(*of_parts)
+            config.mamba2_sizes,
+            context,
+            gated_norm=config.ssm_gated_norm,
+            multipliers=Mamba2Multipliers(*of_parts),
+            biases=config.ssm_biases,
+            dt_limits=config.ssm_dt_limits,
         )
         self.attention = Attention(
             config.attention_sizes,
             context,
             rope_theta=config.rope_theta,
+            rope_scaling=config.rope_scaling,
             key_multiplier=factors.key,
+            bias=config.attention_bias,
         )
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
@@ -147,6 +168,7 @@ class FalconH1(LanguageModel):
             context,
             gate_multiplier=config.multipliers.mlp_gate,
             down_multiplier=config.multipliers.mlp_down,
+            mlp_bias=config.mlp_bias,
         )
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:

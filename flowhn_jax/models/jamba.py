@@ -11,8 +11,10 @@ from flowhn_jax.layers.attention import Attention
 from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.decoder import DecoderLayer
 from flowhn_jax.layers.mamba1 import Mamba1
+from flowhn_jax.layers.ssm_biases import USUAL, SSMBiases
 from flowhn_jax.models.base import HeadDimKeys, Mamba1Keys
 from flowhn_jax.models.language_model import LanguageModel
+from flowhn_jax.models.published_keys import SSMBiasKeys
 from flowhn_jax.models.registry import register
 from flowhn_jax.utils.checks import require, require_positive
 
@@ -25,8 +27,8 @@ class SHMConfig(Mamba1Keys, HeadDimKeys):
 
 
 @dataclasses.dataclass(frozen=True)
-class JambaConfig(Mamba1Keys, HeadDimKeys):
-    """What Jamba reads: SHM's keys, and which layers attend.
+class JambaConfig(Mamba1Keys, SSMBiasKeys, HeadDimKeys):
+    """What Jamba reads: SHM's keys, the mixers' biases, and which layers attend.
 
     Attributes:
       attention_period: one of this many layers attends, the others are Mamba-1.
@@ -47,12 +49,15 @@ class JambaConfig(Mamba1Keys, HeadDimKeys):
 
 
 def _make_layer(
-    config: SHMConfig | JambaConfig, attends: bool, context: LayerContext
+    config: SHMConfig | JambaConfig,
+    attends: bool,
+    context: LayerContext,
+    biases: SSMBiases = USUAL,
 ) -> DecoderLayer[Any]:
     if attends:
         mixer = Attention(config.attention_sizes, context)
     else:
-        mixer = Mamba1(config.mamba1_sizes, context)
+        mixer = Mamba1(config.mamba1_sizes, context, biases=biases)
     return DecoderLayer(mixer, config.width, config.mlp_width, context)
 
 
@@ -64,8 +69,9 @@ class Jamba(LanguageModel):
 
     def make_block(self, index: int, context: LayerContext) -> DecoderLayer[Any]:
         """Return layer `index`, by its place in the period."""
-        attends = index % self.config.attention_period == self.config.attention_offset
-        return _make_layer(self.config, attends, context)
+        config = self.config
+        attends = index % config.attention_period == config.attention_offset
+        return _make_layer(config, attends, context, config.ssm_biases)
 
 
 @register(SHMConfig)

@@ -30,10 +30,15 @@ _RULES = tuple(
         ("x_proj/kernel", P(_ALL, None)),
         ("dt_proj/kernel", P(None, _ALL)),
         ("out_proj/kernel", P("tensor", _SHARD)),
+        # As wide as the kernels' outputs.
+        ("in_proj/bias", P(None, "tensor")),
+        ("out_proj/bias", P()),
         ("conv_weight", P(None, _ALL)),
         ("a_log", P(_ALL)),
         ("(conv_bias|d|dt_bias)", P("tensor")),
         ("(branch|final)_proj/kernel", P(_SHARD, "tensor")),
+        ("([qkv]|gate|up)_proj/bias", P("tensor")),
+        ("(o|down)_proj/bias", P()),
         (r"(\w+_)?norm/scale", P()),
         ("meta", P(None, _SHARD)),
     )

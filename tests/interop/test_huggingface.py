@@ -119,18 +119,40 @@ def test_a_tied_head_is_copied():
 @pytest.mark.parametrize(
     ("fixture", "changed", "message"),
     [
-        ("hf_llama_24", {"attention_bias": True}, r"attention_bias must be False, got True"),
+        ("hf_llama_24", {"attention_bias": None}, r"must be False or True, got None"),
+        ("hf_jamba_24", {"attention_bias": True}, r"attention_bias must be False, got True"),
         ("hf_llama_24", {"hidden_act": "gelu"}, r"hidden_act must be 'silu', got 'gelu'"),
         (
             "hf_llama_24",
-            {"rope_parameters": {"rope_theta": 1e4, "rope_type": "llama3"}},
-            r"rope_type must be 'default'; got 'llama3'",
+            {"rope_parameters": {"rope_theta": 1e4, "rope_type": "longrope"}},
+            r"rope_type must be default, linear, dynamic, yarn or llama3; got 'longrope'",
         ),
         (
             "hf_llama_24",
-            {"rope_scaling": {"type": "linear", "factor": 2.0}},
-            r"rope_type must be 'default'; got 'linear'",
+            {"rope_scaling": {"type": "su", "factor": 2.0}},
+            r"rope_type must be default, .* or llama3; got 'su'",
         ),
+        (
+            "hf_llama_24",
+            {"rope_scaling": {"type": "llama3", "factor": 2.0}},
+            "rope_scaling of type 'llama3' must have low_freq_factor",
+        ),
+        (
+            "hf_llama_24",
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": "x"}},
+            "beta_fast must be a number; got 'x'",
+        ),
+        (
+            "hf_llama_24",
+            {"rope_scaling": {"type": "linear", "factor": -2.0}},
+            r"rope_scaling.factor must be above 0; got -2.0",
+        ),
+        (
+            "hf_llama_24",
+            {"partial_rotary_factor": 0.5},
+            "partial_rotary_factor must be 1; got 0.5",
+        ),
+        ("hf_llama_24", {"model_type": "mistral", "sliding_window": 8}, "sliding_window must be"),
         ("hf_llama_24", {"sliding_window": 8}, r"sliding_window must be None, got 8"),
         ("hf_llama_24", {"quantization_config": {"bits": 4}}, "quantization_config"),
         (
@@ -138,12 +160,27 @@ def test_a_tied_head_is_copied():
             {"model_type": "gpt2"},
             r"must be one of llama, mamba, mamba2, .*; got 'gpt2'",
         ),
-        ("hf_mamba_24", {"use_conv_bias": False}, "use_conv_bias must be True, got False"),
-        ("hf_mamba2_24", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
+        (
+            "hf_mamba_24",
+            {"use_conv_bias": False},
+            r"unknown \['backbone.layers.0.mixer.conv1d.bias', .* \(0 and 2 in total\)",
+        ),
+        ("hf_mamba_24", {"use_bias": True}, r"missing \['backbone.layers.0.mixer.in_proj.bias'"),
+        ("hf_mamba_24", {"time_step_limit": [0.0, 0.1]}, "time_step_limit must be .* got"),
+        ("hf_mamba2_24", {"time_step_limit": [0.1]}, r"a list of two numbers; got \[0.1\]"),
+        ("hf_mamba2_24", {"time_step_limit": ["a", 0.1]}, "time_step_limit must be a list of two"),
         ("hf_mamba2_24", {"num_heads": 5}, r"num_heads \* head_dim must be .* = 64; got 5 \* 16"),
         ("hf_mamba2_24", {"head_dim": None}, r"must be .* = 64; got 4 \* None"),
-        ("hf_jamba_24", {"num_experts": 4}, r"num_experts must be 1, got 4"),
-        ("hf_falcon_h1_24", {"mamba_rms_norm": True}, "mamba_rms_norm must be False, got True"),
+        (
+            "hf_jamba_24",
+            {"num_experts": 4},
+            r"num_experts must be 1, got 4\. .* Jamba v0.1, .* as AI21-Jamba-Reasoning-3B, are",
+        ),
+        (
+            "hf_falcon_h1_24",
+            {"mamba_rms_norm": True},
+            r"missing \['model.layers.0.mamba.norm.weight', .* \(2 and 0 in total\)",
+        ),
         ("hf_falcon_h1_24", {"mlp_multipliers": [2.0]}, r"must have 2 values; got \[2.0\]"),
         ("hf_llama_24", {"is_causal": False}, r"is_causal must be True, got False"),
         ("hf_jamba_24", {"is_causal": None}, r"is_causal must be True, got None"),
@@ -190,6 +227,82 @@ def test_unsupported_settings_are_refused_by_name(fixture, changed, message):
     _, state_dict, hf_config = read(fixture)
     with pytest.raises(ValueError, match=message):
         huggingface.from_state_dict(state_dict, hf_config | changed)
+
+
+WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_refused"),
+    [
+        (WINDOW, False),  # the model has two layers
+        (WINDOW | {"max_window_layers": 1}, True),
+        (WINDOW | {"max_window_layers": 1, "sliding_window": None}, False),
+        (WINDOW | {"max_window_layers": 1, "use_sliding_window": False}, False),
+        (WINDOW | {"max_window_layers": 1, "layer_types": ["full_attention"] * 2}, False),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, True),
+        ({"use_sliding_window": True}, "must have 'max_window_layers'"),
+        (WINDOW | {"max_window_layers": "1"}, "max_window_layers must be a number of layers"),
+        (WINDOW | {"use_sliding_window": 1}, "use_sliding_window must be true or false; got 1"),
+        ({"layer_types": "full_attention"}, "layer_types must be a list"),
+    ],
+)
+def test_qwens_layers_with_a_window_are_refused(keys, is_refused):
+    _, _, hf_config = read("hf_llama_24")
+    for model_type in ("qwen2", "qwen3"):
+        given = hf_config | {"model_type": model_type} | keys
+        if not is_refused:
+            assert to_config(given)[1].kind == "llama"
+            continue
+        message = is_refused if isinstance(is_refused, str) else "got 'sliding_attention'"
+        with pytest.raises(ValueError, match=message):
+            to_config(given)
+
+
+def test_keys_whose_absence_means_another_size_must_be_there():
+    _, _, hf_config = read("hf_llama_24")
+    for model_type, key in (("qwen3", "head_dim"), ("mistral", "num_key_value_heads")):
+        given = {name: value for name, value in hf_config.items() if name != key}
+        with pytest.raises(ValueError, match=f"config.json of {model_type} must have '{key}'"):
+            to_config(given | {"model_type": model_type})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"factor": 2.0, "rope_type": "yarn", "beta_fast": 0}, (2.0, 128, None, 32.0)),
+        ({"rope_type": "yarn", "original_max_position_embeddings": 32}, (4.0, 32, None, 32.0)),
+        ({"factor": 2, "type": "dynamic"}, (2.0, 128, None, 32.0)),
+        ({"factor": 2, "rope_type": "yarn", "attention_factor": 1.5}, (2.0, 128, 1.5, 32.0)),
+    ],
+)
+def test_absent_keys_of_rotary_scaling_follow_from_others(given, expected):
+    _, _, hf_config = read("hf_llama_24")
+    for name in ("rope_scaling", "rope_parameters"):
+        found = to_config(hf_config | {name: given})[1].rope_scaling
+        keys = "factor", "original_context", "attention_factor", "beta_fast"
+        assert tuple(getattr(found, key) for key in keys) == expected
+    other = to_config(hf_config | {"rope_scaling": given, "original_max_position_embeddings": 64})
+    if "yarn" in given.values():
+        assert other[1].rope_scaling.original_context == 64
+
+
+def test_frequencies_in_old_files_are_ignored():
+    _, state_dict, hf_config = read("hf_llama_24")
+    expected = huggingface.from_state_dict(state_dict, hf_config)
+    old = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(4) for i in range(2)}
+    found = huggingface.from_state_dict(state_dict | old, hf_config)
+    assert found[0] == expected[0]
+    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    "keys", [{"qk_norm": True, "mlp_bias": True}, {"attention_bias": "qkv", "mlp_bias": True}]
+)
+def test_options_that_no_model_of_transformers_has_are_refused(keys, tmp_path):
+    config = small_baseline("llama", **keys)
+    with pytest.raises(ValueError, match=r"must be those of one of llama, mistral, qwen2, qwen3"):
+        huggingface.save(tmp_path / "model", config, models.init(config, jax.random.key(0)))
 
 
 def test_quantized_numbers_are_refused(tmp_path):

@@ -1,0 +1,129 @@
+"""Llama, Mistral, Qwen2 and Qwen3 in transformers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flowhn_jax.interop import names
+from flowhn_jax.interop.families.attention import read_attention, write_attention
+from flowhn_jax.interop.families.family import Family, Json
+from flowhn_jax.interop.families.rotary import read_rope, write_rope
+from flowhn_jax.models.llama import LlamaConfig
+from flowhn_jax.utils.text import short_repr
+
+_EITHER = (False, True)
+_NO_WINDOWS = {"use_sliding_window": False, "sliding_window": None}
+
+
+def _read(hf: Json) -> dict[str, Any]:
+    return read_attention(hf) | read_rope(hf)
+
+
+def _read_llama(hf: Json) -> dict[str, Any]:
+    bias = "all" if hf.get("attention_bias") else "none"
+    return _read(hf) | {"attention_bias": bias, "mlp_bias": bool(hf.get("mlp_bias"))}
+
+
+def _read_qwen2(hf: Json) -> dict[str, Any]:
+    _refuse_windows(hf)
+    return _read(hf) | {"attention_bias": "qkv"}
+
+
+def _read_qwen3(hf: Json) -> dict[str, Any]:
+    _refuse_windows(hf)
+    # Without the key, transformers takes a size that does not follow from the others.
+    bias = "all" if hf.get("attention_bias") else "none"
+    return _read({**hf, "head_dim": hf["head_dim"]}) | {"attention_bias": bias, "qk_norm": True}
+
+
+def _refuse_windows(hf: Json) -> None:
+    """Raise ValueError if a layer has a window, which layer_types or three other keys decide."""
+    kinds = hf.get("layer_types")
+    if kinds is None:
+        windows = hf.get("use_sliding_window") and hf.get("sliding_window", True) is not None
+        last = hf["num_hidden_layers"] - 1
+        kinds = ["sliding_attention"] if windows and last >= hf["max_window_layers"] else []
+    found = [kind for kind in kinds if kind != "full_attention"]
+    if found:
+        raise ValueError(
+            "config.json: layer_types, or use_sliding_window and max_window_layers, must give "
+            f"'full_attention' to all layers; got {short_repr(found[0])}."
+        )
+
+
+def _layer(config: LlamaConfig, index: int) -> Mapping[str, str]:
+    del index
+    found = dict(names.LLAMA_LAYER)
+    if config.attention_bias != "none":
+        found |= names.QKV_BIASES
+    if config.attention_bias == "all":
+        found |= names.OUT_BIAS
+    if config.mlp_bias:
+        found |= names.MLP_BIASES
+    if config.qk_norm:
+        found |= names.QK_NORMS
+    return found
+
+
+def _write(config: LlamaConfig) -> dict[str, Any]:
+    return write_attention(config) | write_rope(config)
+
+
+def _write_llama(config: LlamaConfig) -> dict[str, Any]:
+    biases = {"attention_bias": config.attention_bias == "all", "mlp_bias": config.mlp_bias}
+    return _write(config) | biases
+
+
+def _write_qwen2(config: LlamaConfig) -> dict[str, Any]:
+    return _write(config) | _NO_WINDOWS
+
+
+def _write_qwen3(config: LlamaConfig) -> dict[str, Any]:
+    return _write(config) | _NO_WINDOWS | {"attention_bias": config.attention_bias == "all"}
+
+
+LLAMA = Family(
+    kind="llama",
+    architecture="LlamaForCausalLM",
+    model=names.LLAMA_MODEL,
+    layer=_layer,
+    read=_read_llama,
+    write=_write_llama,
+    writes=lambda config: config.attention_bias != "qkv" and not config.qk_norm,
+    supported={"attention_bias": _EITHER, "mlp_bias": _EITHER},
+)
+
+MISTRAL = Family(
+    kind="llama",
+    architecture="MistralForCausalLM",
+    model=names.LLAMA_MODEL,
+    layer=_layer,
+    # Without the key, transformers takes a number that does not follow from the others.
+    read=lambda hf: _read({**hf, "num_key_value_heads": hf["num_key_value_heads"]}),
+    write=_write,
+    writes=lambda config: False,  # as Llama, which has the same layers
+    supported={},
+)
+
+QWEN2 = Family(
+    kind="llama",
+    architecture="Qwen2ForCausalLM",
+    model=names.LLAMA_MODEL,
+    layer=_layer,
+    read=_read_qwen2,
+    write=_write_qwen2,
+    writes=lambda config: (
+        config.attention_bias == "qkv" and not config.qk_norm and not config.mlp_bias
+    ),
+    supported={"attention_bias": _EITHER, "sliding_window": None},
+)
+
+QWEN3 = Family(
+    kind="llama",
+    architecture="Qwen3ForCausalLM",
+    model=names.LLAMA_MODEL,
+    layer=_layer,
+    read=_read_qwen3,
+    write=_write_qwen3,
+    writes=lambda config: config.qk_norm and config.attention_bias != "qkv" and not config.mlp_bias,
+    supported={"attention_bias": _EITHER, "sliding_window": None},
+)
