@@ -55,6 +55,8 @@ KINDS = registry.kinds()  # of the models that come with the package
 BASELINES = tuple(kind for kind in KINDS if kind != FlowHNConfig.kind)
 REMATS = ("none", "dots", "full")
 MOMENT_DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("cosine", "linear", "wsd", "constant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +68,23 @@ class TrainConfig:
       batch_size: sequences per step, over all devices.
       accumulate: micro-batches per step; the update is that of one large batch.
       learning_rate: peak of the schedule, reached after the warm-up.
-      final_learning_rate: learning rate at the end of the cosine, as a share of the peak.
+      schedule: what follows the warm-up: 'cosine' and 'linear' fall to the final rate at the last
+        step; 'wsd' (warm-up, stable, decay; arXiv 2404.06395) stays at the peak and falls linearly
+        in the cooldown; 'constant' stays at the peak.
+      final_learning_rate: learning rate at the end, as a share of the peak; 'constant' has none.
       warmup: share of the steps in which the learning rate rises linearly.
+      cooldown: share of the steps, the last ones, in which the rate of schedule 'wsd' falls.
+      optimizer: 'adamw', or 'muon' (arXiv 2502.16982), which trains the matrices between embedding
+        and head by orthogonalized means of gradients (decay rate 0.95, Nesterov), and all other
+        parameters by AdamW. Each step subtracts learning_rate * (update + weight_decay * matrix),
+        as AdamW's does, and Muon's updates are scaled by 0.2 * sqrt(max(inputs, outputs)) to the
+        size of AdamW's, so that a learning rate of AdamW is one to start from.
       beta1: AdamW's decay rate of the mean of gradients.
       beta2: AdamW's decay rate of the mean of squared gradients.
       epsilon: AdamW's epsilon.
-      moment_dtype: type in which AdamW's mean of gradients is stored: 'float32', or 'bfloat16' for
-        2 bytes per parameter less memory and 4 less traffic per step. Arithmetic is float32.
+      moment_dtype: type in which the optimizer's mean of gradients is stored: 'float32', or
+        'bfloat16' for 2 bytes per parameter less memory and 4 less traffic per step. Arithmetic is
+        float32.
       weight_decay: decoupled weight decay, on matrices only.
       clip_norm: largest global gradient norm; 0 for no clipping.
       z_loss: weight of the squared log-normalizer (arXiv 2204.02311, section 5).
@@ -95,8 +107,11 @@ class TrainConfig:
     batch_size: int = 8
     accumulate: int = 1
     learning_rate: float = 3e-4
+    schedule: str = "cosine"
     final_learning_rate: float = 0.1
     warmup: float = 0.1
+    cooldown: float = 0.2
+    optimizer: str = "adamw"
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
@@ -122,7 +137,7 @@ class TrainConfig:
         cadence = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
         cadence += ("max_skipped", "hang_minutes")
         require_positive(self, "train", *positive, *cadence)
-        for name in ("final_learning_rate", "warmup"):
+        for name in ("final_learning_rate", "warmup", "cooldown"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"train.{name}", "0 to 1", value)
         for name in ("beta1", "beta2"):
@@ -139,10 +154,20 @@ class TrainConfig:
             + nearest_multiples(self.batch_size, self.accumulate),
             self.batch_size,
         )
-        require(self.remat in REMATS, "train.remat", f"one of {', '.join(REMATS)}", self.remat)
-        allowed = f"one of {', '.join(MOMENT_DTYPES)}"
+        choices = {
+            "remat": REMATS,
+            "moment_dtype": MOMENT_DTYPES,
+            "optimizer": OPTIMIZERS,
+            "schedule": SCHEDULES,
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            require(value in allowed, f"train.{name}", f"one of {', '.join(allowed)}", value)
         require(
-            self.moment_dtype in MOMENT_DTYPES, "train.moment_dtype", allowed, self.moment_dtype
+            self.schedule != "wsd" or self.warmup + self.cooldown <= 1,
+            "train.cooldown",
+            f"at most 1 - train.warmup ({1 - self.warmup:g}) for train.schedule 'wsd'",
+            self.cooldown,
         )
 
 

@@ -36,6 +36,7 @@ _RULES = tuple(
         ("(branch|final)_proj/kernel", P(_SHARD, "tensor")),
         (r"(\w+_)?norm/scale", P()),
         ("meta", P(None, _SHARD)),
+        ("ns_coeffs", P()),  # constants in Muon's state
     )
 )
 

@@ -1,4 +1,4 @@
-"""One training step: gradients of the mean loss, clipped, into AdamW; skipped if not finite."""
+"""One training step: gradients of the mean loss, clipped, into the optimizer; skipped if not finite."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,13 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from flowhn_jax.checkpoints.state import (
-    TrainState,
-    abstract_state,
-    learning_rate_schedule,
-    make_optimizer,
-    state_shardings,
-)
+from flowhn_jax.checkpoints.optimizer import learning_rate_schedule, make_optimizer
+from flowhn_jax.checkpoints.state import TrainState, abstract_state, state_shardings
 from flowhn_jax.config import Config
 from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch, loss_sum, target_weights
