@@ -25,6 +25,7 @@ from flowhn_jax.models.base import ModelConfig
 from flowhn_jax.models.falcon_h1 import Multipliers
 from flowhn_jax.models.flowhn import FlowHNConfig, require_flowhn
 from flowhn_jax.parallel.mesh import MeshConfig
+from flowhn_jax.storage import check_scheme
 from flowhn_jax.utils import typed
 from flowhn_jax.utils.checks import nearest_multiples, require, require_positive
 from flowhn_jax.utils.limits import MAX_INT
@@ -57,6 +58,7 @@ REMATS = ("none", "dots", "full")
 MOMENT_DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
+_CHECKPOINT = re.compile(r"(^|/)checkpoints/\d+/?$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +88,16 @@ class TrainConfig:
         'bfloat16' for 2 bytes per parameter less memory and 4 less traffic per step. Arithmetic is
         float32.
       weight_decay: decoupled weight decay, on matrices only.
+      ema: decay per step of the weights in an average of the parameters, e.g. 0.999, which is
+        validated and saved next to them; 0 for none. It takes 4 bytes per parameter.
       clip_norm: largest global gradient norm; 0 for no clipping.
       z_loss: weight of the squared log-normalizer (arXiv 2204.02311, section 5).
       remat: what the backward pass keeps: 'none' keeps all activations, 'dots' the results of
         matrix products and of fused kernels, 'full' only the blocks' inputs.
       seed: seed of the initial parameters.
+      branch_from: a checkpoint WORKDIR/checkpoints/STEP at which a workdir without checkpoints
+        begins: parameters, optimizer, position in the data and rows are those of that run. A
+        resume does not read it again; '' for none.
       log_every: steps between logged rows.
       eval_every: steps between validations.
       eval_windows: validation windows; 0 for the whole validation set.
@@ -117,10 +124,12 @@ class TrainConfig:
     epsilon: float = 1e-8
     moment_dtype: str = "float32"
     weight_decay: float = 0.1
+    ema: float = 0.0
     clip_norm: float = 1.0
     z_loss: float = 0.0
     remat: str = "none"
     seed: int = 0
+    branch_from: str = ""
     log_every: int = 10
     eval_every: int = 100
     eval_windows: int = 0
@@ -140,7 +149,7 @@ class TrainConfig:
         for name in ("final_learning_rate", "warmup", "cooldown"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"train.{name}", "0 to 1", value)
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "ema"):
             value = getattr(self, name)
             require(0 <= value < 1, f"train.{name}", "0 or more and below 1", value)
         least_zero = ("weight_decay", "clip_norm", "z_loss", "eval_windows", "seed")
@@ -154,6 +163,13 @@ class TrainConfig:
             + nearest_multiples(self.batch_size, self.accumulate),
             self.batch_size,
         )
+        branch = "train.branch_from"
+        try:
+            check_scheme(self.branch_from)
+        except ValueError as error:
+            raise ValueError(f"{branch}: {error}") from error
+        is_step = not self.branch_from or _CHECKPOINT.search(self.branch_from) is not None
+        require(is_step, branch, "a checkpoint WORKDIR/checkpoints/STEP", self.branch_from)
         choices = {
             "remat": REMATS,
             "moment_dtype": MOMENT_DTYPES,

@@ -103,7 +103,7 @@ def _matrices(kernels: Any) -> Any:
 
 
 def _with_float32_means(state: Any) -> Any:
-    """Return an optimizer's state with its means of gradients, all leaves under `mu`, in float32."""
+    """Return an optimizer's state with its means of gradients (`mu`) in float32."""
 
     def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         is_mean = any(getattr(part, "name", None) == "mu" for part in path)

@@ -25,6 +25,7 @@ class TrainState:
     opt_state: Any  # of optax, float32; the mean of gradients in train.moment_dtype
     skipped: jax.Array  # int32 scalar: steps that were skipped
     skipped_in_row: jax.Array  # int32 scalar: how many of the last steps were skipped
+    ema: Params | None = None  # float32: average of the parameters, with train.ema
 
 
 def make_init(config: Config, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
@@ -34,7 +35,8 @@ def make_init(config: Config, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
     def init(key: jax.Array) -> TrainState:
         params = models.init(config.model, key)
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, optimizer.init(params), zero, zero)
+        average = jax.tree.map(jnp.copy, params) if config.train.ema else None
+        return TrainState(zero, params, optimizer.init(params), zero, zero, average)
 
     return jax.jit(init, out_shardings=state_shardings(config, mesh))
 
@@ -49,7 +51,8 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     params = models.abstract_params(config.model)
     opt_state = jax.eval_shape(make_optimizer(config.train).init, params)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    state = TrainState(count, params, opt_state, count, count)
+    average = params if config.train.ema else None
+    state = TrainState(count, params, opt_state, count, count, average)
     return with_shardings(state, mesh)
 
 

@@ -38,9 +38,10 @@ def schedule_changes(workdir: str, config: Config, step: int) -> list[str]:
     if math.isclose(old, new, rel_tol=1e-6):
         return []
     train = config.train
-    now = f"ends at step {train.steps:,} with {train.final_learning_rate:g} of {train.learning_rate:g}"
+    final, peak = f"{train.final_learning_rate:g}", f"{train.learning_rate:g}"
+    now = f"ends at step {train.steps:,} with {final} of {peak}"
     if train.schedule == "constant":
-        now = f"stays at {train.learning_rate:g} after the warm-up"
+        now = f"stays at {peak} after the warm-up"
     return [
         f"the learning rate of step {step + 1:,}: {old:.3g} -> {new:.3g}; the schedule now {now}"
     ]

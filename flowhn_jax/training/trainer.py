@@ -4,13 +4,16 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 
 import jax
 from jax.sharding import Mesh
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
+from flowhn_jax.checkpoints.branch import Branch
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.files import LOSSES
 from flowhn_jax.checkpoints.rows import Row
 from flowhn_jax.checkpoints.state import TrainState, abstract_state, make_init
 from flowhn_jax.config import Config
@@ -58,6 +61,8 @@ def fit(
 ) -> bool:
     """Train to step `config.train.steps`, from the newest checkpoint in the workdir if it has one.
 
+    A workdir without one begins at the checkpoint that `train.branch_from` names, if any.
+
     The workdir receives config.json, metrics.jsonl, tensorboard/, checkpoints/ and, if the config
     names no data, data/. On SIGINT, SIGTERM or a maintenance notice of a Cloud TPU the function
     writes a checkpoint and returns.
@@ -93,16 +98,18 @@ def fit(
         console = Console(is_first() and on_step is None, on_step if is_first() else None)
         stack.enter_context(console)
 
-        # The workdir: locked, and of the same model if there is a run in it.
+        # The workdir: locked, and of the same model if there is a run in it or it is a branch.
         with first_before_others("workdir"):
             workdir_lib.make(workdir)
         lock = stack.enter_context(workdir_lib.locked(workdir)) if is_first() else Lock()
         checkpoints = stack.enter_context(Checkpoints(workdir, config, confirm_lock=lock.confirm))
         resumes = checkpoints.latest_step is not None
-        config = workdir_lib.with_recorded_share(workdir if resumes else None, config)
+        branch = Branch(config) if config.train.branch_from and not resumes else None
+        origin = workdir if resumes else branch.workdir if branch is not None else None
+        config = workdir_lib.with_recorded_share(origin, config)
         checkpoints.config = config
         check_sequence(config.model, mesh)
-        changes = workdir_lib.check(workdir, config) if resumes else []
+        changes = workdir_lib.check(origin, config) if origin is not None else []
 
         # The data; a signal ends their preparation, or their copy to this host, at once.
         watchdog.progress("opening the data")
@@ -133,9 +140,10 @@ def fit(
 
         # The model and its state, new or from the newest checkpoint.
         watchdog.progress("initialising")
-        with console.activity("restoring" if resumes else "initialising"):
-            if resumes:
-                state, kept = checkpoints.restore(abstract_state(config, mesh), batches)
+        with console.activity("initialising" if origin is None else "restoring"):
+            if origin is not None:
+                restore = checkpoints.restore if branch is None else branch.restore
+                state, kept = restore(abstract_state(config, mesh), batches)
                 progress = Progress(**kept)
             else:
                 key = jax.random.key(config.train.seed)
@@ -149,15 +157,19 @@ def fit(
         if first >= config.train.steps and progress.row is None:
             console.log(messages.nothing_to_train(workdir, first, config.train.steps))
             return True
-        if resumes:
-            changes += messages.schedule_changes(workdir, config, first)
+        if origin is not None:
+            changes += messages.schedule_changes(origin, config, first)
         if is_first():
             workdir_lib.write_config(workdir, config)
+            if branch is not None:
+                branch.copy_rows(workdir)
         writer = stack.enter_context(open_writer(workdir, first, console.log, lock))
         for line in messages.describe_start(config, prepared, mesh):
             console.log(line)
         if resumes:
             console.log(f"resuming {workdir} at step {first}")
+        if branch is not None:
+            console.log(f"branching from {branch.workdir} at step {first}")
         for change in changes:
             console.log(f"changed since the last run: {change}")
 
@@ -208,6 +220,7 @@ class Trainer:
             # The checkpoint was written before its validation; an earlier start may have added it.
             self.writer.drop_rows_after(self.step - 1)
             if not self._validate(progress.row):
+                self._save()
                 return self._end()
         if self.step >= steps:  # only that validation was missing
             return self._end()
@@ -277,7 +290,7 @@ class Trainer:
         values = self.monitor.read(everything=logs or saves)
         if values:
             self.watchdog.progress(f"step {step + 1}")
-        validation_loss = None
+        losses = {}
         if logs:
             row = {"step": step, **values, "spikes": self.progress.spikes}
             row |= self.speed.read(step, self.mesh)
@@ -287,10 +300,10 @@ class Trainer:
                 stops = saves = True
                 self.progress.row = row  # the next start validates
             else:
-                validation_loss = row["validation_loss"]
+                losses = {name: row[name] for name in LOSSES if name in row}
             self.speed.restart()
         if saves:
-            self._save(validation_loss)
+            self._save(losses)
             self.speed.restart()
         return not stops
 
@@ -314,16 +327,19 @@ class Trainer:
             self.watchdog.progress("validating")
             return self.agreement.should_stop(steps_left, batches)
 
-        quality = self.validator.score(self.state.params, should_stop)
-        if quality is None:
-            return False
-        row["validation_loss"] = quality.nll
-        row["validation_bits_per_byte"] = quality.bits_per_byte
+        for name, params in {"": self.state.params, "ema_": self.state.ema}.items():
+            if params is None:
+                continue
+            quality = self.validator.score(params, should_stop)
+            if quality is None:
+                return False
+            row[f"validation_{name}loss"] = quality.nll
+            row[f"validation_{name}bits_per_byte"] = quality.bits_per_byte
         self.progress.row = None
         self._write(row)
         return True
 
-    def _save(self, validation_loss: float | None = None) -> None:
+    def _save(self, losses: Mapping[str, float] = types.MappingProxyType({})) -> None:
         """Begin to write a checkpoint if the disk has room for it."""
         self.watchdog.progress("saving")
         with self.agreement.postponing_errors():  # of the save before, in all processes
@@ -336,7 +352,7 @@ class Trainer:
             has_rows = self.writer.flush()
         if broadcast_from_first(has_rows):
             progress = json.loads(to_json(dataclasses.asdict(self.progress)))
-            self.checkpoints.save(self.state, self.batches, progress, validation_loss)
+            self.checkpoints.save(self.state, self.batches, progress, losses)
 
     def _rewind(self, skipped: TooManySkipped) -> None:
         """Return to the last good checkpoint, and continue with the data after the bad batches.
