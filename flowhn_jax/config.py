@@ -98,6 +98,8 @@ class TrainConfig:
       branch_from: a checkpoint WORKDIR/checkpoints/STEP at which a workdir without checkpoints
         begins: parameters, optimizer, position in the data and rows are those of that run. A
         resume does not read it again; '' for none.
+      profile: START:COUNT, the steps of which a profile is written for TensorBoard, e.g. 100:5 for
+        the steps 100 to 104; '' for none.
       log_every: steps between logged rows.
       eval_every: steps between validations.
       eval_windows: validation windows; 0 for the whole validation set.
@@ -130,6 +132,7 @@ class TrainConfig:
     remat: str = "none"
     seed: int = 0
     branch_from: str = ""
+    profile: str = ""
     log_every: int = 10
     eval_every: int = 100
     eval_windows: int = 0
@@ -170,6 +173,13 @@ class TrainConfig:
             raise ValueError(f"{branch}: {error}") from error
         is_step = not self.branch_from or _CHECKPOINT.search(self.branch_from) is not None
         require(is_step, branch, "a checkpoint WORKDIR/checkpoints/STEP", self.branch_from)
+        steps = self.profiled_steps
+        require(
+            not self.profile or (len(steps) > 0 and 1 <= steps[0] <= steps[-1] <= self.steps),
+            "train.profile",
+            f"START:COUNT, e.g. 5:3 for the steps 5 to 7, from 1 to train.steps ({self.steps})",
+            self.profile,
+        )
         choices = {
             "remat": REMATS,
             "moment_dtype": MOMENT_DTYPES,
@@ -185,6 +195,15 @@ class TrainConfig:
             f"at most 1 - train.warmup ({1 - self.warmup:g}) for train.schedule 'wsd'",
             self.cooldown,
         )
+
+    @property
+    def profiled_steps(self) -> range:
+        """The steps that `profile` names; none if it is '' or not of its form."""
+        found = re.fullmatch(r"(\d{1,18}):(\d{1,18})", self.profile)
+        if found is None:
+            return range(0)
+        start, count = int(found[1]), int(found[2])
+        return range(start, start + count)
 
 
 @dataclasses.dataclass(frozen=True)

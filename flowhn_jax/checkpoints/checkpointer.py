@@ -9,8 +9,7 @@ metadata say that it was committed and all its parts are there.
 import contextlib
 import itertools
 import math
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -222,7 +221,7 @@ class Checkpoints:
         state: TrainState,
         data: Any,
         progress: dict[str, Any],
-        losses: Mapping[str, float] = types.MappingProxyType({}),
+        losses: dict[str, float] | None = None,
     ) -> None:
         """Begin to write a checkpoint; `wait`, or the next call, waits until it is complete.
 
@@ -244,7 +243,7 @@ class Checkpoints:
         }
         if state.ema is not None:
             parts[AVERAGE] = state.ema
-        finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
+        finite = {name: loss for name, loss in (losses or {}).items() if math.isfinite(loss)}
         metrics: Any = finite or None
         self._save, self._is_saving = Save(next(_saves)), True
         about: dict[str, Any] = {

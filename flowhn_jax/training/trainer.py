@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
@@ -43,8 +42,10 @@ from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
 from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.health.watchdog import Watchdog
 from flowhn_jax.training.metrics import Writer, open_writer
+from flowhn_jax.training.profiler import Profiler
 from flowhn_jax.training.speed import Speedometer
 from flowhn_jax.training.step import Metrics, abstract_batch, make_train_step
+from flowhn_jax.training.time_use import Activity, TimeUse
 from flowhn_jax.training.validation import Validator
 from kernels import backends
 
@@ -82,6 +83,7 @@ def fit(
         in the workdir, or too many steps in a row had no finite loss or gradients.
       OSError: the disk was too full for the last checkpoint.
     """
+    time_use = TimeUse()
     with contextlib.ExitStack() as stack:
         if stop is None:
             stop = stack.enter_context(StopRequest())
@@ -175,10 +177,12 @@ def fit(
 
         # The step and the loop.
         agreement = StopAgreement(mesh, stop, batches, checkpoints, lock)
+        profiled = config.train.profiled_steps
+        profiler = stack.enter_context(Profiler(profiled, workdir, console.log))
         validator = Validator(config, mesh, prepared, console)
         trainer = Trainer(
             config, workdir, mesh, batches, checkpoints, validator, writer, console, watchdog,
-            stop, agreement,
+            stop, agreement, profiler, time_use,
         )  # fmt: skip
         is_done = trainer.train(state, progress)
         if is_done and on_end is not None:
@@ -202,6 +206,8 @@ class Trainer:
     watchdog: Watchdog
     stop: StopRequest
     agreement: StopAgreement
+    profiler: Profiler
+    time_use: TimeUse
 
     def __post_init__(self):
         self.speed = Speedometer(self.config)
@@ -224,8 +230,11 @@ class Trainer:
                 return self._end()
         if self.step >= steps:  # only that validation was missing
             return self._end()
-        self._should_stop()
-        if self._should_stop() and self.agreement.has_error():  # in the first batches
+        with self.time_use.spent_on(Activity.DATA):
+            self._should_stop()
+            stops = self._should_stop()
+            self.batches.pop_waited()
+        if stops and self.agreement.has_error():  # in the first batches
             return self._end()
         train_step = self._compile()
         if train_step is None:
@@ -233,14 +242,16 @@ class Trainer:
             return self._end()
         self.console.start_steps(self.step, steps)
         continues = True
-        while continues and self.step < steps:
-            try:
-                continues = self._train_one_step(train_step)
-            except TooManySkipped as skipped:
-                self._rewind(skipped)
-            except Exception as error:  # the other processes may be at another place
-                error.add_note(self._newest_checkpoint())
-                raise
+        with self.time_use.spent_on(Activity.STEPS):
+            while continues and self.step < steps:
+                try:
+                    continues = self._train_one_step(train_step)
+                except TooManySkipped as skipped:
+                    with self.time_use.spent_on(Activity.OTHER):
+                        self._rewind(skipped)
+                except Exception as error:  # the other processes may be at another place
+                    error.add_note(self._newest_checkpoint())
+                    raise
         return self._end()
 
     def _start_from(self, state: TrainState, progress: Progress) -> None:
@@ -258,7 +269,7 @@ class Trainer:
         if self.config.train.debug_nans:
             return function  # only jit itself finds the operation at fault
         start = time.perf_counter()
-        with self.console.activity("compiling"):
+        with self.time_use.spent_on(Activity.COMPILING), self.console.activity("compiling"):
             with backends.record() as chosen:
                 lowered = function.lower(self.state, abstract_batch(self.config, self.mesh))
             compiled = compile_unless(self.stop.is_requested, lowered)
@@ -274,7 +285,10 @@ class Trainer:
         train = self.config.train
         step = self.step + 1
         batch = shard_batch(next(self.batches), self.mesh)
-        self.state, metrics = train_step(self.state, batch)
+        with self.profiler.before(step, self.state.step):
+            self.state, metrics = train_step(self.state, batch)
+        with self.time_use.spent_on(Activity.OTHER):
+            self.profiler.after(step, metrics)
         self.step = step
         self.monitor.add(step, metrics)
         self.speed.count_step()
@@ -284,23 +298,27 @@ class Trainer:
         is_last = step == train.steps
         validates = step % train.eval_every == 0 or is_last
         logs = step % train.log_every == 0 or validates
+        if self.time_use.data_are_late:
+            # The wait for the next batch begins when the devices have nothing to do any more.
+            jax.block_until_ready(metrics)
         stops = self._should_stop()
+        self.time_use.count_step(self.batches.pop_waited())
         saves = step % train.checkpoint_every == 0 or is_last or stops
         # The newest step is read one step later, so that the devices are never idle.
         values = self.monitor.read(everything=logs or saves)
         if values:
             self.watchdog.progress(f"step {step + 1}")
-        losses = {}
+        losses = None
         if logs:
             row = {"step": step, **values, "spikes": self.progress.spikes}
-            row |= self.speed.read(step, self.mesh)
+            row |= self.speed.read(step, self.mesh) | self.time_use.row()
             if not validates:
                 self._write(row)
             elif stops or not self._validate(row):
                 stops = saves = True
                 self.progress.row = row  # the next start validates
             else:
-                losses = {name: row[name] for name in LOSSES if name in row}
+                losses = {key: row[key] for key in row if key.startswith(LOSSES)}
             self.speed.restart()
         if saves:
             self._save(losses)
@@ -330,7 +348,8 @@ class Trainer:
         for name, params in {"": self.state.params, "ema_": self.state.ema}.items():
             if params is None:
                 continue
-            quality = self.validator.score(params, should_stop)
+            with self.time_use.spent_on(Activity.VALIDATION):
+                quality = self.validator.score(params, should_stop)
             if quality is None:
                 return False
             row[f"validation_{name}loss"] = quality.nll
@@ -339,8 +358,12 @@ class Trainer:
         self._write(row)
         return True
 
-    def _save(self, losses: Mapping[str, float] = types.MappingProxyType({})) -> None:
-        """Begin to write a checkpoint if the disk has room for it."""
+    def _save(self, losses: dict[str, float] | None = None) -> None:
+        """Begin to write a checkpoint, with its validation losses, if the disk has room for it."""
+        with self.time_use.spent_on(Activity.CHECKPOINTS):
+            self._begin_save(losses)
+
+    def _begin_save(self, losses: dict[str, float] | None) -> None:
         self.watchdog.progress("saving")
         with self.agreement.postponing_errors():  # of the save before, in all processes
             self.checkpoints.wait()
@@ -389,7 +412,7 @@ class Trainer:
           OSError: the last checkpoint did not fit on the disk.
         """
         self.console.end_steps()
-        with self.agreement.postponing_errors():
+        with self.time_use.spent_on(Activity.CHECKPOINTS), self.agreement.postponing_errors():
             self.checkpoints.wait()
         self.agreement.raise_error(self._newest_checkpoint())
         if self.checkpoints.latest_step != self.step:
@@ -397,6 +420,7 @@ class Trainer:
                 f"the run ends at step {self.step} without a checkpoint: "
                 f"{self.checkpoints.shortage()}; the same command continues from there."
             )
+        self.console.log(self.time_use.describe())
         done = self.step == self.config.train.steps and self.progress.row is None
         if not done:
             reason = self.stop.reason or "another process"

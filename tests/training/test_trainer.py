@@ -56,7 +56,7 @@ def final_params(workdir, config):
 
 
 def rows_without_times(workdir):
-    timed = ("second", "mfu", "time")
+    timed = ("second", "mfu", "time", "data_wait", "goodput")
     return [
         {name: value for name, value in row.items() if not any(part in name for part in timed)}
         for row in metrics_lib.read_rows(str(workdir))
