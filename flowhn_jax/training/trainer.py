@@ -170,10 +170,12 @@ def fit(
             console.log(line)
         if resumes:
             console.log(f"resuming {workdir} at step {first}")
+        since = "the last run"
         if branch is not None:
             console.log(f"branching from {branch.workdir} at step {first}")
+            since = "the source"
         for change in changes:
-            console.log(f"changed since the last run: {change}")
+            console.log(f"changed since {since}: {change}")
 
         # The step and the loop.
         agreement = StopAgreement(mesh, stop, batches, checkpoints, lock)

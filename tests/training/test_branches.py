@@ -46,7 +46,7 @@ def test_a_wsd_branch_decays_and_resumes_without_its_source(data, source, tmp_pa
     whole = branch_of(data, tmp_path / "source", **keys)
     fit(whole, str(tmp_path / "whole"))
     output = capsys.readouterr().out
-    assert "train.schedule: 'constant' -> 'wsd'" in output
+    assert "changed since the source: train.schedule: 'constant' -> 'wsd'" in output
     assert "the learning rate of step 5" not in output  # step 4 of 10 is where the decay begins
     rates = {row["step"]: row["learning_rate"] for row in read_rows(tmp_path / "whole")}
     schedule = learning_rate_schedule(whole.train)
