@@ -60,7 +60,7 @@ def _averaged(decay: float, average: Params, params: Params, count: jax.Array) -
     # The newest weight, 1 - decay, as a share of the sum of all, 1 - decay ** count.
     log_decay = math.log(decay)
     share = math.expm1(log_decay) / jnp.expm1(count * jnp.float32(log_decay))
-    return optax.incremental_update(params, average, share)
+    return jax.tree.map(lambda new, old: share * new + (1 - share) * old, params, average)
 
 
 def make_train_step(
@@ -83,7 +83,7 @@ def make_train_step(
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         average = state.ema
         if average is not None:
             updates_done = state.step - state.skipped + 1

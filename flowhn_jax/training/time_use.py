@@ -1,6 +1,5 @@
 """What the wall time of a run goes to, from its start or resume on."""
 
-import collections
 import contextlib
 import enum
 import time
@@ -35,8 +34,8 @@ class TimeUse:
         self._clock = clock
         self._start = self._since = clock()
         self._activity = Activity.OTHER
-        self._seconds: collections.Counter[Activity] = collections.Counter()
-        self._at_row: collections.Counter[Activity] = collections.Counter()
+        self._seconds = dict.fromkeys(Activity, 0.0)
+        self._at_row = dict(self._seconds)  # at the last row
         self._steps = 0  # since the last row
         self.data_are_late = False
 
@@ -72,7 +71,7 @@ class TimeUse:
             - self._at_row[Activity.CHECKPOINTS],
             "goodput": self._seconds[Activity.STEPS] / (self._since - self._start),
         }
-        self._at_row, self._steps = self._seconds.copy(), 0
+        self._at_row, self._steps = dict(self._seconds), 0
         return row
 
     def describe(self) -> str:
