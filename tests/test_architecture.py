@@ -48,6 +48,7 @@ LOCAL_FILES = {
     "training/bucket_metrics.py": "TensorBoard's file before its upload",
     "training/events.py": "tensorboardX writes local files",
     "training/metrics.py": "appends rows, which a bucket cannot; see bucket_metrics.py",
+    "training/profiler.py": "the profiler's temporary folder",
     "training/summary.py": "the picture before its upload, and the name of the program",
 }
 FILE_CALLS = {"listdir", "makedirs", "open", "path", "remove", "rename", "replace", "stat"}

@@ -24,7 +24,11 @@ WORKDIR = [
         "one JSON object per logged step, see [below](#rows-of-metricsjsonl); in a bucket those "
         "after 10 MB are in `metrics-00001.jsonl` and so on",
     ),
-    ("tensorboard/", "the same rows for TensorBoard: `tensorboard --logdir=WORKDIR`"),
+    (
+        "tensorboard/",
+        "the same rows for TensorBoard: `tensorboard --logdir=WORKDIR`; in `plugins/profile/` the "
+        "profile of `train.profile`",
+    ),
     ("loss.png", "training and validation loss over the tokens, drawn at the end of a run"),
     (
         "checkpoints/STEP/",
@@ -69,12 +73,30 @@ METRICS = [
         "mfu",
         "these FLOPs as a fraction of the device's peak in bfloat16; null if the peak is not known",
     ),
+    (
+        "data_wait",
+        "seconds per step that the run waited for data, over the steps since the row before",
+    ),
+    (
+        "checkpoint_seconds",
+        "seconds since the row before in which training waited for checkpoints; most of their "
+        "writing is in the background",
+    ),
+    (
+        "goodput",
+        "share of the wall time since the start or resume that was spent in steps: not in opening, "
+        "compiling, waiting for data, validating or waiting for checkpoints",
+    ),
     ("mfu_palm", "the same with all T² attention scores, as in PaLM"),
     (
         "validation_loss",
         "nats per token, every `train.eval_every` steps and at the end; absent in other rows",
     ),
     ("validation_bits_per_byte", "the same loss in bits per byte of text"),
+    (
+        "validation_ema_loss, validation_ema_bits_per_byte",
+        "the same of the average of the parameters, with `train.ema`",
+    ),
 ]
 
 

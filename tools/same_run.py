@@ -19,7 +19,7 @@ from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.storage import AnyPath, place
 from flowhn_jax.training.events import tags
 
-_CLOCK_NAMES = ("second", "mfu", "time")
+_CLOCK_NAMES = ("second", "mfu", "time", "data_wait", "goodput")
 
 
 def differences(workdir: AnyPath, expected: AnyPath) -> dict[str, int]:

@@ -21,7 +21,7 @@ class Memory:
 
     Attributes:
       parameters: of the model.
-      optimizer: its state and the step.
+      optimizer: its state, the step, and the average of the parameters if there is one (train.ema).
       batch: tokens and segment ids.
       activations: results of the forward pass that are alive at the peak, mostly for the backward
         pass.
@@ -53,7 +53,8 @@ def memory(program: Program, state: TrainState, batch: Batch, data: int, code: i
       data: bytes of the program's arguments, results and temporaries.
       code: bytes of the machine code.
     """
-    parameters, optimizer = shard_bytes(state.params), shard_bytes((state.step, state.opt_state))
+    parameters = shard_bytes(state.params)
+    optimizer = shard_bytes((state.step, state.opt_state, state.ema))
     rows = shard_bytes(batch)
     rest = data - parameters - optimizer - rows
     forward = min(activations(program), rest)

@@ -20,11 +20,11 @@ from flowhn_jax import config as config_lib
 from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.checkpoints import manifest
 from flowhn_jax.checkpoints.files import (
+    AVERAGE,
+    LOSSES,
     METADATA,
-    VALIDATION_LOSS,
     OfAnotherRun,
     check_not_gone,
-    check_shapes,
     delete,
     directory,
     finish_deletions,
@@ -34,6 +34,7 @@ from flowhn_jax.checkpoints.files import (
     versions,
     warn,
 )
+from flowhn_jax.checkpoints.restoring import load_state, progress_of
 from flowhn_jax.checkpoints.saving import Save, set_barrier
 from flowhn_jax.checkpoints.state import TrainState
 from flowhn_jax.config import Config
@@ -123,21 +124,22 @@ class Checkpoints:
         )
 
     def _prune(self) -> None:
-        """Delete all checkpoints but the newest, the best one and every `keep_every`-th step."""
+        """Delete all checkpoints but the newest, the best ones and every `keep_every`-th step."""
         train, steps = self.config.train, steps_of(self._workdir)
-        losses = {step: loss for step, loss in self._losses() if step in steps}
         kept = {*steps[: train.keep_checkpoints]}
-        if losses:
-            kept.add(min(losses, key=lambda step: (losses[step], -step)))
+        for name in LOSSES:
+            losses = {step: loss for step, loss in self._losses(name) if step in steps}
+            if losses:
+                kept.add(min(losses, key=lambda step: (losses[step], -step)))
         for step in steps:
             if step not in kept and not (train.keep_every and step % train.keep_every == 0):
                 delete(self._workdir, step)
 
-    def _losses(self) -> Iterator[tuple[int, float]]:
-        """Yield the checkpoints' steps with a known validation loss, and the losses."""
+    def _losses(self, name: str) -> Iterator[tuple[int, float]]:
+        """Yield the checkpoints' steps with a known loss of this name, and the losses."""
         for checkpoint in self._checkpointer.checkpoints:
             metrics: Any = checkpoint.metrics or {}
-            loss = metrics.get(VALIDATION_LOSS)
+            loss = metrics.get(name)
             if loss is not None:
                 yield checkpoint.step, loss
 
@@ -219,7 +221,7 @@ class Checkpoints:
         state: TrainState,
         data: Any,
         progress: dict[str, Any],
-        validation_loss: float | None = None,
+        losses: dict[str, float] | None = None,
     ) -> None:
         """Begin to write a checkpoint; `wait`, or the next call, waits until it is complete.
 
@@ -227,7 +229,8 @@ class Checkpoints:
           state: of the run; it may be donated as soon as the function has returned.
           data: the iterator of the run's batches, whose position is saved.
           progress: what else the run saves; it must be representable in JSON.
-          validation_loss: of the state, if known; the checkpoint with the lowest one is kept.
+          losses: validation losses of the state by their keys in a row, if known; for each, the
+            checkpoint with the lowest one is kept.
         """
         self.wait()
         step = int(state.step)
@@ -238,9 +241,10 @@ class Checkpoints:
             "optimizer": {"step": state.step, "opt_state": state.opt_state},
             "data": data,
         }
-        metrics: Any = None
-        if validation_loss is not None and math.isfinite(validation_loss):
-            metrics = {VALIDATION_LOSS: validation_loss}
+        if state.ema is not None:
+            parts[AVERAGE] = state.ema
+        finite = {name: loss for name, loss in (losses or {}).items() if math.isfinite(loss)}
+        metrics: Any = finite or None
         self._save, self._is_saving = Save(next(_saves)), True
         about: dict[str, Any] = {
             "metrics": metrics,
@@ -351,37 +355,16 @@ class Checkpoints:
     def _load(
         self, step: int, abstract: TrainState, data: Any
     ) -> tuple[TrainState, dict[str, Any]]:
-        load = self._checkpointer.load_checkpointables
         folder = directory(self._workdir) / str(step)
-        if manifest.is_import(folder):
-            raise OfAnotherRun(
-                f"The checkpoint of step {step} in {self._workdir!r} holds parameters alone, as "
-                "that of an imported model does: eval.py reads it, but training cannot continue "
-                "from it. Give another --workdir."
-            )
-        found = ocp.metadata(str(folder), "params")
-        check_shapes(step, found.metadata, abstract.params)
-        try:
-            load(step, {"data": data})
-        except KeyError as error:  # Orbax wraps the error of a checkpointable in it
-            raise OfAnotherRun(str(error.__cause__)) if error.__cause__ else error from error
-        optimizer = {"step": abstract.step, "opt_state": abstract.opt_state}
-        parts = load(step, {"params": abstract.params, "optimizer": optimizer})
-        progress = _progress(found)
-        counts = {
-            name: jax.device_put(
-                jax.numpy.int32(progress.pop(name, 0)), getattr(abstract, name).sharding
-            )
-            for name in ("skipped", "skipped_in_row")
-        }
-        return TrainState(params=parts["params"], **parts["optimizer"], **counts), progress
+        load = partial(self._checkpointer.load_checkpointables, step)
+        return load_state(folder, load, abstract, data, self._log)
 
     def drop_after_last_good(self) -> bool:
         """Delete the newest checkpoints whose last step was skipped; return whether one is left."""
         self.wait()
         for checkpoint in reversed(self._checkpointer.checkpoints):
             metadata = ocp.metadata(checkpoint.path, "params")
-            if not _progress(metadata).get("skipped_in_row"):
+            if not progress_of(metadata).get("skipped_in_row"):
                 return True
             with first_before_others("deleted"):
                 if is_first():
@@ -392,8 +375,3 @@ class Checkpoints:
 
 def _raise(error: Exception) -> None:
     raise error
-
-
-def _progress(metadata: Any) -> dict[str, Any]:
-    """Return the progress in a checkpoint's metadata; early versions wrote none."""
-    return (metadata.custom_metadata or {}).get("progress", {})

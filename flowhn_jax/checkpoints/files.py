@@ -15,7 +15,9 @@ from flowhn_jax.utils.version import __version__
 
 # Beginnings of the names of a checkpoint's files.
 PARAMS, METADATA = "params/", ("_CHECKPOINT_METADATA", "metrics/")
-VALIDATION_LOSS = "validation_loss"
+# Keys of a row: the loss of the parameters, and that of their average (train.ema).
+VALIDATION_LOSS, AVERAGE_LOSS = LOSSES = "validation_loss", "validation_ema_loss"
+AVERAGE = "ema"  # the part of a checkpoint with the average
 
 COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint, in a bucket
 

@@ -12,7 +12,7 @@ from flowhn_jax.utils.text import one_line
 _FILE = "manifest.json"
 _METADATA = "_CHECKPOINT_METADATA"  # Orbax's, written when all parts are
 _KINDS = ("sha256", "crc32c")  # of checksums
-_ARRAYS = ("params", "optimizer")  # groups of arrays in a checkpoint
+_ARRAYS = ("params", "optimizer", "ema")  # groups of arrays in a checkpoint
 
 
 def write(folder: AnyPath) -> None:

@@ -9,6 +9,8 @@ from flowhn_jax import config as config_lib
 from flowhn_jax import models
 from flowhn_jax.checkpoints import manifest
 from flowhn_jax.checkpoints.files import (
+    AVERAGE,
+    AVERAGE_LOSS,
     METADATA,
     PARAMS,
     VALIDATION_LOSS,
@@ -37,7 +39,9 @@ def save_params(workdir: str, model: ModelConfig, params: Params) -> None:
     manifest.write(directory(workdir) / "0")
 
 
-def load_params(workdir: str, config: ModelConfig, mesh: Mesh, checkpoint: str = LATEST) -> Params:
+def load_params(
+    workdir: str, config: ModelConfig, mesh: Mesh, checkpoint: str = LATEST, ema: bool = False
+) -> Params:
     """Return the parameters of a checkpoint in `workdir`, sharded over the mesh.
 
     Args:
@@ -46,18 +50,25 @@ def load_params(workdir: str, config: ModelConfig, mesh: Mesh, checkpoint: str =
       mesh: where to place the parameters.
       checkpoint: 'latest', the newest that is not damaged; 'best', the one with the lowest
         validation loss; or a step.
+      ema: whether to load the average of the parameters (train.ema) in their place; 'best' is then
+        the checkpoint with the average's lowest validation loss.
 
     Raises:
-      FileNotFoundError: there is no checkpoint, or not the one asked for.
+      FileNotFoundError: there is no checkpoint, not the one asked for, or no average in it.
       ValueError: it is damaged, or of another model.
     """
-    step = broadcast_from_first(find_step(workdir, checkpoint) if is_first() else 0)
+    step = broadcast_from_first(find_step(workdir, checkpoint, ema) if is_first() else 0)
     abstract = with_shardings(models.abstract_params(config), mesh)
-    folder = directory(workdir) / str(step)
+    folder, part = directory(workdir) / str(step), AVERAGE if ema else "params"
+    if not (folder / part).is_dir():
+        raise FileNotFoundError(
+            f"--ema needs an average of the parameters; the checkpoint of step {step} in "
+            f"{workdir!r} has none. Train with --config.train.ema=0.999, or leave --ema out."
+        )
     try:
         # Not with a Checkpointer, which would read all steps, damaged ones too.
-        check_shapes(step, ocp.metadata(str(folder), "params").metadata, abstract)
-        return ocp.load_checkpointables(str(folder), {"params": abstract})["params"]
+        check_shapes(step, ocp.metadata(str(folder), part).metadata, abstract)
+        return ocp.load_checkpointables(str(folder), {part: abstract})[part]
     except OfAnotherRun:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds
@@ -66,7 +77,7 @@ def load_params(workdir: str, config: ModelConfig, mesh: Mesh, checkpoint: str =
         ) from error
 
 
-def find_step(workdir: str, checkpoint: str) -> int:
+def find_step(workdir: str, checkpoint: str, ema: bool = False) -> int:
     """Return the step of a checkpoint that is not damaged, as `load_params` names them.
 
     Raises:
@@ -81,7 +92,7 @@ def find_step(workdir: str, checkpoint: str) -> int:
         )
     candidates = steps
     if checkpoint == BEST:
-        candidates = [_best(workdir)]
+        candidates = [_best(workdir, AVERAGE_LOSS if ema else VALIDATION_LOSS)]
     elif checkpoint != LATEST:
         candidates = [step for step in steps if str(step) == checkpoint]
         if not candidates:
@@ -90,8 +101,9 @@ def find_step(workdir: str, checkpoint: str) -> int:
                 f"{', '.join(map(str, sorted(steps)))} in {workdir!r}; got "
                 f"{short_repr(checkpoint)}."
             )
+    parts = f"{AVERAGE}/" if ema else PARAMS
     for step in candidates:
-        damage = manifest.damage(directory(workdir) / str(step), (PARAMS, *METADATA))
+        damage = manifest.damage(directory(workdir) / str(step), (parts, *METADATA))
         if damage is None:
             return step
         warn(f"the checkpoint of step {step} is damaged: {damage}")
@@ -101,17 +113,18 @@ def find_step(workdir: str, checkpoint: str) -> int:
     )
 
 
-def _best(workdir: str) -> int:
+def _best(workdir: str, name: str) -> int:
+    """Return the step of the checkpoint with the lowest validation loss of this name."""
     losses = {}
     for step in steps_of(workdir):
         folder = directory(workdir) / str(step)
         if manifest.damage(folder, METADATA) is None:
             about: Any = ocp.metadata(str(folder), "params").custom_metadata or {}
-            if about.get("metrics"):
-                losses[step] = about["metrics"][VALIDATION_LOSS]
+            if name in (about.get("metrics") or {}):
+                losses[step] = about["metrics"][name]
     if not losses:
         raise FileNotFoundError(
-            f"--checkpoint={BEST} needs a checkpoint with a validation loss; {workdir!r} holds "
+            f"--checkpoint={BEST} needs a checkpoint with a {name}; {workdir!r} holds "
             f"none. Give --checkpoint={LATEST} or a step."
         )
     return min(losses, key=losses.__getitem__)

@@ -1,4 +1,4 @@
-"""The train state, a plain pytree, and its optimizer."""
+"""The train state, a plain pytree."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from flowhn_jax import models
-from flowhn_jax.config import Config, TrainConfig
+from flowhn_jax.checkpoints.optimizer import make_optimizer
+from flowhn_jax.config import Config
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.rules import with_shardings
 
@@ -25,48 +25,7 @@ class TrainState:
     opt_state: Any  # of optax, float32; the mean of gradients in train.moment_dtype
     skipped: jax.Array  # int32 scalar: steps that were skipped
     skipped_in_row: jax.Array  # int32 scalar: how many of the last steps were skipped
-
-
-def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
-    """Return a linear warm-up, then a cosine decay to the final rate after the last step."""
-    warmup = round(config.warmup * config.steps)
-    return optax.warmup_cosine_decay_schedule(
-        init_value=config.learning_rate / max(warmup, 1),
-        peak_value=config.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=max(config.steps, warmup + 1),
-        end_value=config.learning_rate * config.final_learning_rate,
-    )
-
-
-def decay_mask(params: Params) -> Any:
-    """Return True for kernels and embeddings, False for norms, biases, A, D and convolutions."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: models.is_matrix(path), params)
-
-
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Return AdamW (arXiv 1711.05101) with clipping of the global gradient norm.
-
-    The mean of gradients is stored in `config.moment_dtype`, and updated in float32: optax alone
-    would multiply it by beta1 rounded to that dtype, 0.8984 for 0.9 in bfloat16.
-    """
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    adamw = optax.adamw(
-        learning_rate_schedule(config),
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        mask=decay_mask,
-        mu_dtype=config.moment_dtype,
-    )
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        adam, *others = state
-        adam = adam._replace(mu=optax.tree.cast(adam.mu, jnp.float32))
-        return adamw.update(updates, (adam, *others), params)
-
-    return optax.chain(clip, optax.GradientTransformation(adamw.init, update))
+    ema: Params | None = None  # float32: average of the parameters, with train.ema
 
 
 def make_init(config: Config, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
@@ -76,7 +35,8 @@ def make_init(config: Config, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
     def init(key: jax.Array) -> TrainState:
         params = models.init(config.model, key)
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, optimizer.init(params), zero, zero)
+        average = jax.tree.map(jnp.copy, params) if config.train.ema else None
+        return TrainState(zero, params, optimizer.init(params), zero, zero, average)
 
     return jax.jit(init, out_shardings=state_shardings(config, mesh))
 
@@ -91,7 +51,8 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     params = models.abstract_params(config.model)
     opt_state = jax.eval_shape(make_optimizer(config.train).init, params)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    state = TrainState(count, params, opt_state, count, count)
+    average = params if config.train.ema else None
+    state = TrainState(count, params, opt_state, count, count, average)
     return with_shardings(state, mesh)
 
 

@@ -19,6 +19,7 @@ from flowhn_jax.parallel.distributed import broadcast_from_first, is_first
 from flowhn_jax.split.plan import with_fixed_share
 from flowhn_jax.storage import LocalPlace, Lock, Place, lease, place
 from flowhn_jax.utils import json_text
+from flowhn_jax.utils.checks import require
 from flowhn_jax.utils.lock import try_lock
 from flowhn_jax.utils.progress import log
 
@@ -110,6 +111,17 @@ def check_model(workdir: str, config: Config) -> None:
         )
 
 
+def check_optimizer(workdir: str, config: Config) -> None:
+    """Raise ValueError if the run in `workdir` has another optimizer, with a state of its own."""
+    recorded = read_config(workdir).train.optimizer
+    require(
+        config.train.optimizer == recorded,
+        "train.optimizer",
+        f"{recorded!r}, whose state the checkpoints in {workdir!r} hold",
+        config.train.optimizer,
+    )
+
+
 def differences_of_shape(old: Any, new: Any) -> str:
     """Return names and shapes of the arrays whose shapes differ between two trees, as text."""
 
@@ -147,9 +159,10 @@ def check(workdir: str, config: Config) -> list[str]:
       The changes of the recipe since the run's last start, as 'key: old -> new'.
 
     Raises:
-      ValueError: the workdir holds a run of another model.
+      ValueError: the workdir holds a run of another model, or with another optimizer.
     """
     check_model(workdir, config)
+    check_optimizer(workdir, config)
     old = config_lib.to_dict(read_config(workdir))
     return config_lib.differences(old, config_lib.to_dict(config))
 

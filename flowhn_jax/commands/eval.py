@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from absl.flags import FlagHolder
 
 from flowhn_jax.commands import runner
-from flowhn_jax.commands.flags import Flags, define_optional_config, define_processes
+from flowhn_jax.commands.flags import Flags, define_ema, define_optional_config, define_processes
 
 _MODES = ["perplexity", "throughput", "tasks", "recall", "generate"]
 
@@ -18,6 +18,7 @@ def define(flags: Flags) -> Callable[[], None]:
     checkpoint = flags.string(
         "checkpoint", None, "latest (default), best (by validation loss), or the number of a step."
     )
+    ema = define_ema(flags)
     join_processes = define_processes(flags)
     options = _define_options(flags)
 
@@ -31,6 +32,7 @@ def define(flags: Flags) -> Callable[[], None]:
             workdir.value,
             mode.value,
             checkpoint.value,
+            ema.value,
             benchmarks={"throughput": throughput.measure},
             **{each.name: each.value for each in options if each.value is not None},
         )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from flowhn_jax.commands import runner
-from flowhn_jax.commands.flags import Flags
+from flowhn_jax.commands.flags import Flags, define_ema
 
 
 def define(flags: Flags) -> Callable[[], None]:
@@ -15,7 +15,7 @@ def define(flags: Flags) -> Callable[[], None]:
     checkpoint = flags.string(
         "checkpoint", "latest", "latest, best (by validation loss), or the number of a step."
     )
-
+    ema = define_ema(flags)
     form = flags.choice(
         "format",
         "huggingface",
@@ -28,7 +28,7 @@ def define(flags: Flags) -> Callable[[], None]:
         from flowhn_jax.interop import transfer
 
         formats = {"huggingface": transfer.export_run, "reference": transfer.export_reference}
-        print(formats[form.value](workdir.value, out.value, checkpoint.value))
+        print(formats[form.value](workdir.value, out.value, checkpoint.value, ema.value))
 
     return main
 

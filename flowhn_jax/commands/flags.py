@@ -278,6 +278,12 @@ def _loaded(holder: FlagHolder) -> Any:
     return config
 
 
+def define_ema(flags: Flags) -> FlagHolder:
+    """Define --ema and return its holder."""
+    meaning = "use the average of the parameters (train.ema); default: the parameters."
+    return flags.boolean("ema", False, meaning)
+
+
 def define_processes(flags: Flags) -> Callable[[], None]:
     """Define the flags of a run of several processes; return a function that joins the run."""
     with flags.group("several processes (Cloud TPU and SLURM set these by themselves)"):

@@ -1,6 +1,7 @@
 """Lookahead: reading items before they are needed, to find errors early."""
 
 import collections
+import time
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ class Lookahead(Iterator[Item]):
         self._items = items
         self._read: collections.deque[Item] = collections.deque()
         self._error: Exception | None = None  # of the iterator, StopIteration included
+        self._waited = 0.0  # seconds
 
     def __next__(self) -> Item:
         self._read_ahead(1)
@@ -39,9 +41,18 @@ class Lookahead(Iterator[Item]):
         self._read.clear()
         self._error = None
 
+    def pop_waited(self) -> float:
+        """Return the seconds for which items were waited for since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
     def _read_ahead(self, count: int) -> None:
+        if len(self._read) >= count or self._error is not None:
+            return
+        start = time.perf_counter()
         while len(self._read) < count and self._error is None:
             try:
                 self._read.append(next(self._items))
             except Exception as error:
                 self._error = error
+        self._waited += time.perf_counter() - start

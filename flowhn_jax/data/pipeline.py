@@ -73,6 +73,10 @@ class TrainBatches(Iterator[NumpyBatch]):
         """Return the error that prevents one of the next `count` batches, or None."""
         return self._lookahead.error_within(count)
 
+    def pop_waited(self) -> float:
+        """Return the seconds for which batches were waited for since the last call."""
+        return self._lookahead.pop_waited()
+
     def get_state(self) -> dict[str, Any]:
         """Return the number of batches taken and what determines their order, as JSON values."""
         return self._order | {"step": self._step}

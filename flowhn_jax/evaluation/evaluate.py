@@ -57,6 +57,7 @@ def evaluate(
     workdir: str | None,
     mode: str,
     checkpoint: str | None = None,
+    ema: bool = False,
     *,
     benchmarks: Mapping[str, Benchmark] = types.MappingProxyType({}),
     **options: Any,
@@ -69,6 +70,7 @@ def evaluate(
       workdir: folder of the run; a benchmark needs none.
       mode: a name in MODES or `benchmarks`.
       checkpoint: of the run, as in `load_params`; None: the latest.
+      ema: whether to use the average of the parameters, as in `load_params`.
       benchmarks: further modes, which measure a config without trained parameters.
       **options: options of the mode, by name.
 
@@ -86,9 +88,10 @@ def evaluate(
     config = workdir_lib.with_recorded_share(workdir, config)
     check_sequence(config.model, mesh)
     if mode in benchmarks:
-        if checkpoint is not None:
+        if checkpoint is not None or ema:
+            flag = "--checkpoint" if checkpoint is not None else "--ema"
             raise ValueError(
-                f"--checkpoint cannot be used with --mode={mode}, which reads no checkpoint."
+                f"{flag} cannot be used with --mode={mode}, which reads no checkpoint."
             )
         result = benchmarks[mode](config, mesh, **options)
     else:
@@ -98,7 +101,7 @@ def evaluate(
         if not config.data.path:
             config = dataclasses.replace(config, data=workdir_lib.read_config(workdir).data)
         with jax.set_mesh(mesh), backends.use(config.kernels.backend):
-            params = load_params(workdir, config.model, mesh, checkpoint or LATEST)
+            params = load_params(workdir, config.model, mesh, checkpoint or LATEST, ema)
             result = MODES[mode](TrainedModel(config, params, mesh, workdir), **options)
     if is_first():
         print_result(result, _PRINTED_BY_MODES.intersection(result))

@@ -38,7 +38,9 @@ def is_ours(text: str) -> bool:
     return _MARK in text
 
 
-def render(config: Config, step: int, rows: Sequence[Row], *, has_code: bool) -> str:
+def render(
+    config: Config, step: int, rows: Sequence[Row], *, has_code: bool, ema: bool = False
+) -> str:
     """Return the text of a card.
 
     Args:
@@ -46,6 +48,7 @@ def render(config: Config, step: int, rows: Sequence[Row], *, has_code: bool) ->
       step: of the exported checkpoint.
       rows: the run's metrics; empty if it was trained elsewhere.
       has_code: whether the export contains code that transformers must be allowed to run.
+      ema: whether the export is of the average of the parameters.
     """
     name = _NAMES.get(config.model.kind, config.model.kind)
     parts = [
@@ -57,7 +60,7 @@ def render(config: Config, step: int, rows: Sequence[Row], *, has_code: bool) ->
         "## Model",
         markdown(["", ""], _model_rows(config)),
     ]
-    if trained := _training_rows(config, step, rows):
+    if trained := _training_rows(config, step, rows, ema):
         parts += ["## Training", markdown(["", ""], trained)]
     return "\n\n".join(parts) + "\n"
 
@@ -89,7 +92,7 @@ def _model_rows(config: Config) -> list[list[str]]:
     return rows + [[text, f"{value:,}"] for text, value in found if value is not None]
 
 
-def _training_rows(config: Config, step: int, rows: Sequence[Row]) -> list[list[str]]:
+def _training_rows(config: Config, step: int, rows: Sequence[Row], ema: bool) -> list[list[str]]:
     """Return what the rows say of the checkpoint's step; nothing without a row of it."""
     until = [row for row in rows if row["step"] <= step]
     if not until or until[-1]["step"] != step:
@@ -100,8 +103,12 @@ def _training_rows(config: Config, step: int, rows: Sequence[Row]) -> list[list[
         ["tokens", f"{until[-1]['tokens']:,}"],
         ["peak learning rate", f"{config.train.learning_rate:g}"],
     ]
-    scored = [row for row in until if row.get("validation_bits_per_byte") is not None]
+    key = "validation_bits_per_byte"
+    if ema:
+        key = "validation_ema_bits_per_byte"
+        found.append(["parameters", f"averaged, with train.ema={config.train.ema:g}"])
+    scored = [row for row in until if row.get(key) is not None]
     if scored:
-        bits = scored[-1]["validation_bits_per_byte"]
+        bits = scored[-1][key]
         found.append([f"validation, step {scored[-1]['step']:,}", f"{bits:.4f} bits per byte"])
     return found

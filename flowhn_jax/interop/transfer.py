@@ -15,7 +15,7 @@ from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.storage import Place, place, readable_place
 
 
-def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
+def export_run(workdir: str, out: str, checkpoint: str = LATEST, ema: bool = False) -> str:
     """Export a run's model and tokenizer; return a line that describes the export.
 
     Args:
@@ -24,6 +24,7 @@ def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
         files of the tokenizer (tokenizer.json, tokenizer_config.json and others that the run was
         imported with), and a model card, unless `out` has a README.md of someone else.
       checkpoint: as in `load_params`.
+      ema: whether to export the average of the parameters, as in `load_params`.
 
     Raises:
       FileNotFoundError: `workdir` holds no run or no checkpoint.
@@ -34,8 +35,8 @@ def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
         raise ValueError(f"--out must not be the workdir of a run; {out!r} is one.")
     config = workdir_lib.read_config(workdir)
     mesh = make_mesh(MeshConfig(data=1), 1)
-    step = find_step(workdir, checkpoint)
-    params = load_params(workdir, config.model, mesh, str(step))
+    step = find_step(workdir, checkpoint, ema)
+    params = load_params(workdir, config.model, mesh, str(step), ema)
     tokenizer = open_tokenizer(config, workdir)
     texts = tokenizer_files.read(workdir, tokenizer_files.CONFIG_KEYS)
     texts = tokenizer_files.files_for(texts, tokenizer)
@@ -47,24 +48,26 @@ def export_run(workdir: str, out: str, checkpoint: str = LATEST) -> str:
     card = place(out) / model_card.FILE
     if not card.is_file() or model_card.is_ours(card.read_text()):
         has_code = (place(out) / own_format.CODE).is_file()
-        card.write_whole(model_card.render(config, step, read_rows(workdir), has_code=has_code))
+        rows = read_rows(workdir)
+        card.write_whole(model_card.render(config, step, rows, has_code=has_code, ema=ema))
     return f"wrote {config.model.name}, {models.param_count(config.model):,} parameters, to {out}"
 
 
-def export_reference(workdir: str, out: str, checkpoint: str = LATEST) -> str:
+def export_reference(workdir: str, out: str, checkpoint: str = LATEST, ema: bool = False) -> str:
     """Export a run's model as the authors' state dict; return a line that describes the export.
 
     Args:
       workdir: folder of the run.
       out: a .pth or an .npz file.
       checkpoint: as in `load_params`.
+      ema: whether to export the average of the parameters, as in `load_params`.
 
     Raises:
       FileNotFoundError: `workdir` holds no run or no checkpoint.
       ValueError, ImportError: as in `reference.save`.
     """
     config = workdir_lib.read_config(workdir)
-    params = load_params(workdir, config.model, make_mesh(MeshConfig(data=1), 1), checkpoint)
+    params = load_params(workdir, config.model, make_mesh(MeshConfig(data=1), 1), checkpoint, ema)
     mode = reference.save(out, config.model, params)
     return f"wrote {config.model.name}, Parallel_Mode {mode} of the authors' code, to {out}"
 

@@ -40,6 +40,7 @@ __all__ = [
     "hymba",
     "init",
     "init_cache",
+    "is_hidden_matrix",
     "is_matrix",
     "jamba",
     "llama",
@@ -186,6 +187,11 @@ def _logits(model: LanguageModel, hidden: jax.Array) -> jax.Array:
 def is_matrix(path: tuple[Any, ...]) -> bool:
     """Return whether the parameter at a path of jax.tree_util is a kernel or the embedding."""
     return path[-1].key in ("kernel", "embedding")
+
+
+def is_hidden_matrix(path: tuple[Any, ...]) -> bool:
+    """Return whether the parameter at a path is a kernel between the embedding and the head."""
+    return is_matrix(path) and path[0].key not in ("embed", "head")
 
 
 def for_inference(config: ModelConfig, params: Params) -> Params:

@@ -41,6 +41,7 @@ _RULES = tuple(
         ("(o|down)_proj/bias", P()),
         (r"(\w+_)?norm/scale", P()),
         ("meta", P(None, _SHARD)),
+        ("ns_coeffs", P()),  # constants in Muon's state
     )
 )
 

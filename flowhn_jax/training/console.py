@@ -88,6 +88,8 @@ def describe(row: Row, total_steps: int) -> str:
     text += f"  MFU {mfu}"
     if "validation_bits_per_byte" in row:
         text += f"  validation {row['validation_bits_per_byte']:.4f} bits/byte"
+    if "validation_ema_bits_per_byte" in row:
+        text += f" ({row['validation_ema_bits_per_byte']:.4f} of the average)"
     if step < total_steps:
         text += f"  {clock((total_steps - step) * row['step_seconds'])} left"
     return text

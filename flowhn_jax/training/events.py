@@ -18,7 +18,9 @@ _SUFFIX = ".flowhn"
 _OURS = re.compile(rf"events\.out\.tfevents\..*\.\d{{19}}({re.escape(_SUFFIX)})?")
 
 _VALIDATION = "validation_"
-_SPEED = ("tokens_per_second", "tflops_per_second", "mfu", "step_seconds")  # beginnings of keys
+# Beginnings of keys.
+_SPEED = ("tokens_per_second", "tflops_per_second", "mfu", "step_seconds")
+_SPEED += ("data_wait", "checkpoint_seconds", "goodput")
 
 
 def tags(row: dict[str, Any]) -> dict[str, float]:

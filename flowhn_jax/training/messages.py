@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from flowhn_jax import models
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.files import versions
-from flowhn_jax.checkpoints.state import learning_rate_schedule
+from flowhn_jax.checkpoints.optimizer import learning_rate_schedule
 from flowhn_jax.config import Config
 from flowhn_jax.data.prepared import PreparedSet
 
@@ -37,10 +37,13 @@ def schedule_changes(workdir: str, config: Config, step: int) -> list[str]:
     )
     if math.isclose(old, new, rel_tol=1e-6):
         return []
+    train = config.train
+    final, peak = f"{train.final_learning_rate:g}", f"{train.learning_rate:g}"
+    now = f"ends at step {train.steps:,} with {final} of {peak}"
+    if train.schedule == "constant":
+        now = f"stays at {peak} after the warm-up"
     return [
-        f"the learning rate of step {step + 1:,}: {old:.3g} -> {new:.3g}; the schedule now ends at "
-        f"step {config.train.steps:,} with {config.train.final_learning_rate:g} of "
-        f"{config.train.learning_rate:g}"
+        f"the learning rate of step {step + 1:,}: {old:.3g} -> {new:.3g}; the schedule now {now}"
     ]
 
 

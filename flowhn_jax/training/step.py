@@ -1,5 +1,6 @@
-"""One training step: gradients of the mean loss, clipped, into AdamW; skipped if not finite."""
+"""One training step: gradients of the mean loss into the optimizer; skipped if not finite."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,13 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from flowhn_jax.checkpoints.state import (
-    TrainState,
-    abstract_state,
-    learning_rate_schedule,
-    make_optimizer,
-    state_shardings,
-)
+from flowhn_jax.checkpoints.optimizer import learning_rate_schedule, make_optimizer
+from flowhn_jax.checkpoints.state import TrainState, abstract_state, state_shardings
 from flowhn_jax.config import Config
 from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch, loss_sum, target_weights
@@ -52,13 +48,29 @@ def _gradients(config: Config, params: Params, batch: Batch) -> tuple[jax.Array,
     return jax.lax.scan(add, zeros, split)[0]
 
 
+def _averaged(decay: float, average: Params, params: Params, count: jax.Array) -> Params:
+    """Return the mean of the parameters after each update, whose weights decay with their age.
+
+    Args:
+      decay: of the weights per update.
+      average: the mean after `count - 1` updates; after none its values do not matter.
+      params: after the newest update.
+      count: int32, number of updates.
+    """
+    # The newest weight, 1 - decay, as a share of the sum of all, 1 - decay ** count.
+    log_decay = math.log(decay)
+    share = math.expm1(log_decay) / jnp.expm1(count * jnp.float32(log_decay))
+    return jax.tree.map(lambda new, old: share * new + (1 - share) * old, params, average)
+
+
 def make_train_step(
     config: Config, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Return the jitted training step: state and batch -> next state and metrics.
 
     The state is donated, and the next one has the same shardings. If the loss or the gradient norm
-    is not finite, parameters and optimizer state do not change, and the step counts as skipped.
+    is not finite, parameters, their average and the optimizer's state do not change, and the step
+    counts as skipped.
 
     Metrics are scalars: loss (nats per target, z-loss included), grad_norm (before clipping) and
     learning_rate in float32; skipped and skipped_in_row of the next state in int32.
@@ -71,9 +83,15 @@ def make_train_step(
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        params, opt_state = jax.tree.map(
-            partial(jnp.where, finite), (params, opt_state), (state.params, state.opt_state)
+        params: Any = optax.apply_updates(state.params, updates)
+        average = state.ema
+        if average is not None:
+            updates_done = state.step - state.skipped + 1
+            average = _averaged(config.train.ema, average, params, updates_done)
+        params, opt_state, average = jax.tree.map(
+            partial(jnp.where, finite),
+            (params, opt_state, average),
+            (state.params, state.opt_state, state.ema),
         )
         skipped = state.skipped + ~finite
         in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
@@ -85,7 +103,8 @@ def make_train_step(
             "skipped": skipped,
             "skipped_in_row": in_row,
         }
-        return TrainState(state.step + 1, params, opt_state, skipped, in_row), metrics
+        after = TrainState(state.step + 1, params, opt_state, skipped, in_row, average)
+        return after, metrics
 
     # With debug_nans JAX repeats the step, operation by operation, to find the one at fault.
     donated = () if config.train.debug_nans else (0,)

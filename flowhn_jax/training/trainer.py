@@ -10,7 +10,9 @@ import jax
 from jax.sharding import Mesh
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
+from flowhn_jax.checkpoints.branch import Branch
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.files import LOSSES
 from flowhn_jax.checkpoints.rows import Row
 from flowhn_jax.checkpoints.state import TrainState, abstract_state, make_init
 from flowhn_jax.config import Config
@@ -40,8 +42,10 @@ from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
 from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.health.watchdog import Watchdog
 from flowhn_jax.training.metrics import Writer, open_writer
+from flowhn_jax.training.profiler import Profiler
 from flowhn_jax.training.speed import Speedometer
 from flowhn_jax.training.step import Metrics, abstract_batch, make_train_step
+from flowhn_jax.training.time_use import Activity, TimeUse
 from flowhn_jax.training.validation import Validator
 from kernels import backends
 
@@ -57,6 +61,8 @@ def fit(
     on_end: OnEnd | None = None,
 ) -> bool:
     """Train to step `config.train.steps`, from the newest checkpoint in the workdir if it has one.
+
+    A workdir without one begins at the checkpoint that `train.branch_from` names, if any.
 
     The workdir receives config.json, metrics.jsonl, tensorboard/, checkpoints/ and, if the config
     names no data, data/. On SIGINT, SIGTERM or a maintenance notice of a Cloud TPU the function
@@ -77,6 +83,7 @@ def fit(
         in the workdir, or too many steps in a row had no finite loss or gradients.
       OSError: the disk was too full for the last checkpoint.
     """
+    time_use = TimeUse()
     with contextlib.ExitStack() as stack:
         if stop is None:
             stop = stack.enter_context(StopRequest())
@@ -93,16 +100,18 @@ def fit(
         console = Console(is_first() and on_step is None, on_step if is_first() else None)
         stack.enter_context(console)
 
-        # The workdir: locked, and of the same model if there is a run in it.
+        # The workdir: locked, and of the same model if there is a run in it or it is a branch.
         with first_before_others("workdir"):
             workdir_lib.make(workdir)
         lock = stack.enter_context(workdir_lib.locked(workdir)) if is_first() else Lock()
         checkpoints = stack.enter_context(Checkpoints(workdir, config, confirm_lock=lock.confirm))
         resumes = checkpoints.latest_step is not None
-        config = workdir_lib.with_recorded_share(workdir if resumes else None, config)
+        branch = Branch(config) if config.train.branch_from and not resumes else None
+        origin = workdir if resumes else branch.workdir if branch is not None else None
+        config = workdir_lib.with_recorded_share(origin, config)
         checkpoints.config = config
         check_sequence(config.model, mesh)
-        changes = workdir_lib.check(workdir, config) if resumes else []
+        changes = workdir_lib.check(origin, config) if origin is not None else []
 
         # The data; a signal ends their preparation, or their copy to this host, at once.
         watchdog.progress("opening the data")
@@ -133,9 +142,10 @@ def fit(
 
         # The model and its state, new or from the newest checkpoint.
         watchdog.progress("initialising")
-        with console.activity("restoring" if resumes else "initialising"):
-            if resumes:
-                state, kept = checkpoints.restore(abstract_state(config, mesh), batches)
+        with console.activity("initialising" if origin is None else "restoring"):
+            if origin is not None:
+                restore = checkpoints.restore if branch is None else branch.restore
+                state, kept = restore(abstract_state(config, mesh), batches)
                 progress = Progress(**kept)
             else:
                 key = jax.random.key(config.train.seed)
@@ -149,24 +159,32 @@ def fit(
         if first >= config.train.steps and progress.row is None:
             console.log(messages.nothing_to_train(workdir, first, config.train.steps))
             return True
-        if resumes:
-            changes += messages.schedule_changes(workdir, config, first)
+        if origin is not None:
+            changes += messages.schedule_changes(origin, config, first)
         if is_first():
             workdir_lib.write_config(workdir, config)
+            if branch is not None:
+                branch.copy_rows(workdir)
         writer = stack.enter_context(open_writer(workdir, first, console.log, lock))
         for line in messages.describe_start(config, prepared, mesh):
             console.log(line)
         if resumes:
             console.log(f"resuming {workdir} at step {first}")
+        since = "the last run"
+        if branch is not None:
+            console.log(f"branching from {branch.workdir} at step {first}")
+            since = "the source"
         for change in changes:
-            console.log(f"changed since the last run: {change}")
+            console.log(f"changed since {since}: {change}")
 
         # The step and the loop.
         agreement = StopAgreement(mesh, stop, batches, checkpoints, lock)
+        profiled = config.train.profiled_steps
+        profiler = stack.enter_context(Profiler(profiled, workdir, console.log))
         validator = Validator(config, mesh, prepared, console)
         trainer = Trainer(
             config, workdir, mesh, batches, checkpoints, validator, writer, console, watchdog,
-            stop, agreement,
+            stop, agreement, profiler, time_use,
         )  # fmt: skip
         is_done = trainer.train(state, progress)
         if is_done and on_end is not None:
@@ -190,6 +208,8 @@ class Trainer:
     watchdog: Watchdog
     stop: StopRequest
     agreement: StopAgreement
+    profiler: Profiler
+    time_use: TimeUse
 
     def __post_init__(self):
         self.speed = Speedometer(self.config)
@@ -208,11 +228,15 @@ class Trainer:
             # The checkpoint was written before its validation; an earlier start may have added it.
             self.writer.drop_rows_after(self.step - 1)
             if not self._validate(progress.row):
+                self._save()
                 return self._end()
         if self.step >= steps:  # only that validation was missing
             return self._end()
-        self._should_stop()
-        if self._should_stop() and self.agreement.has_error():  # in the first batches
+        with self.time_use.spent_on(Activity.DATA):
+            self._should_stop()
+            stops = self._should_stop()
+            self.batches.pop_waited()
+        if stops and self.agreement.has_error():  # in the first batches
             return self._end()
         train_step = self._compile()
         if train_step is None:
@@ -220,14 +244,16 @@ class Trainer:
             return self._end()
         self.console.start_steps(self.step, steps)
         continues = True
-        while continues and self.step < steps:
-            try:
-                continues = self._train_one_step(train_step)
-            except TooManySkipped as skipped:
-                self._rewind(skipped)
-            except Exception as error:  # the other processes may be at another place
-                error.add_note(self._newest_checkpoint())
-                raise
+        with self.time_use.spent_on(Activity.STEPS):
+            while continues and self.step < steps:
+                try:
+                    continues = self._train_one_step(train_step)
+                except TooManySkipped as skipped:
+                    with self.time_use.spent_on(Activity.OTHER):
+                        self._rewind(skipped)
+                except Exception as error:  # the other processes may be at another place
+                    error.add_note(self._newest_checkpoint())
+                    raise
         return self._end()
 
     def _start_from(self, state: TrainState, progress: Progress) -> None:
@@ -245,7 +271,7 @@ class Trainer:
         if self.config.train.debug_nans:
             return function  # only jit itself finds the operation at fault
         start = time.perf_counter()
-        with self.console.activity("compiling"):
+        with self.time_use.spent_on(Activity.COMPILING), self.console.activity("compiling"):
             with backends.record() as chosen:
                 lowered = function.lower(self.state, abstract_batch(self.config, self.mesh))
             compiled = compile_unless(self.stop.is_requested, lowered)
@@ -261,7 +287,10 @@ class Trainer:
         train = self.config.train
         step = self.step + 1
         batch = shard_batch(next(self.batches), self.mesh)
-        self.state, metrics = train_step(self.state, batch)
+        with self.profiler.before(step, self.state.step):
+            self.state, metrics = train_step(self.state, batch)
+        with self.time_use.spent_on(Activity.OTHER):
+            self.profiler.after(step, metrics)
         self.step = step
         self.monitor.add(step, metrics)
         self.speed.count_step()
@@ -271,26 +300,30 @@ class Trainer:
         is_last = step == train.steps
         validates = step % train.eval_every == 0 or is_last
         logs = step % train.log_every == 0 or validates
+        if self.time_use.data_are_late:
+            # The wait for the next batch begins when the devices have nothing to do any more.
+            jax.block_until_ready(metrics)
         stops = self._should_stop()
+        self.time_use.count_step(self.batches.pop_waited())
         saves = step % train.checkpoint_every == 0 or is_last or stops
         # The newest step is read one step later, so that the devices are never idle.
         values = self.monitor.read(everything=logs or saves)
         if values:
             self.watchdog.progress(f"step {step + 1}")
-        validation_loss = None
+        losses = None
         if logs:
             row = {"step": step, **values, "spikes": self.progress.spikes}
-            row |= self.speed.read(step, self.mesh)
+            row |= self.speed.read(step, self.mesh) | self.time_use.row()
             if not validates:
                 self._write(row)
             elif stops or not self._validate(row):
                 stops = saves = True
                 self.progress.row = row  # the next start validates
             else:
-                validation_loss = row["validation_loss"]
+                losses = {key: row[key] for key in row if key.startswith(LOSSES)}
             self.speed.restart()
         if saves:
-            self._save(validation_loss)
+            self._save(losses)
             self.speed.restart()
         return not stops
 
@@ -314,17 +347,25 @@ class Trainer:
             self.watchdog.progress("validating")
             return self.agreement.should_stop(steps_left, batches)
 
-        quality = self.validator.score(self.state.params, should_stop)
-        if quality is None:
-            return False
-        row["validation_loss"] = quality.nll
-        row["validation_bits_per_byte"] = quality.bits_per_byte
+        for name, params in {"": self.state.params, "ema_": self.state.ema}.items():
+            if params is None:
+                continue
+            with self.time_use.spent_on(Activity.VALIDATION):
+                quality = self.validator.score(params, should_stop)
+            if quality is None:
+                return False
+            row[f"validation_{name}loss"] = quality.nll
+            row[f"validation_{name}bits_per_byte"] = quality.bits_per_byte
         self.progress.row = None
         self._write(row)
         return True
 
-    def _save(self, validation_loss: float | None = None) -> None:
-        """Begin to write a checkpoint if the disk has room for it."""
+    def _save(self, losses: dict[str, float] | None = None) -> None:
+        """Begin to write a checkpoint, with its validation losses, if the disk has room for it."""
+        with self.time_use.spent_on(Activity.CHECKPOINTS):
+            self._begin_save(losses)
+
+    def _begin_save(self, losses: dict[str, float] | None) -> None:
         self.watchdog.progress("saving")
         with self.agreement.postponing_errors():  # of the save before, in all processes
             self.checkpoints.wait()
@@ -336,7 +377,7 @@ class Trainer:
             has_rows = self.writer.flush()
         if broadcast_from_first(has_rows):
             progress = json.loads(to_json(dataclasses.asdict(self.progress)))
-            self.checkpoints.save(self.state, self.batches, progress, validation_loss)
+            self.checkpoints.save(self.state, self.batches, progress, losses)
 
     def _rewind(self, skipped: TooManySkipped) -> None:
         """Return to the last good checkpoint, and continue with the data after the bad batches.
@@ -373,7 +414,7 @@ class Trainer:
           OSError: the last checkpoint did not fit on the disk.
         """
         self.console.end_steps()
-        with self.agreement.postponing_errors():
+        with self.time_use.spent_on(Activity.CHECKPOINTS), self.agreement.postponing_errors():
             self.checkpoints.wait()
         self.agreement.raise_error(self._newest_checkpoint())
         if self.checkpoints.latest_step != self.step:
@@ -381,6 +422,7 @@ class Trainer:
                 f"the run ends at step {self.step} without a checkpoint: "
                 f"{self.checkpoints.shortage()}; the same command continues from there."
             )
+        self.console.log(self.time_use.describe())
         done = self.step == self.config.train.steps and self.progress.row is None
         if not done:
             reason = self.stop.reason or "another process"

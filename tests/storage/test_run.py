@@ -256,3 +256,15 @@ def test_rows_are_written_once_a_minute_and_at_validations(bucket, monkeypatch):
         writer.write({"step": 2, "loss": 1.5, "validation_loss": 1.0})
         while len(read_rows(bucket)) < 2:
             pass
+
+
+@pytest.mark.slow
+def test_a_branch_into_a_bucket_and_out_of_it(data, local, bucket, tmp_path):  # noqa: F811
+    workdir = f"{bucket}/branch"
+    into = run_config(data, branch_from=f"{local}/checkpoints/6", profile="7:2")
+    assert fit(into, workdir)
+    assert found(workdir, local) == ROWS
+    (profile,) = (storage.place(workdir) / "tensorboard/plugins/profile/step_7").children()
+    assert profile.size() > 1000
+    assert fit(run_config(data, steps=9, branch_from=f"{workdir}/checkpoints/8"), str(tmp_path))
+    assert [row["step"] for row in read_rows(tmp_path)] == [2, 4, 6, 8, 9]

@@ -7,14 +7,8 @@ import pytest
 
 from flowhn_jax import models
 from flowhn_jax.aot.step_memory import shard_bytes
-from flowhn_jax.checkpoints.state import (
-    abstract_state,
-    decay_mask,
-    init_state,
-    learning_rate_schedule,
-    make_optimizer,
-    state_shardings,
-)
+from flowhn_jax.checkpoints.optimizer import decay_mask, learning_rate_schedule, make_optimizer
+from flowhn_jax.checkpoints.state import abstract_state, init_state, state_shardings
 from flowhn_jax.config import MeshConfig, TrainConfig
 from flowhn_jax.parallel.mesh import make_mesh, shard_batch
 from flowhn_jax.training.step import make_train_step

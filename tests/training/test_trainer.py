@@ -14,8 +14,8 @@ import pytest
 from flowhn_jax import config as config_lib
 from flowhn_jax import flops, models
 from flowhn_jax.checkpoints import workdir as workdir_lib
+from flowhn_jax.checkpoints.optimizer import learning_rate_schedule
 from flowhn_jax.checkpoints.parameters import load_params
-from flowhn_jax.checkpoints.state import learning_rate_schedule
 from flowhn_jax.config import MeshConfig
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.prepared import PreparedSet
@@ -56,7 +56,7 @@ def final_params(workdir, config):
 
 
 def rows_without_times(workdir):
-    timed = ("second", "mfu", "time")
+    timed = ("second", "mfu", "time", "data_wait", "goodput")
     return [
         {name: value for name, value in row.items() if not any(part in name for part in timed)}
         for row in metrics_lib.read_rows(str(workdir))

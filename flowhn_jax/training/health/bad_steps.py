@@ -1,5 +1,6 @@
 """Keeps steps whose loss or gradients were not finite, so that their cause can be found."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -51,10 +52,9 @@ def keep(
                 for i in range(skipped.count)
             ]
             (folder / "bad_batches.json").write_whole(json.dumps(found, indent=1) + "\n")
-    before = TrainState(
+    before = dataclasses.replace(
+        state,
         step=state.step - skipped.count,
-        params=state.params,
-        opt_state=state.opt_state,
         skipped=state.skipped - skipped.count,
         skipped_in_row=jnp.zeros_like(state.skipped_in_row),
     )
