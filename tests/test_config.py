@@ -83,6 +83,7 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"model": {"heads": 12, "width": 768}}, r"kv_heads \(8\), e.g. 8 or 16; got 12"),
         ({"model": {"blocks": 0}}, r"model.blocks must be above 0; got 0"),
         ({"model": {"ssm": "mamba3"}}, r"model.ssm must be one of mamba1, mamba2; got 'mamba3'"),
+        ({"model": {"fusion": "sum"}}, r"model.fusion must be one of paper, residual; got 'sum'"),
         (
             {"model": {"ssm": "mamba2", "ssm_head_dim": 80}},
             r"head_dim must .*\(1536\); got 80",

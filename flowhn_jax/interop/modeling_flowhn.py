@@ -382,9 +382,11 @@ class FlowHNBlock(nn.Module):
         self.ssm = DecoderLayer(model, ssm, mlp_width)
         self.attention = DecoderLayer(model, attention, mlp_width)
         self.attended = attended
-        self.branch_proj = nn.Linear(width if attended else 2 * width, width, bias=False)
-        self.norm = RMSNorm(width, eps)
-        self.final_proj = nn.Linear(width, width, bias=False)
+        self.has_projections = model["fusion"] == "paper"
+        if self.has_projections:
+            self.branch_proj = nn.Linear(width if attended else 2 * width, width, bias=False)
+            self.norm = RMSNorm(width, eps)
+            self.final_proj = nn.Linear(width, width, bias=False)
 
     def forward(
         self, x: Tensor, positions: Tensor, valid: Tensor, cache: dict[str, Any] | None
@@ -398,17 +400,22 @@ class FlowHNBlock(nn.Module):
             for name, branch in branches.items():
                 y, new_cache[name] = branch(x, positions, valid, cache[name])
                 outputs.append(y)
-            fused = torch.cat(outputs, -1)
+            if self.has_projections:
+                joined = torch.cat(outputs, -1)
+            else:  # x plus what each branch adds to it
+                joined = (sum(y.float() for y in outputs) - x.float()).to(x.dtype)
         else:
             attends = self._attends(positions)
-            fused = torch.zeros_like(x)
+            joined = torch.zeros_like(x)
             for name, mask in (("ssm", ~attends & valid), ("attention", attends & valid)):
                 columns, chosen = _leading(mask)
                 if columns.shape[1]:
                     of_branch = _take(x, columns), positions.gather(1, columns), chosen
                     y, new_cache[name] = branches[name](*of_branch, cache[name])
-                    fused = _put(fused, columns, chosen, y)
-        x = x + self.branch_proj(fused)
+                    joined = _put(joined, columns, chosen, y)
+        if not self.has_projections:
+            return joined, new_cache
+        x = x + self.branch_proj(joined)
         return x + self.final_proj(self.norm(x)), new_cache
 
     def _attends(self, positions: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ MODES = {
     "D": "alternating_reference",
 }
 
+# The authors' code has no other values of these keys of `model`.
+AUTHORS_KEYS = {"ssm": "mamba1", "branch_mlp": True, "fusion": "paper"}
 _AUTHORS_HEADS = 32
 _MIN_HEAD_DIM = 16  # with a smaller one, the model was hardly trained with 32 heads
 _SSM_BRANCH = MAMBA1 | FEED_FORWARD | NORMS
@@ -220,13 +222,10 @@ def _mode_of(config: ModelConfig) -> str:
       ValueError: their code does not have this model.
     """
     strategies = {strategy: mode for mode, strategy in MODES.items()}
-    for key, value, needed in (
-        ("model.kind", config.kind, "flowhn"),
-        ("model.ssm", getattr(config, "ssm", None), "mamba1"),
-        ("model.branch_mlp", getattr(config, "branch_mlp", None), True),
-    ):
+    for key, needed in {"kind": FlowHNConfig.kind, **AUTHORS_KEYS}.items():
+        value = getattr(config, key, None)
         if value != needed:
-            raise ValueError(f"{key} must be {needed} for --format=reference; got {value!r}.")
+            raise ValueError(f"model.{key} must be {needed} for --format=reference; got {value!r}.")
     assert isinstance(config, FlowHNConfig)
     if config.head_size * config.heads != config.width:
         raise ValueError(

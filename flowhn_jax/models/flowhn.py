@@ -38,6 +38,7 @@ from flowhn_jax.utils.checks import require
 from kernels.partition import constrain
 
 SSMS = ("mamba1", "mamba2")
+FUSIONS = ("paper", "residual")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,8 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
     Attributes:
       ssm: mixer of the SSM branch, 'mamba1' or 'mamba2'.
       branch_mlp: an MLP after each branch's mixer; False: none, as in the paper's figure.
+      fusion: how the outputs of the branches enter the residual stream: 'paper' projects them twice,
+        each time with a residual; 'residual' has no parameters, the branches' own residuals count.
       split: which tokens go to which branch.
     """
 
@@ -58,10 +61,13 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
 
     ssm: str = "mamba1"
     branch_mlp: bool = True
+    fusion: str = "paper"
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
 
     def __post_init__(self):
-        require(self.ssm in SSMS, "model.ssm", f"one of {', '.join(SSMS)}", self.ssm)
+        for name, known in (("ssm", SSMS), ("fusion", FUSIONS)):
+            value = getattr(self, name)
+            require(value in known, f"model.{name}", f"one of {', '.join(known)}", value)
         super().__post_init__()
         stem, most = self.split.stem, f"0 to model.blocks ({self.blocks})"
         require(stem <= self.blocks, "model.split.stem", most, stem)
@@ -169,9 +175,11 @@ class Block(nnx.Module):
         attention = Attention(config.attention_sizes, context)
         self.ssm: DecoderLayer[Any] = DecoderLayer(ssm, width, mlp_width, context)
         self.attention: DecoderLayer[KVCache] = DecoderLayer(attention, width, mlp_width, context)
-        self.branch_proj = linear(width if is_split else 2 * width, width, context)
-        self.norm = rms_norm(width, context)
-        self.final_proj = linear(width, width, context)
+        self.has_projections = config.fusion == "paper"
+        if self.has_projections:
+            self.branch_proj = linear(width if is_split else 2 * width, width, context)
+            self.norm = rms_norm(width, context)
+            self.final_proj = linear(width, width, context)
 
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array | None = None, *, plan: BlockPlan
@@ -192,8 +200,8 @@ class Block(nnx.Module):
             # A short text may lie wholly within one branch.
             ssm = self.ssm(ssm, of_ssm) if ssm.shape[1] else ssm
             attention = self.attention(attention, of_attention) if attention.shape[1] else attention
-        fused = constrain(self._join(ssm, attention, plan), STREAM)
-        return constrain(self._add_fused(x, fused), STREAM)
+        joined = constrain(self._join(x, ssm, attention, plan), STREAM)
+        return constrain(self._fuse(x, joined), STREAM)
 
     def init_cache(self, batch: int, plan: BlockPlan, length: int) -> BlockCache:
         """Return the branches' caches before the first of `length` tokens."""
@@ -208,8 +216,8 @@ class Block(nnx.Module):
         """Return the stream [B, T, D] and the cache after each row, for `length` tokens."""
         ssm, of_ssm = _prefill(self.ssm, x, plan.ssm, prompts, length)
         attention, of_attention = _prefill(self.attention, x, plan.attention, prompts, length)
-        fused = self._join(ssm, attention, plan)
-        return constrain(self._add_fused(x, fused), STREAM), BlockCache(of_ssm, of_attention)
+        joined = self._join(x, ssm, attention, plan)
+        return constrain(self._fuse(x, joined), STREAM), BlockCache(of_ssm, of_attention)
 
     def step(
         self, x: jax.Array, plan: BlockPlan, positions: jax.Array, cache: BlockCache
@@ -221,23 +229,42 @@ class Block(nnx.Module):
         if not plan.is_split:
             ssm, of_ssm = self.ssm.step(x, cache.ssm)
             attention, of_attention = self.attention.step(x, cache.attention)
-            fused = jnp.concatenate((ssm, attention), axis=-1)
-            return self._add_fused(x, fused), BlockCache(of_ssm, of_attention)
+            joined = self._join_shared(x, ssm, attention)
+            return self._fuse(x, joined), BlockCache(of_ssm, of_attention)
 
         attends = contains(plan.attention, positions)
         ssm, of_ssm = _step_if_any(self.ssm, x, cache.ssm, ~attends)
         attention, of_attention = _step_if_any(self.attention, x, cache.attention, attends)
-        fused = jnp.where(attends[:, None], attention, ssm)
-        return self._add_fused(x, fused), BlockCache(of_ssm, of_attention)
+        joined = jnp.where(attends[:, None], attention, ssm)
+        return self._fuse(x, joined), BlockCache(of_ssm, of_attention)
 
-    def _join(self, ssm: jax.Array, attention: jax.Array, plan: BlockPlan) -> jax.Array:
-        """Return both branches' outputs as [B, T, D] where tokens are split, else [B, T, 2D]."""
+    def _join(
+        self, x: jax.Array, ssm: jax.Array, attention: jax.Array, plan: BlockPlan
+    ) -> jax.Array:
+        """Return the branches' outputs for x [B, T, D] in order of position, as `_fuse` takes them.
+
+        That is [B, T, D] where tokens are split; else see `_join_shared`.
+        """
         if plan.is_split:
             return merge(attention, ssm, plan)
-        return jnp.concatenate((ssm, attention), axis=-1)
+        return self._join_shared(x, ssm, attention)
 
-    def _add_fused(self, x: jax.Array, fused: jax.Array) -> jax.Array:
-        x = x + self.branch_proj(fused)
+    def _join_shared(self, x: jax.Array, ssm: jax.Array, attention: jax.Array) -> jax.Array:
+        """Return the outputs of both branches for the same tokens x [..., D], joined.
+
+        For the paper's fusion they are concatenated, [..., 2D]. Otherwise the stream [..., D] is x
+        plus what each branch adds to it.
+        """
+        if self.has_projections:
+            return jnp.concatenate((ssm, attention), axis=-1)
+        before, first, second = (y.astype(jnp.float32) for y in (x, ssm, attention))
+        return (first + second - before).astype(x.dtype)
+
+    def _fuse(self, x: jax.Array, joined: jax.Array) -> jax.Array:
+        """Return the stream [..., D] after the block, for the stream x [..., D] before it."""
+        if not self.has_projections:
+            return joined
+        x = x + self.branch_proj(joined)
         return x + self.final_proj(self.norm(x))
 
 
@@ -347,6 +374,7 @@ class FlowHN(LanguageModel):
         for block, plan in zip(self.blocks, self.config.plan(length).blocks, strict=True):
             yield block.ssm, plan.ssm.count(length)
             yield block.attention, plan.attention.count(length)
-            yield block.branch_proj, length
-            yield block.final_proj, length
+            if block.has_projections:
+                yield block.branch_proj, length
+                yield block.final_proj, length
         yield self.head, length
