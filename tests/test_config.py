@@ -85,6 +85,14 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"model": {"ssm": "mamba3"}}, r"model.ssm must be one of mamba1, mamba2; got 'mamba3'"),
         ({"model": {"fusion": "sum"}}, r"model.fusion must be one of paper, residual; got 'sum'"),
         (
+            {"model": {"attention_rope_theta": -1.0}},
+            r"model.attention_rope_theta must be 0 or above; got -1.0",
+        ),
+        (
+            {"model": {"attention_rope_theta": 10.0, "head_dim": 5}},
+            r"head_dim\) must be even for model.attention_rope_theta; got 5",
+        ),
+        (
             {"model": {"ssm": "mamba2", "ssm_head_dim": 80}},
             r"head_dim must .*\(1536\); got 80",
         ),

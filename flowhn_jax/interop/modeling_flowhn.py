@@ -378,7 +378,8 @@ class FlowHNBlock(nn.Module):
         width, eps = model["width"], model["norm_eps"]
         mlp_width = model["mlp_width"] if model["branch_mlp"] else 0
         ssm = Mamba2(model) if model["ssm"] == "mamba2" else Mamba1(model)
-        attention = Attention(model, _head_size(model))
+        rope_theta = model["attention_rope_theta"] or None
+        attention = Attention(model, _head_size(model), rope_theta=rope_theta)
         self.ssm = DecoderLayer(model, ssm, mlp_width)
         self.attention = DecoderLayer(model, attention, mlp_width)
         self.attended = attended

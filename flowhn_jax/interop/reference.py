@@ -37,7 +37,12 @@ MODES = {
 }
 
 # The authors' code has no other values of these keys of `model`.
-AUTHORS_KEYS = {"ssm": "mamba1", "branch_mlp": True, "fusion": "paper"}
+AUTHORS_KEYS = {
+    "ssm": "mamba1",
+    "branch_mlp": True,
+    "fusion": "paper",
+    "attention_rope_theta": 0,
+}
 _AUTHORS_HEADS = 32
 _MIN_HEAD_DIM = 16  # with a smaller one, the model was hardly trained with 32 heads
 _SSM_BRANCH = MAMBA1 | FEED_FORWARD | NORMS

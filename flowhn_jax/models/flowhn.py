@@ -14,26 +14,29 @@ from flowhn_jax.layers.decoder import DecoderLayer
 from flowhn_jax.layers.linear import linear, rms_norm
 from flowhn_jax.layers.mamba1 import Mamba1, Mamba1Cache
 from flowhn_jax.layers.mamba2 import Mamba2, Mamba2Cache
-from flowhn_jax.layers.mixer import CacheT
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.base import HeadDimKeys, Mamba1Keys, Mamba2Keys, ModelConfig
+from flowhn_jax.models.flowhn_branches import (
+    branch_part,
+    prefill_branch,
+    run_branch,
+    step_branch,
+    take_tokens,
+)
 from flowhn_jax.models.language_model import STREAM, Blocks, LanguageModel
 from flowhn_jax.models.registry import register
-from flowhn_jax.parallel.branch import Part, is_parallel, side_by_side
+from flowhn_jax.parallel.branch import is_parallel, side_by_side
 from flowhn_jax.split import (
     BlockPlan,
     BranchDims,
     Plan,
-    Selection,
     SplitConfig,
     contains,
-    count,
     is_bounded,
     make_plan,
     merge,
-    take,
 )
-from flowhn_jax.split.plan import EVERYTHING, partition_warning
+from flowhn_jax.split.plan import partition_warning
 from flowhn_jax.utils.checks import require
 from kernels.partition import constrain
 
@@ -50,9 +53,11 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
 
     Attributes:
       ssm: mixer of the SSM branch, 'mamba1' or 'mamba2'.
+      attention_rope_theta: base of the frequencies of rotary positions in the attention branch, by
+        a token's position in the sequence; 0: no positions, as in the paper.
       branch_mlp: an MLP after each branch's mixer; False: none, as in the paper's figure.
-      fusion: how the outputs of the branches enter the residual stream: 'paper' projects them twice,
-        each time with a residual; 'residual' has no parameters, the branches' own residuals count.
+      fusion: how the branches' outputs enter the residual stream: 'paper' projects them twice, each
+        time with a residual; 'residual' has no parameters, the branches' own residuals count.
       split: which tokens go to which branch.
     """
 
@@ -60,6 +65,7 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
     has_branches: ClassVar[bool] = True
 
     ssm: str = "mamba1"
+    attention_rope_theta: float = 0.0
     branch_mlp: bool = True
     fusion: str = "paper"
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
@@ -69,6 +75,11 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
             value = getattr(self, name)
             require(value in known, f"model.{name}", f"one of {', '.join(known)}", value)
         super().__post_init__()
+        theta, size = self.attention_rope_theta, self.head_size
+        require(theta >= 0, "model.attention_rope_theta", "0 or above", theta)
+        if theta:
+            head = "the size of a head (model.head_dim)"
+            require(size % 2 == 0, head, "even for model.attention_rope_theta", size)
         stem, most = self.split.stem, f"0 to model.blocks ({self.blocks})"
         require(stem <= self.blocks, "model.split.stem", most, stem)
 
@@ -172,7 +183,8 @@ class Block(nnx.Module):
             ssm = Mamba2(config.mamba2_sizes, context)
         else:
             ssm = Mamba1(config.mamba1_sizes, context)
-        attention = Attention(config.attention_sizes, context)
+        rope_theta = config.attention_rope_theta or None
+        attention = Attention(config.attention_sizes, context, rope_theta=rope_theta)
         self.ssm: DecoderLayer[Any] = DecoderLayer(ssm, width, mlp_width, context)
         self.attention: DecoderLayer[KVCache] = DecoderLayer(attention, width, mlp_width, context)
         self.has_projections = config.fusion == "paper"
@@ -191,15 +203,17 @@ class Block(nnx.Module):
           segment_ids: [B, T] int32; documents never attend to each other. None: one document.
           plan: which positions each branch gets.
         """
-        ssm, of_ssm = _take_both(x, segment_ids, plan.ssm)
-        attention, of_attention = _take_both(x, segment_ids, plan.attention)
+        ssm, of_ssm = take_tokens(x, segment_ids, plan.ssm)
+        attention, of_attention = take_tokens(x, segment_ids, plan.attention)
+        works = (
+            (self.ssm, plan.ssm, (ssm, of_ssm)),
+            (self.attention, plan.attention, (attention, of_attention)),
+        )
         if is_parallel():
-            parts = _part(self.ssm, ssm, of_ssm), _part(self.attention, attention, of_attention)
+            parts = (branch_part(*work, length=x.shape[1]) for work in works)
             ssm, attention = side_by_side(*parts)
         else:
-            # A short text may lie wholly within one branch.
-            ssm = self.ssm(ssm, of_ssm) if ssm.shape[1] else ssm
-            attention = self.attention(attention, of_attention) if attention.shape[1] else attention
+            ssm, attention = (run_branch(*work, length=x.shape[1]) for work in works)
         joined = constrain(self._join(x, ssm, attention, plan), STREAM)
         return constrain(self._fuse(x, joined), STREAM)
 
@@ -214,8 +228,8 @@ class Block(nnx.Module):
         self, x: jax.Array, plan: BlockPlan, prompts: Prompts, length: int
     ) -> tuple[jax.Array, BlockCache]:
         """Return the stream [B, T, D] and the cache after each row, for `length` tokens."""
-        ssm, of_ssm = _prefill(self.ssm, x, plan.ssm, prompts, length)
-        attention, of_attention = _prefill(self.attention, x, plan.attention, prompts, length)
+        ssm, of_ssm = prefill_branch(self.ssm, x, plan.ssm, prompts, length)
+        attention, of_attention = prefill_branch(self.attention, x, plan.attention, prompts, length)
         joined = self._join(x, ssm, attention, plan)
         return constrain(self._fuse(x, joined), STREAM), BlockCache(of_ssm, of_attention)
 
@@ -233,8 +247,10 @@ class Block(nnx.Module):
             return self._fuse(x, joined), BlockCache(of_ssm, of_attention)
 
         attends = contains(plan.attention, positions)
-        ssm, of_ssm = _step_if_any(self.ssm, x, cache.ssm, ~attends)
-        attention, of_attention = _step_if_any(self.attention, x, cache.attention, attends)
+        ssm, of_ssm = step_branch(self.ssm, x, cache.ssm, ~attends, positions)
+        attention, of_attention = step_branch(
+            self.attention, x, cache.attention, attends, positions
+        )
         joined = jnp.where(attends[:, None], attention, ssm)
         return self._fuse(x, joined), BlockCache(of_ssm, of_attention)
 
@@ -266,51 +282,6 @@ class Block(nnx.Module):
             return joined
         x = x + self.branch_proj(joined)
         return x + self.final_proj(self.norm(x))
-
-
-def _take_both(
-    x: jax.Array, segment_ids: jax.Array | None, selection: Selection
-) -> tuple[jax.Array, jax.Array | None]:
-    """Return the selected positions of x [B, T, D] and of segment_ids [B, T]."""
-    if selection == EVERYTHING:
-        return x, segment_ids
-    return take(x, selection), None if segment_ids is None else take(segment_ids, selection)
-
-
-def _part(branch: DecoderLayer[Any], x: jax.Array, segment_ids: jax.Array | None) -> Part:
-    """Return a branch's work on x [B, T, D] and segment_ids [B, T] as a function of arrays."""
-    graph, params = nnx.split(branch)
-
-    def run(params: nnx.State, inputs: tuple[jax.Array, jax.Array | None]) -> jax.Array:
-        x, segment_ids = inputs
-        return nnx.merge(graph, params)(x, segment_ids) if x.shape[1] else x
-
-    return Part(run, params, (x, segment_ids))
-
-
-def _prefill(
-    branch: DecoderLayer[CacheT],
-    x: jax.Array,
-    selection: Selection,
-    prompts: Prompts,
-    length: int,
-) -> tuple[jax.Array, CacheT]:
-    """Return a branch's output for its positions of x [B, T, D], and its cache for `length`."""
-    if selection != EVERYTHING:
-        x, segment_ids = _take_both(x, prompts.segment_ids, selection)
-        lengths, first = count(selection, prompts.lengths), count(selection, prompts.first)
-        prompts = Prompts(lengths, first, segment_ids)
-    room = max(1, selection.count(length))
-    if not x.shape[1]:  # a short prompt may lie wholly within the other branch
-        return x, branch.init_cache(x.shape[0], room)
-    return branch.prefill(x, prompts, room)
-
-
-def _step_if_any(
-    branch: DecoderLayer[Any], x: jax.Array, cache: Any, active: jax.Array
-) -> tuple[jax.Array, Any]:
-    """Return a branch's step for the sequences that are `active` [B]; skip it where none is."""
-    return jax.lax.cond(active.any(), lambda: branch.step(x, cache, active), lambda: (x, cache))
 
 
 @register(FlowHNConfig)

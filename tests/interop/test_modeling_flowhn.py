@@ -26,7 +26,9 @@ CONFIGS = {
         split={"stem": 1},
     ),
     "residual": small_config("no_split", model={"fusion": "residual"}),
-    "options": small_config("fai_split", model={"blocks": 3, "fusion": "residual"}),
+    "options": small_config(
+        "fai_split", model={"blocks": 3, "fusion": "residual", "attention_rope_theta": 100.0}
+    ),
     "no_mlp": small_config("fac_split", model={"branch_mlp": False, "head_dim": 6}),
 }
 CONFIGS = {name: config.model for name, config in CONFIGS.items()}

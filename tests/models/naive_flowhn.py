@@ -62,6 +62,8 @@ def _attention(config, mixer, h, reads, segment_ids):
         (h @ mixer[name]["kernel"]).reshape(*h.shape[:2], -1, size)
         for name in ("q_proj", "k_proj", "v_proj")
     )
+    if config.attention_rope_theta:
+        q, k = (_rotate(y, config.attention_rope_theta) for y in (q, k))
     k, v = (jnp.repeat(y, config.heads // config.kv_heads, axis=2) for y in (k, v))
     visible = np.tril(np.ones((length, length), bool)) & reads
     visible &= segment_ids[:, None] == segment_ids
@@ -70,6 +72,14 @@ def _attention(config, mixer, h, reads, segment_ids):
     weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), -1)
     y = jnp.einsum("bhij,bjhk->bihk", weights, v).reshape(*h.shape[:2], -1)
     return y @ mixer["o_proj"]["kernel"]
+
+
+def _rotate(x, theta):
+    """Return x [B, T, H, K] as complex numbers, turned by their positions in the sequence."""
+    half = x.shape[-1] // 2
+    angles = np.arange(x.shape[1])[:, None] * theta ** (-np.arange(half) / half)
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None].astype("c8")
+    return jnp.concatenate((turned.real, turned.imag), -1)
 
 
 def _mamba1(config, mixer, h, reads, segment_ids):
@@ -87,8 +97,7 @@ def _mamba1(config, mixer, h, reads, segment_ids):
             wide = jax.nn.silu(wide + mixer["conv_bias"])
             dt, b, c = jnp.split(wide @ mixer["x_proj"]["kernel"], (rank, rank + states), -1)
             dt, b, c = (
-                _rms(mixer[f"{name}_norm"], y, eps)
-                for name, y in (("dt", dt), ("b", b), ("c", c))
+                _rms(mixer[f"{name}_norm"], y, eps) for name, y in (("dt", dt), ("b", b), ("c", c))
             )
             dt = jax.nn.softplus(dt @ mixer["dt_proj"]["kernel"] + mixer["dt_bias"])[..., None]
             state = jnp.exp(dt * rates) * state + dt * wide[..., None] * b[:, None]

@@ -15,6 +15,7 @@ RESIDUAL = {"model": {"fusion": "residual"}}
 OPTIONS = {
     "paper": ("fac_split", {}),
     "residual": ("fai_split", RESIDUAL),
+    "rotary": ("fai_split", {"model": {"attention_rope_theta": 20.0}}),
     "residual_no_split": ("no_split", RESIDUAL),
 }
 
