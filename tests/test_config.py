@@ -102,6 +102,14 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"kernels": {"backend": "ssd=cudnn"}}, r"ssd: .* one of .*'xla'; got 'cudnn'"),
         ({"model": {"dtype": "float16"}}, r"one of auto, float32, bfloat16"),
         ({"model": {"split": {"stem": 3}}}, r"split.stem must be 0 to model.blocks \(2\); got 3"),
+        (
+            {"model": {"split": {"stem": 1, "stem_kind": "mamba"}}},
+            r"split.stem_kind must be no_split or ssm or attention; got 'mamba'",
+        ),
+        (
+            {"model": {"split": {"stem_kind": "ssm"}}},
+            r"split.stem must be at least 1 for model.split.stem_kind 'ssm'; got 0",
+        ),
         ({"train": {"batch_size": 10, "accumulate": 4}}, r"accumulate \(4\), e.g. 8 or 12"),
         ({"train": {"remat": "some"}}, r"one of none, dots, full"),
         ({"train": {"moment_dtype": "float16"}}, r"train.moment_dtype must be one of float32, bfl"),

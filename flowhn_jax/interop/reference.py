@@ -237,9 +237,8 @@ def _mode_of(config: ModelConfig) -> str:
             f"model.head_dim must be model.width / model.heads for --format=reference; got "
             f"{config.head_dim}."
         )
-    if config.split.strategy not in strategies or (
-        config.split.stem and config.split.strategy != "no_split"
-    ):
+    is_mixed = config.split.stem and config.split.strategy != "no_split"
+    if config.split.strategy not in strategies or is_mixed or config.split.stem_kind != "no_split":
         raise ValueError(
             f"model.split.strategy must be one of {', '.join(strategies)}, without a stem, for "
             f"--format=reference: the authors' code has no other; got {config.split.strategy!r} "

@@ -17,6 +17,7 @@ from flowhn_jax.layers.mamba2 import Mamba2, Mamba2Cache
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.base import HeadDimKeys, Mamba1Keys, Mamba2Keys, ModelConfig
 from flowhn_jax.models.flowhn_branches import (
+    StemBlock,
     branch_part,
     prefill_branch,
     run_branch,
@@ -166,6 +167,27 @@ def require_flowhn(model: ModelConfig, command: str) -> FlowHNConfig:
     return model
 
 
+def _ssm_mixer(config: FlowHNConfig, context: LayerContext) -> Mamba1 | Mamba2:
+    if config.is_mamba2:
+        return Mamba2(config.mamba2_sizes, context)
+    return Mamba1(config.mamba1_sizes, context)
+
+
+def _attention_mixer(config: FlowHNConfig, context: LayerContext) -> Attention:
+    rope_theta = config.attention_rope_theta or None
+    return Attention(config.attention_sizes, context, rope_theta=rope_theta)
+
+
+def _layer(
+    config: FlowHNConfig, mixer: Mamba1 | Mamba2 | Attention, context: LayerContext
+) -> DecoderLayer[Any]:
+    """Return the decoder layer of the branch with this mixer."""
+    return DecoderLayer(mixer, config.width, config.branch_mlp_width, context)
+
+
+_MIXERS = {"ssm": _ssm_mixer, "attention": _attention_mixer}
+
+
 class BlockCache(NamedTuple):
     """The caches of both branches, each of the tokens that it got."""
 
@@ -177,16 +199,11 @@ class Block(nnx.Module):
     """An SSM branch and an attention branch in parallel, and the fusion of their outputs."""
 
     def __init__(self, config: FlowHNConfig, is_split: bool, context: LayerContext):
-        width, mlp_width = config.width, config.branch_mlp_width
+        width = config.width
         # Both mixers draw their parameters before the rest of the branches does.
-        if config.is_mamba2:
-            ssm = Mamba2(config.mamba2_sizes, context)
-        else:
-            ssm = Mamba1(config.mamba1_sizes, context)
-        rope_theta = config.attention_rope_theta or None
-        attention = Attention(config.attention_sizes, context, rope_theta=rope_theta)
-        self.ssm: DecoderLayer[Any] = DecoderLayer(ssm, width, mlp_width, context)
-        self.attention: DecoderLayer[KVCache] = DecoderLayer(attention, width, mlp_width, context)
+        ssm, attention = _ssm_mixer(config, context), _attention_mixer(config, context)
+        self.ssm = _layer(config, ssm, context)
+        self.attention = _layer(config, attention, context)
         self.has_projections = config.fusion == "paper"
         if self.has_projections:
             self.branch_proj = linear(width if is_split else 2 * width, width, context)
@@ -290,9 +307,13 @@ class FlowHN(LanguageModel):
 
     config: FlowHNConfig
 
-    def make_block(self, index: int, context: LayerContext) -> Block:
+    def make_block(self, index: int, context: LayerContext) -> Block | StemBlock:
         """Return block `index`; its fusion is wider where both branches see all tokens."""
-        return Block(self.config, self.config.plan().blocks[index].is_split, context)
+        config = self.config
+        if index < config.split.stem and config.split.stem_kind in _MIXERS:
+            mixer = _MIXERS[config.split.stem_kind](config, context)
+            return StemBlock(_layer(config, mixer, context))
+        return Block(config, config.plan().blocks[index].is_split, context)
 
     def apply_blocks(
         self, blocks: Blocks, x: jax.Array, segment_ids: jax.Array | None
@@ -343,6 +364,9 @@ class FlowHN(LanguageModel):
     def flop_parts(self, length: int) -> Iterator[tuple[nnx.Module, int]]:
         """Yield each module that costs FLOPs, and how many tokens of `length` it processes."""
         for block, plan in zip(self.blocks, self.config.plan(length).blocks, strict=True):
+            if isinstance(block, StemBlock):
+                yield block.layer, length
+                continue
             yield block.ssm, plan.ssm.count(length)
             yield block.attention, plan.attention.count(length)
             if block.has_projections:

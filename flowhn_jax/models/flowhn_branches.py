@@ -10,9 +10,11 @@ from flowhn_jax.layers.attention import Attention
 from flowhn_jax.layers.decoder import DecoderLayer
 from flowhn_jax.layers.mixer import CacheT
 from flowhn_jax.layers.prompts import Prompts
-from flowhn_jax.parallel.branch import Part
-from flowhn_jax.split import Selection, count, take
+from flowhn_jax.models.language_model import STREAM
+from flowhn_jax.parallel.branch import Part, is_parallel, run_alone
+from flowhn_jax.split import BlockPlan, Selection, count, take
 from flowhn_jax.split.plan import EVERYTHING
+from kernels.partition import constrain
 
 BranchInputs = tuple[jax.Array, jax.Array | None]  # a branch's x [B, T, D] and segment_ids [B, T]
 Options = dict[str, jax.Array]  # keyword arguments of a mixer
@@ -79,6 +81,49 @@ def prefill_branch(
     return branch.prefill(x, prompts, room, **options)
 
 
+class StemBlock(nnx.Module):
+    """A block of one branch, for all tokens. Its methods are those of `Block`."""
+
+    def __init__(self, layer: DecoderLayer[Any]):
+        self.layer = layer
+
+    def __call__(
+        self, x: jax.Array, segment_ids: jax.Array | None = None, *, plan: BlockPlan
+    ) -> jax.Array:
+        """Return the stream [B, T, D] after the block."""
+        del plan
+        inputs = x, segment_ids
+        if is_parallel():
+            x = run_alone(branch_part(self.layer, EVERYTHING, inputs, length=x.shape[1]))
+        else:
+            x = run_branch(self.layer, EVERYTHING, inputs, length=x.shape[1])
+        return constrain(x, STREAM)
+
+    def init_cache(self, batch: int, plan: BlockPlan, length: int) -> Any:
+        """Return the layer's cache before the first of `length` tokens."""
+        del plan
+        return self.layer.init_cache(batch, length)
+
+    def prefill(
+        self, x: jax.Array, plan: BlockPlan, prompts: Prompts, length: int
+    ) -> tuple[jax.Array, Any]:
+        """Return the stream [B, T, D] and the layer's cache after each row, for `length` tokens."""
+        del plan
+        x, cache = prefill_branch(self.layer, x, EVERYTHING, prompts, length)
+        return constrain(x, STREAM), cache
+
+    def step(
+        self, x: jax.Array, plan: BlockPlan, positions: jax.Array, cache: Any
+    ) -> tuple[jax.Array, Any]:
+        """Return the stream [B, D] of tokens at `positions` [B], and the layer's new cache."""
+        del plan
+        return self.layer.step(x, cache, **_step_positions(self.layer, positions))
+
+
+def _step_positions(branch: DecoderLayer[Any], positions: jax.Array) -> Options:
+    return {"positions": positions} if _rotates(branch) else {}
+
+
 def step_branch(
     branch: DecoderLayer[Any],
     x: jax.Array,
@@ -87,7 +132,7 @@ def step_branch(
     positions: jax.Array,
 ) -> tuple[jax.Array, Any]:
     """Return a branch's step for the sequences that are `active` [B]; skip it where none is."""
-    options: Options = {"positions": positions} if _rotates(branch) else {}
+    options = _step_positions(branch, positions)
     return jax.lax.cond(
         active.any(), lambda: branch.step(x, cache, active, **options), lambda: (x, cache)
     )

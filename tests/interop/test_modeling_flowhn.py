@@ -27,8 +27,11 @@ CONFIGS = {
     ),
     "residual": small_config("no_split", model={"fusion": "residual"}),
     "options": small_config(
-        "fai_split", model={"blocks": 3, "fusion": "residual", "attention_rope_theta": 100.0}
+        "fai_split",
+        model={"blocks": 3, "fusion": "residual", "attention_rope_theta": 100.0},
+        split={"stem": 1, "stem_kind": "ssm"},
     ),
+    "attention_stem": small_config("fac_split", split={"stem": 1, "stem_kind": "attention"}),
     "no_mlp": small_config("fac_split", model={"branch_mlp": False, "head_dim": 6}),
 }
 CONFIGS = {name: config.model for name, config in CONFIGS.items()}

@@ -30,9 +30,13 @@ def logits(config, params, tokens, segment_ids):
 
 
 def _block(config, block, x, own, segment_ids):
+    mixers = {"attention": _attention, "ssm": _mamba1}
+    if "layer" in block:
+        (name,) = (name for name in own if own[name].all())
+        return _layer(config, block["layer"], mixers[name], x, own[name], segment_ids)
     outputs = {
         name: _layer(config, block[name], mixer, x, own[name], segment_ids)
-        for name, mixer in (("attention", _attention), ("ssm", _mamba1))
+        for name, mixer in mixers.items()
     }
     changes = {name: outputs[name] - x for name in outputs}
     if config.fusion == "residual":

@@ -16,6 +16,8 @@ OPTIONS = {
     "paper": ("fac_split", {}),
     "residual": ("fai_split", RESIDUAL),
     "rotary": ("fai_split", {"model": {"attention_rope_theta": 20.0}}),
+    "ssm_stem": ("fai_split", {"split": {"stem": 1, "stem_kind": "ssm"}}),
+    "attention_stem": ("fac_split", {"split": {"stem": 1, "stem_kind": "attention"}}),
     "residual_no_split": ("no_split", RESIDUAL),
 }
 
