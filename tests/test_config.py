@@ -85,6 +85,14 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"model": {"ssm": "mamba3"}}, r"model.ssm must be one of mamba1, mamba2; got 'mamba3'"),
         ({"model": {"fusion": "sum"}}, r"model.fusion must be one of paper, residual; got 'sum'"),
         (
+            {"model": {"attention_mlp_width": -1}},
+            r"model.attention_mlp_width must be 0 or above; got -1",
+        ),
+        (
+            {"model": {"attention_mlp_width": 9, "branch_mlp": False}},
+            r"model.attention_mlp_width must be 0 where model.branch_mlp is False; got 9",
+        ),
+        (
             {"model": {"attention_rope_theta": -1.0}},
             r"model.attention_rope_theta must be 0 or above; got -1.0",
         ),

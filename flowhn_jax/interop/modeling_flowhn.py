@@ -372,12 +372,14 @@ def _put(x: Tensor, columns: Tensor, is_new: Tensor, new: Tensor) -> Tensor:
 
 def _make_branch(model: dict[str, Any], name: str) -> DecoderLayer:
     """Return the branch 'ssm' or 'attention' of a FlowHN block."""
+    mlp_width = model["mlp_width"]
     if name == "attention":
         rope_theta = model["attention_rope_theta"] or None
         mixer = Attention(model, _head_size(model), rope_theta=rope_theta)
+        mlp_width = model["attention_mlp_width"] or mlp_width
     else:
         mixer = Mamba2(model) if model["ssm"] == "mamba2" else Mamba1(model)
-    return DecoderLayer(model, mixer, model["mlp_width"] if model["branch_mlp"] else 0)
+    return DecoderLayer(model, mixer, mlp_width if model["branch_mlp"] else 0)
 
 
 class StemBlock(nn.Module):

@@ -41,6 +41,7 @@ AUTHORS_KEYS = {
     "ssm": "mamba1",
     "branch_mlp": True,
     "fusion": "paper",
+    "attention_mlp_width": 0,
     "attention_rope_theta": 0,
 }
 _AUTHORS_HEADS = 32

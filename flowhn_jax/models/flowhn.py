@@ -54,6 +54,8 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
 
     Attributes:
       ssm: mixer of the SSM branch, 'mamba1' or 'mamba2'.
+      attention_mlp_width: hidden units of the attention branch's MLP; 0: model.mlp_width. If they
+        are more, a balance by FLOPs sends the branch fewer tokens.
       attention_rope_theta: base of the frequencies of rotary positions in the attention branch, by
         a token's position in the sequence; 0: no positions, as in the paper.
       branch_mlp: an MLP after each branch's mixer; False: none, as in the paper's figure.
@@ -66,6 +68,7 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
     has_branches: ClassVar[bool] = True
 
     ssm: str = "mamba1"
+    attention_mlp_width: int = 0
     attention_rope_theta: float = 0.0
     branch_mlp: bool = True
     fusion: str = "paper"
@@ -76,6 +79,10 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
             value = getattr(self, name)
             require(value in known, f"model.{name}", f"one of {', '.join(known)}", value)
         super().__post_init__()
+        mlp_width = self.attention_mlp_width
+        require(mlp_width >= 0, "model.attention_mlp_width", "0 or above", mlp_width)
+        no_mlp = "0 where model.branch_mlp is False"
+        require(self.branch_mlp or not mlp_width, "model.attention_mlp_width", no_mlp, mlp_width)
         theta, size = self.attention_rope_theta, self.head_size
         require(theta >= 0, "model.attention_rope_theta", "0 or above", theta)
         if theta:
@@ -99,7 +106,7 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
         """The sizes of both branches, by which the split is balanced."""
         return BranchDims(
             width=self.width,
-            mlp_width=self.branch_mlp_width,
+            mlp_width=self.branch_mlp_width("ssm"),
             heads=self.heads,
             kv_heads=self.kv_heads,
             head_dim=self.head_size,
@@ -109,12 +116,14 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
             dt_rank=0 if self.is_mamba2 else self.dt_rank,
             ssm_heads=self.ssm_heads if self.is_mamba2 else 0,
             ssm_groups=self.ssm_groups if self.is_mamba2 else 0,
+            attention_mlp_width=self.attention_mlp_width or None,
         )
 
-    @property
-    def branch_mlp_width(self) -> int:
-        """Hidden units of a branch's MLP, 0 without one."""
-        return self.mlp_width if self.branch_mlp else 0
+    def branch_mlp_width(self, branch: str) -> int:
+        """Return the hidden units of the MLP of 'ssm' or 'attention', 0 without one."""
+        if not self.branch_mlp:
+            return 0
+        return (branch == "attention" and self.attention_mlp_width) or self.mlp_width
 
     @property
     def max_length(self) -> int | None:
@@ -167,25 +176,23 @@ def require_flowhn(model: ModelConfig, command: str) -> FlowHNConfig:
     return model
 
 
-def _ssm_mixer(config: FlowHNConfig, context: LayerContext) -> Mamba1 | Mamba2:
+def _mixer(config: FlowHNConfig, branch: str, context: LayerContext) -> Mamba1 | Mamba2 | Attention:
+    if branch == "attention":
+        rope_theta = config.attention_rope_theta or None
+        return Attention(config.attention_sizes, context, rope_theta=rope_theta)
     if config.is_mamba2:
         return Mamba2(config.mamba2_sizes, context)
     return Mamba1(config.mamba1_sizes, context)
 
 
-def _attention_mixer(config: FlowHNConfig, context: LayerContext) -> Attention:
-    rope_theta = config.attention_rope_theta or None
-    return Attention(config.attention_sizes, context, rope_theta=rope_theta)
-
-
 def _layer(
-    config: FlowHNConfig, mixer: Mamba1 | Mamba2 | Attention, context: LayerContext
+    config: FlowHNConfig,
+    branch: str,
+    mixer: Mamba1 | Mamba2 | Attention,
+    context: LayerContext,
 ) -> DecoderLayer[Any]:
-    """Return the decoder layer of the branch with this mixer."""
-    return DecoderLayer(mixer, config.width, config.branch_mlp_width, context)
-
-
-_MIXERS = {"ssm": _ssm_mixer, "attention": _attention_mixer}
+    """Return the decoder layer of the branch 'ssm' or 'attention' around its mixer."""
+    return DecoderLayer(mixer, config.width, config.branch_mlp_width(branch), context)
 
 
 class BlockCache(NamedTuple):
@@ -201,9 +208,9 @@ class Block(nnx.Module):
     def __init__(self, config: FlowHNConfig, is_split: bool, context: LayerContext):
         width = config.width
         # Both mixers draw their parameters before the rest of the branches does.
-        ssm, attention = _ssm_mixer(config, context), _attention_mixer(config, context)
-        self.ssm = _layer(config, ssm, context)
-        self.attention = _layer(config, attention, context)
+        mixers = {name: _mixer(config, name, context) for name in ("ssm", "attention")}
+        self.ssm = _layer(config, "ssm", mixers["ssm"], context)
+        self.attention = _layer(config, "attention", mixers["attention"], context)
         self.has_projections = config.fusion == "paper"
         if self.has_projections:
             self.branch_proj = linear(width if is_split else 2 * width, width, context)
@@ -310,9 +317,9 @@ class FlowHN(LanguageModel):
     def make_block(self, index: int, context: LayerContext) -> Block | StemBlock:
         """Return block `index`; its fusion is wider where both branches see all tokens."""
         config = self.config
-        if index < config.split.stem and config.split.stem_kind in _MIXERS:
-            mixer = _MIXERS[config.split.stem_kind](config, context)
-            return StemBlock(_layer(config, mixer, context))
+        kind = config.split.stem_kind
+        if index < config.split.stem and kind != "no_split":
+            return StemBlock(_layer(config, kind, _mixer(config, kind, context), context))
         return Block(config, config.plan().blocks[index].is_split, context)
 
     def apply_blocks(

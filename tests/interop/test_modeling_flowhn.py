@@ -28,7 +28,12 @@ CONFIGS = {
     "residual": small_config("no_split", model={"fusion": "residual"}),
     "options": small_config(
         "fai_split",
-        model={"blocks": 3, "fusion": "residual", "attention_rope_theta": 100.0},
+        model={
+            "blocks": 3,
+            "fusion": "residual",
+            "attention_rope_theta": 100.0,
+            "attention_mlp_width": 40,
+        },
         split={"stem": 1, "stem_kind": "ssm"},
     ),
     "attention_stem": small_config("fac_split", split={"stem": 1, "stem_kind": "attention"}),

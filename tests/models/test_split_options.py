@@ -18,6 +18,7 @@ OPTIONS = {
     "rotary": ("fai_split", {"model": {"attention_rope_theta": 20.0}}),
     "ssm_stem": ("fai_split", {"split": {"stem": 1, "stem_kind": "ssm"}}),
     "attention_stem": ("fac_split", {"split": {"stem": 1, "stem_kind": "attention"}}),
+    "wide_attention": ("fa_split", {"model": {"attention_mlp_width": 40}}),
     "residual_no_split": ("no_split", RESIDUAL),
 }
 

@@ -55,7 +55,7 @@ def recipe(strategy="fac_split", ssm="mamba1", options=False):
     model = {"ssm": ssm, "ssm_head_dim": 8, "blocks": 2, "vocab_size": 64}
     split = {}
     if options:
-        model |= {"fusion": "residual", "attention_rope_theta": 100.0}
+        model |= {"fusion": "residual", "attention_rope_theta": 100.0, "attention_mlp_width": 40}
         split |= {"stem": 1, "stem_kind": "ssm"}
     train = {"steps": STEPS, "learning_rate": RATE}
     return small_config(strategy, model=model, split=split, train=train)
