@@ -83,6 +83,23 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"model": {"heads": 12, "width": 768}}, r"kv_heads \(8\), e.g. 8 or 16; got 12"),
         ({"model": {"blocks": 0}}, r"model.blocks must be above 0; got 0"),
         ({"model": {"ssm": "mamba3"}}, r"model.ssm must be one of mamba1, mamba2; got 'mamba3'"),
+        ({"model": {"fusion": "sum"}}, r"model.fusion must be one of paper, residual; got 'sum'"),
+        (
+            {"model": {"attention_mlp_width": -1}},
+            r"model.attention_mlp_width must be 0 or above; got -1",
+        ),
+        (
+            {"model": {"attention_mlp_width": 9, "branch_mlp": False}},
+            r"model.attention_mlp_width must be 0 where model.branch_mlp is False; got 9",
+        ),
+        (
+            {"model": {"attention_rope_theta": -1.0}},
+            r"model.attention_rope_theta must be 0 or above; got -1.0",
+        ),
+        (
+            {"model": {"attention_rope_theta": 10.0, "head_dim": 5}},
+            r"head_dim\) must be even for model.attention_rope_theta; got 5",
+        ),
         (
             {"model": {"ssm": "mamba2", "ssm_head_dim": 80}},
             r"head_dim must .*\(1536\); got 80",
@@ -93,6 +110,14 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
         ({"kernels": {"backend": "ssd=cudnn"}}, r"ssd: .* one of .*'xla'; got 'cudnn'"),
         ({"model": {"dtype": "float16"}}, r"one of auto, float32, bfloat16"),
         ({"model": {"split": {"stem": 3}}}, r"split.stem must be 0 to model.blocks \(2\); got 3"),
+        (
+            {"model": {"split": {"stem": 1, "stem_kind": "mamba"}}},
+            r"split.stem_kind must be no_split or ssm or attention; got 'mamba'",
+        ),
+        (
+            {"model": {"split": {"stem_kind": "ssm"}}},
+            r"split.stem must be at least 1 for model.split.stem_kind 'ssm'; got 0",
+        ),
         ({"train": {"batch_size": 10, "accumulate": 4}}, r"accumulate \(4\), e.g. 8 or 12"),
         ({"train": {"remat": "some"}}, r"one of none, dots, full"),
         ({"train": {"moment_dtype": "float16"}}, r"train.moment_dtype must be one of float32, bfl"),

@@ -13,6 +13,11 @@ from kernels import backends
 from tests.jaxprs import equations
 from tests.small import small_baseline, small_config
 
+OPTIONS = {
+    "model": {"fusion": "residual", "attention_mlp_width": 40, "attention_rope_theta": 9.0},
+    "split": {"stem": 1, "stem_kind": "attention"},
+}
+
 
 def products(config, monkeypatch):
     """FLOPs of the matrix products of a forward pass, as JAX counts shapes, with dense attention.
@@ -36,9 +41,11 @@ def products(config, monkeypatch):
     return counted
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_matrix_products_are_those_of_the_jaxpr(strategy, monkeypatch):
-    config = small_config(strategy).model
+@pytest.mark.parametrize(
+    ("strategy", "options"), [*((s, {}) for s in STRATEGIES), ("fai_split", OPTIONS)]
+)
+def test_matrix_products_are_those_of_the_jaxpr(strategy, options, monkeypatch):
+    config = small_config(strategy, **options).model
     dims = config.dims
     elementwise = dims.inner * (9 * dims.state + 2 + 2 * dims.conv)
     plan = config.plan()
@@ -69,16 +76,19 @@ def test_matrix_products_of_baselines(kind, monkeypatch):
     assert found - mixers * length * elementwise == products(config, monkeypatch)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_walk_agrees_with_the_planners_cost(strategy):
+@pytest.mark.parametrize(
+    ("strategy", "options"), [*((s, {}) for s in STRATEGIES), ("fai_split", OPTIONS)]
+)
+def test_the_walk_agrees_with_the_planners_cost(strategy, options):
     """The planner counts a branch from its sizes alone, without the layers."""
-    config = small_config(strategy).model
+    config = small_config(strategy, **options).model
     dims, length = config.dims, config.context
     total = 2 * dims.width * config.vocab_size * length
     for block in config.plan().blocks:
         total += attention_branch_flops(dims, block.attention.count(length))
         total += ssm_branch_flops(dims, block.ssm.count(length))
-        total += 2 * length * dims.width * ((1 if block.is_split else 2) + 1) * dims.width
+        if config.fusion == "paper":
+            total += 2 * length * dims.width * ((1 if block.is_split else 2) + 1) * dims.width
     assert flops.forward_flops(config, length) == total
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowhn_jax.bench import authors_model, pytorch
 from flowhn_jax.config import Config, FlowHNConfig, ModelConfig, require_flowhn
-from flowhn_jax.interop.reference import MODES
+from flowhn_jax.interop.reference import AUTHORS_KEYS, MODES
 
 Run = Callable[[], Any]
 
@@ -111,10 +111,12 @@ def train_step(config: Config, mode: str) -> pytorch.Step:
 def _check(model: FlowHNConfig, mode: str) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
-    if model.is_mamba2:
-        raise ValueError(f"model.ssm must be 'mamba1', as in the authors' code; got {model.ssm!r}.")
-    if not model.branch_mlp:
-        raise ValueError("model.branch_mlp must be True, as in the authors' code; got False.")
+    for key, needed in AUTHORS_KEYS.items():
+        value = getattr(model, key)
+        if value != needed:
+            raise ValueError(
+                f"model.{key} must be {needed!r}, as in the authors' code; got {value!r}."
+            )
 
 
 def _init(module: Any, std: float) -> None:

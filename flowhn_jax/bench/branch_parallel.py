@@ -108,7 +108,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _one_block(model: FlowHNConfig, balance: str) -> FlowHNConfig:
-    split = dataclasses.replace(model.split, balance=balance, stem=0)
+    split = dataclasses.replace(model.split, balance=balance, stem=0, stem_kind="no_split")
     split = with_fixed_share(split, model.dims, model.context)
     return dataclasses.replace(model, blocks=1, vocab_size=1, split=split)
 

@@ -11,7 +11,7 @@ from flowhn_jax.utils.text import short_repr
 
 if TYPE_CHECKING:
     from flowhn_jax.config import FlowHNConfig, ModelConfig
-    from flowhn_jax.split.plan import BlockPlan
+    from flowhn_jax.split import BlockPlan, SplitConfig
 
 
 def define(flags: Flags) -> Callable[[], None]:
@@ -51,7 +51,7 @@ def _print_plan(model: "ModelConfig", lengths: Sequence[str], plot: str | None) 
     print(f"{models.param_count(config):,} parameters")
     print(
         f"{split.strategy}, context {config.context:,}, balance {split.balance}, "
-        f"{config.blocks} blocks, stem {split.stem}\n"
+        f"{config.blocks} blocks, stem {_stem(split)}\n"
     )
     print(planned)
     plan = config.plan()
@@ -107,9 +107,16 @@ def table(config: "FlowHNConfig") -> str:
     return text_table(headings, rows, left=(6,))
 
 
+def _stem(split: "SplitConfig") -> str:
+    """Return the number of the stem's blocks, and their kind unless both branches see all."""
+    return f"{split.stem} ({split.stem_kind})" if split.stem_kind != "no_split" else f"{split.stem}"
+
+
 def _positions(block: "BlockPlan") -> str:
     """Return attention's positions as runs, such as "0-447 896-1023"."""
-    if not block.is_split:
+    from flowhn_jax.split.selection import EVERYTHING
+
+    if block.attention == EVERYTHING:
         return "all"
     runs = " ".join(f"{start}-{stop - 1}" for start, stop in block.attention.runs)
     return runs if runs else "none"

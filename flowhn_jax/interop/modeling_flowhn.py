@@ -35,7 +35,7 @@ class FlowHNConfig(PretrainedConfig):
       model: the keys of the model's config in flowhn-jax.
       plan: of FlowHN, for each block the positions of attention: those whose remainder modulo
         `period` lies in one of the `runs` [start, stop). None for a block in which both branches
-        see all tokens.
+        see all tokens; a block with one branch has all positions in its runs, or none.
       max_length_of_plan: positions that the plan is made for; None: no limit.
     """
 
@@ -370,21 +370,46 @@ def _put(x: Tensor, columns: Tensor, is_new: Tensor, new: Tensor) -> Tensor:
     return x.scatter(1, columns[:, :, None].expand(-1, -1, x.shape[2]), new)
 
 
+def _make_branch(model: dict[str, Any], name: str) -> DecoderLayer:
+    """Return the branch 'ssm' or 'attention' of a FlowHN block."""
+    mlp_width = model["mlp_width"]
+    if name == "attention":
+        rope_theta = model["attention_rope_theta"] or None
+        mixer = Attention(model, _head_size(model), rope_theta=rope_theta)
+        mlp_width = model["attention_mlp_width"] or mlp_width
+    else:
+        mixer = Mamba2(model) if model["ssm"] == "mamba2" else Mamba1(model)
+    return DecoderLayer(model, mixer, mlp_width if model["branch_mlp"] else 0)
+
+
+class StemBlock(nn.Module):
+    """A block of one branch, for all tokens."""
+
+    def __init__(self, model: dict[str, Any], name: str):
+        super().__init__()
+        self.layer = _make_branch(model, name)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, valid: Tensor, cache: Any
+    ) -> tuple[Tensor, Any]:
+        """Return the stream [B, T, D] after the block, and the mixer's new cache."""
+        return self.layer(x, positions, valid, cache)
+
+
 class FlowHNBlock(nn.Module):
     """An SSM branch and an attention branch, and the fusion of their outputs."""
 
     def __init__(self, model: dict[str, Any], attended: dict[str, Any] | None):
         super().__init__()
         width, eps = model["width"], model["norm_eps"]
-        mlp_width = model["mlp_width"] if model["branch_mlp"] else 0
-        ssm = Mamba2(model) if model["ssm"] == "mamba2" else Mamba1(model)
-        attention = Attention(model, _head_size(model))
-        self.ssm = DecoderLayer(model, ssm, mlp_width)
-        self.attention = DecoderLayer(model, attention, mlp_width)
+        self.ssm = _make_branch(model, "ssm")
+        self.attention = _make_branch(model, "attention")
         self.attended = attended
-        self.branch_proj = nn.Linear(width if attended else 2 * width, width, bias=False)
-        self.norm = RMSNorm(width, eps)
-        self.final_proj = nn.Linear(width, width, bias=False)
+        self.has_projections = model["fusion"] == "paper"
+        if self.has_projections:
+            self.branch_proj = nn.Linear(width if attended else 2 * width, width, bias=False)
+            self.norm = RMSNorm(width, eps)
+            self.final_proj = nn.Linear(width, width, bias=False)
 
     def forward(
         self, x: Tensor, positions: Tensor, valid: Tensor, cache: dict[str, Any] | None
@@ -398,17 +423,22 @@ class FlowHNBlock(nn.Module):
             for name, branch in branches.items():
                 y, new_cache[name] = branch(x, positions, valid, cache[name])
                 outputs.append(y)
-            fused = torch.cat(outputs, -1)
+            if self.has_projections:
+                joined = torch.cat(outputs, -1)
+            else:  # x plus what each branch adds to it
+                joined = (sum(y.float() for y in outputs) - x.float()).to(x.dtype)
         else:
             attends = self._attends(positions)
-            fused = torch.zeros_like(x)
+            joined = torch.zeros_like(x)
             for name, mask in (("ssm", ~attends & valid), ("attention", attends & valid)):
                 columns, chosen = _leading(mask)
                 if columns.shape[1]:
                     of_branch = _take(x, columns), positions.gather(1, columns), chosen
                     y, new_cache[name] = branches[name](*of_branch, cache[name])
-                    fused = _put(fused, columns, chosen, y)
-        x = x + self.branch_proj(fused)
+                    joined = _put(joined, columns, chosen, y)
+        if not self.has_projections:
+            return joined, new_cache
+        x = x + self.branch_proj(joined)
         return x + self.final_proj(self.norm(x)), new_cache
 
     def _attends(self, positions: Tensor) -> Tensor:
@@ -684,7 +714,10 @@ def _make_blocks(config: FlowHNConfig) -> list[nn.Module]:
     kind, blocks = model["kind"], range(model["blocks"])
     if kind == "flowhn":
         assert config.plan is not None, "config.json must have a plan"
-        return [FlowHNBlock(model, attended) for attended in config.plan]
+        branch = model["split"]["stem_kind"]
+        stem = 0 if branch == "no_split" else model["split"]["stem"]
+        first = [StemBlock(model, branch) for _ in range(stem)]
+        return [*first, *(FlowHNBlock(model, attended) for attended in config.plan[stem:])]
     if kind == "hymba":
         return [HymbaLayer(model, index) for index in blocks]
     if kind != "shm":

@@ -38,6 +38,14 @@ MODES = {
 }
 
 _WITHOUT_TORCH = ", or use an .npz file of the arrays"
+# The authors' code has no other values of these keys of `model`.
+AUTHORS_KEYS = {
+    "ssm": "mamba1",
+    "branch_mlp": True,
+    "fusion": "paper",
+    "attention_mlp_width": 0,
+    "attention_rope_theta": 0,
+}
 _AUTHORS_HEADS = 32
 _MIN_HEAD_DIM = 16  # with a smaller one, the model was hardly trained with 32 heads
 _SSM_BRANCH = MAMBA1 | FEED_FORWARD | NORMS
@@ -200,22 +208,18 @@ def _mode_of(config: ModelConfig) -> str:
       ValueError: their code does not have this model.
     """
     strategies = {strategy: mode for mode, strategy in MODES.items()}
-    for key, value, needed in (
-        ("model.kind", config.kind, "flowhn"),
-        ("model.ssm", getattr(config, "ssm", None), "mamba1"),
-        ("model.branch_mlp", getattr(config, "branch_mlp", None), True),
-    ):
+    for key, needed in {"kind": FlowHNConfig.kind, **AUTHORS_KEYS}.items():
+        value = getattr(config, key, None)
         if value != needed:
-            raise ValueError(f"{key} must be {needed} for --format=reference; got {value!r}.")
+            raise ValueError(f"model.{key} must be {needed} for --format=reference; got {value!r}.")
     assert isinstance(config, FlowHNConfig)
     if config.head_size * config.heads != config.width:
         raise ValueError(
             f"model.head_dim must be model.width / model.heads for --format=reference; got "
             f"{config.head_dim}."
         )
-    if config.split.strategy not in strategies or (
-        config.split.stem and config.split.strategy != "no_split"
-    ):
+    is_mixed = config.split.stem and config.split.strategy != "no_split"
+    if config.split.strategy not in strategies or is_mixed or config.split.stem_kind != "no_split":
         raise ValueError(
             f"model.split.strategy must be one of {', '.join(strategies)}, without a stem, for "
             f"--format=reference: the authors' code has no other; got {config.split.strategy!r} "

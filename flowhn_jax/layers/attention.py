@@ -104,6 +104,7 @@ class Attention(nnx.Module):
         x: jax.Array,
         segment_ids: jax.Array | None = None,
         keys_values: KeysValues | None = None,
+        positions: jax.Array | None = None,
     ) -> jax.Array:
         """Return the attended tokens [B, T, D] of x [B, T, D].
 
@@ -112,6 +113,7 @@ class Attention(nnx.Module):
           segment_ids: [B, T] int32; documents never attend to each other. None: one document.
           keys_values: keys and values of x, from `keys_values` of this or another layer; None:
             compute them.
+          positions: [T] int32, ascending, for the rotation; None: those of consecutive tokens.
         """
         length = x.shape[1]
         if keys_values is None:
@@ -119,10 +121,15 @@ class Attention(nnx.Module):
             x = jnp.pad(x, ((0, 0), (0, tail), (0, 0)))
             if segment_ids is not None:
                 segment_ids = jnp.pad(segment_ids, ((0, 0), (0, tail)))
-            keys_values = self._keys_values(x, self._positions(x, segment_ids), length)
+            if positions is not None:
+                positions = jnp.pad(positions, (0, tail))
+        if positions is None:
+            positions = self._positions(x, segment_ids)
+        if keys_values is None:
+            keys_values = self._keys_values(x, positions, length)
         # The kernel of q_proj takes the scores' factor, unless a norm follows it.
         scale = self.head_dim**-0.5
-        q = self._queries(x, self._positions(x, segment_ids), length, scale=scale)
+        q = self._queries(x, positions, length, scale=scale)
         y = attention(
             q,
             *keys_values,
@@ -133,9 +140,19 @@ class Attention(nnx.Module):
         )
         return self._project_out(y)[:, :length]
 
-    def keys_values(self, x: jax.Array, segment_ids: jax.Array | None = None) -> KeysValues:
-        """Return keys and values [B, T, G, K] of x [B, T, D], whose first token has position 0."""
-        return self._keys_values(x, self._positions(x, segment_ids), x.shape[1])
+    def keys_values(
+        self,
+        x: jax.Array,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> KeysValues:
+        """Return keys and values [B, T, G, K] of x [B, T, D].
+
+        Without `positions` [T], the first token has position 0 and the others follow it.
+        """
+        if positions is None:
+            positions = self._positions(x, segment_ids)
+        return self._keys_values(x, positions, x.shape[1])
 
     def init_cache(self, batch: int, length: int) -> KVCache:
         """Return an empty cache of `batch` sequences, with slots for `length` tokens each.
@@ -156,10 +173,15 @@ class Attention(nnx.Module):
         none = jnp.zeros(batch, jnp.int32)
         return KVCache(KeysValues(empty, empty), none, none)
 
-    def prefill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, KVCache]:
-        """Return the attended tokens [B, T, D], and the cache after each row's tokens."""
-        keys_values = self.keys_values(x, prompts.segment_ids)
-        attended = self(x, prompts.segment_ids, keys_values)
+    def prefill(
+        self, x: jax.Array, prompts: Prompts, length: int, positions: jax.Array | None = None
+    ) -> tuple[jax.Array, KVCache]:
+        """Return the attended tokens [B, T, D], and the cache after each row's tokens.
+
+        Positions [T] are as in `__call__`.
+        """
+        keys_values = self.keys_values(x, prompts.segment_ids, positions)
+        attended = self(x, prompts.segment_ids, keys_values, positions)
         return attended, self.fill_cache(keys_values, prompts, length)
 
     def fill_cache(self, keys_values: KeysValues, prompts: Prompts, length: int) -> KVCache:
@@ -179,14 +201,25 @@ class Attention(nnx.Module):
         kv = KeysValues(put(empty.k, k), put(empty.v, v))
         return KVCache(kv, prompts.lengths, prompts.first)
 
-    def extend(self, x: jax.Array, cache: KVCache, active: jax.Array | None = None) -> KVCache:
-        """Return the cache with token x [B, D] appended to each `active` [B] sequence."""
+    def extend(
+        self,
+        x: jax.Array,
+        cache: KVCache,
+        active: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> KVCache:
+        """Return the cache with token x [B, D] appended to each `active` [B] sequence.
+
+        Without `positions` [B], the tokens' positions follow those in the cache.
+        """
         (k, v), tokens, first = cache
         slot = tokens
         if self.window is not None:
             after_prefix = tokens - self.prefix
             slot = jnp.where(after_prefix < 0, tokens, self.prefix + after_prefix % self.window)
-        new_k, new_v = self._keys_values(x, self._step_positions(tokens, first), 0)
+        if positions is None:
+            positions = self._step_positions(tokens, first)
+        new_k, new_v = self._keys_values(x, positions, 0)
         if active is not None:
             slot = jnp.where(active, slot, k.shape[2])  # out of bounds: the update is dropped
         rows = jnp.arange(x.shape[0])
@@ -194,10 +227,13 @@ class Attention(nnx.Module):
         v = v.at[rows, :, slot].set(new_v, mode="drop")
         return KVCache(KeysValues(k, v), tokens + (1 if active is None else active), first)
 
-    def attend_last(self, x: jax.Array, cache: KVCache) -> jax.Array:
+    def attend_last(
+        self, x: jax.Array, cache: KVCache, positions: jax.Array | None = None
+    ) -> jax.Array:
         """Return the attended token [B, D] of x [B, D], the token that `extend` has just added."""
         (k, v), tokens, first = cache
-        positions = self._step_positions(tokens - 1, first)
+        if positions is None:
+            positions = self._step_positions(tokens - 1, first)
         q = self._queries(x, positions, 0)
         slot_positions = self._slot_positions(tokens, k.shape[2])
         is_current = (slot_positions >= first[:, None]) | (slot_positions < self.prefix)
@@ -205,14 +241,19 @@ class Attention(nnx.Module):
         return self._project_out(attention_step(q, k, v, visible))
 
     def step(
-        self, x: jax.Array, cache: KVCache, active: jax.Array | None = None
+        self,
+        x: jax.Array,
+        cache: KVCache,
+        active: jax.Array | None = None,
+        positions: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Return the attended token of each sequence [B, D], and the resulting cache.
 
-        A sequence that is not `active` [B] keeps its cache; its output is undefined.
+        A sequence that is not `active` [B] keeps its cache; its output is undefined. Positions [B]
+        are as in `extend`.
         """
-        new_cache = self.extend(x, cache, active)
-        return self.attend_last(x, new_cache), new_cache
+        new_cache = self.extend(x, cache, active, positions)
+        return self.attend_last(x, new_cache, positions), new_cache
 
     def mixing_flops(self, tokens: int, *, causal: bool) -> int:
         """Return the FLOPs of the scores and of their product with the values."""

@@ -43,10 +43,16 @@ class DecoderLayer(nnx.Module, Generic[CacheT]):
                 bias=mlp_bias,
             )
 
-    def __call__(self, x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-        """Return the stream [B, T, D] after the layer, for x [B, T, D], segment_ids [B, T]."""
+    def __call__(
+        self, x: jax.Array, segment_ids: jax.Array | None, **options: jax.Array
+    ) -> jax.Array:
+        """Return the stream [B, T, D] after the layer, for x [B, T, D], segment_ids [B, T].
+
+        The options are further arguments of the mixer, here and in the other methods.
+        """
         x = constrain(x, _LAYOUT)
-        return constrain(self.add_mlp(x + self.mixer(self.norm(x), segment_ids)), _LAYOUT)
+        mixed = self.mixer(self.norm(x), segment_ids, **options)
+        return constrain(self.add_mlp(x + mixed), _LAYOUT)
 
     def add_mlp(self, x: jax.Array) -> jax.Array:
         """Return the stream [..., D] after the MLP and its residual; x itself without an MLP."""
@@ -56,18 +62,24 @@ class DecoderLayer(nnx.Module, Generic[CacheT]):
         """Return the mixer's cache of sequences without tokens, with room for `length` each."""
         return self.mixer.init_cache(batch, length)
 
-    def prefill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, CacheT]:
+    def prefill(
+        self, x: jax.Array, prompts: Prompts, length: int, **options: jax.Array
+    ) -> tuple[jax.Array, CacheT]:
         """Return the stream [B, T, D], and the mixer's cache with room for `length` tokens."""
         x = constrain(x, _LAYOUT)
-        mixed, cache = self.mixer.prefill(self.norm(x), prompts, length)
+        mixed, cache = self.mixer.prefill(self.norm(x), prompts, length, **options)
         return constrain(self.add_mlp(x + mixed), _LAYOUT), cache
 
     def step(
-        self, x: jax.Array, cache: CacheT, active: jax.Array | None = None
+        self,
+        x: jax.Array,
+        cache: CacheT,
+        active: jax.Array | None = None,
+        **options: jax.Array,
     ) -> tuple[jax.Array, CacheT]:
         """Return the stream [B, D] of one token per sequence, and the resulting cache.
 
         A sequence that is not `active` [B] keeps its cache; its output is undefined.
         """
-        mixed, new_cache = self.mixer.step(self.norm(x), cache, active)
+        mixed, new_cache = self.mixer.step(self.norm(x), cache, active, **options)
         return self.add_mlp(x + mixed), new_cache

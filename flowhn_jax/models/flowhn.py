@@ -14,30 +14,35 @@ from flowhn_jax.layers.decoder import DecoderLayer
 from flowhn_jax.layers.linear import linear, rms_norm
 from flowhn_jax.layers.mamba1 import Mamba1, Mamba1Cache
 from flowhn_jax.layers.mamba2 import Mamba2, Mamba2Cache
-from flowhn_jax.layers.mixer import CacheT
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.base import HeadDimKeys, Mamba1Keys, Mamba2Keys, ModelConfig
+from flowhn_jax.models.flowhn_branches import (
+    StemBlock,
+    branch_part,
+    prefill_branch,
+    run_branch,
+    step_branch,
+    take_tokens,
+)
 from flowhn_jax.models.language_model import STREAM, Blocks, LanguageModel
 from flowhn_jax.models.registry import register
-from flowhn_jax.parallel.branch import Part, is_parallel, side_by_side
+from flowhn_jax.parallel.branch import is_parallel, side_by_side
 from flowhn_jax.split import (
     BlockPlan,
     BranchDims,
     Plan,
-    Selection,
     SplitConfig,
     contains,
-    count,
     is_bounded,
     make_plan,
     merge,
-    take,
 )
-from flowhn_jax.split.plan import EVERYTHING, partition_warning
+from flowhn_jax.split.plan import partition_warning
 from flowhn_jax.utils.checks import require
 from kernels.partition import constrain
 
 SSMS = ("mamba1", "mamba2")
+FUSIONS = ("paper", "residual")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +54,13 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
 
     Attributes:
       ssm: mixer of the SSM branch, 'mamba1' or 'mamba2'.
+      attention_mlp_width: hidden units of the attention branch's MLP; 0: model.mlp_width. If they
+        are more, a balance by FLOPs sends the branch fewer tokens.
+      attention_rope_theta: base of the frequencies of rotary positions in the attention branch, by
+        a token's position in the sequence; 0: no positions, as in the paper.
       branch_mlp: an MLP after each branch's mixer; False: none, as in the paper's figure.
+      fusion: how the branches' outputs enter the residual stream: 'paper' projects them twice, each
+        time with a residual; 'residual' has no parameters, the branches' own residuals count.
       split: which tokens go to which branch.
     """
 
@@ -57,12 +68,26 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
     has_branches: ClassVar[bool] = True
 
     ssm: str = "mamba1"
+    attention_mlp_width: int = 0
+    attention_rope_theta: float = 0.0
     branch_mlp: bool = True
+    fusion: str = "paper"
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
 
     def __post_init__(self):
-        require(self.ssm in SSMS, "model.ssm", f"one of {', '.join(SSMS)}", self.ssm)
+        for name, known in (("ssm", SSMS), ("fusion", FUSIONS)):
+            value = getattr(self, name)
+            require(value in known, f"model.{name}", f"one of {', '.join(known)}", value)
         super().__post_init__()
+        mlp_width = self.attention_mlp_width
+        require(mlp_width >= 0, "model.attention_mlp_width", "0 or above", mlp_width)
+        no_mlp = "0 where model.branch_mlp is False"
+        require(self.branch_mlp or not mlp_width, "model.attention_mlp_width", no_mlp, mlp_width)
+        theta, size = self.attention_rope_theta, self.head_size
+        require(theta >= 0, "model.attention_rope_theta", "0 or above", theta)
+        if theta:
+            head = "the size of a head (model.head_dim)"
+            require(size % 2 == 0, head, "even for model.attention_rope_theta", size)
         stem, most = self.split.stem, f"0 to model.blocks ({self.blocks})"
         require(stem <= self.blocks, "model.split.stem", most, stem)
 
@@ -81,7 +106,7 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
         """The sizes of both branches, by which the split is balanced."""
         return BranchDims(
             width=self.width,
-            mlp_width=self.branch_mlp_width,
+            mlp_width=self.branch_mlp_width("ssm"),
             heads=self.heads,
             kv_heads=self.kv_heads,
             head_dim=self.head_size,
@@ -91,12 +116,14 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
             dt_rank=0 if self.is_mamba2 else self.dt_rank,
             ssm_heads=self.ssm_heads if self.is_mamba2 else 0,
             ssm_groups=self.ssm_groups if self.is_mamba2 else 0,
+            attention_mlp_width=self.attention_mlp_width or None,
         )
 
-    @property
-    def branch_mlp_width(self) -> int:
-        """Hidden units of a branch's MLP, 0 without one."""
-        return self.mlp_width if self.branch_mlp else 0
+    def branch_mlp_width(self, branch: str) -> int:
+        """Return the hidden units of the MLP of 'ssm' or 'attention', 0 without one."""
+        if not self.branch_mlp:
+            return 0
+        return (branch == "attention" and self.attention_mlp_width) or self.mlp_width
 
     @property
     def max_length(self) -> int | None:
@@ -149,6 +176,25 @@ def require_flowhn(model: ModelConfig, command: str) -> FlowHNConfig:
     return model
 
 
+def _mixer(config: FlowHNConfig, branch: str, context: LayerContext) -> Mamba1 | Mamba2 | Attention:
+    if branch == "attention":
+        rope_theta = config.attention_rope_theta or None
+        return Attention(config.attention_sizes, context, rope_theta=rope_theta)
+    if config.is_mamba2:
+        return Mamba2(config.mamba2_sizes, context)
+    return Mamba1(config.mamba1_sizes, context)
+
+
+def _layer(
+    config: FlowHNConfig,
+    branch: str,
+    mixer: Mamba1 | Mamba2 | Attention,
+    context: LayerContext,
+) -> DecoderLayer[Any]:
+    """Return the decoder layer of the branch 'ssm' or 'attention' around its mixer."""
+    return DecoderLayer(mixer, config.width, config.branch_mlp_width(branch), context)
+
+
 class BlockCache(NamedTuple):
     """The caches of both branches, each of the tokens that it got."""
 
@@ -160,18 +206,16 @@ class Block(nnx.Module):
     """An SSM branch and an attention branch in parallel, and the fusion of their outputs."""
 
     def __init__(self, config: FlowHNConfig, is_split: bool, context: LayerContext):
-        width, mlp_width = config.width, config.branch_mlp_width
+        width = config.width
         # Both mixers draw their parameters before the rest of the branches does.
-        if config.is_mamba2:
-            ssm = Mamba2(config.mamba2_sizes, context)
-        else:
-            ssm = Mamba1(config.mamba1_sizes, context)
-        attention = Attention(config.attention_sizes, context)
-        self.ssm: DecoderLayer[Any] = DecoderLayer(ssm, width, mlp_width, context)
-        self.attention: DecoderLayer[KVCache] = DecoderLayer(attention, width, mlp_width, context)
-        self.branch_proj = linear(width if is_split else 2 * width, width, context)
-        self.norm = rms_norm(width, context)
-        self.final_proj = linear(width, width, context)
+        mixers = {name: _mixer(config, name, context) for name in ("ssm", "attention")}
+        self.ssm = _layer(config, "ssm", mixers["ssm"], context)
+        self.attention = _layer(config, "attention", mixers["attention"], context)
+        self.has_projections = config.fusion == "paper"
+        if self.has_projections:
+            self.branch_proj = linear(width if is_split else 2 * width, width, context)
+            self.norm = rms_norm(width, context)
+            self.final_proj = linear(width, width, context)
 
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array | None = None, *, plan: BlockPlan
@@ -183,17 +227,19 @@ class Block(nnx.Module):
           segment_ids: [B, T] int32; documents never attend to each other. None: one document.
           plan: which positions each branch gets.
         """
-        ssm, of_ssm = _take_both(x, segment_ids, plan.ssm)
-        attention, of_attention = _take_both(x, segment_ids, plan.attention)
+        ssm, of_ssm = take_tokens(x, segment_ids, plan.ssm)
+        attention, of_attention = take_tokens(x, segment_ids, plan.attention)
+        works = (
+            (self.ssm, plan.ssm, (ssm, of_ssm)),
+            (self.attention, plan.attention, (attention, of_attention)),
+        )
         if is_parallel():
-            parts = _part(self.ssm, ssm, of_ssm), _part(self.attention, attention, of_attention)
+            parts = (branch_part(*work, length=x.shape[1]) for work in works)
             ssm, attention = side_by_side(*parts)
         else:
-            # A short text may lie wholly within one branch.
-            ssm = self.ssm(ssm, of_ssm) if ssm.shape[1] else ssm
-            attention = self.attention(attention, of_attention) if attention.shape[1] else attention
-        fused = constrain(self._join(ssm, attention, plan), STREAM)
-        return constrain(self._add_fused(x, fused), STREAM)
+            ssm, attention = (run_branch(*work, length=x.shape[1]) for work in works)
+        joined = constrain(self._join(x, ssm, attention, plan), STREAM)
+        return constrain(self._fuse(x, joined), STREAM)
 
     def init_cache(self, batch: int, plan: BlockPlan, length: int) -> BlockCache:
         """Return the branches' caches before the first of `length` tokens."""
@@ -206,10 +252,10 @@ class Block(nnx.Module):
         self, x: jax.Array, plan: BlockPlan, prompts: Prompts, length: int
     ) -> tuple[jax.Array, BlockCache]:
         """Return the stream [B, T, D] and the cache after each row, for `length` tokens."""
-        ssm, of_ssm = _prefill(self.ssm, x, plan.ssm, prompts, length)
-        attention, of_attention = _prefill(self.attention, x, plan.attention, prompts, length)
-        fused = self._join(ssm, attention, plan)
-        return constrain(self._add_fused(x, fused), STREAM), BlockCache(of_ssm, of_attention)
+        ssm, of_ssm = prefill_branch(self.ssm, x, plan.ssm, prompts, length)
+        attention, of_attention = prefill_branch(self.attention, x, plan.attention, prompts, length)
+        joined = self._join(x, ssm, attention, plan)
+        return constrain(self._fuse(x, joined), STREAM), BlockCache(of_ssm, of_attention)
 
     def step(
         self, x: jax.Array, plan: BlockPlan, positions: jax.Array, cache: BlockCache
@@ -221,69 +267,45 @@ class Block(nnx.Module):
         if not plan.is_split:
             ssm, of_ssm = self.ssm.step(x, cache.ssm)
             attention, of_attention = self.attention.step(x, cache.attention)
-            fused = jnp.concatenate((ssm, attention), axis=-1)
-            return self._add_fused(x, fused), BlockCache(of_ssm, of_attention)
+            joined = self._join_shared(x, ssm, attention)
+            return self._fuse(x, joined), BlockCache(of_ssm, of_attention)
 
         attends = contains(plan.attention, positions)
-        ssm, of_ssm = _step_if_any(self.ssm, x, cache.ssm, ~attends)
-        attention, of_attention = _step_if_any(self.attention, x, cache.attention, attends)
-        fused = jnp.where(attends[:, None], attention, ssm)
-        return self._add_fused(x, fused), BlockCache(of_ssm, of_attention)
+        ssm, of_ssm = step_branch(self.ssm, x, cache.ssm, ~attends, positions)
+        attention, of_attention = step_branch(
+            self.attention, x, cache.attention, attends, positions
+        )
+        joined = jnp.where(attends[:, None], attention, ssm)
+        return self._fuse(x, joined), BlockCache(of_ssm, of_attention)
 
-    def _join(self, ssm: jax.Array, attention: jax.Array, plan: BlockPlan) -> jax.Array:
-        """Return both branches' outputs as [B, T, D] where tokens are split, else [B, T, 2D]."""
+    def _join(
+        self, x: jax.Array, ssm: jax.Array, attention: jax.Array, plan: BlockPlan
+    ) -> jax.Array:
+        """Return the branches' outputs for x [B, T, D] in order of position, as `_fuse` takes them.
+
+        That is [B, T, D] where tokens are split; else see `_join_shared`.
+        """
         if plan.is_split:
             return merge(attention, ssm, plan)
-        return jnp.concatenate((ssm, attention), axis=-1)
+        return self._join_shared(x, ssm, attention)
 
-    def _add_fused(self, x: jax.Array, fused: jax.Array) -> jax.Array:
-        x = x + self.branch_proj(fused)
+    def _join_shared(self, x: jax.Array, ssm: jax.Array, attention: jax.Array) -> jax.Array:
+        """Return the outputs of both branches for the same tokens x [..., D], joined.
+
+        For the paper's fusion they are concatenated, [..., 2D]. Otherwise the stream [..., D] is x
+        plus what each branch adds to it.
+        """
+        if self.has_projections:
+            return jnp.concatenate((ssm, attention), axis=-1)
+        before, first, second = (y.astype(jnp.float32) for y in (x, ssm, attention))
+        return (first + second - before).astype(x.dtype)
+
+    def _fuse(self, x: jax.Array, joined: jax.Array) -> jax.Array:
+        """Return the stream [..., D] after the block, for the stream x [..., D] before it."""
+        if not self.has_projections:
+            return joined
+        x = x + self.branch_proj(joined)
         return x + self.final_proj(self.norm(x))
-
-
-def _take_both(
-    x: jax.Array, segment_ids: jax.Array | None, selection: Selection
-) -> tuple[jax.Array, jax.Array | None]:
-    """Return the selected positions of x [B, T, D] and of segment_ids [B, T]."""
-    if selection == EVERYTHING:
-        return x, segment_ids
-    return take(x, selection), None if segment_ids is None else take(segment_ids, selection)
-
-
-def _part(branch: DecoderLayer[Any], x: jax.Array, segment_ids: jax.Array | None) -> Part:
-    """Return a branch's work on x [B, T, D] and segment_ids [B, T] as a function of arrays."""
-    graph, params = nnx.split(branch)
-
-    def run(params: nnx.State, inputs: tuple[jax.Array, jax.Array | None]) -> jax.Array:
-        x, segment_ids = inputs
-        return nnx.merge(graph, params)(x, segment_ids) if x.shape[1] else x
-
-    return Part(run, params, (x, segment_ids))
-
-
-def _prefill(
-    branch: DecoderLayer[CacheT],
-    x: jax.Array,
-    selection: Selection,
-    prompts: Prompts,
-    length: int,
-) -> tuple[jax.Array, CacheT]:
-    """Return a branch's output for its positions of x [B, T, D], and its cache for `length`."""
-    if selection != EVERYTHING:
-        x, segment_ids = _take_both(x, prompts.segment_ids, selection)
-        lengths, first = count(selection, prompts.lengths), count(selection, prompts.first)
-        prompts = Prompts(lengths, first, segment_ids)
-    room = max(1, selection.count(length))
-    if not x.shape[1]:  # a short prompt may lie wholly within the other branch
-        return x, branch.init_cache(x.shape[0], room)
-    return branch.prefill(x, prompts, room)
-
-
-def _step_if_any(
-    branch: DecoderLayer[Any], x: jax.Array, cache: Any, active: jax.Array
-) -> tuple[jax.Array, Any]:
-    """Return a branch's step for the sequences that are `active` [B]; skip it where none is."""
-    return jax.lax.cond(active.any(), lambda: branch.step(x, cache, active), lambda: (x, cache))
 
 
 @register(FlowHNConfig)
@@ -292,9 +314,13 @@ class FlowHN(LanguageModel):
 
     config: FlowHNConfig
 
-    def make_block(self, index: int, context: LayerContext) -> Block:
+    def make_block(self, index: int, context: LayerContext) -> Block | StemBlock:
         """Return block `index`; its fusion is wider where both branches see all tokens."""
-        return Block(self.config, self.config.plan().blocks[index].is_split, context)
+        config = self.config
+        kind = config.split.stem_kind
+        if index < config.split.stem and kind != "no_split":
+            return StemBlock(_layer(config, kind, _mixer(config, kind, context), context))
+        return Block(config, config.plan().blocks[index].is_split, context)
 
     def apply_blocks(
         self, blocks: Blocks, x: jax.Array, segment_ids: jax.Array | None
@@ -345,8 +371,12 @@ class FlowHN(LanguageModel):
     def flop_parts(self, length: int) -> Iterator[tuple[nnx.Module, int]]:
         """Yield each module that costs FLOPs, and how many tokens of `length` it processes."""
         for block, plan in zip(self.blocks, self.config.plan(length).blocks, strict=True):
+            if isinstance(block, StemBlock):
+                yield block.layer, length
+                continue
             yield block.ssm, plan.ssm.count(length)
             yield block.attention, plan.attention.count(length)
-            yield block.branch_proj, length
-            yield block.final_proj, length
+            if block.has_projections:
+                yield block.branch_proj, length
+                yield block.final_proj, length
         yield self.head, length

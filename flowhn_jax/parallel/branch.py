@@ -34,6 +34,22 @@ def is_parallel() -> bool:
     return jax.sharding.get_abstract_mesh().shape.get(AXIS, 1) == 2
 
 
+def run_alone(part: Part) -> Array:
+    """Return the result of a part that has no other at its side, for a mesh with two groups.
+
+    Both groups compute it, each for its half of the sequences where their number is even.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    names = tuple(name for name in (*_BATCH_AXES, AXIS) if name in mesh.axis_names)
+    axes = divided(names, jax.tree.leaves(part.inputs)[0].shape[0], mesh.shape)
+    return jax.shard_map(
+        part.function,
+        in_specs=(P(), P(axes)),
+        out_specs=P(axes),
+        check_vma=False,  # as in `side_by_side`
+    )(part.params, part.inputs)
+
+
 def side_by_side(first: Part, second: Part) -> tuple[Array, Array]:
     """Return the results of both parts, each computed on its half of the mesh axis `branch`.
 

@@ -6,6 +6,7 @@ from flowhn_jax.split.strategies import Strategy, get_strategy
 
 BALANCES = ("flops", "equal", "time")
 SCOPES = ("context", "sequence")
+STEM_KINDS = ("no_split", "ssm", "attention")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,9 @@ class SplitConfig:
         fac_split.
       period: length in tokens after which fai_split's runs repeat.
       shift: positions by which fai_split's runs move back from block to block; None: half a run.
-      stem: number of first blocks in which both branches see all tokens.
+      stem: number of first blocks, of model.blocks, that are not split.
+      stem_kind: what all tokens pass in a block of the stem: both branches ('no_split'), or one
+        decoder layer alone, that of the SSM ('ssm') or of attention ('attention').
       scope: 'context' plans for `model.context` tokens, and shorter sequences take the beginning of
         that plan; 'sequence' plans for each length separately, for parity with the authors' code,
         and cannot decode.
@@ -35,6 +38,7 @@ class SplitConfig:
     period: int = 64
     shift: int | None = None
     stem: int = 0
+    stem_kind: str = "no_split"
     scope: str = "context"
 
     def __post_init__(self):
@@ -50,10 +54,12 @@ class SplitConfig:
                 "model.split.balance must be above 0 and below 1 where it is attention's share of "
                 f"the tokens; got {self.balance}."
             )
-        if self.scope not in SCOPES:
-            raise ValueError(
-                f"model.split.scope must be {' or '.join(SCOPES)}; got {self.scope!r:.80}."
-            )
+        for name, known in (("scope", SCOPES), ("stem_kind", STEM_KINDS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(
+                    f"model.split.{name} must be {' or '.join(known)}; got {value!r:.80}."
+                )
         if self.scope == "context" and strategy.needs_sequence_scope:
             raise ValueError(
                 f"model.split.scope must be 'sequence' for the strategy {self.strategy!r}, which "
@@ -64,6 +70,11 @@ class SplitConfig:
                 raise ValueError(
                     f"model.split.{name} must be at least {least}; got {getattr(self, name)}."
                 )
+        if self.stem_kind != "no_split" and not self.stem:
+            raise ValueError(
+                f"model.split.stem must be at least 1 for model.split.stem_kind "
+                f"{self.stem_kind!r}; got 0."
+            )
         if self.shift is not None and not 0 <= self.shift < self.period:
             raise ValueError(
                 f"model.split.shift must be 0 to model.split.period - 1 = {self.period - 1}, or "

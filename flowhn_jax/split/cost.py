@@ -25,6 +25,7 @@ class BranchDims:
     dt_rank: int  # 0 in Mamba-2
     ssm_heads: int = 0  # heads of Mamba-2, each with one decay; 0: Mamba-1
     ssm_groups: int = 0  # groups of Mamba-2's heads, each of which shares B and C
+    attention_mlp_width: int | None = None  # of the attention branch's MLP; None: mlp_width
 
 
 def score_flops(
@@ -61,8 +62,9 @@ def conv_flops(channels: int, taps: int) -> int:
     return 2 * taps * channels
 
 
-def _mlp_flops(dims: BranchDims) -> int:
-    return 6 * dims.width * dims.mlp_width  # gate, up and down projections
+def _mlp_flops(width: int, mlp_width: int) -> int:
+    """Return FLOPs of the gate, up and down projections per token."""
+    return 6 * width * mlp_width
 
 
 def attention_branch_flops(dims: BranchDims, tokens: int, *, causal: bool = True) -> int:
@@ -73,7 +75,9 @@ def attention_branch_flops(dims: BranchDims, tokens: int, *, causal: bool = True
     """
     q_width, kv_width = dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim
     projections = 2 * dims.width * (2 * q_width + 2 * kv_width)
-    return tokens * (projections + _mlp_flops(dims)) + score_flops(q_width, tokens, causal=causal)
+    own_width = dims.attention_mlp_width
+    mlp = _mlp_flops(dims.width, dims.mlp_width if own_width is None else own_width)
+    return tokens * (projections + mlp) + score_flops(q_width, tokens, causal=causal)
 
 
 def ssm_branch_flops(dims: BranchDims, tokens: int) -> int:
@@ -87,7 +91,8 @@ def ssm_branch_flops(dims: BranchDims, tokens: int) -> int:
     else:
         projections = in_and_out + 2 * inner * (rank + 2 * state) + 2 * rank * inner
         conv_and_scan = conv_flops(inner, dims.conv) + scan_flops(inner, state)
-    return tokens * (projections + conv_and_scan + _mlp_flops(dims))
+    mlp = _mlp_flops(dims.width, dims.mlp_width)
+    return tokens * (projections + conv_and_scan + mlp)
 
 
 def balanced_tokens(dims: BranchDims, length: int) -> int:

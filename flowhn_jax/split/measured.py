@@ -68,7 +68,9 @@ def fit(
 
 
 def _key(dims: BranchDims) -> str:
-    return json.dumps(dataclasses.asdict(dims), sort_keys=True)
+    """Return the sizes as text, without those that are not set: older files do not have them."""
+    sizes = {name: size for name, size in dataclasses.asdict(dims).items() if size is not None}
+    return json.dumps(sizes, sort_keys=True)
 
 
 def save(device_kind: str, dims: BranchDims, times: BranchTimes) -> None:

@@ -7,7 +7,7 @@ import logging
 from flowhn_jax.split import measured
 from flowhn_jax.split.config import SplitConfig
 from flowhn_jax.split.cost import BranchDims, balanced_tokens
-from flowhn_jax.split.selection import EVERYTHING, Selection
+from flowhn_jax.split.selection import EVERYTHING, NOTHING, Selection
 from flowhn_jax.split.strategies import STRATEGIES
 from kernels.backends import target_device_kind
 
@@ -16,7 +16,10 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class BlockPlan:
-    """The positions of both branches in one block: all of them for both, or complements."""
+    """The positions of both branches in one block: complements, or all of them for both.
+
+    A block of the stem with one branch gives it all positions and the other branch none.
+    """
 
     attention: Selection
     ssm: Selection
@@ -28,6 +31,11 @@ class BlockPlan:
 
 
 SHARED = BlockPlan(EVERYTHING, EVERYTHING)
+_STEMS = {
+    "no_split": SHARED,
+    "ssm": BlockPlan(NOTHING, EVERYTHING),
+    "attention": BlockPlan(EVERYTHING, NOTHING),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Plan:
         that share a head.
         """
         cuts = {frozenset((block.attention, block.ssm)) for block in self.blocks}
-        return len(cuts) == 1 and self.blocks[0].is_split
+        return len(cuts) == 1 and EVERYTHING not in next(iter(cuts))
 
 
 def with_fixed_share(split: SplitConfig, dims: BranchDims, length: int) -> SplitConfig:
@@ -122,11 +130,11 @@ def make_plan(
             f"({', '.join(unbounded)})."
         )
     strategy_class = split.strategy_class
+    block_plans = [_STEMS[split.stem_kind]] * min(split.stem, blocks)
     if not strategy_class.is_split or blocks <= split.stem:
-        return Plan(length, (SHARED,) * blocks)
+        return Plan(length, (*block_plans, *[SHARED] * (blocks - len(block_plans))))
     tokens = attention_tokens(split, dims, context) if strategy_class.uses_balance else 0
     strategy = strategy_class(split, context, tokens)
-    block_plans = [SHARED] * split.stem
     for block in range(blocks - split.stem):
         attention = strategy.selection(block)
         block_plans.append(BlockPlan(attention, attention.complement()))

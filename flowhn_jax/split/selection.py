@@ -42,6 +42,7 @@ class Selection:
 
 
 EVERYTHING = Selection(1, ((0, 1),))
+NOTHING = Selection(1, ())
 
 
 def circular_window(start: int, width: int, modulus: int) -> Selection:

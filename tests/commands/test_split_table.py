@@ -47,6 +47,10 @@ def test_positions_of_blocks_that_are_not_split_and_of_periods():
         ["1", "1,024", "1,024", "all"],
         ["2", "256", "768", "6-7"],
     ]
+    for kind, row in (("ssm", ["0", "1,024", "none"]), ("attention", ["1,024", "0", "all"])):
+        split = dataclasses.replace(config.split, stem_kind=kind)
+        stem = words_of(table(dataclasses.replace(config, split=split)))[0]
+        assert stem[1:3] + stem[6:] == row
     config = config_of("no_split")
     assert table(config).splitlines()[0].endswith("attention's positions")
     assert [row[6] for row in words_of(table(config))] == ["all", "all"]

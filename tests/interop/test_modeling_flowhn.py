@@ -25,6 +25,18 @@ CONFIGS = {
         model={"blocks": 3, "ssm": "mamba2", "ssm_head_dim": 8, "ssm_groups": 2},
         split={"stem": 1},
     ),
+    "residual": small_config("no_split", model={"fusion": "residual"}),
+    "options": small_config(
+        "fai_split",
+        model={
+            "blocks": 3,
+            "fusion": "residual",
+            "attention_rope_theta": 100.0,
+            "attention_mlp_width": 40,
+        },
+        split={"stem": 1, "stem_kind": "ssm"},
+    ),
+    "attention_stem": small_config("fac_split", split={"stem": 1, "stem_kind": "attention"}),
     "no_mlp": small_config("fac_split", model={"branch_mlp": False, "head_dim": 6}),
 }
 CONFIGS = {name: config.model for name, config in CONFIGS.items()}

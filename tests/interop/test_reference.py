@@ -126,9 +126,21 @@ def test_what_is_saved_is_what_their_code_saved(tmp_path, name, mode, ending):
         (small_baseline("shm"), "model.kind must be flowhn .* got 'shm'"),
         (MAMBA2, "model.ssm must be mamba1 .* got 'mamba2'"),
         (small_config(model={"branch_mlp": False}).model, "model.branch_mlp must be True"),
+        (
+            small_config(model={"fusion": "residual"}).model,
+            "model.fusion must be paper .*'residual'",
+        ),
+        (
+            small_config(model={"attention_rope_theta": 9.0}).model,
+            r"model.attention_rope_theta must be 0 .* got 9.0",
+        ),
         (small_config(model={"head_dim": 6}).model, "model.head_dim must be .* got 6"),
         (small_config("fai_split").model, "model.split.strategy must be one of .* got 'fai_split'"),
         (small_config("ae_split", split={"stem": 1}).model, "without a stem.* a stem of 1"),
+        (
+            small_config("no_split", split={"stem": 1, "stem_kind": "ssm"}).model,
+            "without a stem.* a stem of 1",
+        ),
     ],
 )
 def test_models_that_their_code_does_not_have_are_refused(tmp_path, config, message):

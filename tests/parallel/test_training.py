@@ -51,9 +51,14 @@ def train(config, **axes):
     return losses, jax.device_get(state.params)
 
 
-def recipe(strategy="fac_split", ssm="mamba1"):
+def recipe(strategy="fac_split", ssm="mamba1", options=False):
     model = {"ssm": ssm, "ssm_head_dim": 8, "blocks": 2, "vocab_size": 64}
-    return small_config(strategy, model=model, train={"steps": STEPS, "learning_rate": RATE})
+    split = {}
+    if options:
+        model |= {"fusion": "residual", "attention_rope_theta": 100.0, "attention_mlp_width": 40}
+        split |= {"stem": 1, "stem_kind": "ssm"}
+    train = {"steps": STEPS, "learning_rate": RATE}
+    return small_config(strategy, model=model, split=split, train=train)
 
 
 @functools.cache
@@ -101,3 +106,9 @@ def test_every_strategy(strategy, axes):
 @pytest.mark.parametrize("axes", [BRANCH, SEQUENCE], ids=["branch", "sequence"])
 def test_mamba2(axes):
     assert_same(train(recipe(ssm="mamba2"), **axes), on_one_device(ssm="mamba2"))
+
+
+@pytest.mark.parametrize("axes", [BRANCH, SEQUENCE], ids=["branch", "sequence"])
+def test_options(axes):
+    found = train(recipe("fai_split", options=True), **axes)
+    assert_same(found, on_one_device(strategy="fai_split", options=True))

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from flowhn_jax.config import FlowHNConfig
 from flowhn_jax.split import STRATEGIES, SplitConfig, make_plan
+from flowhn_jax.split.config import STEM_KINDS
 
 DIMS = FlowHNConfig().dims
 
@@ -12,6 +13,7 @@ DIMS = FlowHNConfig().dims
 def splits(draw, strategies=tuple(STRATEGIES)):
     """Draw a split of one of the strategies."""
     period = draw(st.integers(3, 20))
+    stem = draw(st.integers(0, 2))
     shares = st.floats(0.02, 0.98)
     return SplitConfig(
         strategy=draw(st.sampled_from(strategies)),
@@ -19,7 +21,8 @@ def splits(draw, strategies=tuple(STRATEGIES)):
         align=draw(st.integers(1, 9)),
         period=period,
         shift=draw(st.one_of(st.none(), st.integers(0, period - 1))),
-        stem=draw(st.integers(0, 1)),
+        stem=stem,
+        stem_kind=draw(st.sampled_from(STEM_KINDS)) if stem else "no_split",
     )
 
 

@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowhn_jax.config import FlowHNConfig
-from flowhn_jax.split import BranchDims, attention_branch_flops, ssm_branch_flops
+from flowhn_jax.split import (
+    BranchDims,
+    SplitConfig,
+    attention_branch_flops,
+    ssm_branch_flops,
+)
 from flowhn_jax.split.cost import balanced_tokens, score_flops
 
 PAPER_135M = FlowHNConfig().dims
@@ -67,6 +72,26 @@ def test_attention_by_hand():
     assert attention_branch_flops(SMALL, 3, causal=False) == 3 * per_token + 2 * 2 * 8 * 9
 
 
+def test_an_mlp_of_attention_alone_by_hand():
+    """Of 9 instead of 5 units: gate, up and down 6 x 4 more; the SSM's does not change."""
+    wider = dataclasses.replace(SMALL, attention_mlp_width=9)
+    more = 3 * 2 * 3 * 24
+    assert attention_branch_flops(wider, 3) == attention_branch_flops(SMALL, 3) + more
+    assert ssm_branch_flops(wider, 3) == ssm_branch_flops(SMALL, 3)
+
+
+@pytest.mark.parametrize("strategy", ["fa_split", "fac_split", "fai_split"])
+def test_a_wider_attention_gets_fewer_tokens(strategy):
+    """At the paper's sizes, with an MLP of five times the width, a quarter instead of 576."""
+    config = FlowHNConfig(split=SplitConfig(strategy), attention_mlp_width=10240)
+    for block in config.plan().blocks:
+        tokens = block.attention.count(1024)
+        flops = attention_branch_flops(config.dims, tokens)
+        others = ssm_branch_flops(config.dims, 1024 - tokens)
+        assert tokens == 256
+        assert abs(flops - others) / max(flops, others) < 0.02
+
+
 def test_mamba1_by_hand():
     """In 6 x 14, out 7 x 6, x 7 x (2 + 3 + 3), dt 2 x 7; 4 taps; 7 x 3 states; the MLP."""
     per_token = 2 * (84 + 42 + 56 + 14) + 2 * 4 * 7 + 9 * 21 + 2 * 7 + 2 * 3 * 30
@@ -107,8 +132,11 @@ def test_paper_dimensions_balance_within_two_per_cent():
     head_dim=st.integers(1, 64),
     inner=st.integers(1, 400),
     mlp_width=st.integers(0, 400),
+    attention_mlp_width=st.none() | st.integers(1, 2000),
 )
-def test_balance_is_the_best_of_all_shares(length, heads, head_dim, inner, mlp_width):
+def test_balance_is_the_best_of_all_shares(
+    length, heads, head_dim, inner, mlp_width, attention_mlp_width
+):
     dims = dataclasses.replace(
         PAPER_135M,
         width=heads * head_dim,
@@ -117,6 +145,7 @@ def test_balance_is_the_best_of_all_shares(length, heads, head_dim, inner, mlp_w
         head_dim=head_dim,
         inner=inner,
         mlp_width=mlp_width,
+        attention_mlp_width=attention_mlp_width,
     )
 
     def gap(tokens):

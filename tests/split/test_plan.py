@@ -274,6 +274,21 @@ def test_stem_runs_before_the_strategy():
     assert positions(plan.blocks[3].attention, 20) == [12, 13, 14, 15]
 
 
+@pytest.mark.parametrize(
+    ("kind", "tokens"), [("no_split", (20, 20)), ("ssm", (0, 20)), ("attention", (20, 0))]
+)
+def test_a_stem_of_any_kind_has_all_tokens(kind, tokens):
+    split = SplitConfig("fa_split", stem=1, stem_kind=kind, balance=0.2, align=1)
+    stem, block = make_plan(split, DIMS, blocks=2, context=20).blocks
+    assert (stem.attention.count(20), stem.ssm.count(20)) == tokens
+    without = make_plan(dataclasses.replace(split, stem=0, stem_kind="no_split"), DIMS, blocks=1,
+                        context=20)  # fmt: skip
+    assert (block,) == without.blocks
+    plan = make_plan(split, DIMS, blocks=1, context=20)
+    assert plan.blocks == (stem,)
+    assert partition_warning(split, plan) is None
+
+
 @pytest.mark.parametrize("strategy", ["ae_split", "fa_split", "fac_split"])
 def test_bounded_strategies_refuse_longer_sequences(strategy):
     with pytest.raises(

@@ -1,0 +1,98 @@
+"""The options of the split, each with the promises that the default keeps."""
+
+import jax
+import numpy as np
+import pytest
+
+from flowhn_jax import models
+from flowhn_jax.split import reach
+from tests.models import naive_flowhn
+from tests.models.test_decoding import check_against_one_pass
+from tests.small import small_config
+
+CONTEXT = 12
+RESIDUAL = {"model": {"fusion": "residual"}}
+OPTIONS = {
+    "paper": ("fac_split", {}),
+    "residual": ("fai_split", RESIDUAL),
+    "rotary": ("fai_split", {"model": {"attention_rope_theta": 20.0}}),
+    "ssm_stem": ("fai_split", {"split": {"stem": 1, "stem_kind": "ssm"}}),
+    "attention_stem": ("fac_split", {"split": {"stem": 1, "stem_kind": "attention"}}),
+    "wide_attention": ("fa_split", {"model": {"attention_mlp_width": 40}}),
+    "residual_no_split": ("no_split", RESIDUAL),
+}
+
+
+def config_of(name):
+    strategy, groups = OPTIONS[name]
+    model = {"vocab_size": 32, "context": CONTEXT, **groups.get("model", {})}
+    split = {"balance": 0.4, "period": 5, **groups.get("split", {})}
+    return small_config(strategy, model=model, split=split).model
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def case(request):
+    """Return the config of an option, and random parameters."""
+    config = config_of(request.param)
+    seed = np.random.default_rng().integers(2**31)
+    print("parameters' seed", seed)
+    return config, models.init(config, jax.random.key(seed))
+
+
+def random_tokens(config, rng, rows=2, length=CONTEXT):
+    return rng.integers(0, config.vocab_size, (rows, length)).astype(np.int32)
+
+
+def test_logits_and_gradients_are_those_of_the_definition(case, rng):
+    """With two documents, in float32; gradients of the product with random cotangents."""
+    config, params = case
+    tokens = random_tokens(config, rng)
+    segment_ids = np.where(np.arange(CONTEXT) < rng.integers(2, CONTEXT), 1, 2)
+    cotangents = rng.normal(size=(*tokens.shape, config.vocab_size)).astype(np.float32)
+
+    def ours(params):
+        return models.forward(config, params, tokens, np.stack([segment_ids] * 2))
+
+    def naive(params):
+        return naive_flowhn.logits(config, params, tokens, segment_ids)
+
+    def with_gradients(logits):
+        def product(params):
+            found = logits(params)
+            return (found * cotangents).sum(), found
+
+        (_, found), gradients = jax.jit(jax.value_and_grad(product, has_aux=True))(params)
+        return [found, *jax.tree.leaves(gradients)]
+
+    for found, expected in zip(with_gradients(ours), with_gradients(naive), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5 * np.abs(expected).max())
+
+
+def test_reach_is_what_changed_tokens_change(case, rng):
+    """Token j reaches logit i exactly where changing it changes the logits at i, and j <= i."""
+    config, params = case
+    base = random_tokens(config, rng, rows=1)
+    changed = np.repeat(base, CONTEXT, axis=0)
+    changed[np.arange(CONTEXT), np.arange(CONTEXT)] ^= 1
+    logits = models.forward(config, params, np.concatenate([base, changed]))
+    influence = np.any(logits[1:] != logits[:1], axis=-1)  # [j, i]
+    assert not np.tril(influence, -1).any(), "a token influences an earlier position"
+    pairs = CONTEXT * (CONTEXT + 1) / 2
+    assert influence.sum() / pairs == pytest.approx(reach(config.plan()))
+
+
+def test_logits_of_a_prefix_do_not_change(case, rng):
+    config, params = case
+    tokens = random_tokens(config, rng)
+    whole = models.forward(config, params, tokens)
+    for length in (1, 7):
+        prefix = models.forward(config, params, tokens[:, :length])
+        np.testing.assert_allclose(prefix, whole[:, :length], atol=2e-5)
+
+
+def test_decoding_gives_the_logits_of_one_pass(case, rng):
+    """From prompts of different lengths, in the second of two documents."""
+    config, _ = case
+    tokens = random_tokens(config, rng, rows=3)
+    segment_ids = 1 + (np.arange(CONTEXT) >= np.array([[2], [0], [5]]))
+    check_against_one_pass(config, tokens, [5, 1, 8], segment_ids)
