@@ -55,6 +55,7 @@ KINDS = registry.kinds()  # of the models that come with the package
 BASELINES = tuple(kind for kind in KINDS if kind != FlowHNConfig.kind)
 REMATS = ("none", "dots", "full")
 MOMENT_DTYPES = ("float32", "bfloat16")
+WRITERS = ("jsonl", "tensorboard", "wandb", "trackio")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,8 @@ class TrainConfig:
         matrix products and of fused kernels, 'full' only the blocks' inputs.
       seed: seed of the initial parameters.
       log_every: steps between logged rows.
+      writers: where the rows go, names separated by commas: 'jsonl' (metrics.jsonl, required, since
+        a resumed run continues its rows), 'tensorboard', 'wandb' and 'trackio'.
       eval_every: steps between validations.
       eval_windows: validation windows; 0 for the whole validation set.
       checkpoint_every: steps between checkpoints.
@@ -107,6 +110,7 @@ class TrainConfig:
     remat: str = "none"
     seed: int = 0
     log_every: int = 10
+    writers: str = "jsonl,tensorboard"
     eval_every: int = 100
     eval_windows: int = 0
     checkpoint_every: int = 100
@@ -143,6 +147,14 @@ class TrainConfig:
         allowed = f"one of {', '.join(MOMENT_DTYPES)}"
         require(
             self.moment_dtype in MOMENT_DTYPES, "train.moment_dtype", allowed, self.moment_dtype
+        )
+        names = self.writers.split(",")
+        require(
+            "jsonl" in names and set(names) <= set(WRITERS) and len(names) == len(set(names)),
+            "train.writers",
+            "jsonl, whose rows a resumed run continues, and any of "
+            f"{', '.join(WRITERS[1:])}, each once and separated by commas",
+            self.writers,
         )
 
 

@@ -25,6 +25,10 @@ WORKDIR = [
         "after 10 MB are in `metrics-00001.jsonl` and so on",
     ),
     ("tensorboard/", "the same rows for TensorBoard: `tensorboard --logdir=WORKDIR`"),
+    (
+        "wandb.json, trackio.json, wandb/",
+        "the run's id in a tracker of `train.writers`, and what `wandb` writes locally",
+    ),
     ("loss.png", "training and validation loss over the tokens, drawn at the end of a run"),
     (
         "checkpoints/STEP/",

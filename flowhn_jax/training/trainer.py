@@ -39,10 +39,10 @@ from flowhn_jax.training.health import bad_steps
 from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
 from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.health.watchdog import Watchdog
-from flowhn_jax.training.metrics import Writer, open_writer
 from flowhn_jax.training.speed import Speedometer
 from flowhn_jax.training.step import Metrics, abstract_batch, make_train_step
 from flowhn_jax.training.validation import Validator
+from flowhn_jax.training.writers import Writer, check_packages, open_writer
 from kernels import backends
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -95,6 +95,7 @@ def fit(
 
         # The workdir: locked, and of the same model if there is a run in it.
         with first_before_others("workdir"):
+            check_packages(config.train.writers)
             workdir_lib.make(workdir)
         lock = stack.enter_context(workdir_lib.locked(workdir)) if is_first() else Lock()
         checkpoints = stack.enter_context(Checkpoints(workdir, config, confirm_lock=lock.confirm))
@@ -153,7 +154,7 @@ def fit(
             changes += messages.schedule_changes(workdir, config, first)
         if is_first():
             workdir_lib.write_config(workdir, config)
-        writer = stack.enter_context(open_writer(workdir, first, console.log, lock))
+        writer = stack.enter_context(open_writer(config, workdir, first, console.log, lock))
         for line in messages.describe_start(config, prepared, mesh):
             console.log(line)
         if resumes:
