@@ -46,6 +46,7 @@ __all__ = [
     "default",
     "describe_keys",
     "differences",
+    "flat",
     "parse",
     "require_flowhn",
     "to_dict",
@@ -333,6 +334,15 @@ def _attribute_docs(cls: type) -> dict[str, str]:
         entry = re.compile(r"^  (\w+): (.*(?:\n    .*)*)", re.MULTILINE)
         for name, text in entry.findall(section):
             found[name] = " ".join(text.split())
+    return found
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a nested dict by their dotted keys."""
+    found = {}
+    for name, value in config.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return found
 
 

@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A package or a top-level module may import from its own row and from the rows below.
 ROWS = [
     ["commands"],
-    ["bench", "aot", "compare"],
+    ["bench", "aot", "compare", "sweep", "run_report"],
     ["training"],
     ["evaluation", "interop"],
     ["checkpoints"],

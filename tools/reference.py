@@ -30,6 +30,7 @@ WORKDIR = [
         "the run's id in a tracker of `train.writers`, and what `wandb` writes locally",
     ),
     ("loss.png", "training and validation loss over the tokens, drawn at the end of a run"),
+    ("sample.json", "a text that the model generated after the last step, with its prompt"),
     (
         "checkpoints/STEP/",
         "parameters, optimizer state and position in the data, with a manifest of hashes",

@@ -1,4 +1,4 @@
-"""Where the rows of a run go: the writers of `train.writers` behind one interface."""
+"""Where the rows of a run go: the writers of `train.writers`, with one interface."""
 
 import contextlib
 import importlib
