@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,8 +45,9 @@ def read_rows(workdir: AnyPath) -> list[Row]:
 def number(row: Row, key: str) -> float | None:
     """Return a row's value; None where it is absent, not finite, or no number."""
     value = row.get(key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and abs(value) <= _MAX_NUMBER and math.isfinite(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) <= _MAX_NUMBER else None  # False for NaN
 
 
 def merge_parts(workdir: AnyPath) -> None:

@@ -106,7 +106,6 @@ def _parse(command: str, flags: Flags, main: Main) -> list[str]:
       ValueError: a flag or an argument is unknown, missing or has a value that it cannot have.
     """
     arguments = flags.parse(sys.argv)
-    function, expected = main, 0
     if isinstance(main, Mapping):
         if not arguments or arguments[0] not in main:
             got = short_repr(arguments[0]) if arguments else "nothing"
@@ -114,6 +113,8 @@ def _parse(command: str, flags: Flags, main: Main) -> list[str]:
                 f"the word after flowhn {command} must be one of {', '.join(main)}; got {got}."
             )
         function, expected = main[arguments[0]], 1
+    else:
+        function, expected = main, 0
     parameters = inspect.signature(function).parameters.values()
     takes_any = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
     if len(arguments) > expected + len(parameters) and not takes_any:

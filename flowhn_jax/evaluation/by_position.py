@@ -91,10 +91,12 @@ def read(workdir: str) -> Curve | None:
         before, mean, error, targets = map(np.array, zip(*columns, strict=True))
         is_valid = all(map(np.all, (np.diff(before) > 0, before > 0, targets > 0)))
         is_valid = is_valid and before[-1] <= MAX_POSITIONS and np.isfinite([mean, error]).all()
-    except (ValueError, KeyError, TypeError, OverflowError, csv.Error):
-        is_valid = False
-    if not is_valid:
-        raise ValueError(f"{str(path)!r} is damaged; evaluate the run with --by_position again.")
+        if not is_valid:
+            raise ValueError("the values are not those of a curve")
+    except (ValueError, KeyError, TypeError, OverflowError, csv.Error) as found:
+        raise ValueError(
+            f"{str(path)!r} is damaged; evaluate the run with --by_position again."
+        ) from found
     sums = np.zeros((3, before[-1]))
     # The inverse of `standard_error`.
     squares = error**2 * targets * (targets - 1) + mean**2 * targets

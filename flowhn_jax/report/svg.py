@@ -137,10 +137,12 @@ class _Axis(NamedTuple):
     def text(self, value: float) -> str:
         if self.is_log:
             return f"{value:,.0f}"
+        if not value:
+            return "0"
         size = max(abs(self.low), abs(self.high))
         unit, suffix = next(((u, s) for u, s in _SI if size >= u), (1.0, ""))
         decimals = max(0, -math.floor(math.log10(self._step() / unit) + 1e-9))
-        return f"{value / unit:.{decimals}f}{suffix if value else ''}"
+        return f"{value / unit:.{decimals}f}{suffix}"
 
 
 def _dashes(style: int) -> str:

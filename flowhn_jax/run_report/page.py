@@ -117,10 +117,13 @@ def _configs(records: Sequence[Record]) -> list[str]:
     differing, common = [], []
     for name in names:
         values = [each.get(name, _UNREAD) for each in configs]
-        if any(value != values[0] for value in values):
+        known = [value for value in values if value != _UNREAD]
+        is_default = known[0] == defaults[name]
+        is_in_all = len(known) == len(values)
+        if any(value != known[0] for value in known) or not (is_default or is_in_all):
             differing.append([name, *map(_value, values)])
-        elif values[0] != defaults[name]:
-            common.append([name, _value(values[0]), _value(defaults[name])])
+        elif not is_default:
+            common.append([name, _value(known[0]), _value(defaults[name])])
     sections = []
     if differing:
         headings = ["key", *(_text(record.name) for record in records)]

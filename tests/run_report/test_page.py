@@ -123,6 +123,7 @@ def test_the_summary_and_the_differences(two_runs, config):
     assert differing["model.kind"] == ["flowhn", "llama"]
     assert differing["model.split.period"] == ["7", "\N{EN DASH}"]  # llama does not read it
     assert "train.steps" not in differing
+    assert "model.split.stem" not in differing  # at its default
     common = cells(root, "Config, other than the defaults in all runs")
     assert ["train.steps", "40", "1000"] in common
 

@@ -113,6 +113,11 @@ def test_only_what_is_missing_is_trained(data, whole, tmp_path, trained, capsys)
 
 
 def test_a_stopped_sweep_continues(data, whole, tmp_path, monkeypatch, capsys):
+    """The signal comes in the second of two runs that are missing."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    for name in ("learning_rate=1e-3_seed=1", "learning_rate=1e-2_seed=0"):
+        shutil.rmtree(tmp_path / name)
+    (tmp_path / "sweep.json").unlink()
     fit, calls = runs.fit, []
 
     def stopping(config, workdir, on_step):
