@@ -22,6 +22,8 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], path: str
       path: file to write; its ending is the format.
     """
     pyplot = load_pyplot()
+    from matplotlib.ticker import NullLocator
+
     axis, *others = sorted(keys, key=lambda key: key == _SEED)
     others = [key for key in others if key != _SEED]
     values = list(dict.fromkeys(row[axis] for row in rows))
@@ -41,10 +43,10 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], path: str
         scattered = [(each, value) for each in at if len(found[each]) > 1 for value in found[each]]
         if scattered:
             axes.scatter(*zip(*scattered, strict=True), s=14, alpha=0.5, color=line.get_color())
-    if not is_numeric:
-        axes.set_xticks(range(len(values)), [str(value) for value in values])
-    elif axis != _SEED and min(values) > 0 and max(values) >= 4 * min(values):
+    if is_numeric and axis != _SEED and min(values) > 0 and max(values) >= 4 * min(values):
         axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks([places[value] for value in values], [str(value) for value in values])
     axes.set_xlabel(axis)
     axes.set_ylabel("validation, bits per byte (lower is better)")
     axes.set_title("Final validation; a line joins the means over the seeds" if _SEED in keys

@@ -12,6 +12,7 @@ from flowhn_jax.config import to_dict
 from flowhn_jax.storage import Lock, place
 from flowhn_jax.training import trackers
 from flowhn_jax.training.events import tags
+from flowhn_jax.training.trainer import fit
 from flowhn_jax.training.writers import check_packages, open_writer
 from tests.small import small_config
 
@@ -157,6 +158,13 @@ def test_a_missing_package_is_named(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=f"needs the package '{name}': pip install {name}, or"):
         check_packages(f"jsonl,{name}")
+
+
+def test_a_missing_package_ends_a_run_before_it_begins(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match="needs the package 'wandb'"):
+        fit(CONFIG, str(tmp_path / "run"), on_step=lambda: None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_the_package_s_name_is_not_the_package(monkeypatch, tmp_path):
