@@ -95,8 +95,7 @@ def fit(
 
         # The workdir: locked, and of the same model if there is a run in it.
         with first_before_others("workdir"):
-            if is_first():
-                check_packages(config.train.writers)
+            check_packages(config.train.writers)
             workdir_lib.make(workdir)
         lock = stack.enter_context(workdir_lib.locked(workdir)) if is_first() else Lock()
         checkpoints = stack.enter_context(Checkpoints(workdir, config, confirm_lock=lock.confirm))

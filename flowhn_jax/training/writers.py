@@ -52,13 +52,13 @@ class Writers:
 
 
 def check_packages(names: str) -> None:
-    """Check that the optional packages of `train.writers` are installed.
+    """Check that the first process, which writes, has the optional packages of `train.writers`.
 
     Raises:
       ImportError: one is missing; the message names it.
     """
     for name in names.split(","):
-        if name not in TRACKERS:
+        if name not in TRACKERS or not is_first():
             continue
         try:
             # A folder `wandb` of earlier runs is a package too, but an empty one.
