@@ -47,6 +47,7 @@ __all__ = [
     "default",
     "describe_keys",
     "differences",
+    "flat",
     "parse",
     "require_flowhn",
     "to_dict",
@@ -58,6 +59,7 @@ REMATS = ("none", "dots", "full")
 MOMENT_DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
+WRITERS = ("jsonl", "tensorboard", "wandb", "trackio")
 _CHECKPOINT = re.compile(r"(^|/)checkpoints/\d+/?$")
 
 
@@ -101,6 +103,8 @@ class TrainConfig:
       profile: START:COUNT, the steps of which a profile is written for TensorBoard, e.g. 100:5 for
         the steps 100 to 104; '' for none.
       log_every: steps between logged rows.
+      writers: where the rows go, names separated by commas: 'jsonl' (metrics.jsonl, required, since
+        a resumed run continues its rows), 'tensorboard', 'wandb' and 'trackio'.
       eval_every: steps between validations.
       eval_windows: validation windows; 0 for the whole validation set.
       checkpoint_every: steps between checkpoints.
@@ -134,6 +138,7 @@ class TrainConfig:
     branch_from: str = ""
     profile: str = ""
     log_every: int = 10
+    writers: str = "jsonl,tensorboard"
     eval_every: int = 100
     eval_windows: int = 0
     checkpoint_every: int = 100
@@ -194,6 +199,14 @@ class TrainConfig:
             "train.cooldown",
             f"at most 1 - train.warmup ({1 - self.warmup:g}) for train.schedule 'wsd'",
             self.cooldown,
+        )
+        names = self.writers.split(",")
+        require(
+            "jsonl" in names and set(names) <= set(WRITERS) and len(names) == len(set(names)),
+            "train.writers",
+            "jsonl, whose rows a resumed run continues, and any of "
+            f"{', '.join(WRITERS[1:])}, each once and separated by commas",
+            self.writers,
         )
 
     @property
@@ -381,6 +394,15 @@ def _attribute_docs(cls: type) -> dict[str, str]:
         entry = re.compile(r"^  (\w+): (.*(?:\n    .*)*)", re.MULTILINE)
         for name, text in entry.findall(section):
             found[name] = " ".join(text.split())
+    return found
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a nested dict by their dotted keys."""
+    found = {}
+    for name, value in config.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return found
 
 

@@ -20,6 +20,8 @@ _IMPORTED = [
     "flowhn_jax.data.prepare",
     "flowhn_jax.evaluation.evaluate",
     "flowhn_jax.interop.transfer",
+    "flowhn_jax.run_report.page",
+    "flowhn_jax.sweep.sweep",
     "flowhn_jax.training.trainer",
 ]
 _context = multiprocessing.get_context("forkserver")

@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A package or a top-level module may import from its own row and from the rows below.
 ROWS = [
     ["commands"],
-    ["bench", "aot", "compare"],
+    ["bench", "aot", "compare", "sweep", "run_report"],
     ["training"],
     ["evaluation", "interop"],
     ["checkpoints"],
@@ -111,6 +111,7 @@ def test_kernels_and_split_do_not_import_flax():
 
 def test_optional_packages_are_imported_lazily():
     optional = {"torch", "transformers", "datasets", "matplotlib", "libtpu", "jax_triton", "triton"}
+    optional |= {"wandb", "trackio"}
     # Triton compiles the functions of the first; the backends import them on their first call.
     # Exports contain the second, and only transformers imports it.
     imported_later = ("triton_kernels.py", "modeling_flowhn.py")

@@ -29,7 +29,12 @@ WORKDIR = [
         "the same rows for TensorBoard: `tensorboard --logdir=WORKDIR`; in `plugins/profile/` the "
         "profile of `train.profile`",
     ),
+    (
+        "wandb.json, trackio.json, wandb/",
+        "the run's id in a tracker of `train.writers`, and what `wandb` writes locally",
+    ),
     ("loss.png", "training and validation loss over the tokens, drawn at the end of a run"),
+    ("sample.json", "a text that the model generated after the last step, with its prompt"),
     (
         "checkpoints/STEP/",
         "parameters, optimizer state and position in the data, with a manifest of hashes",

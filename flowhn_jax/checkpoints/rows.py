@@ -10,6 +10,7 @@ from flowhn_jax.storage import AnyPath, Place, place
 Row = dict[str, Any]
 
 FILE = "metrics.jsonl"
+_MAX_NUMBER = 1e300  # that sums and pictures can hold
 
 
 def part_name(number: int) -> str:
@@ -39,6 +40,14 @@ def read_rows(workdir: AnyPath) -> list[Row]:
         # A kill while parts were merged leaves rows in the first one and in a later one.
         rows += [row for row in found if last is None or row["step"] > last]
     return rows
+
+
+def number(row: Row, key: str) -> float | None:
+    """Return a row's value; None where it is absent, not finite, or no number."""
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) <= _MAX_NUMBER else None  # False for NaN
 
 
 def merge_parts(workdir: AnyPath) -> None:

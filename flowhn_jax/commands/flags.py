@@ -318,15 +318,7 @@ def _config_keys() -> list[str]:
     """Return the dotted keys of a config, without those of groups."""
     from flowhn_jax import config as config_lib
 
-    return list(_flat(config_lib.default().to_dict()))
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
-    for name, value in config.items():
-        nested = isinstance(value, dict)
-        found |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return found
+    return list(config_lib.flat(config_lib.default().to_dict()))
 
 
 def _check_config_keys(arguments: Sequence[str]) -> None:

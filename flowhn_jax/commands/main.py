@@ -58,6 +58,17 @@ COMMANDS: Mapping[str, Command] = {
         "Measure FlowHN and its baselines on this machine: speed, memory, bits per byte.",
         "--size=tiny --train_tokens=2000000",
     ),
+    "report": Command(
+        "report",
+        "Make one HTML page of runs: curves, speed, config differences and samples.",
+        "runs/tiny --out=report.html",
+    ),
+    "sweep": Command(
+        "sweep",
+        "Train a recipe over a grid of config keys, and put the results into a table.",
+        "--config=flowhn_tiny --workdir=runs/rates --grid=train.learning_rate=1e-3,3e-3 "
+        "--grid=train.seed=0,1,2",
+    ),
     "aot": Command(
         "aot",
         "Compile a train step for absent hardware: its memory and its communication.",

@@ -23,7 +23,7 @@ _OF_A_USER = (MemoryError, ValueError, OSError, ImportError)
 _OUR_CODE = ("flowhn_jax", "kernels", "configs")
 _HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 
-Main = Callable[[], None] | Mapping[str, Callable[..., None]]
+Main = Callable[..., None] | Mapping[str, Callable[..., None]]
 
 
 def run(
@@ -42,8 +42,8 @@ def run(
 
     Args:
       command: its name in `main.COMMANDS`.
-      define: defines the flags; returns what runs the command, or by name what runs each of its
-        subcommands, with the arguments after the name.
+      define: defines the flags; returns what runs the command, with its arguments that are not
+        flags, or by name what runs each of its subcommands, with the arguments after the name.
       argv: the arguments; None: those of the process.
       keeps_memory: whether freed memory stays with the process. For a command that only compiles
         it should not: the threads of XLA's compiler would wait for each other.
@@ -51,7 +51,7 @@ def run(
         without JAX, whose own messages name the cause of all such errors, does not.
       interrupted: what Ctrl-C prints, if the interrupted work has no message of its own.
     """
-    with _replacing_arguments(argv):
+    with replacing_arguments(argv):
         flags = Flags()
         main = define(flags)
         if any(argument in _HELP for argument in sys.argv[1:]):
@@ -68,7 +68,7 @@ def run(
             if isinstance(main, Mapping):
                 main[arguments[0]](*arguments[1:])
             else:
-                main()
+                main(*arguments)
         except Exception as error:
             _end_all_processes(error)
             if not isinstance(error, _OF_A_USER):
@@ -80,7 +80,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _replacing_arguments(argv: Sequence[str] | None) -> Iterator[None]:
+def replacing_arguments(argv: Sequence[str] | None) -> Iterator[None]:
     """Make `argv` the arguments of the process, where ml_collections looks for keys; None: not."""
     before = sys.argv
     if argv is not None:
@@ -100,21 +100,24 @@ def _print_help(text: str) -> None:
 
 
 def _parse(command: str, flags: Flags, main: Main) -> list[str]:
-    """Parse the flags; return the subcommand and its arguments, or nothing.
+    """Parse the flags; return the arguments that are not flags, a subcommand first.
 
     Raises:
       ValueError: a flag or an argument is unknown, missing or has a value that it cannot have.
     """
     arguments = flags.parse(sys.argv)
-    expected = 0
     if isinstance(main, Mapping):
         if not arguments or arguments[0] not in main:
             got = short_repr(arguments[0]) if arguments else "nothing"
             raise ValueError(
                 f"the word after flowhn {command} must be one of {', '.join(main)}; got {got}."
             )
-        expected = 1 + len(inspect.signature(main[arguments[0]]).parameters)
-    if len(arguments) > expected:
+        function, expected = main[arguments[0]], 1
+    else:
+        function, expected = main, 0
+    parameters = inspect.signature(function).parameters.values()
+    takes_any = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
+    if len(arguments) > expected + len(parameters) and not takes_any:
         raise ValueError(
             f"unexpected argument {short_repr(arguments[-1])}; flags are written --name=value."
         )

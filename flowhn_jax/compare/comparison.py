@@ -5,14 +5,11 @@ from collections.abc import Mapping
 import jax
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
-from flowhn_jax.checkpoints.files import latest_step
-from flowhn_jax.compare.model_configs import with_data
 from flowhn_jax.compare.results import FILES, collect, write
 from flowhn_jax.compare.speed import FILE, measure, missing_measurements, read_measurements
 from flowhn_jax.config import Config
-from flowhn_jax.data.open import open_data
 from flowhn_jax.storage import place
-from flowhn_jax.training.trainer import fit
+from flowhn_jax.training import runs
 from flowhn_jax.utils.progress import progress
 from flowhn_jax.utils.text import short_path
 
@@ -74,18 +71,9 @@ def _measure_and_train(
 ) -> bool:
     """Measure and train what is missing; return False if a signal stopped it early."""
     missing = missing_measurements(configs, rounds, read_measurements(workdir, configs, device))
-    folders = {name: str(place(workdir) / name) for name in configs}
-    steps = 0
-    if trains:
-        left = (config.train.steps - latest_step(folders[n]) for n, config in configs.items())
-        steps = sum(max(0, each) for each in left)
-    total = len(missing) * _STEPS_PER_MEASUREMENT + steps
+    trained = configs if trains else {}
+    total = len(missing) * _STEPS_PER_MEASUREMENT + runs.steps_left(trained, workdir)
     with progress(total, "comparing", "steps") as bar:
         for _ in measure(configs, workdir, missing, repeats, bar.annotate):
             bar.update(_STEPS_PER_MEASUREMENT)
-        for name, config in configs.items() if trains else ():
-            bar.annotate(f"training {name}")
-            folder = open_data(config, workdir).folder
-            if not fit(with_data(config, str(folder)), folders[name], bar.update):
-                return False
-    return True
+        return runs.train_missing(trained, workdir, bar.annotate, bar.update)

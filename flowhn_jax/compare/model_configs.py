@@ -1,6 +1,5 @@
 """The configs of the compared models: FlowHN's strategies and the baselines at one size."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,8 +74,3 @@ def model_configs(
 ) -> dict[str, Config]:
     """Return the configs of several compared models by name; see `model_config`."""
     return {name: model_config(size, name, train_tokens, context, batch_size) for name in names}
-
-
-def with_data(config: Config, folder: str) -> Config:
-    """Return the config with the prepared set in `folder` as its data."""
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=folder))

@@ -23,8 +23,8 @@ _MAX_NUMBER = 1e30
 
 def config_hash(config: Config) -> str:
     """Return a hash of everything speed depends on: not the data, nor the number of steps."""
-    cadence = dict(steps=1, log_every=1, eval_every=1, checkpoint_every=1)
-    train = dataclasses.replace(config.train, **cadence)
+    unread = dict(steps=1, log_every=1, eval_every=1, checkpoint_every=1, writers="jsonl")
+    train = dataclasses.replace(config.train, **unread)
     config = dataclasses.replace(config, data=DataConfig(), train=train)
     return short_hash(config_lib.to_dict(config))
 

@@ -15,6 +15,7 @@ from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch, target_weights, token_losses
 from flowhn_jax.report.plots import plot_by_position
 from flowhn_jax.storage import place
+from flowhn_jax.utils.limits import MAX_POSITIONS
 
 _FILE = "by_position"
 
@@ -69,6 +70,38 @@ def measure(config: Config, params: Params, batches: Iterable[Batch]) -> Curve:
             found[-BATCHES_IN_FLIGHT].block_until_ready()
     nll, squares, targets = np.asarray(jax.device_get(found)).sum(axis=0, dtype=np.float64)
     return Curve(nll, squares, np.rint(targets).astype(np.int64))
+
+
+def read(workdir: str) -> Curve | None:
+    """Return the curve of the by_position.csv in the workdir, if there is one.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    path = place(workdir) / f"{_FILE}.csv"
+    if not path.is_file():
+        return None
+    columns = []
+    try:
+        for row in csv.DictReader(io.StringIO(path.read_text())):
+            error = float(row["standard_error"] or 0)
+            columns.append(
+                (int(row["tokens_before"]), float(row["nll"]), error, int(row["targets"]))
+            )
+        before, mean, error, targets = map(np.array, zip(*columns, strict=True))
+        is_valid = all(map(np.all, (np.diff(before) > 0, before > 0, targets > 0)))
+        is_valid = is_valid and before[-1] <= MAX_POSITIONS and np.isfinite([mean, error]).all()
+        if not is_valid:
+            raise ValueError("the values are not those of a curve")
+    except (ValueError, KeyError, TypeError, OverflowError, csv.Error) as found:
+        raise ValueError(
+            f"{str(path)!r} is damaged; evaluate the run with --by_position again."
+        ) from found
+    sums = np.zeros((3, before[-1]))
+    # The inverse of `standard_error`.
+    squares = error**2 * targets * (targets - 1) + mean**2 * targets
+    sums[:, before - 1] = mean * targets, squares, targets
+    return Curve(sums[0], sums[1], sums[2].astype(np.int64))
 
 
 def write(curve: Curve, name: str, workdir: str) -> str:

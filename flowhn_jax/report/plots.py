@@ -65,7 +65,7 @@ def load_pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: str) -> None:
+def save_figure(figure: Any, path: str) -> None:
     """Write a figure and free it.
 
     Raises:
@@ -115,7 +115,7 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], title: str, path: str) ->
         frameon=False,
         fontsize=9,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _colour(row: Mapping[str, Any]) -> str:
@@ -216,7 +216,7 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> Non
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_by_position(curves: Mapping[str, PositionCurve], path: str) -> None:
@@ -250,7 +250,7 @@ def plot_by_position(curves: Mapping[str, PositionCurve], path: str) -> None:
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def bin_positions(curve: PositionCurve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -310,7 +310,7 @@ def plot_split(plan: Plan, title: str, path: str) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     handles = [Patch(color=colours[i], label=_BRANCH_LABELS[colours[i]]) for i in np.unique(rows)]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_bounds(
@@ -349,4 +349,4 @@ def plot_bounds(
         axes.spines[side].set_visible(False)
     axes.set_yticks([])
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -30,18 +30,26 @@ class _Upload(NamedTuple):
     version: int
     parts: dict[int, bytes]  # by number, those to write
     count: int  # of all parts
-    events: tuple[str, bytes]  # name and content of TensorBoard's file
+    events: tuple[str, bytes] | None  # name and content of TensorBoard's file
 
 
 class BucketMetricsWriter:
-    """Writes the rows of a run in a bucket; a context manager, for the first process alone.
+    """Writes the rows of a run whose workdir is in a bucket.
 
     All rows are in memory. A thread writes the last part of metrics.jsonl as a whole, and
     TensorBoard's file, which is local until then: after each validation, once a minute, and when
     `flush` waits for it, as the run does before each checkpoint. A part has up to 10 MB.
     """
 
-    def __init__(self, workdir: str, start: int, log: Callable[[str], None], lock: Lock):
+    def __init__(
+        self,
+        workdir: str,
+        start: int,
+        log: Callable[[str], None],
+        lock: Lock,
+        *,
+        has_events: bool = True,
+    ):
         """Continue the rows of `workdir` after step `start`, and drop later ones.
 
         Args:
@@ -49,8 +57,10 @@ class BucketMetricsWriter:
           start: step of the checkpoint that the run continues from.
           log: prints a line for people.
           lock: of the workdir; without it nothing is written.
+          has_events: whether to write TensorBoard's file as well.
         """
         self._folder, self._log, self._run_lock = place(workdir), log, lock
+        self._has_events = has_events
         self._temporary = tempfile.TemporaryDirectory()
         self._changed = threading.Condition()  # guards what follows
         self._parts: list[list[_Line]] = [[]]
@@ -112,6 +122,8 @@ class BucketMetricsWriter:
             self._version += 1
 
     def _restart_events(self) -> None:
+        if not self._has_events:
+            return
         if self._events is not None:
             self._events.close()
         text = b"".join(line.text for lines in self._parts for line in lines)
@@ -129,8 +141,8 @@ class BucketMetricsWriter:
             self._parts[-1].append(line)
             self._bytes += len(line.text)
             self._first_to_write = min(self._first_to_write, len(self._parts) - 1)
-            assert self._events is not None
-            self._events.add(row)
+            if self._events is not None:
+                self._events.add(row)
             self._version += 1
             if "validation_loss" in row:
                 self._is_due = True
@@ -188,7 +200,6 @@ class BucketMetricsWriter:
                 return
 
     def _snapshot(self) -> _Upload:
-        (path,) = (pathlib.Path(self._temporary.name) / "tensorboard").iterdir()
         parts = {
             number: b"".join(line.text for line in self._parts[number])
             for number in range(self._first_to_write, len(self._parts))
@@ -196,7 +207,11 @@ class BucketMetricsWriter:
         if not self._stored and not any(parts.values()):
             parts = {}
         self._first_to_write = len(self._parts) - 1
-        return _Upload(self._version, parts, len(self._parts), (path.name, path.read_bytes()))
+        events = None
+        if self._has_events:
+            (path,) = (pathlib.Path(self._temporary.name) / "tensorboard").iterdir()
+            events = path.name, path.read_bytes()
+        return _Upload(self._version, parts, len(self._parts), events)
 
     def _upload(self, upload: _Upload) -> None:
         # From the last part on: what is left at any moment are the rows up to some step.
@@ -206,11 +221,16 @@ class BucketMetricsWriter:
             (self._folder / part_name(number)).write_whole(content)
             self._stored = max(self._stored, number + 1)
         self._stored = min(self._stored, upload.count)
-        folder, (name, content) = self._folder / "tensorboard", upload.events
+        if upload.events is not None:
+            self._upload_events(*upload.events)
+        with self._changed:
+            self._written = upload.version
+            self._changed.notify_all()
+
+    def _upload_events(self, name: str, content: bytes) -> None:
+        """Write TensorBoard's file, and remove those of earlier starts."""
+        folder = self._folder / "tensorboard"
         (folder / name).write_whole(content)
         for path in folder.children():
             if is_event_file(path.name) and path.name != name:
                 path.remove()
-        with self._changed:
-            self._written = upload.version
-            self._changed.notify_all()

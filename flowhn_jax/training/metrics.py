@@ -7,10 +7,7 @@ from collections.abc import Callable
 
 from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.checkpoints.rows import FILE, Row, merge_parts, read_rows, rows_and_ends
-from flowhn_jax.parallel.distributed import is_first
 from flowhn_jax.report.table import to_json
-from flowhn_jax.storage import Lock, is_remote
-from flowhn_jax.training.bucket_metrics import BucketMetricsWriter
 from flowhn_jax.training.events import EventFile
 from flowhn_jax.utils.files import check_own_file, sync
 from flowhn_jax.utils.progress import log as print_line
@@ -33,43 +30,31 @@ def _drop_rows_after(folder: pathlib.Path, step: int) -> int:
     return stray
 
 
-class SilentWriter:
-    """The writer of all processes but the first, which writes nothing."""
-
-    def __enter__(self) -> "SilentWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def drop_rows_after(self, step: int) -> None:
-        """Do nothing; see MetricsWriter."""
-
-    def write(self, row: Row) -> None:
-        """Do nothing; see MetricsWriter."""
-
-    def flush(self) -> bool:
-        """Return True: there is nothing to write."""
-        return True
-
-
 class MetricsWriter:
-    """Writes the rows of a run; a context manager, for the first process alone.
+    """Writes the rows of a run in a local workdir.
 
     Rows that do not fit on a full disk wait in memory, and are written with the next row.
     """
 
-    def __init__(self, workdir: str, start: int, log: Callable[[str], None] = print_line):
+    def __init__(
+        self,
+        workdir: str,
+        start: int,
+        log: Callable[[str], None] = print_line,
+        *,
+        has_events: bool = True,
+    ):
         """Continue the rows of `workdir` after step `start`, and drop later ones.
 
         Args:
           workdir: folder of the run.
           start: step of the checkpoint that the run continues from.
           log: prints a line for people.
+          has_events: whether to write TensorBoard's file as well.
         """
         self._folder = pathlib.Path(workdir)
         check_own_file(self._folder / FILE)
-        self._log = log
+        self._log, self._has_events = log, has_events
         self._waiting: list[Row] = []
         self._events: EventFile | None = None
         self.drop_rows_after(start)
@@ -115,6 +100,8 @@ class MetricsWriter:
 
     def _write_events(self, row: Row | None) -> None:
         """Add the row to TensorBoard's file; write all rows if there is no file or it has a gap."""
+        if not self._has_events:
+            return
         try:
             if row is None or self._events is None:
                 self._events = EventFile(self._folder / "tensorboard", read_rows(self._folder))
@@ -139,22 +126,3 @@ def _append(path: pathlib.Path, text: bytes) -> None:
         except OSError:
             file.truncate(end)
             raise
-
-
-Writer = MetricsWriter | BucketMetricsWriter | SilentWriter
-
-
-def open_writer(workdir: str, start: int, log: Callable[[str], None], lock: Lock) -> Writer:
-    """Return the writer of this process, which continues the rows of a run.
-
-    Args:
-      workdir: folder of the run.
-      start: step of the checkpoint that the run continues from.
-      log: prints a line for people.
-      lock: of the workdir.
-    """
-    if not is_first():
-        return SilentWriter()
-    if is_remote(workdir):
-        return BucketMetricsWriter(workdir, start, log, lock)
-    return MetricsWriter(workdir, start, log)

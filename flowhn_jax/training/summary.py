@@ -23,6 +23,7 @@ from flowhn_jax.parallel.distributed import is_first
 from flowhn_jax.report.plots import plot_losses
 from flowhn_jax.storage import place
 from flowhn_jax.training.health.preemption import StopRequest
+from flowhn_jax.training.sample import Sample, write_sample
 from flowhn_jax.utils.progress import activity, clock, log
 from flowhn_jax.utils.text import one_line
 
@@ -62,7 +63,7 @@ def print_summary(
     with contextlib.suppress(KeyboardInterrupt), stop.interrupting():
         _try("picture", lambda: _draw(config, rows, workdir))
         if jax.process_count() == 1:  # otherwise all processes would have to take part
-            _try("sample", lambda: _print_sample(config, params, prepared))
+            _try("sample", lambda: _print_sample(config, params, prepared, workdir))
     log("next:")
     for command in next_commands(argv, workdir, config.train.steps):
         log(f"  {command}")
@@ -136,8 +137,11 @@ def _draw(config: Config, rows: Sequence[Row], workdir: str) -> None:
     log(f"loss curve: {path}")
 
 
-def _print_sample(config: Config, params: Params, prepared: PreparedSet) -> None:
-    """Print about 100 bytes that the model generates after the beginning of the validation set."""
+def _print_sample(config: Config, params: Params, prepared: PreparedSet, workdir: str) -> None:
+    """Print about 100 bytes that the model generates after the beginning of the validation set.
+
+    The workdir keeps them as sample.json.
+    """
     if not models.can_decode(config.model):
         raise ValueError(
             f"{config.model.name} cannot generate token by token; see model.split.scope"
@@ -160,6 +164,7 @@ def _print_sample(config: Config, params: Params, prepared: PreparedSet) -> None
     log(f"sample, after {_printable(sample.prompt)!r}:")
     for line in _printable(sample.text).splitlines():
         log(f"  | {line}")
+    write_sample(workdir, Sample(config.train.steps, sample.prompt, sample.text))
 
 
 def _printable(text: str) -> str:

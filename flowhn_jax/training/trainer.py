@@ -41,12 +41,12 @@ from flowhn_jax.training.health import bad_steps
 from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
 from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.health.watchdog import Watchdog
-from flowhn_jax.training.metrics import Writer, open_writer
 from flowhn_jax.training.profiler import Profiler
 from flowhn_jax.training.speed import Speedometer
 from flowhn_jax.training.step import Metrics, abstract_batch, make_train_step
 from flowhn_jax.training.time_use import Activity, TimeUse
 from flowhn_jax.training.validation import Validator
+from flowhn_jax.training.writers import Writer, check_packages, open_writer
 from kernels import backends
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -102,6 +102,7 @@ def fit(
 
         # The workdir: locked, and of the same model if there is a run in it or it is a branch.
         with first_before_others("workdir"):
+            check_packages(config.train.writers)
             workdir_lib.make(workdir)
         lock = stack.enter_context(workdir_lib.locked(workdir)) if is_first() else Lock()
         checkpoints = stack.enter_context(Checkpoints(workdir, config, confirm_lock=lock.confirm))
@@ -165,7 +166,7 @@ def fit(
             workdir_lib.write_config(workdir, config)
             if branch is not None:
                 branch.copy_rows(workdir)
-        writer = stack.enter_context(open_writer(workdir, first, console.log, lock))
+        writer = stack.enter_context(open_writer(config, workdir, first, console.log, lock))
         for line in messages.describe_start(config, prepared, mesh):
             console.log(line)
         if resumes:

@@ -7,6 +7,7 @@ import pytest
 from tests.command_line import ROOT, call
 
 TINY = "--config=configs/flowhn_tiny.py"
+SWEEP = ("-m", "flowhn_jax.sweep", TINY, "--workdir=x")
 
 
 def succeed(*arguments):
@@ -119,6 +120,23 @@ def succeed(*arguments):
             "--diff must be a file that --roofline --out wrote; got 'nothing': No such file",
         ),
         (["-m", "flowhn_jax.compare"], "--size must be given"),
+        (["-m", "flowhn_jax.report", "--out=x"], "the folder of a run must be given, e.g. flowhn"),
+        (["-m", "flowhn_jax.report", "nowhere"], "--out must be given"),
+        (["-m", "flowhn_jax.report", "nowhere", "--out=x"], "must be the folder of a run"),
+        (["-m", "flowhn_jax.report", "s3://b/x", "--out=x"], "paths must be local or begin with"),
+        ([*SWEEP], "--grid must be given, e.g. --grid=train.learning_rate=1e-3,3e-3."),
+        ([*SWEEP, "--grid=train.seed"], "--grid must be KEY=VALUE,VALUE,..., e.g. --grid=train.l"),
+        ([*SWEEP, "--grid=train.seed=0,0"], "--grid must have each key and value once; got"),
+        (
+            [*SWEEP, "--grid=train.seed=0,1", "--grid=train.lr=1e-3"],
+            "unknown config key 'train.lr'; the nearest is --config.train.",
+        ),
+        ([*SWEEP, "--grid=train.learning_rate=1e-3,fast"], "'fast'"),
+        ([*SWEEP, "--grid=train.learning_rate=1e-3,-1"], "must be above 0; got -1.0"),
+        (
+            [*SWEEP, "--grid=train.seed=0,1,2", "--index=3"],
+            "--index must be below 3, the number of points of the grid; got 3. --list prints them",
+        ),
         (["-m", "flowhn_jax.compare", "--size=2b"], "tiny, 135m, 350m, 1b"),
         (["-m", "flowhn_jax.compare", "--size=tiny", "--models=llama,mambo"], "'mambo'"),
         (

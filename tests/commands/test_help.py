@@ -11,7 +11,7 @@ from tests.command_line import ROOT, call
 from tests.commands.test_commands import succeed
 from tests.small import keys
 
-WITH_CONFIG = ("train", "eval", "split", "aot", "bench")
+WITH_CONFIG = ("train", "eval", "split", "sweep", "aot", "bench")
 
 
 def test_the_overview_has_one_line_per_command():

@@ -13,6 +13,7 @@ from flowhn_jax.compare import comparison as run
 from flowhn_jax.compare import speed
 from flowhn_jax.compare.speed import config_hash, missing_measurements, read_measurements
 from flowhn_jax.config import MeshConfig, to_dict
+from flowhn_jax.training import runs
 from tests.small import small_baseline, small_config
 
 STEPS = 4
@@ -203,7 +204,7 @@ def test_an_interrupted_comparison_resumes(data, whole, tmp_path, monkeypatch, c
         return time_programs(programs, repeats)
 
     monkeypatch.setattr(speed, "time_programs", counting)
-    fit, calls = run.fit, []
+    fit, calls = runs.fit, []
 
     def stopping(config, workdir, on_step):
         def stop(*arguments):
@@ -214,7 +215,7 @@ def test_an_interrupted_comparison_resumes(data, whole, tmp_path, monkeypatch, c
 
         return fit(config, workdir, stop)
 
-    monkeypatch.setattr(run, "fit", stopping)
+    monkeypatch.setattr(runs, "fit", stopping)
     compare(configs, tmp_path)
     assert sorted(measured) == ["fac_split", "llama"]  # in the second round
     assert "Stopped. Run the same command again to continue." in capsys.readouterr().out

@@ -24,7 +24,7 @@ def row(model, speed, bits=None, mfu=None):
 def figures(monkeypatch):
     """Keep the figures that are drawn rather than write them."""
     kept = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.append(figure))
     yield kept
     plots.load_pyplot().close("all")
 

@@ -14,6 +14,7 @@ from flowhn_jax.evaluation.generate import Generation
 from flowhn_jax.report import plots
 from flowhn_jax.training import summary, trainer
 from flowhn_jax.training.health.preemption import StopRequest
+from flowhn_jax.training.sample import read_sample
 from tests.training.test_trainer import data, final_params, run_config, uninterrupted  # noqa: F401
 
 
@@ -73,7 +74,7 @@ def test_the_next_commands(argv, expected):
     assert summary.next_commands(argv, "runs/a", 9) == expected
 
 
-def test_the_summary_changes_nothing_but_the_picture(data, uninterrupted, capsys):  # noqa: F811
+def test_the_summary_adds_the_picture_and_the_sample(data, uninterrupted, capsys):  # noqa: F811
     workdir, expected = uninterrupted
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     summarise(data, workdir)
@@ -85,8 +86,14 @@ def test_the_summary_changes_nothing_but_the_picture(data, uninterrupted, capsys
     assert "--config.train.steps=16" in out.splitlines()[-1]
     after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     assert after.pop(workdir / "loss.png").startswith(b"\x89PNG")
+    sample = read_sample(workdir)
+    assert sample is not None
+    assert sample.step == 8
+    assert f"sample, after {sample.prompt!r}:" in out
+    assert after.pop(workdir / "sample.json")
     assert after == before
-    (workdir / "loss.png").unlink()
+    for name in ("loss.png", "sample.json"):
+        (workdir / name).unlink()
     jax.tree.map(lambda a, b: None, final_params(workdir, run_config(data)), expected)
 
 

@@ -16,10 +16,11 @@ from flowhn_jax.bench import branch_parallel, branch_times, checkpoint_cost, dec
 from flowhn_jax.bench.device import Rates
 from flowhn_jax.bench.suite import document
 from flowhn_jax.bench.suite.supervisor import Supervisor
-from flowhn_jax.compare import comparison, speed
+from flowhn_jax.compare import speed
 from flowhn_jax.config import Config
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.report import plots
+from flowhn_jax.training import runs
 from tools.fuzz.measured import CODE
 from tools.fuzz.patch_points import replace, replace_corpus, with_replaced
 
@@ -51,7 +52,7 @@ def for_compare() -> None:
     seconds = {"train": [1.0], "prefill": [1.0], "decode": [1.0]}
     compiled = types.SimpleNamespace(compile_seconds=1.0, memory_bytes=2**20, kernels="xla")
     replace(speed, compile_programs=lambda *_: compiled, time_programs=lambda *_: seconds)
-    replace(comparison, fit=lambda config, folder, advance: advance() is None)
+    replace(runs, fit=lambda config, folder, advance: advance() is None)
 
 
 def _bench_checkpoint(config: Config, *, repeats: int, out: str) -> None:

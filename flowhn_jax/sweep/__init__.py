@@ -1,0 +1,1 @@
+"""Runs over a grid of config keys, and the table of their results."""
