@@ -115,6 +115,8 @@ def _check(model: FlowHNConfig, mode: str) -> None:
         raise ValueError(f"model.ssm must be 'mamba1', as in the authors' code; got {model.ssm!r}.")
     if not model.branch_mlp:
         raise ValueError("model.branch_mlp must be True, as in the authors' code; got False.")
+    if model.tie_embeddings:
+        raise ValueError("model.tie_embeddings must be False, as in the authors' code; got True.")
 
 
 def _init(module: Any, std: float) -> None:

@@ -12,7 +12,7 @@ from flowhn_jax import config as config_lib
 from flowhn_jax.config import ModelConfig, Multipliers
 from flowhn_jax.interop import names
 from flowhn_jax.interop.json_types import check_types
-from flowhn_jax.interop.layout import Path, parse_path
+from flowhn_jax.interop.layout import HEAD, Path, parse_path
 from flowhn_jax.models.base import AttentionKeys, RotaryKeys, StateSpaceKeys
 from flowhn_jax.models.falcon_h1 import FalconH1Config
 from flowhn_jax.models.jamba import JambaConfig
@@ -57,7 +57,12 @@ class Family:
         for index in range(config.blocks):
             for theirs, ours in self.layer(config, index).items():
                 found[f"{self.layers}.{index}.{theirs}"] = f"blocks/{index}/{ours}"
-        return {theirs: parse_path(ours) for theirs, ours in found.items()}
+        paths = {theirs: parse_path(ours) for theirs, ours in found.items()}
+        return {
+            theirs: path
+            for theirs, path in paths.items()
+            if not (config.tie_embeddings and path == HEAD)
+        }
 
 
 def to_config(hf_config: Json) -> tuple[Family, ModelConfig]:
@@ -90,6 +95,7 @@ def to_config(hf_config: Json) -> tuple[Family, ModelConfig]:
             "context": hf_config.get("max_position_embeddings", _DEFAULT_CONTEXT),
             "init_std": hf_config.get("initializer_range", 0.02),
             "norm_eps": hf_config[_epsilon(family.kind)],
+            "tie_embeddings": hf_config.get("tie_word_embeddings", family.is_tied),
         }
     except KeyError as error:
         raise ValueError(f"config.json of {model_type} must have {error}.") from error
@@ -116,7 +122,7 @@ def to_json(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
         "initializer_range": config.init_std,
         _epsilon(config.kind): config.norm_eps,
         "hidden_act": "silu",
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": "float32",
         **family.write(config),
     }

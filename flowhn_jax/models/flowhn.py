@@ -349,4 +349,4 @@ class FlowHN(LanguageModel):
             yield block.attention, plan.attention.count(length)
             yield block.branch_proj, length
             yield block.final_proj, length
-        yield self.head, length
+        yield self.output_layer, length

@@ -51,8 +51,8 @@ def train(config, **axes):
     return losses, jax.device_get(state.params)
 
 
-def recipe(strategy="fac_split", ssm="mamba1"):
-    model = {"ssm": ssm, "ssm_head_dim": 8, "blocks": 2, "vocab_size": 64}
+def recipe(strategy="fac_split", ssm="mamba1", tied=False):
+    model = {"ssm": ssm, "ssm_head_dim": 8, "blocks": 2, "vocab_size": 64, "tie_embeddings": tied}
     return small_config(strategy, model=model, train={"steps": STEPS, "learning_rate": RATE})
 
 
@@ -101,3 +101,10 @@ def test_every_strategy(strategy, axes):
 @pytest.mark.parametrize("axes", [BRANCH, SEQUENCE], ids=["branch", "sequence"])
 def test_mamba2(axes):
     assert_same(train(recipe(ssm="mamba2"), **axes), on_one_device(ssm="mamba2"))
+
+
+@pytest.mark.parametrize(
+    "axes", [FEW[0], pytest.param(SEQUENCE, marks=pytest.mark.slow)], ids=["tensor", "sequence"]
+)
+def test_tied_embeddings(axes):
+    assert_same(train(recipe(tied=True), **axes), on_one_device(tied=True))
