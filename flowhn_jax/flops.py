@@ -14,6 +14,7 @@ from flax import nnx
 
 from flowhn_jax import models
 from flowhn_jax.layers.attention import KVCache
+from flowhn_jax.layers.embedding import Embedding
 from flowhn_jax.layers.mamba1 import Mamba1Cache
 from flowhn_jax.layers.mamba2 import Mamba2Cache
 from flowhn_jax.models import ModelConfig
@@ -93,8 +94,8 @@ def _part_flops(part: nnx.Module, tokens: int, causal: bool) -> int:
     """Return the FLOPs of all matrix products in a part of a model and of its mixers' mixing."""
     total, mixers = 0, {}
     for path, module in nnx.iter_modules(part):
-        if isinstance(module, nnx.LinearGeneral):
-            total += 2 * tokens * math.prod(module.kernel.shape)
+        if shape := _product_shape(module):
+            total += 2 * tokens * math.prod(shape)
         elif hasattr(module, "mixing_flops"):
             mixers[path] = module
     for path, mixer in mixers.items():
@@ -102,6 +103,16 @@ def _part_flops(part: nnx.Module, tokens: int, causal: bool) -> int:
         if not any(path[:depth] in mixers for depth in range(len(path))):
             total += mixer.mixing_flops(tokens, causal=causal)
     return total
+
+
+def _product_shape(module: nnx.Module) -> tuple[int, ...] | None:
+    """Return the shape [in, *out] of the weight in a module's product; None if it has none.
+
+    An embedding is a part that costs FLOPs (`flop_parts`) only where the head is tied to it.
+    """
+    if isinstance(module, nnx.LinearGeneral):
+        return module.kernel.shape
+    return module.embedding.shape[::-1] if isinstance(module, Embedding) else None
 
 
 def train_flops(config: ModelConfig, length: int, *, causal: bool = True) -> int:
@@ -129,10 +140,9 @@ def train_bytes(
     total = 2 * 3 * 4 * models.param_count(config) / devices
     for part, tokens in model.flop_parts(length):
         for _, module in nnx.iter_modules(part):
-            if isinstance(module, nnx.LinearGeneral):
-                weight = math.prod(module.kernel.shape)
-                inputs = module.kernel.shape[0]
-                ends = inputs if part is model.head else inputs + weight // inputs
+            if shape := _product_shape(module):
+                weight, inputs = math.prod(shape), shape[0]
+                ends = inputs if part is model.output_layer else inputs + weight // inputs
                 numbers = weight / tensor + batch * tokens * ends / devices
                 total += 3 * config.compute_dtype.itemsize * numbers
     return total

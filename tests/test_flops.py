@@ -76,6 +76,26 @@ def test_matrix_products_of_baselines(kind, monkeypatch):
     assert found - mixers * length * elementwise == products(config, monkeypatch)
 
 
+@pytest.mark.parametrize("kind", ["llama", "flowhn"])
+def test_a_tied_head_costs_its_product_and_no_memory(kind, monkeypatch):
+    """As many FLOPs as untied, counted in the jaxpr; V D fewer parameters and optimizer numbers."""
+    if kind == "llama":
+        untied, tied = (small_baseline(kind, tie_embeddings=tied) for tied in (False, True))
+        assert flops.forward_flops(tied, 24, causal=False) == products(tied, monkeypatch)
+    else:
+        untied, tied = (
+            small_config("fai_split", model={"tie_embeddings": tied}).model
+            for tied in (False, True)
+        )
+    for count in (flops.forward_flops, flops.prefill_flops, flops.train_flops):
+        assert count(tied, 24) == count(untied, 24)
+    table = tied.vocab_size * tied.width
+    assert models.param_count(untied) - models.param_count(tied) == table
+    saved = flops.train_bytes(untied, 3, 24) - flops.train_bytes(tied, 3, 24)
+    assert saved == 2 * 3 * 4 * table
+    assert flops.decode_bytes(tied, 3, 24) == flops.decode_bytes(untied, 3, 24)
+
+
 @pytest.mark.parametrize(
     ("strategy", "options"), [*((s, {}) for s in STRATEGIES), ("fai_split", OPTIONS)]
 )

@@ -139,7 +139,7 @@ def _score(
       scored: [B, T] bool, which targets count.
     """
     model = models.bind(config, params)
-    hidden, head = model(tokens[:, :-1]), model.head.kernel[...]
+    hidden, head = model(tokens[:, :-1]), model.head_kernel()
     batch, length = scored.shape
     max_positions = max(1, _MAX_LOGITS // (batch * head.shape[1]))
     chunk = math.gcd(length, 1 << (max_positions.bit_length() - 1))

@@ -5,6 +5,7 @@ the layout of transformers. FlowHN, SHM and Hymba, which transformers does not k
 code (`own_format`). No code that a file contains is ever run.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
@@ -18,8 +19,8 @@ from safetensors.numpy import save_file
 
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.interop import own_format, state_spaces
-from flowhn_jax.interop.families import FAMILIES, to_config, to_json
-from flowhn_jax.interop.layout import assemble, to_theirs
+from flowhn_jax.interop.families import FAMILIES, Family, to_config, to_json
+from flowhn_jax.interop.layout import EMBEDDING, HEAD, assemble, to_theirs
 from flowhn_jax.interop.torch_files import read_state_dict
 from flowhn_jax.models import Params
 from flowhn_jax.storage import AnyPath, Place, place, readable_place
@@ -30,7 +31,6 @@ from flowhn_jax.utils.text import short_list, short_repr
 _CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 _PICKLED = "pytorch_model.bin"
 _ADAPTER = "adapter_config.json"
-_HEAD = "lm_head.weight"
 _FREQUENCIES = "rotary_emb.inv_freq"  # of old files; they follow from config.json
 # For a missing key, transformers uses the id of the family's first checkpoint.
 _NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -76,7 +76,8 @@ def from_state_dict(
 ) -> tuple[ModelConfig, Params]:
     """Return the config and the parameters, in float32, for a state dict and its config.json.
 
-    A head that is tied to the embedding becomes a separate copy.
+    A model whose config.json ties the head to the embedding stays tied, unless the arrays hold a
+    head with other values, as in transformers.
 
     Args:
       arrays: by name; in PyTorch's layout.
@@ -100,11 +101,23 @@ def from_state_dict(
         arrays = state_spaces.to_hf_names(arrays)
         hf_config = state_spaces.to_hf_config(hf_config)
     family, config = to_config(hf_config)
-    names = family.names(config)
-    if hf_config.get("tie_word_embeddings", family.is_tied) and _HEAD not in arrays:
-        embedding = next(theirs for theirs, path in names.items() if path[-1] == "embedding")
-        arrays |= {_HEAD: arrays[embedding]} if embedding in arrays else {}
-    return config, assemble(config, arrays, names)
+    if config.tie_embeddings:
+        config, arrays = _tied(family, config, arrays)
+    return config, assemble(config, arrays, family.names(config))
+
+
+def _tied(
+    family: Family, config: ModelConfig, arrays: dict[str, np.ndarray]
+) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """Return a tied model's arrays without the head's, or an untied config if it is another one."""
+    untied = dataclasses.replace(config, tie_embeddings=False)
+    theirs = {path: name for name, path in family.names(untied).items()}
+    embedding, head = theirs[EMBEDDING], theirs[HEAD]
+    if head not in arrays:
+        return config, arrays
+    others = {name: array for name, array in arrays.items() if name != head}
+    table = others.setdefault(embedding, arrays[head])
+    return (config, others) if np.array_equal(table, arrays[head]) else (untied, arrays)
 
 
 def save(

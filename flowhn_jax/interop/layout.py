@@ -15,6 +15,8 @@ from flowhn_jax.utils.text import short_repr
 
 Path = tuple[str | int, ...]
 
+EMBEDDING, HEAD = ("embed", "embedding"), ("head", "kernel")
+
 
 def parse_path(text: str) -> Path:
     """Return a path such as 'blocks/0/norm/scale' as a tuple: ('blocks', 0, 'norm', 'scale')."""

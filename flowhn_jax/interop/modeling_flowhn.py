@@ -586,7 +586,8 @@ class FlowHNForCausalLM(PreTrainedModel, GenerationMixin):
         self.embed = nn.Embedding(model["vocab_size"], model["width"])
         self.blocks = nn.ModuleList(_make_blocks(config))
         self.final_norm = RMSNorm(model["width"], model["norm_eps"])
-        self.head = nn.Linear(model["width"], model["vocab_size"], bias=False)
+        is_tied = model["tie_embeddings"]
+        self.head = None if is_tied else nn.Linear(model["width"], model["vocab_size"], bias=False)
         self.is_hymba = model["kind"] == "hymba"
         if self.is_hymba:
             self.meta = nn.Parameter(torch.zeros(model["meta_tokens"], model["width"]))
@@ -600,8 +601,8 @@ class FlowHNForCausalLM(PreTrainedModel, GenerationMixin):
         """Return the embedding of the tokens."""
         return self.embed
 
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the head."""
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the head; None if the embedding's table is its matrix."""
         return self.head
 
     def forward(
@@ -655,7 +656,9 @@ class FlowHNForCausalLM(PreTrainedModel, GenerationMixin):
         y, blocks = self._apply_blocks(_take(x, moved), positions, leading, blocks)
         x = _put(torch.zeros_like(x), moved, leading, y)
         kept = x[:, -logits_to_keep:] if logits_to_keep else x
-        logits = self.head(self.final_norm(kept)).float()
+        normed = self.final_norm(kept)
+        logits = F.linear(normed, self.embed.weight) if self.head is None else self.head(normed)
+        logits = logits.float()
         loss = None
         if labels is not None:
             shifted = labels[:, 1:].to(logits.device)

@@ -45,7 +45,11 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
     A model that is planned for each length separately (`split.scope='sequence'`) cannot decode and
     has no PyTorch code: its folder is for `from_arrays` alone.
     """
-    found = {"model_type": MODEL_TYPE, "model": config_lib.to_dict(config)}
+    found = {
+        "model_type": MODEL_TYPE,
+        "model": config_lib.to_dict(config),
+        "tie_word_embeddings": config.tie_embeddings,
+    }
     if not config.can_decode:
         return found
     found |= {"architectures": ["FlowHNForCausalLM"], "auto_map": _AUTO_MAP, "dtype": "float32"}

@@ -22,7 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from flowhn_jax.config import FlowHNConfig, ModelConfig
-from flowhn_jax.interop.layout import Path, assemble, parse_path, to_theirs
+from flowhn_jax.interop.layout import EMBEDDING, HEAD, Path, assemble, parse_path, to_theirs
 from flowhn_jax.interop.names import ATTENTION, FEED_FORWARD, JAMBA_MODEL, MAMBA1, NORMS
 from flowhn_jax.interop.torch_files import import_torch, read_state_dict
 from flowhn_jax.models import Params
@@ -45,6 +45,7 @@ AUTHORS_KEYS = {
     "fusion": "paper",
     "attention_mlp_width": 0,
     "attention_rope_theta": 0,
+    "tie_embeddings": False,
 }
 _AUTHORS_HEADS = 32
 _MIN_HEAD_DIM = 16  # with a smaller one, the model was hardly trained with 32 heads
@@ -172,7 +173,7 @@ def save(out: AnyPath, config: ModelConfig, params: Params) -> str:
       config: of a FlowHN that their code has: Mamba-1, MLPs in the branches, and a strategy of the
         table at the top of this module. They split each sequence by its own length, so where tokens
         are split, their logits are ours for sequences of `config.context` tokens.
-      params: the model's parameters.
+      params: the model's parameters. The table of a tied model is written as their head, too.
 
     Raises:
       ValueError: their code does not have this model, or the name has another ending.
@@ -182,6 +183,8 @@ def save(out: AnyPath, config: ModelConfig, params: Params) -> str:
     assert isinstance(config, FlowHNConfig)
     target = place(out)
     ours = flatten_dict(params)
+    if config.tie_embeddings:  # their head is a parameter of its own
+        ours[HEAD] = ours[EMBEDDING].T
     arrays = {
         name: np.ascontiguousarray(to_theirs(path, np.asarray(ours[path])), np.float32)
         for name, path in parameter_names(config.blocks).items()

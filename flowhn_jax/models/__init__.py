@@ -180,7 +180,7 @@ def prefill(
 
 def _logits(model: LanguageModel, hidden: jax.Array) -> jax.Array:
     """Return logits [..., V] in float32 of hidden [..., D]."""
-    kernel = model.head.kernel[...].astype(hidden.dtype)
+    kernel = model.head_kernel().astype(hidden.dtype)
     return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
 
 

@@ -35,6 +35,8 @@ class ModelConfig:
       init_std: standard deviation of the normal initial weights.
       dtype: type of matrix products: 'float32', 'bfloat16', or 'auto', which is float32 on a CPU
         and bfloat16 elsewhere. Parameters are float32 in any case.
+      tie_embeddings: whether the head's matrix is the embedding's table, transposed, instead of a
+        parameter of its own.
     """
 
     kind: ClassVar[str]
@@ -47,6 +49,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     init_std: float = 0.02
     dtype: str = "auto"
+    tie_embeddings: bool = False
 
     def __post_init__(self):
         sizes = "vocab_size", "context", "width", "blocks"

@@ -379,4 +379,4 @@ class FlowHN(LanguageModel):
             if block.has_projections:
                 yield block.branch_proj, length
                 yield block.final_proj, length
-        yield self.head, length
+        yield self.output_layer, length

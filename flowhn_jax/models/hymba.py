@@ -251,7 +251,7 @@ class Hymba(LanguageModel):
         """Yield each module that costs FLOPs, and how many tokens of `length` it processes."""
         for block in self.blocks:
             yield block, self.config.meta_tokens + length
-        yield self.head, length
+        yield self.output_layer, length
 
 
 def _with_meta(segment_ids: jax.Array, count: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The base class of all models: embedding, blocks, final norm and an untied head."""
+"""The base class of all models: embedding, blocks, final norm and head."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -55,7 +55,13 @@ class DecodeCache(NamedTuple):
 
 
 class LanguageModel(nnx.Module):
-    """A stack of blocks, which each family makes in `make_block`."""
+    """A stack of blocks, which each family makes in `make_block`.
+
+    With `config.tie_embeddings` the table of `embed` is the head's matrix as well, and `head` is
+    None. The initial values of the embedding and of the blocks are those of the untied model: the
+    table is normal with the standard deviation `config.init_std`, as in transformers, where a head
+    takes the values of the table that it is tied to.
+    """
 
     blocks: nnx.List[Any]
 
@@ -65,7 +71,23 @@ class LanguageModel(nnx.Module):
         self.embed = Embedding(config.vocab_size, config.width, context)
         self.blocks = nnx.List([self.make_block(index, context) for index in range(config.blocks)])
         self.final_norm = rms_norm(config.width, context)
-        self.head = linear(config.width, config.vocab_size, context)
+        # The last one to take random numbers: without it, the others are the same.
+        is_tied = config.tie_embeddings
+        self.head = None if is_tied else linear(config.width, config.vocab_size, context)
+
+    @property
+    def output_layer(self) -> nnx.LinearGeneral | Embedding:
+        """The layer whose matrix multiplies the final hidden states: the embedding if tied."""
+        return self.embed if self.head is None else self.head
+
+    def head_kernel(self) -> jax.Array:
+        """Return the head's matrix [D, V]; if tied, a view of the embedding's table.
+
+        The gradient of the table is then the sum of both uses, in float32. The table [V, D] is
+        sharded as the head's matrix is, V over `tensor` and D over `fsdp` and `sequence`
+        (`parallel.rules`), so that neither use moves it.
+        """
+        return self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
 
     def make_block(self, index: int, context: LayerContext) -> nnx.Module:
         """Return block `index`, a `DecoderLayer` unless the family overrides how blocks are run."""
@@ -164,7 +186,7 @@ class LanguageModel(nnx.Module):
         """Yield each module that costs FLOPs, and how many tokens of `length` it processes."""
         for block in self.blocks:
             yield block, length
-        yield self.head, length
+        yield self.output_layer, length
 
 
 def _checkpointed(block: Callable[..., Any], remat: str) -> Callable[..., Any]:

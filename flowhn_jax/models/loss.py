@@ -42,7 +42,7 @@ def token_losses(config: ModelConfig, params: Params, batch: Batch) -> jax.Array
     model = models.bind(config, params)
     hidden = model(batch["tokens"][:, :-1], batch["segment_ids"][:, :-1])
     targets, weights = batch["tokens"][:, 1:], target_weights(batch)
-    return cross_entropy(hidden, model.head.kernel[...], targets, weights, reduction="none")
+    return cross_entropy(hidden, model.head_kernel(), targets, weights, reduction="none")
 
 
 def loss_sum(
@@ -68,5 +68,5 @@ def loss_sum(
     model = models.bind(config, params)
     hidden = model(batch["tokens"][:, :-1], batch["segment_ids"][:, :-1], remat=remat)
     targets, weights = batch["tokens"][:, 1:], target_weights(batch)
-    nll = cross_entropy(hidden, model.head.kernel[...], targets, weights, z_loss=z_loss)
+    nll = cross_entropy(hidden, model.head_kernel(), targets, weights, z_loss=z_loss)
     return LossSum(nll, weights.sum())

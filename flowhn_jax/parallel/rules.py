@@ -14,7 +14,8 @@ _ALL = ("tensor", *_SHARD)
 
 # By the end of a parameter's path; the first match counts. Of a kernel's two dimensions the model's
 # width is sharded over fsdp and sequence, and the other (heads, channels, MLP units or vocabulary)
-# over tensor: the first kernel of a branch by its outputs, the last one by its inputs.
+# over tensor: the first kernel of a branch by its outputs, the last one by its inputs. The
+# embedding is sharded as the transposed head is, which may be tied to it.
 _RULES = tuple(
     (re.compile(rf"(^|/){pattern}$"), spec)
     for pattern, spec in (

@@ -104,16 +104,58 @@ def test_bfloat16_files_are_loaded(tmp_path):
         np.testing.assert_array_equal(leaf, expected.astype(jnp.bfloat16).astype(jnp.float32))
 
 
-def test_a_tied_head_is_copied():
+def test_a_tied_head_stays_tied():
+    """Also where the arrays hold it a second time, or as the head alone."""
     _, state_dict, hf_config = read("hf_mamba_24")
-    del state_dict["lm_head.weight"]
+    head = state_dict.pop("lm_head.weight")
     with pytest.raises(ValueError, match=r"missing \['lm_head.weight'\]"):
         huggingface.from_state_dict(state_dict, hf_config)
     tied = hf_config | {"tie_word_embeddings": True}
     del hf_config["tie_word_embeddings"]  # as in the released Mambas, whose heads are tied
-    for each in (tied, hf_config):
-        _, params = huggingface.from_state_dict(state_dict, each)
-        np.testing.assert_array_equal(params["head"]["kernel"], params["embed"]["embedding"].T)
+    table = state_dict["backbone.embeddings.weight"]
+    alone = {name: array for name, array in state_dict.items() if array is not table}
+    for arrays, each in (
+        (state_dict, tied),
+        (state_dict, hf_config),
+        (state_dict | {"lm_head.weight": table}, tied),
+        (alone | {"lm_head.weight": table}, tied),
+    ):
+        config, params = huggingface.from_state_dict(arrays, each)
+        assert config.tie_embeddings
+        assert "head" not in params
+        np.testing.assert_array_equal(params["embed"]["embedding"], table)
+    config, params = huggingface.from_state_dict(state_dict | {"lm_head.weight": head}, tied)
+    assert not config.tie_embeddings
+    np.testing.assert_array_equal(params["head"]["kernel"], head.T)
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", *(pytest.param(k, marks=pytest.mark.slow) for k in KNOWN[1:])]
+)
+def test_a_tied_model_goes_to_transformers_and_back(kind, tmp_path):
+    """Equal logits and parameter counts, `tie_word_embeddings: true`, and no tensor of a head."""
+    torch, transformers = (pytest.importorskip(name) for name in ("torch", "transformers"))
+    config = small_baseline(kind, tie_embeddings=True)
+    tokens = tokens_for(config)
+    params = random_model(config)
+    huggingface.save(tmp_path / "ours", config, params)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert theirs.num_parameters() == models.param_count(config)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    theirs.save_pretrained(tmp_path / "theirs")
+    again, loaded = huggingface.load(tmp_path / "theirs")
+    assert again.tie_embeddings
+    assert models.param_count(again) == theirs.num_parameters()
+    logits = models.forward(again, loaded, tokens)
+    np.testing.assert_allclose(logits, expected, atol=3e-5 * np.abs(expected).max(), rtol=0)
+    huggingface.save(tmp_path / "back", again, loaded)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["tie_word_embeddings"]
+    names = set(load_file(tmp_path / "back" / "model.safetensors"))
+    assert names == set(load_file(tmp_path / "theirs" / "model.safetensors"))
+    assert "lm_head.weight" not in names
 
 
 @pytest.mark.parametrize(

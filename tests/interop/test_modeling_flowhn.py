@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from flowhn_jax import models
 from flowhn_jax.config import FlowHNConfig
@@ -40,6 +41,7 @@ CONFIGS = {
     "no_mlp": small_config("fac_split", model={"branch_mlp": False, "head_dim": 6}),
 }
 CONFIGS = {name: config.model for name, config in CONFIGS.items()}
+CONFIGS["tied"] = dataclasses.replace(CONFIGS["fai_split"], tie_embeddings=True)
 CONFIGS |= {"shm": small_baseline("shm"), "hymba": small_baseline("hymba")}
 
 
@@ -173,6 +175,16 @@ def test_a_model_saved_by_transformers_is_imported(pair, tmp_path):
     tokens = tokens_of(config)
     expected = models.forward(config, params, tokens)
     np.testing.assert_array_equal(models.forward(again, loaded, tokens), expected)
+
+
+def test_a_tied_head_is_not_saved(tmp_path):
+    config = CONFIGS["tied"]
+    theirs = load(config, random_model(config), tmp_path / "ours")
+    assert theirs.config.tie_word_embeddings
+    assert theirs.num_parameters() == models.param_count(config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    for name in ("ours", "theirs"):
+        assert "head.weight" not in load_file(tmp_path / name / "model.safetensors")
 
 
 def test_a_row_beyond_the_plan_is_refused(tmp_path):

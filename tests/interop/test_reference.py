@@ -148,6 +148,21 @@ def test_models_that_their_code_does_not_have_are_refused(tmp_path, config, mess
         reference.save(tmp_path / "model.npz", config, {})
 
 
+def test_the_table_of_a_tied_model_is_their_head_too(tmp_path):
+    """Their code has no tied head; the model that it loads gives the same logits."""
+    split = {"scope": "sequence"}
+    config = small_config("ae_split", model={"tie_embeddings": True}, split=split).model
+    params = models.init(config, jax.random.key(0))
+    reference.save(tmp_path / "model.npz", config, params)
+    arrays = reference.read_arrays(tmp_path / "model.npz")
+    np.testing.assert_array_equal(arrays["lm_head.weight"], arrays["model.embed_tokens.weight"])
+    again, loaded = reference.load(tmp_path / "model.npz", "B", heads=4)
+    assert not again.tie_embeddings
+    tokens = np.arange(48).reshape(2, 24)
+    found, expected = models.forward(again, loaded, tokens), models.forward(config, params, tokens)
+    np.testing.assert_allclose(found, expected, atol=3e-5)
+
+
 def test_another_ending_is_refused(tmp_path):
     config = small_config("ae_split").model
     params = models.init(config, jax.random.key(0))

@@ -49,6 +49,15 @@ def test_a_parameter_without_a_rule_is_an_error():
         )
 
 
+@pytest.mark.parametrize("shape", [(64, 32), (63, 32), (64, 6)])
+@pytest.mark.parametrize("axes", [dict(fsdp=4, tensor=2), dict(fsdp=2, sequence=2, tensor=2)])
+def test_the_table_is_cut_as_the_head_is(shape, axes):
+    """So a tied head needs no other layout of it."""
+    mesh = make_mesh(MeshConfig(data=1, **axes), 8)
+    table = parameter_spec("embed/embedding", shape, mesh)
+    assert P(*reversed(table)) == parameter_spec("head/kernel", shape[::-1], mesh)
+
+
 def test_an_axis_that_does_not_divide_is_left_out():
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2), 8)
     path = "opt_state/1/0/mu/blocks/3/attention/mlp/up_proj/kernel"

@@ -51,8 +51,8 @@ def train(config, **axes):
     return losses, jax.device_get(state.params)
 
 
-def recipe(strategy="fac_split", ssm="mamba1", options=False):
-    model = {"ssm": ssm, "ssm_head_dim": 8, "blocks": 2, "vocab_size": 64}
+def recipe(strategy="fac_split", ssm="mamba1", options=False, tied=False):
+    model = {"ssm": ssm, "ssm_head_dim": 8, "blocks": 2, "vocab_size": 64, "tie_embeddings": tied}
     split = {}
     if options:
         model |= {"fusion": "residual", "attention_rope_theta": 100.0, "attention_mlp_width": 40}
@@ -112,3 +112,10 @@ def test_mamba2(axes):
 def test_options(axes):
     found = train(recipe("fai_split", options=True), **axes)
     assert_same(found, on_one_device(strategy="fai_split", options=True))
+
+
+@pytest.mark.parametrize(
+    "axes", [FEW[0], pytest.param(SEQUENCE, marks=pytest.mark.slow)], ids=["tensor", "sequence"]
+)
+def test_tied_embeddings(axes):
+    assert_same(train(recipe(tied=True), **axes), on_one_device(tied=True))

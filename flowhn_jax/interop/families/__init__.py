@@ -60,6 +60,7 @@ def to_config(hf_config: Json) -> tuple[Family, ModelConfig]:
             "context": hf_config.get("max_position_embeddings", _DEFAULT_CONTEXT),
             "init_std": hf_config.get("initializer_range", 0.02),
             "norm_eps": hf_config[_epsilon(family.kind)],
+            "tie_embeddings": hf_config.get("tie_word_embeddings", family.is_tied),
         }
     except KeyError as error:
         raise ValueError(f"config.json of {model_type} must have {error}.") from error
@@ -93,7 +94,7 @@ def to_json(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
         "initializer_range": config.init_std,
         _epsilon(config.kind): config.norm_eps,
         "hidden_act": "silu",
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": "float32",
         **family.write(config),
     }
