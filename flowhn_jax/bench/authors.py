@@ -111,7 +111,7 @@ def train_step(config: Config, mode: str) -> pytorch.Step:
 def _check(model: FlowHNConfig, mode: str) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
-    for key, needed in AUTHORS_KEYS.items():
+    for key, needed in {**AUTHORS_KEYS, "tie_embeddings": False}.items():
         value = getattr(model, key)
         if value != needed:
             raise ValueError(

@@ -45,7 +45,6 @@ AUTHORS_KEYS = {
     "fusion": "paper",
     "attention_mlp_width": 0,
     "attention_rope_theta": 0,
-    "tie_embeddings": False,
 }
 _AUTHORS_HEADS = 32
 _MIN_HEAD_DIM = 16  # with a smaller one, the model was hardly trained with 32 heads
