@@ -31,6 +31,7 @@ TEXTS = {
     "lengths",
     "models",
     "prompt",
+    "shard",
     "size",
     "tasks",
     "text_field",
@@ -111,6 +112,8 @@ def test_a_recipe_is_local(command, url):
     "use",
     {
         "data.path": lambda url: DataConfig(path=url),
+        "data.path of a mixture": lambda url: DataConfig(path=f"data/a:1,{url}:1"),
+        "data.validation": lambda url: DataConfig(validation=f"n={url}"),
         "data.cache": lambda url: DataConfig(cache=url),
         "prepare": lambda url: prepare("embedded", "bytes", url),
         "embedded": lambda url: ensure_embedded(url, 32),
