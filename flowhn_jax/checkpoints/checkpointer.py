@@ -21,13 +21,13 @@ from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.checkpoints import manifest
 from flowhn_jax.checkpoints.files import (
     METADATA,
-    VALIDATION_LOSS,
     OfAnotherRun,
     check_not_gone,
     check_shapes,
     delete,
     directory,
     finish_deletions,
+    loss_key,
     mark_checkpointed,
     set_aside,
     steps_of,
@@ -135,9 +135,10 @@ class Checkpoints:
 
     def _losses(self) -> Iterator[tuple[int, float]]:
         """Yield the checkpoints' steps with a known validation loss, and the losses."""
+        key = loss_key(self.config.train.best_by)
         for checkpoint in self._checkpointer.checkpoints:
             metrics: Any = checkpoint.metrics or {}
-            loss = metrics.get(VALIDATION_LOSS)
+            loss = metrics.get(key)
             if loss is not None:
                 yield checkpoint.step, loss
 
@@ -219,7 +220,7 @@ class Checkpoints:
         state: TrainState,
         data: Any,
         progress: dict[str, Any],
-        validation_loss: float | None = None,
+        losses: dict[str, float] | None = None,
     ) -> None:
         """Begin to write a checkpoint; `wait`, or the next call, waits until it is complete.
 
@@ -227,7 +228,8 @@ class Checkpoints:
           state: of the run; it may be donated as soon as the function has returned.
           data: the iterator of the run's batches, whose position is saved.
           progress: what else the run saves; it must be representable in JSON.
-          validation_loss: of the state, if known; the checkpoint with the lowest one is kept.
+          losses: the state's validation_loss, and validation_loss/NAME of the sets that have one of
+            their own, if known; the checkpoint with the lowest one by `train.best_by` is kept.
         """
         self.wait()
         step = int(state.step)
@@ -238,9 +240,8 @@ class Checkpoints:
             "optimizer": {"step": state.step, "opt_state": state.opt_state},
             "data": data,
         }
-        metrics: Any = None
-        if validation_loss is not None and math.isfinite(validation_loss):
-            metrics = {VALIDATION_LOSS: validation_loss}
+        finite = {key: loss for key, loss in (losses or {}).items() if math.isfinite(loss)}
+        metrics: Any = finite or None
         self._save, self._is_saving = Save(next(_saves)), True
         about: dict[str, Any] = {
             "metrics": metrics,

@@ -15,7 +15,7 @@ from flowhn_jax.utils.version import __version__
 
 # Beginnings of the names of a checkpoint's files.
 PARAMS, METADATA = "params/", ("_CHECKPOINT_METADATA", "metrics/")
-VALIDATION_LOSS = "validation_loss"
+VALIDATION_LOSS = "validation_loss"  # of a checkpoint's metrics; NAME's is validation_loss/NAME
 
 COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint, in a bucket
 
@@ -23,6 +23,11 @@ _MARK = "checkpointed.json"
 _DELETED = "deleted."  # begins the name of a checkpoint that is being deleted
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def loss_key(best_by: str) -> str:
+    """Return the key of the loss that decides which checkpoint is the best; see `train.best_by`."""
+    return f"{VALIDATION_LOSS}/{best_by}" if best_by else VALIDATION_LOSS
 
 
 def warn(text: str) -> None:

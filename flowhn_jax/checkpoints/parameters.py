@@ -11,14 +11,15 @@ from flowhn_jax.checkpoints import manifest
 from flowhn_jax.checkpoints.files import (
     METADATA,
     PARAMS,
-    VALIDATION_LOSS,
     OfAnotherRun,
     check_shapes,
     directory,
+    loss_key,
     steps_of,
     versions,
     warn,
 )
+from flowhn_jax.checkpoints.workdir import read_config
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.distributed import broadcast_from_first, is_first
@@ -45,7 +46,7 @@ def load_params(workdir: str, config: ModelConfig, mesh: Mesh, checkpoint: str =
       config: its model.
       mesh: where to place the parameters.
       checkpoint: 'latest', the newest that is not damaged; 'best', the one with the lowest
-        validation loss; or a step.
+        validation loss by the run's `train.best_by`; or a step.
 
     Raises:
       FileNotFoundError: there is no checkpoint, or not the one asked for.
@@ -103,15 +104,17 @@ def find_step(workdir: str, checkpoint: str) -> int:
 
 def _best(workdir: str) -> int:
     losses = {}
+    key = loss_key(read_config(workdir).train.best_by)
     for step in steps_of(workdir):
         folder = directory(workdir) / str(step)
         if manifest.damage(folder, METADATA) is None:
             about: Any = ocp.metadata(str(folder), "params").custom_metadata or {}
-            if about.get("metrics"):
-                losses[step] = about["metrics"][VALIDATION_LOSS]
+            loss = (about.get("metrics") or {}).get(key)
+            if loss is not None:
+                losses[step] = loss
     if not losses:
         raise FileNotFoundError(
-            f"--checkpoint={BEST} needs a checkpoint with a validation loss; {workdir!r} holds "
+            f"--checkpoint={BEST} needs a checkpoint with a {key}; {workdir!r} holds "
             f"none. Give --checkpoint={LATEST} or a step."
         )
     return min(losses, key=losses.__getitem__)

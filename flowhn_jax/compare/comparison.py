@@ -85,7 +85,8 @@ def _measure_and_train(
             bar.update(_STEPS_PER_MEASUREMENT)
         for name, config in configs.items() if trains else ():
             bar.annotate(f"training {name}")
-            folder = open_data(config, workdir).folder
-            if not fit(with_data(config, str(folder)), folders[name], bar.update):
+            if not config.data.path:  # all models train on one copy of the embedded corpus
+                config = with_data(config, str(open_data(config, workdir).main.folder))
+            if not fit(config, folders[name], bar.update):
                 return False
     return True

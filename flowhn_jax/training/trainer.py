@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.files import VALIDATION_LOSS
 from flowhn_jax.checkpoints.rows import Row
 from flowhn_jax.checkpoints.state import TrainState, abstract_state, make_init
 from flowhn_jax.config import Config
 from flowhn_jax.data.lookahead import Lookahead
 from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import TrainBatches, train_batches
-from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.data.run_data import RunData
 from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch
@@ -46,7 +47,7 @@ from flowhn_jax.training.validation import Validator
 from kernels import backends
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-OnEnd = Callable[[Config, Params, PreparedSet], None]
+OnEnd = Callable[[Config, Params, RunData], None]
 
 
 def fit(
@@ -106,24 +107,24 @@ def fit(
 
         # The data; a signal ends their preparation, or their copy to this host, at once.
         watchdog.progress("opening the data")
-        prepared, is_loaded = None, False
+        data, is_loaded = None, False
         with (
             first_before_others("data"),
             contextlib.suppress(KeyboardInterrupt),
             stop.interrupting(),
         ):
-            prepared = open_data(config, workdir)
+            data = open_data(config, workdir)
         with contextlib.suppress(KeyboardInterrupt), stop.interrupting():
-            if prepared is not None:
-                prepared.load("train", "validation")
+            if data is not None:
+                data.load()
                 is_loaded = True
         if any_process(not is_loaded):
             console.log(messages.stopped_before_start(stop.reason))
             return False
-        assert prepared is not None
+        assert data is not None
         part, parts = data_shard(mesh)
         batches = train_batches(
-            prepared,
+            data,
             batch_size=config.train.batch_size,
             seed=config.data.seed,
             process_index=part,
@@ -154,7 +155,7 @@ def fit(
         if is_first():
             workdir_lib.write_config(workdir, config)
         writer = stack.enter_context(open_writer(workdir, first, console.log, lock))
-        for line in messages.describe_start(config, prepared, mesh):
+        for line in messages.describe_start(config, data, mesh):
             console.log(line)
         if resumes:
             console.log(f"resuming {workdir} at step {first}")
@@ -163,7 +164,7 @@ def fit(
 
         # The step and the loop.
         agreement = StopAgreement(mesh, stop, batches, checkpoints, lock)
-        validator = Validator(config, mesh, prepared, console)
+        validator = Validator(config, mesh, data, console)
         trainer = Trainer(
             config, workdir, mesh, batches, checkpoints, validator, writer, console, watchdog,
             stop, agreement,
@@ -171,7 +172,7 @@ def fit(
         is_done = trainer.train(state, progress)
         if is_done and on_end is not None:
             watchdog.progress("the summary")
-            on_end(config, trainer.state.params, prepared)
+            on_end(config, trainer.state.params, data)
         return is_done
 
 
@@ -277,20 +278,21 @@ class Trainer:
         values = self.monitor.read(everything=logs or saves)
         if values:
             self.watchdog.progress(f"step {step + 1}")
-        validation_loss = None
+        losses = None
         if logs:
             row = {"step": step, **values, "spikes": self.progress.spikes}
             row |= self.speed.read(step, self.mesh)
+            row |= {f"epochs/{name}": each for name, each in self.batches.epochs().items()}
             if not validates:
                 self._write(row)
             elif stops or not self._validate(row):
                 stops = saves = True
                 self.progress.row = row  # the next start validates
             else:
-                validation_loss = row["validation_loss"]
+                losses = {key: row[key] for key in row if key.startswith(VALIDATION_LOSS)}
             self.speed.restart()
         if saves:
-            self._save(validation_loss)
+            self._save(losses)
             self.speed.restart()
         return not stops
 
@@ -314,17 +316,16 @@ class Trainer:
             self.watchdog.progress("validating")
             return self.agreement.should_stop(steps_left, batches)
 
-        quality = self.validator.score(self.state.params, should_stop)
-        if quality is None:
+        scores = self.validator.score(self.state.params, should_stop)
+        if scores is None:
             return False
-        row["validation_loss"] = quality.nll
-        row["validation_bits_per_byte"] = quality.bits_per_byte
+        row |= scores.to_row()
         self.progress.row = None
         self._write(row)
         return True
 
-    def _save(self, validation_loss: float | None = None) -> None:
-        """Begin to write a checkpoint if the disk has room for it."""
+    def _save(self, losses: dict[str, float] | None = None) -> None:
+        """Begin to write a checkpoint, with its validation losses, if the disk has room for it."""
         self.watchdog.progress("saving")
         with self.agreement.postponing_errors():  # of the save before, in all processes
             self.checkpoints.wait()
@@ -336,7 +337,7 @@ class Trainer:
             has_rows = self.writer.flush()
         if broadcast_from_first(has_rows):
             progress = json.loads(to_json(dataclasses.asdict(self.progress)))
-            self.checkpoints.save(self.state, self.batches, progress, validation_loss)
+            self.checkpoints.save(self.state, self.batches, progress, losses)
 
     def _rewind(self, skipped: TooManySkipped) -> None:
         """Return to the last good checkpoint, and continue with the data after the bad batches.
