@@ -51,7 +51,7 @@ def define(flags: Flags) -> Callable[[], None]:
         "shard",
         "0/1",
         "I/N, for N hosts that share --out, on a disk or in a bucket, and prepare one set, each "
-        "with another I from 0 to N-1 and otherwise the same command; the last one to finish writes "
+        "with another I from 0 to N-1 and otherwise the same command; the last to finish writes "
         "the set.",
     )
     overwrite = flags.boolean("overwrite", False, "replace a different prepared set at --out.")

@@ -13,15 +13,15 @@ from flowhn_jax.data.tokenizer import ByteTokenizer
 TEXTS = [b"%d" % i * (1 + i % 7) for i in range(200)]
 
 
-def square(number):
-    return number * number
+def square_plus(shared, number):
+    return number * number + shared
 
 
-def die(number):
+def die(shared, number):
     os._exit(1)
 
 
-def fail(number):
+def fail(shared, number):
     raise ValueError(f"{number} is wrong")
 
 
@@ -56,15 +56,18 @@ def test_results_are_in_order_and_few_tasks_are_read_ahead(count):
             taken.append(number)
             yield (number,)
 
-    with Workers(count) as workers:
-        results = workers.map(square, tasks())
-        assert list(itertools.islice(results, 3)) == [0, 1, 4]
+    with Workers(count, 5) as workers:
+        results = workers.map(square_plus, tasks())
+        assert list(itertools.islice(results, 3)) == [5, 6, 9]
         assert len(taken) < 10
-        assert list(results) == [number * number for number in range(3, 100)]
+        assert list(results) == [number * number + 5 for number in range(3, 100)]
         with pytest.raises(ValueError, match="7 is wrong"):
             list(workers.map(fail, [(7,)]))
 
 
 def test_a_killed_worker_is_an_error():
-    with pytest.raises(WorkerKilled, match="2 worker processes was killed"), Workers(2) as workers:
+    with (
+        pytest.raises(WorkerKilled, match="2 worker processes was killed"),
+        Workers(2, None) as workers,
+    ):
         list(workers.map(die, [(number,) for number in range(9)]))

@@ -86,7 +86,7 @@ def write_parts(
     tokenizer: Tokenizer,
     fraction: float,
     folder: pathlib.Path,
-    workers: Workers,
+    workers: Workers[Tokenizer],
     shard: tuple[int, int],
 ) -> int:
     """Write the parts of this shard that are missing, and return the number of all shards' parts.
@@ -107,14 +107,14 @@ def write_parts(
     with Throughput(source.size) as throughput:
         documents = with_holdout(source.read(throughput.add), fraction)
 
-        def tasks() -> Iterator[tuple[Tokenizer, list[Chunk], pathlib.Path]]:
+        def tasks() -> Iterator[tuple[list[Chunk], pathlib.Path]]:
             nonlocal total
             for number, group in enumerate(groups(tokenizer, documents)):
                 total += 1
                 path = _path(folder, number)
                 if number % count == index and not path.exists():
                     throughput.begin()
-                    yield tokenizer, group, path
+                    yield group, path
 
         try:
             for _ in workers.map(_write_part, tasks()):

@@ -160,7 +160,7 @@ class _Job:
     shard: tuple[int, int]
     request: dict[str, Any]
 
-    def write_parts(self, folder: pathlib.Path, workers: Workers) -> None:
+    def write_parts(self, folder: pathlib.Path, workers: Workers[Tokenizer]) -> None:
         """Make the parts of this shard that are missing in its folder."""
         parts_lib.keep_parts_of(folder, self.request, self.source.is_reproducible)
         if parts_lib.count_if_complete(folder, self.request) is None:
@@ -170,7 +170,9 @@ class _Job:
             )
             parts_lib.mark_complete(folder, total)
 
-    def write_set(self, folder: pathlib.Path, parts: parts_lib.PartList, workers: Workers) -> None:
+    def write_set(
+        self, folder: pathlib.Path, parts: parts_lib.PartList, workers: Workers[Tokenizer]
+    ) -> None:
         """Write the set of all shards' parts to an empty folder."""
         tokenizer, context = self.tokenizer, self.request["context"]
         if isinstance(tokenizer, HuggingFaceTokenizer):
@@ -178,8 +180,7 @@ class _Job:
             sync(folder / TOKENIZER)
         form = Form(
             context=context,
-            eot_id=tokenizer.eot_id,
-            bos_id=tokenizer.first_ids[0] if tokenizer.first_token == "bos" else None,
+            frame=2 if tokenizer.first_token == "bos" else 1,
             token_dtype=unsigned_dtype(tokenizer.vocab_size),
             segment_dtype=unsigned_dtype(context + 2),
             fraction=self.request["validation_fraction"],
@@ -223,7 +224,7 @@ def _make(
     with kept_folder(folders[index], out) as own:
         try:
             if not _is_there(place(out), job.request, overwrite):
-                with Workers(job.workers) as workers:
+                with Workers(job.workers, job.tokenizer) as workers:
                     if exchange is None or not exchange.has(index):
                         job.write_parts(own, workers)
                     if exchange is not None:
@@ -255,7 +256,7 @@ def _make_of_parts(
     job: _Job,
     overwrite: bool,
     folders: tuple[pathlib.Path, ...],
-    workers: Workers,
+    workers: Workers[Tokenizer],
 ) -> None:
     """Make the set of the parts in the folders of all shards, unless another shard has made it."""
     with staging_folder(out) as folder:

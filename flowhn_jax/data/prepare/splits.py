@@ -16,6 +16,7 @@ from flowhn_jax.data.prepare.parts import Part, PartList
 from flowhn_jax.data.prepare.workers import Workers
 from flowhn_jax.data.prepared import Split
 from flowhn_jax.data.shards import Shard, ShardWriter, windows_per_shard
+from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.utils.progress import Progress
 
 _SPLITS = ("train", "validation")
@@ -28,22 +29,16 @@ class Form:
 
     Attributes:
       context: N; windows have N+1 tokens.
-      eot_id, bos_id: see `Packer`.
+      frame: the number of special tokens between two documents: EOT, or EOT and BOS.
       token_dtype, segment_dtype: the data types in the records.
       fraction: the share of the documents to hold out.
     """
 
     context: int
-    eot_id: int
-    bos_id: int | None
+    frame: int
     token_dtype: str
     segment_dtype: str
     fraction: float
-
-    @property
-    def frame(self) -> int:
-        """The number of special tokens between two documents."""
-        return 1 if self.bos_id is None else 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +90,7 @@ class _Plan:
 
 
 def write_splits(
-    folder: pathlib.Path, form: Form, parts: PartList, workers: Workers
+    folder: pathlib.Path, form: Form, parts: PartList, workers: Workers[Tokenizer]
 ) -> dict[str, Split]:
     """Write the shards of a set and return its splits by name.
 
@@ -172,9 +167,10 @@ def _rows(form: Form, split: str, part: Part, before: int, documents: int) -> np
     return held_out if split == "validation" else ~held_out
 
 
-def _write_shard(task: _Task, form: Form, parts: PartList) -> Shard:
+def _write_shard(tokenizer: Tokenizer, task: _Task, form: Form, parts: PartList) -> Shard:
     """Write a shard."""
-    packer = Packer(form.context, form.eot_id, form.bos_id)
+    bos_id = tokenizer.first_ids[0] if form.frame == 2 else None
+    packer = Packer(form.context, tokenizer.eot_id, bos_id)
     writer = ShardWriter(task.path, form.token_dtype, form.segment_dtype)
     left = task.windows
 

@@ -9,30 +9,35 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
+
+_shared: Any = None  # in a worker: what `Workers` was made with
 
 
 class WorkerKilled(OSError):
     """A worker process was killed; the other tasks' results are kept."""
 
 
-class Workers(contextlib.ExitStack):
+class Workers(contextlib.ExitStack, Generic[S]):
     """A number of processes; with one, the calling process does the work."""
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, shared: S):
         """Make the workers; the processes start with the first task.
 
         Args:
           count: of processes that work.
+          shared: what all tasks need and is slow to copy; each worker receives it once.
         """
         super().__init__()
         self._count = count
+        self._shared = shared
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
         if count > 1:
             self._pool = concurrent.futures.ProcessPoolExecutor(
-                count, multiprocessing.get_context("spawn"), _start
+                count, multiprocessing.get_context("spawn"), _start, (shared,)
             )
             self.callback(self._pool.shutdown, cancel_futures=True)
 
@@ -42,8 +47,8 @@ class Workers(contextlib.ExitStack):
         """Yield the function's result for each task, in order; tasks are read a few ahead.
 
         Args:
-          function: of a module, so that workers can import it.
-          tasks: its arguments.
+          function: of a module, so that workers can import it; its first argument is `shared`.
+          tasks: its other arguments.
 
         Raises:
           WorkerKilled: a worker was killed.
@@ -51,12 +56,12 @@ class Workers(contextlib.ExitStack):
         """
         if self._pool is None:
             for task in tasks:
-                yield function(*task)
+                yield function(self._shared, *task)
             return
         waiting: collections.deque[concurrent.futures.Future[T]] = collections.deque()
         try:
             for task in tasks:
-                waiting.append(self._pool.submit(function, *task))
+                waiting.append(self._pool.submit(_call, function, task))
                 if len(waiting) > 2 * self._count:  # bounds the memory; every worker stays busy
                     yield waiting.popleft().result()
             while waiting:
@@ -69,7 +74,13 @@ class Workers(contextlib.ExitStack):
             ) from error
 
 
-def _start() -> None:
+def _call(function: Callable[..., T], task: tuple[Any, ...]) -> T:
+    return function(_shared, *task)
+
+
+def _start(shared: Any) -> None:
+    global _shared
+    _shared = shared
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_exit_with_parent, daemon=True).start()
