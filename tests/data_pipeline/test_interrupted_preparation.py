@@ -142,6 +142,28 @@ def test_parts_of_other_groups_are_not_used(tmp_path, jsonl, expected):
     assert content(tmp_path / "set") == expected
 
 
+@pytest.mark.parametrize("damage", ["truncated", "removed", "not complete"])
+def test_damaged_parts_give_one_message_and_are_made_again(tmp_path, jsonl, expected, damage):
+    run_killed(tmp_path, jsonl, "preparation.write_splits", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "GROUP_BYTES", 500)
+        part = tmp_path / PARTS / "00000002.npz"
+        if damage == "not complete":
+            (tmp_path / PARTS / "complete.json").write_text("[]")
+        elif damage == "removed":
+            part.unlink()
+        else:
+            part.write_bytes(part.read_bytes()[:300])
+        if damage != "not complete":
+            with pytest.raises(
+                ValueError, match=r"00000002\.npz is missing or damaged \(.*\); rem"
+            ):
+                prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
+        prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
+    assert content(tmp_path / "set") == expected
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_worker_that_dies_gives_one_message_and_the_same_command_continues(
     tmp_path, jsonl, expected, monkeypatch
 ):

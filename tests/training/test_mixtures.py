@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+from flowhn_jax.checkpoints import workdir as workdir_lib
+from flowhn_jax.checkpoints.checkpointer import Checkpoints
 from flowhn_jax.checkpoints.parameters import find_step
 from flowhn_jax.data.open import open_data, open_tokenizer
 from flowhn_jax.data.prepare import prepare
@@ -134,9 +136,8 @@ def test_the_best_checkpoint_is_that_of_the_named_set(sets, tmp_path, monkeypatc
     losses = {"wiki": [3.0, 1.0, 2.0, 4.0], "reversed": [4.0, 3.0, 1.0, 2.0]}
     losses["other"] = [1.0, 2.0, 3.0, 4.0]
     counts = dict.fromkeys(NAMES, 0)
-    config = mixture_config(
-        sets, steps=4, eval_every=1, checkpoint_every=1, keep_checkpoints=1, best_by="other"
-    )
+    config = mixture_config(sets, steps=4, eval_every=1, checkpoint_every=1, keep_checkpoints=4)
+    workdir = str(tmp_path)
 
     def score(self, prepared, params, should_stop):
         name = prepared.folder.name
@@ -144,14 +145,15 @@ def test_the_best_checkpoint_is_that_of_the_named_set(sets, tmp_path, monkeypatc
         return perplexity.Quality(losses[name][counts[name] - 1], 10, 10)
 
     monkeypatch.setattr(trainer.Validator, "_score_set", score)
-    for best_by, expected in (("other", 1), ("reversed", 3), ("wiki", 2), ("", 2)):
-        counts.update(dict.fromkeys(NAMES, 0))
-        train = dataclasses.replace(config.train, best_by=best_by)
-        workdir = str(tmp_path / f"by_{best_by}")
-        fit(dataclasses.replace(config, train=train), workdir)
+    fit(config, workdir)
+    for best_by, expected in (("other", 1), ("wiki", 2), ("", 2), ("reversed", 3)):
+        train = dataclasses.replace(config.train, best_by=best_by, keep_checkpoints=1)
+        changed = dataclasses.replace(config, train=train)
+        workdir_lib.write_config(workdir, changed)
         assert find_step(workdir, "best") == expected
-        kept = sorted(int(each.name) for each in (tmp_path / workdir / "checkpoints").iterdir())
-        assert kept == [expected, 4]
+    with Checkpoints(workdir, changed) as checkpoints:
+        checkpoints._prune()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
 
 
 def test_eval_scores_each_set(sets, uninterrupted, capsys):

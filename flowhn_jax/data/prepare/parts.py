@@ -8,6 +8,7 @@ complete, so a preparation that was killed continues with the parts that are mis
 import dataclasses
 import json
 import pathlib
+import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -64,17 +65,23 @@ class PartList(Sequence[Part]):
         return self.total
 
     def __getitem__(self, number: int) -> Part:
-        with np.load(self._path(number)) as arrays:
-            return Part(*(arrays[name] for name in _FIELDS))
+        return Part(*self._read(number, _FIELDS))
 
     def without_ids(self) -> Iterator[Part]:
         """Yield all parts without reading their ids."""
         for number in range(self.total):
-            with np.load(self._path(number)) as arrays:
-                yield Part(np.empty(0, np.int32), *(arrays[name] for name in _FIELDS[1:]))
+            yield Part(np.empty(0, np.int32), *self._read(number, _FIELDS[1:]))
 
-    def _path(self, number: int) -> pathlib.Path:
-        return _path(self.folders[number % len(self.folders)], number)
+    def _read(self, number: int, names: Sequence[str]) -> list[np.ndarray]:
+        path = _path(self.folders[number % len(self.folders)], number)
+        try:
+            with np.load(path) as arrays:
+                return [arrays[name] for name in names]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} is missing or damaged ({error}); remove {path.parent}, and prepare that "
+                "shard again."
+            ) from error
 
 
 def _path(folder: pathlib.Path, number: int) -> pathlib.Path:
@@ -170,7 +177,7 @@ def count_if_complete(folder: pathlib.Path, request: dict[str, Any]) -> int | No
       ValueError: the parts belong to another request.
     """
     complete = _read(folder / COMPLETE)
-    if complete is None:
+    if not isinstance(complete, dict) or not isinstance(complete.get("parts"), int):
         return None
     found, wanted = _read(folder / _REQUEST) or {}, _with_groups(request)
     if found != wanted:
