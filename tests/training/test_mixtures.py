@@ -18,6 +18,7 @@ from flowhn_jax.evaluation import perplexity
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training import metrics as metrics_lib
 from flowhn_jax.training import trainer
+from flowhn_jax.training.console import describe
 from flowhn_jax.training.events import tags
 from flowhn_jax.training.trainer import fit
 from tests.command_line import ROOT
@@ -78,6 +79,16 @@ def test_rows_hold_each_set(sets, uninterrupted):
     assert row["validation_loss"] == pytest.approx(mean)
     # A target of these sets is a byte, except for the end of each document.
     assert row["validation_bits_per_byte"] == pytest.approx(mean / np.log(2), rel=0.05)
+
+
+def test_the_line_of_a_row_names_the_sets():
+    row = {"step": 4, "loss": 1.5, "tokens_per_second": 10.0, "mfu": None, "step_seconds": 1.0}
+    assert "(" not in describe(row, 4)
+    row |= {"epochs/wiki": 1.25, "epochs/code": 0.5}
+    assert describe(row, 4).endswith("  epochs (wiki 1.25, code 0.5)")
+    row |= {"validation_bits_per_byte": 2.0, "validation_bits_per_byte/wiki": 1.75}
+    row |= {"validation_bits_per_byte/code": 2.5}
+    assert "  validation 2.0000 bits/byte (wiki 1.7500, code 2.5000)  epochs" in describe(row, 4)
 
 
 def test_a_set_is_validated_as_if_it_were_alone(sets, uninterrupted):
