@@ -218,3 +218,9 @@ def test_sets_that_differ_are_refused_by_name(sets, tmp_path, jsonl, tokenizer_j
     found = open_data(config, str(tmp_path))
     assert list(found.named) == ["large", "small", "c"]
     assert found.main.folder == sets[1].folder
+
+
+def test_forgotten_weights_are_named(tmp_path):
+    config = small_config(data={"path": f"{tmp_path}/a,{tmp_path}/b"})
+    with pytest.raises(FileNotFoundError, match=r"not exist \(several sets need weights: A:0\.7,"):
+        open_data(config, str(tmp_path))
