@@ -109,6 +109,8 @@ class TrainConfig:
       eval_windows: validation windows; 0 for the whole validation set.
       checkpoint_every: steps between checkpoints.
       keep_checkpoints: newest checkpoints to keep; the best by validation loss is kept as well.
+      best_by: set whose validation loss decides which checkpoint is the best: a name in data.path,
+        if that is a mixture, or in data.validation; '' for validation_loss.
       keep_every: checkpoints at multiples of this many steps are never deleted; 0 for none.
       max_skipped: consecutive steps without finite gradients after which the run stops or rewinds.
       rewinds: how often the run may return to the last good checkpoint and skip the data after it.
@@ -143,6 +145,7 @@ class TrainConfig:
     eval_windows: int = 0
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
+    best_by: str = ""
     keep_every: int = 0
     max_skipped: int = 10
     rewinds: int = 0
@@ -256,6 +259,13 @@ class Config:
         without_branches = f"1 for model.kind {self.model.kind!r}, which has no branches"
         ok = self.mesh.branch == 1 or self.model.has_branches
         require(ok, "mesh.branch", without_branches, self.mesh.branch)
+        names = ("''", *self.data.names)
+        require(
+            self.train.best_by in ("", *self.data.names),
+            "train.best_by",
+            f"the name of a set in data.path or data.validation, here one of {', '.join(names)}",
+            self.train.best_by,
+        )
 
 
 def _keys() -> type:

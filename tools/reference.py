@@ -104,6 +104,16 @@ METRICS = [
     ),
 ]
 
+MIXTURE_METRICS = [
+    (
+        "validation_loss/NAME",
+        "of each set of a mixture and of `data.validation`; `validation_loss` is then the mean "
+        "over the mixture by its weights, or the loss on the one set in `data.path`",
+    ),
+    ("validation_bits_per_byte/NAME", "the same in bits per byte"),
+    ("epochs/NAME", "how often the run has gone through a set of a mixture so far"),
+]
+
 
 def page() -> str:
     """Return the whole page, in Markdown."""
@@ -127,6 +137,10 @@ def page() -> str:
             "## Rows of metrics.jsonl",
             "",
             *_table(("key", "meaning"), [(f"`{a}`", b) for a, b in METRICS]),
+            "",
+            "With several sets there are also:",
+            "",
+            *_table(("key", "meaning"), [(f"`{a}`", b) for a, b in MIXTURE_METRICS]),
             "",
         ]
     )

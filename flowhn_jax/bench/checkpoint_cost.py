@@ -57,9 +57,8 @@ def bench_checkpoint(config: Config, *, repeats: int, out: str) -> dict[str, Any
         stores: dict[str, Checkpoints | None] = {"without": None}
         for name, home in homes.items():
             stores[name] = stack.enter_context(Checkpoints(str(home), config))
-        prepared = open_data(config, local)
         size = config.train.batch_size
-        batches = train_batches(prepared, batch_size=size, seed=config.data.seed)
+        batches = train_batches(open_data(config, local), batch_size=size, seed=config.data.seed)
         stack.callback(batches.close)
         state = make_init(config, mesh)(jax.random.key(config.train.seed))
         state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

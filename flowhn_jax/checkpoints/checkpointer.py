@@ -21,13 +21,13 @@ from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.checkpoints import manifest
 from flowhn_jax.checkpoints.files import (
     AVERAGE,
-    LOSSES,
     METADATA,
     OfAnotherRun,
     check_not_gone,
     delete,
     directory,
     finish_deletions,
+    loss_key,
     mark_checkpointed,
     set_aside,
     steps_of,
@@ -127,7 +127,8 @@ class Checkpoints:
         """Delete all checkpoints but the newest, the best ones and every `keep_every`-th step."""
         train, steps = self.config.train, steps_of(self._workdir)
         kept = {*steps[: train.keep_checkpoints]}
-        for name in LOSSES:
+        for ema in (False, True):
+            name = loss_key(train.best_by, ema=ema)
             losses = {step: loss for step, loss in self._losses(name) if step in steps}
             if losses:
                 kept.add(min(losses, key=lambda step: (losses[step], -step)))
@@ -229,8 +230,8 @@ class Checkpoints:
           state: of the run; it may be donated as soon as the function has returned.
           data: the iterator of the run's batches, whose position is saved.
           progress: what else the run saves; it must be representable in JSON.
-          losses: validation losses of the state by their keys in a row, if known; for each, the
-            checkpoint with the lowest one is kept.
+          losses: validation losses of the state by their keys in a row, if known; the checkpoint
+            with the lowest one by `train.best_by` is kept, and that of the average likewise.
         """
         self.wait()
         step = int(state.step)

@@ -10,17 +10,17 @@ from flowhn_jax import models
 from flowhn_jax.checkpoints import manifest
 from flowhn_jax.checkpoints.files import (
     AVERAGE,
-    AVERAGE_LOSS,
     METADATA,
     PARAMS,
-    VALIDATION_LOSS,
     OfAnotherRun,
     check_shapes,
     directory,
+    loss_key,
     steps_of,
     versions,
     warn,
 )
+from flowhn_jax.checkpoints.workdir import read_config
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.models import Params
 from flowhn_jax.parallel.distributed import broadcast_from_first, is_first
@@ -49,7 +49,7 @@ def load_params(
       config: its model.
       mesh: where to place the parameters.
       checkpoint: 'latest', the newest that is not damaged; 'best', the one with the lowest
-        validation loss; or a step.
+        validation loss by the run's `train.best_by`; or a step.
       ema: whether to load the average of the parameters (train.ema) in their place; 'best' is then
         the checkpoint with the average's lowest validation loss.
 
@@ -92,7 +92,7 @@ def find_step(workdir: str, checkpoint: str, ema: bool = False) -> int:
         )
     candidates = steps
     if checkpoint == BEST:
-        candidates = [_best(workdir, AVERAGE_LOSS if ema else VALIDATION_LOSS)]
+        candidates = [_best(workdir, ema)]
     elif checkpoint != LATEST:
         candidates = [step for step in steps if str(step) == checkpoint]
         if not candidates:
@@ -113,18 +113,20 @@ def find_step(workdir: str, checkpoint: str, ema: bool = False) -> int:
     )
 
 
-def _best(workdir: str, name: str) -> int:
-    """Return the step of the checkpoint with the lowest validation loss of this name."""
+def _best(workdir: str, ema: bool) -> int:
+    """Return the step of the best checkpoint; with `ema`, the one with the best average."""
     losses = {}
+    key = loss_key(read_config(workdir).train.best_by, ema=ema)
     for step in steps_of(workdir):
         folder = directory(workdir) / str(step)
         if manifest.damage(folder, METADATA) is None:
             about: Any = ocp.metadata(str(folder), "params").custom_metadata or {}
-            if name in (about.get("metrics") or {}):
-                losses[step] = about["metrics"][name]
+            loss = (about.get("metrics") or {}).get(key)
+            if loss is not None:
+                losses[step] = loss
     if not losses:
         raise FileNotFoundError(
-            f"--checkpoint={BEST} needs a checkpoint with a {name}; {workdir!r} holds "
+            f"--checkpoint={BEST} needs a checkpoint with a {key}; {workdir!r} holds "
             f"none. Give --checkpoint={LATEST} or a step."
         )
     return min(losses, key=losses.__getitem__)

@@ -42,26 +42,41 @@ def define(flags: Flags) -> Callable[[], None]:
         "--tokenizer itself puts there, or else end-of-text.",
     )
     workers = flags.integer(
-        "workers", None, "processes that tokenize; default: 1 for bytes, otherwise one per CPU."
+        "workers",
+        None,
+        "processes that tokenize and pack, with the same result for any number; default: 1 for "
+        "bytes, otherwise one per CPU.",
+    )
+    shard = flags.string(
+        "shard",
+        "0/1",
+        "I/N, for N hosts that share --out, on a disk or in a bucket, and prepare one set, each "
+        "with another I from 0 to N-1 and otherwise the same command; the last to finish writes "
+        "the set.",
     )
     overwrite = flags.boolean("overwrite", False, "replace a different prepared set at --out.")
 
     def main() -> None:
-        from flowhn_jax.data.prepare import prepare
+        from flowhn_jax.data.prepare import ShardsMissing, prepare
 
         default_workers = 1 if tokenizer.value == "bytes" else os.cpu_count() or 1
-        prepared = prepare(
-            source.value,
-            tokenizer.value,
-            out.value,
-            context=context.value,
-            validation_fraction=validation_fraction.value,
-            text_field=text_field.value,
-            eot_token=eot_token.value,
-            first_token=first_token.value,
-            workers=default_workers if workers.value is None else workers.value,
-            overwrite=overwrite.value,
-        )
+        try:
+            prepared = prepare(
+                source.value,
+                tokenizer.value,
+                out.value,
+                context=context.value,
+                validation_fraction=validation_fraction.value,
+                text_field=text_field.value,
+                eot_token=eot_token.value,
+                first_token=first_token.value,
+                workers=default_workers if workers.value is None else workers.value,
+                shard=shard.value,
+                overwrite=overwrite.value,
+            )
+        except ShardsMissing as missing:
+            print(missing)
+            return
         print(f"{prepared.folder}: context {prepared.context}, {prepared.vocab_size} token ids")
         for name, split in prepared.splits.items():
             print(
@@ -80,5 +95,5 @@ def run(argv: Sequence[str] | None = None) -> None:
         argv,
         keeps_memory=False,
         shows_tracebacks=False,
-        interrupted="interrupted; nothing was kept.",
+        interrupted="interrupted before there was anything to keep.",
     )

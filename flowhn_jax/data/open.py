@@ -1,8 +1,9 @@
-"""The prepared set that a run reads, and its tokenizer."""
+"""The prepared sets that a run reads, and their tokenizer."""
 
 from flowhn_jax.data.config import RunConfig
 from flowhn_jax.data.prepare import ensure_embedded
 from flowhn_jax.data.prepared import TOKENIZER, PreparedSet
+from flowhn_jax.data.run_data import NamedSet, RunData
 from flowhn_jax.data.tokenizer import Tokenizer, load_tokenizer, recipe_vocab_size
 from flowhn_jax.data.tokenizer_config import (
     SETTINGS,
@@ -14,16 +15,23 @@ from flowhn_jax.data.tokenizer_config import (
 from flowhn_jax.storage import AnyPath, place
 
 
-def open_data(config: RunConfig, workdir: AnyPath) -> PreparedSet:
-    """Return the prepared set that the config names, or the embedded corpus under `workdir`.
+def open_data(config: RunConfig, workdir: AnyPath) -> RunData:
+    """Return the prepared sets that the config names, or the embedded corpus under `workdir`.
 
     Raises:
-      ValueError: see `open_prepared`.
+      ValueError: the sets of a mixture differ in tokenizer, context or first token; or see
+        `open_prepared`.
     """
-    if config.data.path:
-        return open_prepared(config, config.data.path)
-    folder = ensure_embedded(place(workdir) / "data", config.model.context).folder
-    return open_prepared(config, folder)
+    training, validation = (
+        tuple(NamedSet(each.name, open_prepared(config, each.path), each.weight) for each in sets)
+        for sets in (config.data.training_sets, config.data.validation_sets)
+    )
+    if not training:
+        folder = ensure_embedded(place(workdir) / "data", config.model.context).folder
+        training = RunData.of(open_prepared(config, folder)).training
+    data = RunData(training, validation)
+    data.check()
+    return data
 
 
 def open_prepared(config: RunConfig, folder: AnyPath) -> PreparedSet:
@@ -54,7 +62,7 @@ def open_tokenizer(config: RunConfig, workdir: AnyPath) -> Tokenizer:
     if (place(workdir) / TOKENIZER).is_file():
         tokenizer = read_tokenizer(workdir)
     elif config.data.path:
-        return open_data(config, workdir).tokenizer
+        return open_prepared(config, config.data.training_sets[0].path).tokenizer
     else:
         tokenizer = load_tokenizer("bytes")
     _check_vocabulary(tokenizer, config, workdir)

@@ -35,6 +35,7 @@ class Packer:
         self._eot = np.array([eot_id], np.int32)
         self._bos = None if bos_id is None else np.array([bos_id], np.int32)
         self._length = 0  # of the stream so far
+        self._pending = 0  # tokens that have not been taken
         self._tokens = [np.empty(0, np.int32)]
         self._owners = [np.empty(0, np.int64)]  # the number of each token's document
 
@@ -47,6 +48,10 @@ class Packer:
         self.documents += 1
         self._append(self._eot if self._bos is None else self._bos, self._owner)
 
+    def continue_document(self) -> None:
+        """Start with the rest of a document, whose beginning is in windows of another packer."""
+        self.documents = 1
+
     @property
     def _owner(self) -> int:
         """The document's number, which increases by two if its first token is not a target."""
@@ -57,11 +62,17 @@ class Packer:
         self.targets += len(ids)
         self._append(ids, self._owner)
 
+    @property
+    def complete_windows(self) -> int:
+        """The number of windows that `take` would return."""
+        return max(0, self._pending - 1) // self._context
+
     def take(self) -> tuple[np.ndarray, np.ndarray]:
         """Remove and return the complete windows: int32 tokens and int64 segment ids, [W, N+1]."""
         tokens, owners = np.concatenate(self._tokens), np.concatenate(self._owners)
-        windows = max(0, len(tokens) - 1) // self._context
+        windows = self.complete_windows
         taken = windows * self._context
+        self._pending -= taken
         self._tokens, self._owners = [tokens[taken:]], [owners[taken:]]
         index = np.arange(windows)[:, None] * self._context + np.arange(self._context + 1)
         tokens, owners = tokens[index], owners[index]
@@ -77,6 +88,7 @@ class Packer:
 
     def _append(self, ids: np.ndarray, owner: int) -> None:
         self._length += len(ids)
+        self._pending += len(ids)
         self._tokens.append(ids)
         self._owners.append(np.full(len(ids), owner))
 

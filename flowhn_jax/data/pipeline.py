@@ -1,4 +1,4 @@
-"""Batches from a prepared set, for training and for validation.
+"""Batches from prepared sets, for training and for validation.
 
 Rows have one global order, and process i of n reads the i-th n-th of each batch, so that the global
 batch of a step has the same rows for any number of processes.
@@ -13,8 +13,10 @@ import grain
 import jax
 import numpy as np
 
+from flowhn_jax.data.interleaving import Interleaving
 from flowhn_jax.data.lookahead import Lookahead
 from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.data.run_data import RunData
 from flowhn_jax.utils.text import short_repr
 
 # A batch in host memory: tokens and segment_ids, int32 [B / processes, N+1] each. The loss at
@@ -26,7 +28,7 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
 
 
 class TrainBatches(Iterator[NumpyBatch]):
-    """An endless iterator over batches, which shuffles the whole set again in every epoch.
+    """An endless iterator over batches, which shuffles a set again in each of its epochs.
 
     It is a checkpointable of `orbax.checkpoint.v1`: save it by
     `save_checkpointables(step, dict(data=batches))`, and load it by
@@ -36,7 +38,7 @@ class TrainBatches(Iterator[NumpyBatch]):
 
     def __init__(
         self,
-        prepared: PreparedSet,
+        data: RunData,
         batch_size: int,
         seed: int,
         process_index: int,
@@ -47,21 +49,42 @@ class TrainBatches(Iterator[NumpyBatch]):
         if seed < 0:
             raise ValueError(f"seed must be 0 or more; got {seed}.")
         # Grain shuffles epoch e by seed + e: without the hash, seed 1 would begin with the second
-        # epoch of seed 0.
-        shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        windows = prepared.windows("train")
+        # epoch of seed 0. The sets of a mixture have seeds of their own.
+        sequences = [np.random.SeedSequence(seed)]
+        if data.is_mixture:
+            sequences = sequences[0].spawn(len(data.training))
+        seeds = [int(sequence.generate_state(1)[0]) for sequence in sequences]
+        windows = [each.prepared.windows("train") for each in data.training]
+        self._interleaving = Interleaving([each.weight for each in data.training])
 
-        def batched(rows_source: grain.MapDataset, rows: int) -> grain.MapDataset:
-            endless = rows_source.shuffle(shuffle_seed).repeat()
+        def batched(sources: list[grain.MapDataset], rows: int) -> grain.MapDataset:
+            endless = [
+                source.shuffle(shuffle_seed).repeat()
+                for source, shuffle_seed in zip(sources, seeds, strict=True)
+            ]
+            mixed = endless[0]
+            if data.is_mixture:
+                mixed = grain.MapDataset.select_from_datasets(endless, self._interleaving)
             # An endless set has no remainder; computing one overflows Grain's length for one row.
-            return endless.batch(rows, drop_remainder=True)
+            return mixed.batch(rows, drop_remainder=True)
 
-        dataset = batched(grain.MapDataset.source(windows), rows)[process_index::process_count]
+        dataset = batched([grain.MapDataset.source(each) for each in windows], rows)
+        dataset = dataset[process_index::process_count]
         self._iterator = iter(dataset.to_iter_dataset(_READ_OPTIONS))
         self._lookahead = Lookahead(self._iterator)
         self._step = 0  # batches that were taken
-        self._indices = batched(grain.MapDataset.range(len(windows)), batch_size)
-        self._order = {"data": prepared.fingerprint, "seed": seed, "batch_size": batch_size}
+        self._names = [each.name for each in data.training]
+        self._lengths = [len(each) for each in windows]
+        # A window's number counts those of the sets before its own.
+        self._starts = np.cumsum([0, *self._lengths])
+        numbers = zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True)
+        self._indices = batched([grain.MapDataset.range(*each) for each in numbers], batch_size)
+        self._batch_size = batch_size
+        self._order: dict[str, Any] = {"data": data.training[0].prepared.fingerprint}
+        if data.is_mixture:
+            self._order["data"] = [each.prepared.fingerprint for each in data.training]
+            self._order["weights"] = [each.weight for each in data.training]
+        self._order |= {"seed": seed, "batch_size": batch_size}
         self._writes = jax.process_index() == 0
 
     def __next__(self) -> NumpyBatch:
@@ -97,11 +120,30 @@ class TrainBatches(Iterator[NumpyBatch]):
         self._lookahead.clear()
         self._step = state["step"]
 
-    def windows_of(self, batch: int) -> list[int]:
-        """Return the indices of the windows in global batch number `batch`, counted from 0."""
+    def windows_of(self, batch: int) -> list[int] | dict[str, list[int]]:
+        """Return the indices of the windows in global batch number `batch`, counted from 0.
+
+        Those of a mixture are grouped by the names of the sets.
+        """
         indices = self._indices[batch]
         assert indices is not None  # only a filtered dataset has elements that are None
-        return indices.tolist()
+        if len(self._names) == 1:
+            return indices.tolist()
+        sets = np.searchsorted(self._starts, indices, side="right") - 1
+        return {
+            name: (indices[sets == i] - self._starts[i]).tolist()
+            for i, name in enumerate(self._names)
+        }
+
+    def epochs(self) -> dict[str, float]:
+        """Return how often the batches taken so far went through each set of a mixture, by name."""
+        if len(self._names) == 1:
+            return {}
+        counts = self._interleaving.counts(self._step * self._batch_size)
+        return {
+            name: count / length
+            for name, count, length in zip(self._names, counts, self._lengths, strict=True)
+        }
 
     async def save(self, directory: Any) -> Awaitable[None]:
         """Return the background task that writes the current state into Orbax's directory."""
@@ -129,7 +171,7 @@ class TrainBatches(Iterator[NumpyBatch]):
 
 
 def train_batches(
-    prepared: PreparedSet,
+    data: RunData | PreparedSet,
     *,
     batch_size: int,
     seed: int,
@@ -139,7 +181,7 @@ def train_batches(
     """Return an endless iterator over batches for training.
 
     Args:
-      prepared: the set.
+      data: the sets of a run, which alternate by their weights, or one set.
       batch_size: B, rows per step over all processes; a multiple of process_count.
       seed: of the shuffle, 0 or more.
       process_index: this process, which gets rows [i B / n, (i + 1) B / n) of every batch.
@@ -148,7 +190,8 @@ def train_batches(
     Raises:
       ValueError: an argument is out of range.
     """
-    return TrainBatches(prepared, batch_size, seed, process_index, process_count)
+    data = RunData.of(data) if isinstance(data, PreparedSet) else data
+    return TrainBatches(data, batch_size, seed, process_index, process_count)
 
 
 def validation_batches(

@@ -147,8 +147,9 @@ class PreparedSet:
         """
         folder = place(folder)
         if not folder.exists():
+            several = " (several sets need weights: A:0.7,B:0.3)" if "," in str(folder) else ""
             raise FileNotFoundError(
-                f"The folder {folder} of prepared data does not exist; prepare it by "
+                f"The folder {folder} of prepared data does not exist{several}; prepare it by "
                 f"python -m flowhn_jax.data.prepare --source=... --tokenizer=... --out={folder}"
             )
         fields = read_index(folder)

@@ -80,23 +80,24 @@ class Shard:
             raise ValueError(f"{path} is damaged: its SHA-256 has changed.")
 
 
+def windows_per_shard(context: int, token_dtype: str, segment_dtype: str) -> int:
+    """Return the number of windows in each shard of a split but the last one."""
+    item_sizes = np.dtype(token_dtype).itemsize + np.dtype(segment_dtype).itemsize
+    return max(1, SHARD_BYTES // ((context + 1) * item_sizes))
+
+
 class ShardWriter:
-    """A writer of the windows of one split into shards.
+    """A writer of one shard."""
 
-    Attributes:
-      shards: the shards that are complete.
-    """
-
-    def __init__(self, folder: pathlib.Path, name: str, token_dtype: str, segment_dtype: str):
-        """Make a writer of files NAME-00000.array_record and so on in `folder`."""
-        self.shards: list[Shard] = []
-        self._folder = folder
-        self._name = name
+    def __init__(self, path: pathlib.Path, token_dtype: str, segment_dtype: str):
+        """Make a writer of the file `path`."""
+        self._path = path
         self._dtypes = token_dtype, segment_dtype
-        self._writer: Any = None
-        self._path = pathlib.Path()
         self._records = 0
-        self._bytes = 0
+        # Groups of one record, because records are read one by one in random order.
+        self._writer: Any = self._call(
+            array_record_module.ArrayRecordWriter, _utf8_path(path), "group_size:1"
+        )
 
     def write(self, tokens: np.ndarray, segment_ids: np.ndarray) -> None:
         """Append windows [W, N+1].
@@ -106,36 +107,19 @@ class ShardWriter:
         """
         columns = (tokens.astype(self._dtypes[0]), segment_ids.astype(self._dtypes[1]))
         for window, segments in zip(*columns, strict=True):
-            if self._writer is None:
-                self._path = self._folder / f"{self._name}-{len(self.shards):05d}.array_record"
-                # Groups of one record, because records are read one by one in random order.
-                self._writer = array_record_module.ArrayRecordWriter(
-                    _utf8_path(self._path), "group_size:1"
-                )
-            record = window.tobytes() + segments.tobytes()
-            self._call(self._writer.write, record)
+            self._call(self._writer.write, window.tobytes() + segments.tobytes())
             self._records += 1
-            self._bytes += len(record)
-            if self._bytes + len(record) > SHARD_BYTES:
-                self._close_shard()
 
-    def close(self) -> tuple[Shard, ...]:
-        """Complete the last shard and return all of them."""
-        if self._writer is not None:
-            self._close_shard()
-        return tuple(self.shards)
-
-    def _close_shard(self) -> None:
+    def close(self) -> Shard:
+        """Complete the shard and return it."""
         self._call(self._writer.close)
         sync(self._path)
-        self.shards.append(
-            Shard(self._path.name, self._records, self._path.stat().st_size, sha256(self._path))
-        )
-        self._writer, self._records, self._bytes = None, 0, 0
+        path = self._path
+        return Shard(path.name, self._records, path.stat().st_size, sha256(path))
 
-    def _call(self, function: Callable, *arguments: Any) -> None:
+    def _call(self, function: Callable, *arguments: Any) -> Any:
         try:
-            function(*arguments)
+            return function(*arguments)
         except RuntimeError as error:  # the only kind that the library raises
             raise OSError(f"{self._path} cannot be written: {error}") from error
 

@@ -26,6 +26,8 @@ class Source:
       identity: a line of text that changes if the documents may have changed.
       size: the bytes to read; None if unknown.
       read: yields the documents that are not empty, and reports the bytes it reads to its argument.
+      is_reproducible: whether equal identities stand for equal documents; not for a dataset of the
+        hub, which may change at any time.
       check_unchanged: raises ValueError, with the name of the file, if the source no longer
         matches `identity`; to be called after all documents have been read.
     """
@@ -34,6 +36,7 @@ class Source:
     size: int | None
     read: Callable[[OnBytesRead], Iterator[Document]]
     check_unchanged: Callable[[], None] = lambda: None
+    is_reproducible: bool = True
 
 
 def open_source(spec: str, text_field: str = "text") -> Source:
@@ -81,7 +84,7 @@ def _hugging_face_source(spec: str, field: str) -> Source:
             f"Source {spec} needs the package 'datasets': pip install datasets"
         ) from error
     identity, check_unchanged = spec, lambda: None
-    if place(name).is_dir():
+    if is_local := place(name).is_dir():
         config, folder = None, place(name)
         listing = Listing(lambda: [file_at(file, name) for name, file in folder.walk()])
         identity = f"{spec}: {listing.identity}"
@@ -103,7 +106,7 @@ def _hugging_face_source(spec: str, field: str) -> Source:
                 on_bytes_read(len(text))
                 yield Document(where, text)
 
-    return Source(identity, None, read, check_unchanged)
+    return Source(identity, None, read, check_unchanged, is_reproducible=is_local)
 
 
 def _file_source(path: Place, field: str) -> Source:

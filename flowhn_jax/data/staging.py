@@ -21,11 +21,30 @@ def staging_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
     If the body does not call `publish`, the folder is removed.
 
     Raises:
+      ValueError: see `kept_folder`.
+    """
+    with kept_folder(out.with_name(f".{out.name}.unfinished"), out) as folder:
+        _remove_files(folder)
+        created = folder.stat()
+        try:
+            yield folder
+        finally:
+            if _is_same(folder, created):  # otherwise it was published
+                _remove_files(folder)
+
+
+@contextlib.contextmanager
+def kept_folder(folder: pathlib.Path, out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield a locked folder for the preparation of `out`, with the files that were left in it.
+
+    A second process that wants the same folder waits for the lock. At the end the folder is
+    removed if it is empty.
+
+    Raises:
       ValueError: the folder's name is taken by something else, or the folder holds something else
         than files. A symbolic link, for example, is not followed, so that no files outside are
         removed or overwritten.
     """
-    folder = out.with_name(f".{out.name}.unfinished")
 
     def report_waiting() -> None:
         print(f"Waiting for another process that prepares {out}.", file=sys.stderr)
@@ -40,17 +59,23 @@ def staging_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
                 continue
             if not is_owner:
                 continue
-            _remove_files(folder)
+            for file in folder.iterdir():
+                _check_kind(file, stat.S_ISREG)
             created = folder.stat()
             try:
                 yield folder
             finally:
-                if _is_same(folder, created):  # otherwise it was published
-                    _remove_files(folder)
-                    (folder / LOCK_FILE).unlink(missing_ok=True)
-                    with contextlib.suppress(OSError):  # the next owner has written to it
-                        folder.rmdir()
+                if _is_same(folder, created):
+                    remove_if_empty(folder)
             return
+
+
+def remove_if_empty(folder: pathlib.Path) -> None:
+    """Remove a folder of `kept_folder` if it is empty but for the lock."""
+    if folder.is_dir() and all(file.name == LOCK_FILE for file in folder.iterdir()):
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the next owner has written to it
+            folder.rmdir()
 
 
 def publish(folder: pathlib.Path, out: pathlib.Path) -> None:

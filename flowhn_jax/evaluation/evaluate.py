@@ -14,11 +14,11 @@ from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.parameters import LATEST, load_params
 from flowhn_jax.config import Config, MeshConfig
 from flowhn_jax.data.open import open_data, open_prepared, open_tokenizer
-from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.data.run_data import RunData
 from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.evaluation import by_position as positions
 from flowhn_jax.evaluation import generate as generation
-from flowhn_jax.evaluation import perplexity, recall
+from flowhn_jax.evaluation import perplexity, recall, set_scores
 from flowhn_jax.evaluation import tasks as tasks_lib
 from flowhn_jax.evaluation.prompt_files import read_prompts
 from flowhn_jax.evaluation.sampling import Sampling
@@ -144,7 +144,18 @@ def _perplexity(
     stride = context if stride is None else stride
     words = None
     if data is None or is_set:
-        prepared = _open_set(trained, data, first_token)
+        opened = _open_sets(trained, data, first_token)
+        if opened.named:
+            if by_position:
+                folders = ", ".join(str(each.folder) for each in opened.named.values())
+                raise ValueError(
+                    f"--by_position needs --data, the set to score, for example of {folders}."
+                )
+            result = set_scores.score_sets(config, params, mesh, opened)
+            if is_first():
+                print(set_scores.table(result["sets"]))
+            return result
+        prepared = opened.main
         source = f"{prepared.folder} (validation)"
         batches = perplexity.validation(config, mesh, prepared)
         count = perplexity.count_validation_batches(config, prepared)
@@ -168,15 +179,19 @@ def _perplexity(
     return {"data": source, "context": context, "stride": stride} | quality.to_dict(words)
 
 
-def _open_set(trained: TrainedModel, data: str | None, first_token: str) -> PreparedSet:
-    """Open the prepared set in the folder `data`, or the run's own; check that its tokens fit."""
+def _open_sets(trained: TrainedModel, data: str | None, first_token: str) -> RunData:
+    """Open the prepared set in the folder `data`, or the run's own; check that their tokens fit."""
     config, tokenizer = trained.config, trained.tokenizer.beginning_with(first_token)
     if data is None and not config.data.path and tokenizer.spec != "bytes":
         raise ValueError(
             "--data must name a text file or a prepared set to score, as the model in "
             f"{trained.workdir!r} comes without data."
         )
-    found = open_data(config, trained.workdir) if data is None else open_prepared(config, data)
+    if data is None:
+        opened = open_data(config, trained.workdir)
+    else:
+        opened = RunData.of(open_prepared(config, data))
+    found = opened.main  # the others have the same tokenizer and first token
     if found.tokenizer_fingerprint != tokenizer.fingerprint:
         raise ValueError(
             f"The prepared set {found.folder} must have the tokenizer of the run in "
@@ -189,7 +204,7 @@ def _open_set(trained: TrainedModel, data: str | None, first_token: str) -> Prep
             f"--first_token={found.first_token}, or use a set prepared with "
             f"--first_token={tokenizer.first_token}"
         )
-    return found
+    return opened
 
 
 def _generate(
@@ -318,7 +333,7 @@ MODES: Mapping[str, Callable[..., Result]] = {
 }
 
 # Results that a mode has already printed.
-_PRINTED_BY_MODES = frozenset(("text", "results", *tasks_lib.TASKS))
+_PRINTED_BY_MODES = frozenset(("text", "results", "sets", *tasks_lib.TASKS))
 
 
 def _read_text(data: str) -> bytes:

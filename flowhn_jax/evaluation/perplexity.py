@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -58,6 +58,22 @@ class Quality:
             "bytes": self.bytes,
             **({} if not words else {"words": words}),
         }
+
+
+def mean_quality(weights: Sequence[float], qualities: Sequence[Quality]) -> Quality:
+    """Return the quality on a mixture of texts, of which each has a share of the tokens.
+
+    Args:
+      weights: the shares, which sum to 1.
+      qualities: on the texts.
+    """
+    if len(qualities) == 1:
+        return qualities[0]
+    pairs = list(zip(weights, qualities, strict=True))
+    tokens = sum(each.tokens for each in qualities)
+    bytes_per_token = math.fsum(weight * each.bytes / each.tokens for weight, each in pairs)
+    nll = math.fsum(weight * each.nll for weight, each in pairs)
+    return Quality(nll, tokens, round(tokens * bytes_per_token))
 
 
 def eval_batch_size(config: Config) -> int:

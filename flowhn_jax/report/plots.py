@@ -196,16 +196,23 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> Non
     """Draw the training and validation loss of a run over its steps.
 
     Args:
-      rows: metrics of the run: step, loss (None in a skipped step) and, in some, validation_loss.
+      rows: metrics of the run: step, loss (None in a skipped step) and, in some, validation_loss
+        and validation_loss/NAME of its sets.
       title: above the picture.
       path: file to write; its ending is the format.
     """
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for key, label, style in (
+    series = [
         ("loss", "training", dict(color=_FLOWHN, linewidth=1.2)),
         ("validation_loss", "validation", dict(color=_ORANGE, linestyle="none", marker="o")),
-    ):
+    ]
+    prefix = "validation_loss/"
+    for key in sorted({key for row in rows for key in row if key.startswith(prefix)}):
+        # Without a color, each set takes the next one of the cycle.
+        style = dict(linestyle=":", marker=".", linewidth=1.0)
+        series.append((key, f"validation, {key.removeprefix(prefix)}", style))
+    for key, label, style in series:
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, markersize=4, **style)

@@ -88,8 +88,19 @@ def describe(row: Row, total_steps: int) -> str:
     text += f"  MFU {mfu}"
     if "validation_bits_per_byte" in row:
         text += f"  validation {row['validation_bits_per_byte']:.4f} bits/byte"
+        text += _of_sets(row, "validation_bits_per_byte/", ".4f")
     if "validation_ema_bits_per_byte" in row:
-        text += f" ({row['validation_ema_bits_per_byte']:.4f} of the average)"
+        text += f"  of the average {row['validation_ema_bits_per_byte']:.4f}"
+        text += _of_sets(row, "validation_ema_bits_per_byte/", ".4f")
+    if epochs := _of_sets(row, "epochs/", ".3g"):
+        text += f"  epochs{epochs}"
     if step < total_steps:
         text += f"  {clock((total_steps - step) * row['step_seconds'])} left"
     return text
+
+
+def _of_sets(row: Row, prefix: str, form: str) -> str:
+    """Return the values of each set, such as ' (wiki 1.2345, code 0.9876)'; '' without any."""
+    values = ((key.removeprefix(prefix), row[key]) for key in row if key.startswith(prefix))
+    text = ", ".join(f"{name} {format(value, form)}" for name, value in values)
+    return f" ({text})" if text else ""

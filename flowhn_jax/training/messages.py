@@ -10,20 +10,27 @@ from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.files import versions
 from flowhn_jax.checkpoints.optimizer import learning_rate_schedule
 from flowhn_jax.config import Config
-from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.data.run_data import RunData
 
 
-def describe_start(config: Config, prepared: PreparedSet, mesh: Mesh) -> list[str]:
+def describe_start(config: Config, data: RunData, mesh: Mesh) -> list[str]:
     """Return lines with the versions, the model, the devices and the data of a run."""
     model, device = config.model, mesh.devices.flat[0]
-    train, validation = prepared.splits["train"], prepared.splits["validation"]
     lines = [
         ", ".join(f"{name} {versions()[name]}" for name in ("flowhn-jax", "jax", "python")),
         f"{models.param_count(model):,} parameters",
         f"{model.name}, context {model.context}, on {mesh.size} x {device.device_kind}",
-        f"data {prepared.folder}: {train.tokens:,} training tokens, "
-        f"{validation.tokens:,} validation tokens, tokenizer {prepared.tokenizer.spec}",
     ]
+    tokenizer = data.tokenizer.spec
+    for each in data.training + data.validation:
+        splits = each.prepared.splits
+        name = f" {each.name}" if each.name else ""
+        share = f"{100 * each.weight:.3g} % of " if data.is_mixture and each.weight else ""
+        train = f"{splits['train'].tokens:,} training tokens, " if each.weight else ""
+        lines.append(
+            f"data{name} {each.prepared.folder}: {share}{train}"
+            f"{splits['validation'].tokens:,} validation tokens, tokenizer {tokenizer}"
+        )
     if warning := model.warning():
         lines.append(f"warning: {warning}")
     return lines

@@ -53,8 +53,8 @@ def train_missing(
         describe(f"training {name}")
         folder = str(place(workdir) / name)
         try:
-            if shares_data:
-                data = str(open_data(config, workdir).folder)
+            if shares_data and not config.data.path:
+                data = str(open_data(config, workdir).main.folder)
                 config = dataclasses.replace(
                     config, data=dataclasses.replace(config.data, path=data)
                 )

@@ -15,7 +15,7 @@ from flowhn_jax import models
 from flowhn_jax.checkpoints.files import directory, latest_step
 from flowhn_jax.checkpoints.rows import Row, read_rows
 from flowhn_jax.config import Config
-from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.data.run_data import RunData
 from flowhn_jax.evaluation.generate import generate
 from flowhn_jax.evaluation.sampling import Sampling
 from flowhn_jax.models import Params
@@ -36,7 +36,7 @@ _STEPS_FLAG = "--config.train.steps"
 def print_summary(
     config: Config,
     params: Params,
-    prepared: PreparedSet,
+    data: RunData,
     *,
     workdir: str,
     argv: Sequence[str],
@@ -50,7 +50,7 @@ def print_summary(
     Args:
       config: of the run.
       params: the parameters after the last step.
-      prepared: the data of the run.
+      data: of the run.
       workdir: folder of the run.
       argv: the command line of the run, on which the next commands are based.
       stop: the requests to stop.
@@ -63,7 +63,7 @@ def print_summary(
     with contextlib.suppress(KeyboardInterrupt), stop.interrupting():
         _try("picture", lambda: _draw(config, rows, workdir))
         if jax.process_count() == 1:  # otherwise all processes would have to take part
-            _try("sample", lambda: _print_sample(config, params, prepared, workdir))
+            _try("sample", lambda: _print_sample(config, params, data, workdir))
     log("next:")
     for command in next_commands(argv, workdir, config.train.steps):
         log(f"  {command}")
@@ -137,11 +137,13 @@ def _draw(config: Config, rows: Sequence[Row], workdir: str) -> None:
     log(f"loss curve: {path}")
 
 
-def _print_sample(config: Config, params: Params, prepared: PreparedSet, workdir: str) -> None:
+def _print_sample(config: Config, params: Params, data: RunData, workdir: str) -> None:
     """Print about 100 bytes that the model generates after the beginning of the validation set.
 
-    The workdir keeps them as sample.json.
+    Of a mixture it is that of the set with the largest weight. The workdir keeps the text as
+    sample.json.
     """
+    prepared = data.main
     if not models.can_decode(config.model):
         raise ValueError(
             f"{config.model.name} cannot generate token by token; see model.split.scope"

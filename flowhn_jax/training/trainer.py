@@ -19,7 +19,7 @@ from flowhn_jax.config import Config
 from flowhn_jax.data.lookahead import Lookahead
 from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import TrainBatches, train_batches
-from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.data.run_data import RunData
 from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch
@@ -50,7 +50,7 @@ from flowhn_jax.training.writers import Writer, check_packages, open_writer
 from kernels import backends
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-OnEnd = Callable[[Config, Params, PreparedSet], None]
+OnEnd = Callable[[Config, Params, RunData], None]
 
 
 def fit(
@@ -116,24 +116,24 @@ def fit(
 
         # The data; a signal ends their preparation, or their copy to this host, at once.
         watchdog.progress("opening the data")
-        prepared, is_loaded = None, False
+        data, is_loaded = None, False
         with (
             first_before_others("data"),
             contextlib.suppress(KeyboardInterrupt),
             stop.interrupting(),
         ):
-            prepared = open_data(config, workdir)
+            data = open_data(config, workdir)
         with contextlib.suppress(KeyboardInterrupt), stop.interrupting():
-            if prepared is not None:
-                prepared.load("train", "validation")
+            if data is not None:
+                data.load()
                 is_loaded = True
         if any_process(not is_loaded):
             console.log(messages.stopped_before_start(stop.reason))
             return False
-        assert prepared is not None
+        assert data is not None
         part, parts = data_shard(mesh)
         batches = train_batches(
-            prepared,
+            data,
             batch_size=config.train.batch_size,
             seed=config.data.seed,
             process_index=part,
@@ -167,7 +167,7 @@ def fit(
             if branch is not None:
                 branch.copy_rows(workdir)
         writer = stack.enter_context(open_writer(config, workdir, first, console.log, lock))
-        for line in messages.describe_start(config, prepared, mesh):
+        for line in messages.describe_start(config, data, mesh):
             console.log(line)
         if resumes:
             console.log(f"resuming {workdir} at step {first}")
@@ -182,7 +182,7 @@ def fit(
         agreement = StopAgreement(mesh, stop, batches, checkpoints, lock)
         profiled = config.train.profiled_steps
         profiler = stack.enter_context(Profiler(profiled, workdir, console.log))
-        validator = Validator(config, mesh, prepared, console)
+        validator = Validator(config, mesh, data, console)
         trainer = Trainer(
             config, workdir, mesh, batches, checkpoints, validator, writer, console, watchdog,
             stop, agreement, profiler, time_use,
@@ -190,7 +190,7 @@ def fit(
         is_done = trainer.train(state, progress)
         if is_done and on_end is not None:
             watchdog.progress("the summary")
-            on_end(config, trainer.state.params, prepared)
+            on_end(config, trainer.state.params, data)
         return is_done
 
 
@@ -315,6 +315,7 @@ class Trainer:
         if logs:
             row = {"step": step, **values, "spikes": self.progress.spikes}
             row |= self.speed.read(step, self.mesh) | self.time_use.row()
+            row |= {f"epochs/{name}": each for name, each in self.batches.epochs().items()}
             if not validates:
                 self._write(row)
             elif stops or not self._validate(row):
@@ -348,15 +349,14 @@ class Trainer:
             self.watchdog.progress("validating")
             return self.agreement.should_stop(steps_left, batches)
 
-        for name, params in {"": self.state.params, "ema_": self.state.ema}.items():
+        for params, ema in ((self.state.params, False), (self.state.ema, True)):
             if params is None:
                 continue
             with self.time_use.spent_on(Activity.VALIDATION):
-                quality = self.validator.score(params, should_stop)
-            if quality is None:
+                scores = self.validator.score(params, should_stop)
+            if scores is None:
                 return False
-            row[f"validation_{name}loss"] = quality.nll
-            row[f"validation_{name}bits_per_byte"] = quality.bits_per_byte
+            row |= scores.to_row(ema=ema)
         self.progress.row = None
         self._write(row)
         return True

@@ -31,6 +31,7 @@ TEXTS = {
     "lengths",
     "models",
     "prompt",
+    "shard",
     "size",
     "tasks",
     "text_field",
@@ -118,6 +119,8 @@ def test_a_recipe_with_a_long_name_is_not_found(command, name):
     "use",
     {
         "data.path": lambda url: DataConfig(path=url),
+        "data.path of a mixture": lambda url: DataConfig(path=f"data/a:1,{url}:1"),
+        "data.validation": lambda url: DataConfig(validation=f"n={url}"),
         "data.cache": lambda url: DataConfig(cache=url),
         "prepare": lambda url: prepare("embedded", "bytes", url),
         "embedded": lambda url: ensure_embedded(url, 32),

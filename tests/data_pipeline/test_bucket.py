@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from read_back import ENVIRONMENT, content, windows
 
-from flowhn_jax.data import shards
+from flowhn_jax.data import encoding, shards
 from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import train_batches
-from flowhn_jax.data.prepare import ensure_embedded, prepare
+from flowhn_jax.data.prepare import ShardsMissing, ensure_embedded, prepare
 from flowhn_jax.data.prepare import upload as upload_lib
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.storage import place
@@ -76,6 +76,31 @@ def test_a_tokenizer_in_a_bucket(bucket, tmp_path, jsonl, tokenizer_json):
     assert made.first_token == local.first_token
     text = "Ægir är en jätte"
     assert made.tokenizer.encode(text).tolist() == local.tokenizer.encode(text).tolist()
+
+
+def test_two_hosts_that_share_only_the_bucket(bucket, tmp_path, jsonl, local, monkeypatch):
+    """The parts are exchanged there; the last host makes the set, and removes them."""
+    monkeypatch.setattr(encoding, "GROUP_BYTES", 500)
+    out = f"{bucket}/set"
+
+    def on_host(number):
+        monkeypatch.setenv("FLOWHN_CACHE_DIR", str(tmp_path / f"host_{number}"))
+        return prepare(str(jsonl), "bytes", out, context=32, shard=f"{number}/2")
+
+    with pytest.raises(ShardsMissing, match=r"Shard 1/2 of .* missing are 0/2\."):
+        on_host(1)
+    assert not list((tmp_path / "host_1/uploads").iterdir())
+    assert ".set.parts-1-of-2/complete.json" in objects(bucket)
+    with monkeypatch.context() as patched:
+        patched.setattr("flowhn_jax.data.prepare.parts.encode", None)  # nothing is encoded again
+        with pytest.raises(ShardsMissing):
+            on_host(1)
+    made = on_host(0)
+    expected = content(local.folder.local())
+    assert objects(bucket) == {f"set/{name}": raw for name, raw in expected.items()}
+    assert on_host(1) == made
+    for number in range(2):
+        assert not list((tmp_path / f"host_{number}/uploads").iterdir())
 
 
 def test_the_same_command_uses_the_set(bucket, jsonl, capsys):
@@ -216,7 +241,7 @@ def test_the_config_names_the_set_and_the_cache(bucket, tmp_path, jsonl, local):
     prepare(str(jsonl), "bytes", f"{bucket}/set", context=32)
     data = {"path": f"{bucket}/set", "cache": str(tmp_path / "near")}
     config = small_config(model={"context": 32}, data=data)
-    prepared = open_data(config, str(tmp_path / "run"))
+    prepared = open_data(config, str(tmp_path / "run")).main
     np.testing.assert_array_equal(windows(prepared, "train")[0], windows(local, "train")[0])
     names = {shard.file for shard in local.splits["train"].shards}
     assert set(content(tmp_path / "near" / local.fingerprint)) == names

@@ -10,7 +10,8 @@ import sys
 import pytest
 from read_back import ENVIRONMENT, content
 
-from flowhn_jax.data.prepare import prepare
+from flowhn_jax.data import encoding
+from flowhn_jax.data.prepare import parts, prepare
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.staging import publish, staging_folder
 from flowhn_jax.utils.lock import try_lock
@@ -19,9 +20,9 @@ from flowhn_jax.utils.lock import try_lock
 KILLED = """
 import os, signal, sys
 from flowhn_jax.data import encoding, shards, staging
-from flowhn_jax.data.prepare import preparation
+from flowhn_jax.data.prepare import parts, preparation
 
-encoding.CHUNK_BYTES = 500
+encoding.GROUP_BYTES = 500
 shards.SHARD_BYTES = 20_000
 
 def killed(owner, name, count):
@@ -41,7 +42,33 @@ if __name__ == "__main__":
     preparation.prepare(source, "bytes", out, **options)
 """
 
+# Runs the command with two workers, one of which ends in its third part.
+DYING = """
+import os, sys
+from flowhn_jax.commands import prepare
+from flowhn_jax.data import encoding
+from flowhn_jax.data.prepare import parts
+
+encoding.GROUP_BYTES = 500
+encode, calls = parts.encode, []
+
+def dying(tokenizer, group):
+    calls.append(group)
+    if len(calls) == 3:
+        os._exit(1)
+    return encode(tokenizer, group)
+
+parts.encode = dying  # in each worker, too, which imports this file
+
+if __name__ == "__main__":
+    source, out = sys.argv[1:]
+    prepare.run(
+        [f"--source={source}", f"--out={out}", "--tokenizer=bytes", "--context=32", "--workers=2"]
+    )
+"""
+
 RENAMED = "staging.pathlib.Path.rename"
+PARTS = ".set.parts-0-of-1"
 
 
 def run_killed(tmp_path, source, where, count, *, overwrite="", workers=1):
@@ -66,18 +93,92 @@ def expected(tmp_path, jsonl):
 @pytest.mark.parametrize(
     ("where", "count", "workers"),
     [
+        ("parts.encode", 4, 1),
+        ("parts.Throughput.end", 4, 3),
+        ("parts.whole_file", 4, 1),
+        ("parts.write_atomically", 2, 1),
         ("shards.ShardWriter.write", 3, 1),
-        ("shards.ShardWriter.write", 3, 3),
-        ("shards.ShardWriter._close_shard", 2, 1),
+        ("shards.ShardWriter.close", 2, 1),
+        ("preparation.write_splits", 1, 3),
         ("preparation.PreparedSet.write_index", 1, 1),
         ("preparation.publish", 1, 1),
         (RENAMED, 1, 1),
     ],
 )
-def test_killed_before_the_end(tmp_path, jsonl, expected, where, count, workers):
+def test_killed_before_the_end(tmp_path, jsonl, expected, monkeypatch, where, count, workers):
     run_killed(tmp_path, jsonl, where, count, workers=workers)
     assert not (tmp_path / "set").exists()
-    assert (tmp_path / ".set.unfinished").is_dir()
+    kept = {path.name for path in (tmp_path / PARTS).glob("*.npz")}
+    assert len(kept) >= 3
+    made, write_part = [], parts._write_part
+
+    def count_part(tokenizer, group, path):
+        made.append(path.name)
+        write_part(tokenizer, group, path)
+
+    monkeypatch.setattr(encoding, "GROUP_BYTES", 500)
+    monkeypatch.setattr(parts, "_write_part", count_part)
+    prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
+    assert not kept & set(made)  # only what was missing
+    assert len(kept | set(made)) > 10
+    assert content(tmp_path / "set") == expected
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_parts_of_a_source_that_changed_are_not_used(tmp_path, jsonl, monkeypatch):
+    run_killed(tmp_path, jsonl, "parts.encode", 4)
+    monkeypatch.setattr(encoding, "GROUP_BYTES", 500)
+    lines = jsonl.read_text().splitlines(keepends=True)
+    jsonl.write_text("".join(reversed(lines)))
+    prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
+    prepare(str(jsonl), "bytes", tmp_path / "expected", context=32)
+    assert content(tmp_path / "set") == content(tmp_path / "expected")
+
+
+def test_parts_of_other_groups_are_not_used(tmp_path, jsonl, expected):
+    """As after an upgrade that divides the text in another way."""
+    run_killed(tmp_path, jsonl, "parts.encode", 4)
+    prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
+    assert content(tmp_path / "set") == expected
+
+
+@pytest.mark.parametrize("damage", ["truncated", "removed", "not complete"])
+def test_damaged_parts_give_one_message_and_are_made_again(tmp_path, jsonl, expected, damage):
+    run_killed(tmp_path, jsonl, "preparation.write_splits", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "GROUP_BYTES", 500)
+        part = tmp_path / PARTS / "00000002.npz"
+        if damage == "not complete":
+            (tmp_path / PARTS / "complete.json").write_text("[]")
+        elif damage == "removed":
+            part.unlink()
+        else:
+            part.write_bytes(part.read_bytes()[:300])
+        if damage != "not complete":
+            with pytest.raises(
+                ValueError, match=r"00000002\.npz is missing or damaged \(.*\); rem"
+            ):
+                prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
+        prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
+    assert content(tmp_path / "set") == expected
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_worker_that_dies_gives_one_message_and_the_same_command_continues(
+    tmp_path, jsonl, expected, monkeypatch
+):
+    """One of two workers ends while it encodes; what was complete is kept."""
+    script = tmp_path / "dying.py"
+    script.write_text(DYING)
+    arguments = [sys.executable, str(script), str(jsonl), str(tmp_path / "set")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    script.unlink()
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "One of the 2 worker processes was killed" in done.stderr
+    assert "type the same command to continue" in done.stderr
+    assert list((tmp_path / PARTS).glob("*.npz"))
+    monkeypatch.setattr(encoding, "GROUP_BYTES", 500)
     prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
     assert content(tmp_path / "set") == expected
     assert not list(tmp_path.glob(".*"))

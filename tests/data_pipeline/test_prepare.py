@@ -9,9 +9,8 @@ import pytest
 from read_back import ENVIRONMENT, content, documents, windows
 
 from flowhn_jax.commands import prepare as command
-from flowhn_jax.data import corpus, shards
-from flowhn_jax.data.packing import Packer
-from flowhn_jax.data.prepare import ensure_embedded, prepare, splits
+from flowhn_jax.data import corpus, encoding, shards
+from flowhn_jax.data.prepare import ShardsMissing, ensure_embedded, prepare, throughput
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.tokenizer import load_tokenizer
 
@@ -61,12 +60,11 @@ def test_a_set_is_self_contained(tmp_path, jsonl, tokenizer_json):
 def test_the_output_does_not_depend_on_the_number_of_workers(
     tmp_path, jsonl, tokenizer_json, monkeypatch, workers
 ):
-    from flowhn_jax.data import encoding
-
-    monkeypatch.setattr(encoding, "CHUNK_BYTES", 500)  # a dozen groups
-    for name, count in (("one", 1), ("many", workers)):
-        prepare(str(jsonl), str(tokenizer_json), tmp_path / name, context=32, workers=count)
-    assert content(tmp_path / "one") == content(tmp_path / "many")
+    arguments = str(jsonl), str(tokenizer_json)
+    prepare(*arguments, tmp_path / "whole", context=32)
+    monkeypatch.setattr(encoding, "GROUP_BYTES", 500)  # a dozen groups
+    prepare(*arguments, tmp_path / "many", context=32, workers=workers)
+    assert content(tmp_path / "whole") == content(tmp_path / "many")
 
 
 def test_several_shards(tmp_path, jsonl, monkeypatch):
@@ -255,15 +253,16 @@ def test_a_long_document_is_tokenized_as_a_whole(tmp_path, monkeypatch):
 
 
 def _change_while_reading(monkeypatch, change):
-    """Call `change` once, when the first tokens are packed."""
-    add, pending = Packer.add, [change]
+    """Call `change` once, when the first text has been read."""
+    split, pending = encoding.split_into_chunks, [change]
 
-    def changing(self, ids):
-        add(self, ids)
-        if self.targets > 1 and pending:
-            pending.pop()()
+    def changing(tokenizer, document):
+        for found in split(tokenizer, document):
+            if pending:
+                pending.pop()()
+            yield found
 
-    monkeypatch.setattr(Packer, "add", changing)
+    monkeypatch.setattr(encoding, "split_into_chunks", changing)
 
 
 @pytest.mark.parametrize("change", ["write", "append", "replace", "remove", "add", "touch"])
@@ -429,14 +428,79 @@ def test_command_line_errors(tmp_path, jsonl, capsys, arguments, message):
     assert not (tmp_path / "set").exists()
 
 
-def test_ctrl_c_leaves_no_files(tmp_path, jsonl, monkeypatch, capsys):
+def test_the_same_command_continues_after_ctrl_c(tmp_path, jsonl, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards.ShardWriter, "write", interrupt)
-    with pytest.raises(SystemExit, match="interrupted"):
-        command.run([f"--source={jsonl}", "--tokenizer=bytes", f"--out={tmp_path / 'set'}"])
-    assert [path.name for path in tmp_path.iterdir()] == ["source.jsonl"]
+    arguments = [f"--source={jsonl}", "--tokenizer=bytes", f"--out={tmp_path / 'set'}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(shards.ShardWriter, "write", interrupt)
+        with pytest.raises(SystemExit, match="interrupted; the same command continues the prep"):
+            command.run(arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".set.parts-0-of-1", "source.jsonl"]
+    monkeypatch.setattr("flowhn_jax.data.prepare.parts.encode", None)  # nothing is encoded again
+    command.run(arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "source.jsonl"]
+
+
+def test_a_shard_that_is_none_is_refused(tmp_path, jsonl):
+    for shard in ("", "1", "2/2", "-1/2", "0/0", "a/b"):
+        with pytest.raises(ValueError, match=f"^shard must be I/N .*; got '{shard}'"):
+            prepare(str(jsonl), "bytes", tmp_path / "set", shard=shard)
+
+
+@pytest.fixture
+def small_groups(monkeypatch):
+    """Divide the text among a dozen parts."""
+    monkeypatch.setattr(encoding, "GROUP_BYTES", 500)
+
+
+def prepare_shard(jsonl, out, shard, **arguments):
+    return prepare(str(jsonl), "bytes", out, context=32, shard=shard, **arguments)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_hosts_prepare_what_one_does(tmp_path, jsonl, small_groups, order):
+    prepare(str(jsonl), "bytes", tmp_path / "expected", context=32)
+    first, second = (f"{index}/2" for index in order)
+    for _ in range(2):  # a second call only finds that it is complete
+        with pytest.raises(ShardsMissing, match=f"Shard {first} of .* missing are {second}\\."):
+            prepare_shard(jsonl, tmp_path / "set", first)
+    made = prepare_shard(jsonl, tmp_path / "set", second)
+    assert content(tmp_path / "set") == content(tmp_path / "expected")
+    assert prepare_shard(jsonl, tmp_path / "set", first) == made
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "set", "source.jsonl"]
+
+
+def test_two_hosts_at_the_same_time(tmp_path, jsonl, small_groups):
+    prepare(str(jsonl), "bytes", tmp_path / "expected", context=32)
+    command = [sys.executable, "-m", "flowhn_jax.data.prepare", "--tokenizer=bytes", "--context=32"]
+    command += [f"--source={jsonl}", f"--out={tmp_path / 'set'}"]
+    hosts = [
+        subprocess.Popen([*command, f"--shard={i}/2"], stdout=subprocess.PIPE, text=True,
+                         env=ENVIRONMENT)
+        for i in range(2)
+    ]  # fmt: skip
+    printed = [host.communicate(timeout=60)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0]
+    assert sum("windows" in each for each in printed) >= 1
+    assert all("windows" in each or "The set is made when all are" in each for each in printed)
+    assert content(tmp_path / "set") == content(tmp_path / "expected")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "set", "source.jsonl"]
+
+
+def test_hosts_with_other_options_or_sources_are_refused(tmp_path, jsonl, small_groups):
+    with pytest.raises(ShardsMissing):
+        prepare_shard(jsonl, tmp_path / "set", "0/2")
+    with pytest.raises(
+        ValueError, match=r"parts-0-of-2 differs in validation_fraction\. Remove it"
+    ):
+        prepare_shard(jsonl, tmp_path / "set", "1/2", validation_fraction=0.2)
+    with jsonl.open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(ValueError, match=r"parts-0-of-2 differs in source\. Remove it"):
+        prepare_shard(jsonl, tmp_path / "set", "1/2")
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_terminal_shows_a_bar_with_the_rate(tmp_path, jsonl, monkeypatch):
@@ -445,7 +509,7 @@ def test_a_terminal_shows_a_bar_with_the_rate(tmp_path, jsonl, monkeypatch):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(splits, "_SECONDS_BETWEEN_RATES", 0)
+    monkeypatch.setattr(throughput, "_SECONDS_BETWEEN_RATES", 0)
     prepare(str(jsonl), "bytes", tmp_path / "set", context=32)
     assert "preparing" in sys.stderr.getvalue()
     assert " MB/s" in sys.stderr.getvalue()

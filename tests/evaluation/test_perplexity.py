@@ -98,7 +98,7 @@ def test_the_whole_validation_set_is_scored(trained, capsys, named):
 @pytest.mark.parametrize("max_windows", [None, 1, 3])
 def test_validation_batches_are_counted(trained, max_windows):
     root, config = trained
-    prepared, mesh = open_data(config, str(root / "run")), make_mesh(config.mesh, 4)
+    prepared, mesh = open_data(config, str(root / "run")).main, make_mesh(config.mesh, 4)
     batches = list(perplexity.validation(config, mesh, prepared, max_windows))
     assert len(batches) == perplexity.count_validation_batches(config, prepared, max_windows)
 

@@ -92,6 +92,21 @@ def test_losses_of_a_run(figures):
     assert validation == [[3, 2.5]]
 
 
+def test_losses_of_a_run_on_several_sets(figures):
+    rows = [{"step": 2, "loss": 3.0, "validation_loss": 2.5}]
+    rows[0] |= {"validation_loss/wiki": 2.0, "validation_loss/code": 3.0}
+    plots.plot_losses(rows, "fac_split", "x.png")
+    (axes,) = figures[0].axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert drawn == {
+        "training": [[2, 3.0]],
+        "validation": [[2, 2.5]],
+        "validation, code": [[2, 3.0]],
+        "validation, wiki": [[2, 2.0]],
+    }
+    assert len({line.get_color() for line in axes.lines}) == 4
+
+
 def test_bins_hold_all_targets_once_and_errors_shrink_with_them(rng):
     losses = [rng.normal(2.0, 1.0, count) for count in [400] * 64 + [100] * 64 + [0] * 8]
     middle, mean, error = plots.bin_positions(curve_of(losses))

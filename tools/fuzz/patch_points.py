@@ -78,9 +78,10 @@ def for_train(meanwhile: Callable[[], None] | None = None) -> None:
         check_sequence(config.model, mesh)
         if (pathlib.Path(workdir) / "config.json").exists():
             workdir_lib.check(workdir, config)
-        prepared = open_data(config, workdir)
+        data = open_data(config, workdir)
+        prepared = data.main
         rows = min(config.train.batch_size, _MAX_ROWS)
-        batches = train_batches(prepared, batch_size=rows, seed=config.data.seed)
+        batches = train_batches(data, batch_size=rows, seed=config.data.seed)
         with contextlib.closing(batches):
             next(batches)
             if meanwhile is not None:

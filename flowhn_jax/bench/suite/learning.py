@@ -47,8 +47,8 @@ def _learn(dtype: str) -> Iterator[Row]:
     config = config_of(dtype)
     mesh = make_mesh(config.mesh, config.train.batch_size)
     programs = compile_programs(config, mesh)
-    prepared = open_data(config, str(data_folder()))
-    batches = train_batches(prepared, batch_size=config.train.batch_size, seed=config.data.seed)
+    data = open_data(config, str(data_folder()))
+    batches = train_batches(data, batch_size=config.train.batch_size, seed=config.data.seed)
     losses: list[jax.Array] = []
     row: Row = {"key": dtype, "model": config.model.name, "steps": STEPS}
     try:

@@ -1,9 +1,10 @@
 """Holding out: which documents are for validation, and whether they suffice."""
 
-import itertools
 import math
 import sys
 from collections.abc import Iterator
+
+import numpy as np
 
 from flowhn_jax.data.document import Document
 from flowhn_jax.data.prepared import Split
@@ -12,8 +13,8 @@ _MIN_VALIDATION_TOKENS = 1000
 _MAX_SHARE_RATIO = 2  # between the held-out share of the text and the requested one
 
 
-def assign_splits(documents: Iterator[Document], fraction: float) -> Iterator[tuple[str, Document]]:
-    """Yield each document after the name of the split that it belongs to (see `prepare`).
+def with_holdout(documents: Iterator[Document], fraction: float) -> Iterator[Document]:
+    """Yield the documents; of a single one, its beginning and its end, which is held out.
 
     Raises:
       ValueError: there is no text, or too little to hold out some.
@@ -22,20 +23,23 @@ def assign_splits(documents: Iterator[Document], fraction: float) -> Iterator[tu
     if first is None:
         raise ValueError("The source must hold text; got none.")
     if second is None:
-        yield from zip(("train", "validation"), first.split(fraction), strict=True)
-        return
+        yield from first.split(fraction)
+    else:
+        yield first
+        yield second
+        yield from documents
+
+
+def is_held_out(numbers: np.ndarray, total: int, fraction: float) -> np.ndarray:
+    """Return which documents are for validation: bool [D] for their numbers [D], counted from 1.
+
+    Args:
+      numbers: of the documents that `with_holdout` yields.
+      total: the number of all documents.
+      fraction: the share to hold out.
+    """
     period = round(1 / fraction)
-    any_held_out = False
-    document = first
-    following: Iterator[Document | None] = itertools.chain([second], documents, [None])
-    for number, next_document in enumerate(following, 1):
-        if number % period == 0 or (next_document is None and not any_held_out):
-            any_held_out = True
-            yield "validation", document
-        else:
-            yield "train", document
-        if next_document is not None:
-            document = next_document
+    return numbers % period == 0 if total >= period else numbers == total
 
 
 def warn_about_holdout(splits: dict[str, Split], requested: float) -> None:

@@ -23,15 +23,16 @@ _THREADS = 4  # files that are written at the same time
 
 
 @contextlib.contextmanager
-def local_folder(out: Place) -> Iterator[pathlib.Path]:
-    """Yield the folder in which a set for `out` is made, the same for each call.
+def local_folder(out: Place, shard: tuple[int, int]) -> Iterator[pathlib.Path]:
+    """Yield the folder in which a set for `out` is made, the same for each call with this shard.
 
     Only one process at a time has it; others wait.
 
     Raises:
       ValueError: the user has no home to make it in.
     """
-    name = hashlib.sha256(str(out).encode(errors="surrogateescape")).hexdigest()[:32]
+    identity = str(out) if shard == (0, 1) else f"{out} {shard}"
+    name = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
     try:
         folder = device_cache.folder() / "uploads" / name
     except RuntimeError as error:
