@@ -84,10 +84,11 @@ def read_arrays(source: Any) -> dict[str, np.ndarray]:
                 arrays = _read_npz(str(local))
             else:
                 arrays = read_state_dict(str(local), _WITHOUT_TORCH)
-    return {
-        name: np.asarray(array.float().numpy() if hasattr(array, "numpy") else array, np.float32)
-        for name, array in arrays.items()
-    }
+
+    def float32(array: Any) -> np.ndarray:
+        return np.asarray(array.float().numpy() if hasattr(array, "numpy") else array, np.float32)
+
+    return {name: float32(array) for name, array in arrays.items()}
 
 
 def _read_npz(path: str) -> Mapping[str, np.ndarray]:
@@ -183,7 +184,7 @@ def save(out: AnyPath, config: ModelConfig, params: Params) -> str:
     target = place(out)
     ours = flatten_dict(params)
     if config.tie_embeddings:  # their head is a parameter of its own
-        ours[HEAD] = ours[EMBEDDING].T
+        ours[HEAD] = np.asarray(ours[EMBEDDING]).T
     arrays = {
         name: np.ascontiguousarray(to_theirs(path, np.asarray(ours[path])), np.float32)
         for name, path in parameter_names(config.blocks).items()

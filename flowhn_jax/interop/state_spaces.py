@@ -117,7 +117,7 @@ def _size(config: Mapping[str, Any], key: str) -> int:
     Raises:
       ValueError: it is missing, or not an integer above 0.
     """
-    value = config.get(key)
+    value: Any = config.get(key)
     is_size = isinstance(value, int) and not isinstance(value, bool) and value > 0
     require(is_size, f"config.json: {key}", "an integer above 0", value)
     return value
