@@ -31,7 +31,7 @@ class RopeScaling:
       type: 'none'; 'linear', all frequencies divided by the factor (arXiv 2306.15595); 'yarn', the
         low ones divided and the scores scaled (arXiv 2309.00071); 'llama3', the low ones divided,
         as in Llama 3.1; 'dynamic', a base that grows with the length of a row beyond the original
-        context (dynamic NTK), up to which alone the model can decode.
+        context (dynamic NTK), which model.context must not exceed.
       factor: the factor by which the context is longer than the original one.
       original_context: tokens of the context before scaling, for all types but linear.
       low_freq_factor: rotations in the original context up to which llama3 divides frequencies.
