@@ -87,5 +87,6 @@ def assemble(
                 f"{name} must have shape {shape} in our layout; got {array.shape}, converted from "
                 f"{theirs.shape}."
             )
-        found[path] = jnp.asarray(array, jnp.float32)
+        # A copy: `array` may be mapped from a file, which can be replaced.
+        found[path] = jnp.array(array, jnp.float32)
     return unflatten_dict(found)
