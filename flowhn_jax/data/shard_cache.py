@@ -126,7 +126,7 @@ class _Workers:
 def _check_room(cache: pathlib.Path, folder: Place, needed: int) -> None:
     """Raise ValueError if the disk of `cache` lacks room for `needed` bytes."""
     lacking = needed - shutil.disk_usage(cache).free
-    if needed and lacking > 0:
+    if lacking > 0:
         raise ValueError(
             f"data.cache must have room for the shards of {folder}; the disk of "
             f"{short_path(cache)} lacks {lacking / 1e6:,.0f} of {needed / 1e6:,.0f} MB. Free some, "
