@@ -182,7 +182,7 @@ def save(out: AnyPath, config: ModelConfig, params: Params) -> str:
     mode = _mode_of(config)
     assert isinstance(config, FlowHNConfig)
     target = place(out)
-    ours = flatten_dict(params)
+    ours: dict[Path, Any] = dict(flatten_dict(params))
     if config.tie_embeddings:  # their head is a parameter of its own
         ours[HEAD] = np.asarray(ours[EMBEDDING]).T
     arrays = {
