@@ -25,6 +25,7 @@ from flowhn_jax.models.base import ModelConfig
 from flowhn_jax.models.falcon_h1 import Multipliers
 from flowhn_jax.models.flowhn import FlowHNConfig, require_flowhn
 from flowhn_jax.parallel.mesh import MeshConfig
+from flowhn_jax.storage import check_scheme
 from flowhn_jax.utils import typed
 from flowhn_jax.utils.checks import nearest_multiples, require, require_positive
 from flowhn_jax.utils.limits import MAX_INT
@@ -79,6 +80,8 @@ class TrainConfig:
       remat: what the backward pass keeps: 'none' keeps all activations, 'dots' the results of
         matrix products and of fused kernels, 'full' only the blocks' inputs.
       seed: seed of the initial parameters.
+      init_from: run (workdir) or folder with safetensors and a Hugging Face config, local, gs:// or
+        hf://, whose parameters a new run starts from; '' for random ones.
       log_every: steps between logged rows.
       eval_every: steps between validations.
       eval_windows: validation windows; 0 for the whole validation set.
@@ -106,6 +109,7 @@ class TrainConfig:
     z_loss: float = 0.0
     remat: str = "none"
     seed: int = 0
+    init_from: str = ""
     log_every: int = 10
     eval_every: int = 100
     eval_windows: int = 0
@@ -139,6 +143,10 @@ class TrainConfig:
             + nearest_multiples(self.batch_size, self.accumulate),
             self.batch_size,
         )
+        try:
+            check_scheme(self.init_from, ("hf",))
+        except ValueError as error:
+            raise ValueError(f"train.init_from: {error}") from error
         require(self.remat in REMATS, "train.remat", f"one of {', '.join(REMATS)}", self.remat)
         allowed = f"one of {', '.join(MOMENT_DTYPES)}"
         require(

@@ -68,7 +68,8 @@ class Checkpoints:
           confirm_lock: raises OSError if this process, the first, may not write to the workdir now.
 
         Raises:
-          ValueError: all checkpoints are damaged, or there were some and all are gone.
+          ValueError: all checkpoints are damaged, there were some and all are gone, or the newest
+            one holds parameters alone.
         """
         self._workdir = workdir
         self.config = config
@@ -83,6 +84,13 @@ class Checkpoints:
                 finish_deletions(workdir)
                 for step in self._damaged():
                     set_aside(self._workdir, step)
+        for step in steps_of(workdir)[:1]:
+            if manifest.is_import(directory(workdir) / str(step)):
+                raise OfAnotherRun(
+                    f"The checkpoint of step {step} in {workdir!r} holds parameters alone, as that "
+                    "of an imported model does. To train from them, type "
+                    f"--config.train.init_from={workdir} and give another --workdir."
+                )
         self._checkpointer = self._open()
         self._is_open = True
 
@@ -328,8 +336,8 @@ class Checkpoints:
         read is moved to `damaged/`, and the next one is restored.
 
         Raises:
-          ValueError: `data` is not what the checkpoint was trained on, parameters have other
-            shapes, or the checkpoint holds parameters alone.
+          ValueError: `data` is not what the checkpoint was trained on, or parameters have other
+            shapes.
         """
         while True:
             step = self.latest_step
@@ -353,12 +361,6 @@ class Checkpoints:
     ) -> tuple[TrainState, dict[str, Any]]:
         load = self._checkpointer.load_checkpointables
         folder = directory(self._workdir) / str(step)
-        if manifest.is_import(folder):
-            raise OfAnotherRun(
-                f"The checkpoint of step {step} in {self._workdir!r} holds parameters alone, as "
-                "that of an imported model does: eval.py reads it, but training cannot continue "
-                "from it. Give another --workdir."
-            )
         found = ocp.metadata(str(folder), "params")
         check_shapes(step, found.metadata, abstract.params)
         try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -71,14 +72,26 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 def make_init(config: Config, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
     """Return the jitted function from a key to a new state, sharded over the mesh."""
-    optimizer = make_optimizer(config.train)
 
     def init(key: jax.Array) -> TrainState:
-        params = models.init(config.model, key)
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, optimizer.init(params), zero, zero)
+        return _at_step_zero(config, models.init(config.model, key))
 
     return jax.jit(init, out_shardings=state_shardings(config, mesh))
+
+
+def state_of(config: Config, mesh: Mesh, params: Params) -> TrainState:
+    """Return a new state with these parameters, which are donated, sharded over the mesh."""
+    start = jax.jit(
+        partial(_at_step_zero, config),
+        donate_argnums=0,
+        out_shardings=state_shardings(config, mesh),
+    )
+    return start(params)
+
+
+def _at_step_zero(config: Config, params: Params) -> TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, make_optimizer(config.train).init(params), zero, zero)
 
 
 def init_state(config: Config, mesh: Mesh) -> TrainState:

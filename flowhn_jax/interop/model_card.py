@@ -38,7 +38,14 @@ def is_ours(text: str) -> bool:
     return _MARK in text
 
 
-def render(config: Config, step: int, rows: Sequence[Row], *, has_code: bool) -> str:
+def render(
+    config: Config,
+    step: int,
+    rows: Sequence[Row],
+    *,
+    has_code: bool,
+    commands: Sequence[str] = (),
+) -> str:
     """Return the text of a card.
 
     Args:
@@ -46,6 +53,7 @@ def render(config: Config, step: int, rows: Sequence[Row], *, has_code: bool) ->
       step: of the exported checkpoint.
       rows: the run's metrics; empty if it was trained elsewhere.
       has_code: whether the export contains code that transformers must be allowed to run.
+      commands: that trained the run.
     """
     name = _NAMES.get(config.model.kind, config.model.kind)
     parts = [
@@ -59,6 +67,8 @@ def render(config: Config, step: int, rows: Sequence[Row], *, has_code: bool) ->
     ]
     if trained := _training_rows(config, step, rows):
         parts += ["## Training", markdown(["", ""], trained)]
+        if commands:
+            parts.append("\n".join(("```", *commands, "```")))
     return "\n\n".join(parts) + "\n"
 
 
@@ -96,6 +106,7 @@ def _training_rows(config: Config, step: int, rows: Sequence[Row]) -> list[list[
         return []
     found = [
         ["data", config.data.path or "Python's own sources and documentation"],
+        *([["initial parameters", start]] if (start := config.train.init_from) else []),
         ["steps", f"{step:,}"],
         ["tokens", f"{until[-1]['tokens']:,}"],
         ["peak learning rate", f"{config.train.learning_rate:g}"],

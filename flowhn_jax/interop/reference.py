@@ -193,7 +193,7 @@ def save(out: AnyPath, config: ModelConfig, params: Params) -> str:
     mode = _mode_of(config)
     assert isinstance(config, FlowHNConfig)
     target = place(out)
-    ours = flatten_dict(params)
+    ours: dict[Path, Any] = flatten_dict(params)
     if config.tie_embeddings:  # their head is a parameter of its own
         ours[HEAD] = ours[EMBEDDING].T
     arrays = {

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
 from flowhn_jax.checkpoints.rows import Row
-from flowhn_jax.checkpoints.state import TrainState, abstract_state, make_init
+from flowhn_jax.checkpoints.state import TrainState, abstract_state
 from flowhn_jax.config import Config
 from flowhn_jax.data.lookahead import Lookahead
 from flowhn_jax.data.open import open_data
@@ -41,6 +41,7 @@ from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.health.watchdog import Watchdog
 from flowhn_jax.training.metrics import Writer, open_writer
 from flowhn_jax.training.speed import Speedometer
+from flowhn_jax.training.start import new_state
 from flowhn_jax.training.step import Metrics, abstract_batch, make_train_step
 from flowhn_jax.training.validation import Validator
 from kernels import backends
@@ -55,6 +56,7 @@ def fit(
     on_step: OnStep | None = None,
     stop: StopRequest | None = None,
     on_end: OnEnd | None = None,
+    command: str | None = None,
 ) -> bool:
     """Train to step `config.train.steps`, from the newest checkpoint in the workdir if it has one.
 
@@ -68,6 +70,7 @@ def fit(
       on_step: called after each step; with it nothing is printed.
       stop: the requests to stop, if the caller has been listening for signals already.
       on_end: called after the last step, with the config, the parameters and the data.
+      command: the command line of the run, for commands.txt.
 
     Returns:
       Whether all steps are done.
@@ -138,13 +141,11 @@ def fit(
                 state, kept = checkpoints.restore(abstract_state(config, mesh), batches)
                 progress = Progress(**kept)
             else:
-                key = jax.random.key(config.train.seed)
-                init = compile_unless(stop.is_requested, make_init(config, mesh).lower(key))
-                if init is None:
+                state = new_state(config, mesh, prepared, stop.is_requested, console.log)
+                if state is None:
                     console.log(messages.stopped_before_start(stop.reason))
                     return False
-                state, progress = init(key), Progress()
-                del init  # and the device memory of its program
+                progress = Progress()
         first = int(state.step)
         if first >= config.train.steps and progress.row is None:
             console.log(messages.nothing_to_train(workdir, first, config.train.steps))
@@ -153,6 +154,7 @@ def fit(
             changes += messages.schedule_changes(workdir, config, first)
         if is_first():
             workdir_lib.write_config(workdir, config)
+            workdir_lib.add_command(workdir, command)
         writer = stack.enter_context(open_writer(workdir, first, console.log, lock))
         for line in messages.describe_start(config, prepared, mesh):
             console.log(line)
