@@ -97,6 +97,8 @@ class TrainConfig:
       remat: what the backward pass keeps: 'none' keeps all activations, 'dots' the results of
         matrix products and of fused kernels, 'full' only the blocks' inputs.
       seed: seed of the initial parameters.
+      init_from: run (workdir) or folder with safetensors and a Hugging Face config, local, gs:// or
+        hf://, whose parameters a new run starts from; '' for random ones.
       branch_from: a checkpoint WORKDIR/checkpoints/STEP at which a workdir without checkpoints
         begins: parameters, optimizer, position in the data and rows are those of that run. A
         resume does not read it again; '' for none.
@@ -137,6 +139,7 @@ class TrainConfig:
     z_loss: float = 0.0
     remat: str = "none"
     seed: int = 0
+    init_from: str = ""
     branch_from: str = ""
     profile: str = ""
     log_every: int = 10
@@ -174,13 +177,16 @@ class TrainConfig:
             + nearest_multiples(self.batch_size, self.accumulate),
             self.batch_size,
         )
+        for name, others in (("init_from", ("hf",)), ("branch_from", ())):
+            try:
+                check_scheme(getattr(self, name), others)
+            except ValueError as error:
+                raise ValueError(f"train.{name}: {error}") from error
         branch = "train.branch_from"
-        try:
-            check_scheme(self.branch_from)
-        except ValueError as error:
-            raise ValueError(f"{branch}: {error}") from error
         is_step = not self.branch_from or _CHECKPOINT.search(self.branch_from) is not None
         require(is_step, branch, "a checkpoint WORKDIR/checkpoints/STEP", self.branch_from)
+        is_one = not (self.branch_from and self.init_from)
+        require(is_one, branch, "'' with train.init_from", self.branch_from)
         steps = self.profiled_steps
         require(
             not self.profile or (len(steps) > 0 and 1 <= steps[0] <= steps[-1] <= self.steps),

@@ -19,6 +19,7 @@ PAGE = ROOT / "docs" / "reference.md"
 
 WORKDIR = [
     ("config.json", "the config of the run; `flowhn eval --workdir=...` reads it"),
+    ("commands.txt", "the command lines that trained the run; a model card shows them"),
     (
         "metrics.jsonl",
         "one JSON object per logged step, see [below](#rows-of-metricsjsonl); in a bucket those "

@@ -53,6 +53,7 @@ class Branch:
             )
         if damage := manifest.damage(self._folder):
             raise ValueError(f"{_KEY}: {str(self._folder)!r} is damaged: {damage}. Give another.")
+        manifest.check_not_import(self._folder)
 
     def restore(self, abstract: TrainState, data: Any) -> tuple[TrainState, dict[str, Any]]:
         """Return the checkpoint's state, sharded as `abstract`, and its progress.

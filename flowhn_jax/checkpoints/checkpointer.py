@@ -69,7 +69,8 @@ class Checkpoints:
           confirm_lock: raises OSError if this process, the first, may not write to the workdir now.
 
         Raises:
-          ValueError: all checkpoints are damaged, or there were some and all are gone.
+          ValueError: all checkpoints are damaged, there were some and all are gone, or the newest
+            one holds parameters alone.
         """
         self._workdir = workdir
         self.config = config
@@ -84,6 +85,8 @@ class Checkpoints:
                 finish_deletions(workdir)
                 for step in self._damaged():
                     set_aside(self._workdir, step)
+        for step in steps_of(workdir)[:1]:
+            manifest.check_not_import(directory(workdir) / str(step))
         self._checkpointer = self._open()
         self._is_open = True
 
@@ -333,8 +336,8 @@ class Checkpoints:
         read is moved to `damaged/`, and the next one is restored.
 
         Raises:
-          ValueError: `data` is not what the checkpoint was trained on, parameters have other
-            shapes, or the checkpoint holds parameters alone.
+          ValueError: `data` is not what the checkpoint was trained on, or parameters have other
+            shapes.
         """
         while True:
             step = self.latest_step

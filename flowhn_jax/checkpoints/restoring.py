@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from flowhn_jax.checkpoints import manifest
 from flowhn_jax.checkpoints.files import AVERAGE, OfAnotherRun, check_shapes
 from flowhn_jax.checkpoints.state import TrainState
 from flowhn_jax.storage import Place
@@ -30,16 +29,9 @@ def load_state(
       log: prints a line for people.
 
     Raises:
-      ValueError: `data` is not what the checkpoint was trained on, parameters have other shapes,
-        or the checkpoint holds parameters alone.
+      ValueError: `data` is not what the checkpoint was trained on, or parameters have other shapes.
     """
     step = int(folder.name)
-    if manifest.is_import(folder):
-        raise OfAnotherRun(
-            f"The checkpoint of step {step} in {str(folder.parent.parent)!r} holds parameters "
-            "alone, as that of an imported model does: eval.py reads it, but training cannot "
-            "continue from it. Give another --workdir."
-        )
     found = ocp.metadata(str(folder), "params")
     check_shapes(step, found.metadata, abstract.params)
     try:

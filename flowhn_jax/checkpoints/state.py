@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,15 +31,28 @@ class TrainState:
 
 def make_init(config: Config, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
     """Return the jitted function from a key to a new state, sharded over the mesh."""
-    optimizer = make_optimizer(config.train)
 
     def init(key: jax.Array) -> TrainState:
-        params = models.init(config.model, key)
-        zero = jnp.zeros((), jnp.int32)
-        average = jax.tree.map(jnp.copy, params) if config.train.ema else None
-        return TrainState(zero, params, optimizer.init(params), zero, zero, average)
+        return _at_step_zero(config, models.init(config.model, key))
 
     return jax.jit(init, out_shardings=state_shardings(config, mesh))
+
+
+def state_of(config: Config, mesh: Mesh, params: Params) -> TrainState:
+    """Return a new state with these parameters, which are donated, sharded over the mesh."""
+    start = jax.jit(
+        partial(_at_step_zero, config),
+        donate_argnums=0,
+        out_shardings=state_shardings(config, mesh),
+    )
+    return start(params)
+
+
+def _at_step_zero(config: Config, params: Params) -> TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    average = jax.tree.map(jnp.copy, params) if config.train.ema else None
+    opt_state = make_optimizer(config.train).init(params)
+    return TrainState(zero, params, opt_state, zero, zero, average)
 
 
 def init_state(config: Config, mesh: Mesh) -> TrainState:

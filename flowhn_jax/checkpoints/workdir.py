@@ -24,6 +24,7 @@ from flowhn_jax.utils.lock import try_lock
 from flowhn_jax.utils.progress import log
 
 _FILE = "config.json"
+_COMMANDS = "commands.txt"
 _LOCK_FILE = "lock"
 _MAX_NAMES = 8  # parameters in a message
 _MAX_HOST = 255  # characters
@@ -173,6 +174,19 @@ def write_config(workdir: str, config: Config) -> None:
     text = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
     if not path.is_file() or path.read() != text.encode():
         path.write_whole(text)
+
+
+def add_command(workdir: str, command: str | None) -> None:
+    """Add a command line that trains the run to its commands.txt, unless it is there or None."""
+    path, known = place(workdir) / _COMMANDS, read_commands(workdir)
+    if command is not None and command not in known:
+        path.write_whole("".join(f"{each}\n" for each in (*known, command)))
+
+
+def read_commands(workdir: str) -> list[str]:
+    """Return the command lines that trained the run in `workdir`, in their order."""
+    path = place(workdir) / _COMMANDS
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 @contextlib.contextmanager

@@ -38,6 +38,8 @@ class Flags:
       values: absl's container of the flags.
       headings: headings in the help, by the names of flags; flags without one are listed first.
       takes_config: whether the command has --config.
+      default_recipe: returns, for the arguments of a command line without --config, the recipe to
+        load, as PATH:ARGUMENT, or None for none.
       paths: the flags that name a file or a folder, each with its schemes besides gs://.
     """
 
@@ -45,6 +47,7 @@ class Flags:
         self.values = absl.flags.FlagValues()
         self.headings: dict[str, str] = {}
         self.takes_config = False
+        self.default_recipe: Callable[[Sequence[str]], str | None] = lambda arguments: None
         self.paths: dict[str, tuple[str, ...]] = {}
 
     @contextlib.contextmanager
@@ -150,8 +153,11 @@ class Flags:
         # Libraries read absl's global flags, which must be parsed: all keep their defaults.
         absl.flags.FLAGS(argv[:1])
         if self.takes_config:
+            recipe = None if _has_config(argv[1:]) else self.default_recipe(argv[1:])
+            if recipe is not None:
+                argv = [argv[0], f"--config={recipe}", *argv[1:]]
             _check_config_keys(argv[1:])
-            argv = _with_recipes_found(argv)
+            argv = argv if recipe is not None else _with_recipes_found(argv)
         try:
             rest = self.values(argv)
         except absl.flags.UnrecognizedFlagError as error:
@@ -163,6 +169,10 @@ class Flags:
         self._check_numbers()
         self._check_paths()
         return rest[1:]
+
+    def config_keys(self) -> list[str]:
+        """Return the config keys that were given as flags, such as 'model.split.period'."""
+        return [name.removeprefix("config.") for name in self.values if name.startswith("config.")]
 
     def _unknown(self, name: str) -> str:
         """Return the message about a flag that does not exist."""
@@ -238,33 +248,42 @@ def define_config(flags: Flags) -> "Callable[[], Config]":
     """
     from flowhn_jax import config as config_lib
 
-    holder = _define_recipe(flags)
-    absl.flags.mark_flag_as_required("config", flag_values=flags.values)
-    return lambda: config_lib.parse(_loaded(holder))
+    holder = define_recipe(flags, required=True)
+    return lambda: config_lib.parse(load_recipe(holder))
 
 
 def define_optional_config(flags: Flags) -> "Callable[[], Config | None]":
     """Define the flags of `define_config`; without --config the function returns None."""
     from flowhn_jax import config as config_lib
 
-    holder = _define_recipe(flags)
-    return lambda: None if holder.value is None else config_lib.parse(_loaded(holder))
+    holder = define_recipe(flags)
+    return lambda: None if holder.value is None else config_lib.parse(load_recipe(holder))
 
 
-def _define_recipe(flags: Flags) -> FlagHolder:
+def define_recipe(flags: Flags, *, required: bool = False, more: str = "") -> FlagHolder:
+    """Define --config and its keys.
+
+    Args:
+      flags: receives the definitions.
+      required: whether --config must be given.
+      more: added to its description.
+    """
     from ml_collections import config_flags
 
     flags.takes_config = True
-    return config_flags.DEFINE_config_file(
+    holder = config_flags.DEFINE_config_file(
         "config",
         None,
         "recipe: a name such as flowhn_135m or a file such as configs/flowhn_135m.py, with the "
-        "strategy or the baseline after a colon: flowhn_135m:fai_split.",
+        f"strategy or the baseline after a colon: flowhn_135m:fai_split.{more}",
         flag_values=flags.values,
     )
+    if required:
+        absl.flags.mark_flag_as_required("config", flag_values=flags.values)
+    return holder
 
 
-def _loaded(holder: FlagHolder) -> Any:
+def load_recipe(holder: FlagHolder) -> Any:
     """Return the ConfigDict of --config.
 
     Raises:
@@ -321,12 +340,16 @@ def _config_keys() -> list[str]:
     return list(config_lib.flat(config_lib.default().to_dict()))
 
 
+def _has_config(arguments: Sequence[str]) -> bool:
+    return any(each.partition("=")[0] in _CONFIG_FLAGS for each in arguments)
+
+
 def _check_config_keys(arguments: Sequence[str]) -> None:
     """Raise ValueError if a --config.KEY is neither a key nor a group, or precedes --config."""
     given = [each for each in arguments if each.startswith(_PREFIX)]
     if given:
         before = arguments[: arguments.index(given[0])]
-        if not any(each.partition("=")[0] in _CONFIG_FLAGS for each in before):
+        if not _has_config(before):
             raise ValueError(
                 "--config must be given before its keys, e.g. --config=flowhn_tiny "
                 f"{short_path(given[0])[1:-1]}."

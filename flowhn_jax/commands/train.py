@@ -39,9 +39,10 @@ def define(flags: "Flags", stop: StopRequest | None = None) -> Callable[[], None
       flags: receives the definitions.
       stop: requests to stop the run. None only where the function is not called, as for the docs.
     """
-    from flowhn_jax.commands.flags import define_config, define_processes
+    from flowhn_jax.commands import train_config
+    from flowhn_jax.commands.flags import define_processes
 
-    parse_config = define_config(flags)
+    parse_config = train_config.define(flags)
     workdir = flags.path(
         "workdir",
         "folder for checkpoints, metrics and config; an existing run is resumed.",
@@ -50,12 +51,13 @@ def define(flags: "Flags", stop: StopRequest | None = None) -> Callable[[], None
     join_processes = define_processes(flags)
 
     def main() -> None:
-        from flowhn_jax.training.summary import print_summary
+        from flowhn_jax.training.summary import command_line, print_summary
         from flowhn_jax.training.trainer import fit
 
         join_processes()
         assert stop is not None, "only `run` calls this function, and it passes `stop`"
         summary = partial(print_summary, workdir=workdir.value, argv=sys.argv, stop=stop)
-        fit(parse_config(), workdir.value, stop=stop, on_end=summary)
+        command = command_line(sys.argv)
+        fit(parse_config(), workdir.value, stop=stop, on_end=summary, command=command)
 
     return main

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from flowhn_jax.data.library_errors import errors_as_value_error, hide_panic_output
+from flowhn_jax.data.prepared import TOKENIZER
 from flowhn_jax.data.tokenizer import ByteTokenizer
 from flowhn_jax.data.tokenizer_config import OWN_SETTINGS
 
@@ -38,6 +40,24 @@ def to_json(tokenizer: ByteTokenizer) -> str:
         "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
     }
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def is_bytes(content: str) -> bool:
+    """Return whether a tokenizer.json is that of `ByteTokenizer()`, written here or by a library.
+
+    Raises:
+      ValueError: the tokenizers library cannot read it.
+    """
+    ours = to_json(ByteTokenizer())
+    if content == ours:
+        return True
+    with errors_as_value_error(f"{TOKENIZER} cannot be read"), hide_panic_output():
+        import tokenizers
+
+        theirs, again = (tokenizers.Tokenizer.from_str(text) for text in (content, ours))
+        return (
+            theirs.get_vocab_size() == again.get_vocab_size() and theirs.to_str() == again.to_str()
+        )
 
 
 def settings(tokenizer: ByteTokenizer) -> dict[str, Any]:

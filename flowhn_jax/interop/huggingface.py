@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.interop import own_format, state_spaces
 from flowhn_jax.interop.families import FAMILIES, Family, to_config, to_json
-from flowhn_jax.interop.layout import EMBEDDING, HEAD, assemble, to_theirs
+from flowhn_jax.interop.layout import EMBEDDING, HEAD, Put, assemble, put_whole, to_theirs
 from flowhn_jax.interop.torch_files import read_state_dict
 from flowhn_jax.models import Params
 from flowhn_jax.storage import AnyPath, Place, place, readable_place
@@ -36,12 +36,13 @@ _FREQUENCIES = "rotary_emb.inv_freq"  # of old files; they follow from config.js
 _NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
-def load(folder: AnyPath) -> tuple[ModelConfig, Params]:
+def load(folder: AnyPath, put: Put = put_whole) -> tuple[ModelConfig, Params]:
     """Return the config and the parameters of a model saved by `save` or transformers.
 
     Args:
       folder: has config.json and model.safetensors, the shards named by
         model.safetensors.index.json, or pytorch_model.bin (needs torch); local, gs:// or hf://.
+      put: makes the devices' arrays.
 
     Raises:
       FileNotFoundError: a file is missing.
@@ -58,7 +59,7 @@ def load(folder: AnyPath) -> tuple[ModelConfig, Params]:
             f"{str(folder / _ADAPTER)!r} is an adapter, which is not supported. Merge it into the "
             "model with peft's merge_and_unload() and save the result, or remove the file."
         )
-    return from_state_dict(_read_arrays(folder), read_config(folder))
+    return from_state_dict(_read_arrays(folder), read_config(folder), put)
 
 
 def read_config(folder: AnyPath) -> dict[str, Any]:
@@ -71,8 +72,18 @@ def read_config(folder: AnyPath) -> dict[str, Any]:
     return _read_json(readable_place(folder) / _CONFIG)
 
 
+def config_of(hf_config: Mapping[str, Any]) -> ModelConfig:
+    """Return the config of the model that a config.json describes.
+
+    Raises:
+      ValueError: it has a value that is not supported.
+    """
+    is_own = hf_config.get("model_type") == own_format.MODEL_TYPE
+    return own_format.from_json(hf_config) if is_own else to_config(hf_config)[1]
+
+
 def from_state_dict(
-    arrays: Mapping[str, Any], hf_config: Mapping[str, Any]
+    arrays: Mapping[str, Any], hf_config: Mapping[str, Any], put: Put = put_whole
 ) -> tuple[ModelConfig, Params]:
     """Return the config and the parameters, in float32, for a state dict and its config.json.
 
@@ -82,6 +93,7 @@ def from_state_dict(
     Args:
       arrays: by name; in PyTorch's layout.
       hf_config: the content of config.json.
+      put: makes the devices' arrays.
 
     Raises:
       ValueError: config.json has a value that is not supported, or a name or shape does not fit.
@@ -96,14 +108,14 @@ def from_state_dict(
                 "quantized model."
             )
     if hf_config.get("model_type") == own_format.MODEL_TYPE:
-        return own_format.from_arrays(arrays, hf_config)
+        return own_format.from_arrays(arrays, hf_config, put)
     if state_spaces.is_original(hf_config):
         arrays = state_spaces.to_hf_names(arrays)
         hf_config = state_spaces.to_hf_config(hf_config)
     family, config = to_config(hf_config)
     if config.tie_embeddings:
         config, arrays = _tied(family, config, arrays)
-    return config, assemble(config, arrays, family.names(config))
+    return config, assemble(config, arrays, family.names(config), put=put)
 
 
 def _tied(

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 
 from flowhn_jax import models
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.models import Params
+from flowhn_jax.parallel.rules import with_shardings
 from flowhn_jax.utils.text import short_repr
 
 Path = tuple[str | int, ...]
@@ -52,11 +54,45 @@ def to_theirs(path: Path, array: np.ndarray) -> np.ndarray:
     return array.reshape(len(array), -1).T if path[-1] == "kernel" else array
 
 
+# Makes a device's array of a parameter, by its path and its value in our layout.
+Put = Callable[[Path, np.ndarray], jax.Array]
+
+
+def put_whole(path: Path, array: np.ndarray) -> jax.Array:
+    """Return an array in float32 on the default device."""
+    del path
+    return jnp.array(array, jnp.float32)  # a copy: the file that it is mapped from may change
+
+
+def put_sharded(config: ModelConfig, mesh: Mesh) -> Put:
+    """Return a function that makes float32 arrays sharded over the mesh, each device's part alone.
+
+    Args:
+      config: of the model whose parameters they are.
+      mesh: whose devices get them.
+    """
+    abstract: dict[Path, Any] = flatten_dict(with_shardings(models.abstract_params(config), mesh))
+
+    def put(path: Path, array: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            return np.array(array[index], np.float32)
+
+        if path not in abstract:
+            raise ValueError(
+                "config.json ties the head to the embedding, but the files hold a head with other "
+                "values; import the folder with `flowhn import`, and use that workdir."
+            )
+        return jax.make_array_from_callback(array.shape, abstract[path].sharding, part)
+
+    return put
+
+
 def assemble(
     config: ModelConfig,
     arrays: dict[str, np.ndarray],
     names: Mapping[str, Path],
     convert: Callable[[Path, np.ndarray, int], np.ndarray] = to_ours,
+    put: Put = put_whole,
 ) -> Params:
     """Return the parameters of a model, in float32.
 
@@ -65,6 +101,7 @@ def assemble(
       arrays: their arrays, by their names; is emptied, so that each is freed once it is converted.
       names: the path of each of our parameters, by its name in their model.
       convert: converts an array to our layout, given the path and our number of dimensions.
+      put: makes the devices' arrays.
 
     Raises:
       ValueError: a name is missing or unknown, or a shape does not fit.
@@ -87,6 +124,5 @@ def assemble(
                 f"{name} must have shape {shape} in our layout; got {array.shape}, converted from "
                 f"{theirs.shape}."
             )
-        # A copy: `array` may be mapped from a file, which can be replaced.
-        found[path] = jnp.array(array, jnp.float32)
+        found[path] = put(path, array)
     return unflatten_dict(found)

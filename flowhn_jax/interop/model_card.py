@@ -39,7 +39,13 @@ def is_ours(text: str) -> bool:
 
 
 def render(
-    config: Config, step: int, rows: Sequence[Row], *, has_code: bool, ema: bool = False
+    config: Config,
+    step: int,
+    rows: Sequence[Row],
+    *,
+    has_code: bool,
+    ema: bool = False,
+    commands: Sequence[str] = (),
 ) -> str:
     """Return the text of a card.
 
@@ -49,6 +55,7 @@ def render(
       rows: the run's metrics; empty if it was trained elsewhere.
       has_code: whether the export contains code that transformers must be allowed to run.
       ema: whether the export is of the average of the parameters.
+      commands: that trained the run.
     """
     name = _NAMES.get(config.model.kind, config.model.kind)
     parts = [
@@ -62,6 +69,8 @@ def render(
     ]
     if trained := _training_rows(config, step, rows, ema):
         parts += ["## Training", markdown(["", ""], trained)]
+        if commands:
+            parts.append("\n".join(("```", *commands, "```")))
     return "\n\n".join(parts) + "\n"
 
 
@@ -99,6 +108,7 @@ def _training_rows(config: Config, step: int, rows: Sequence[Row], ema: bool) ->
         return []
     found = [
         ["data", config.data.path or "Python's own sources and documentation"],
+        *([["initial parameters", start]] if (start := config.train.init_from) else []),
         ["steps", f"{step:,}"],
         ["tokens", f"{until[-1]['tokens']:,}"],
         ["peak learning rate", f"{config.train.learning_rate:g}"],

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from flowhn_jax import config as config_lib
 from flowhn_jax import models
 from flowhn_jax.config import FlowHNConfig, ModelConfig
-from flowhn_jax.interop.layout import Path, assemble
+from flowhn_jax.interop.layout import Path, Put, assemble, put_whole
 from flowhn_jax.models import Params
 
 MODEL_TYPE = "flowhn_jax"
@@ -58,20 +58,25 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
     return found
 
 
+def from_json(hf_config: Mapping[str, Any]) -> ModelConfig:
+    """Return the config in the content of config.json; raise ValueError if a key is invalid."""
+    return config_lib.parse({"model": hf_config.get("model")}).model
+
+
 def from_arrays(
-    arrays: dict[str, np.ndarray], hf_config: Mapping[str, Any]
+    arrays: dict[str, np.ndarray], hf_config: Mapping[str, Any], put: Put = put_whole
 ) -> tuple[ModelConfig, Params]:
     """Return the config and the parameters of a saved model; `arrays` is emptied.
 
     Raises:
       ValueError: config.json has an invalid key, or a name or shape does not fit.
     """
-    config = config_lib.parse({"model": hf_config.get("model")}).model
+    config = from_json(hf_config)
     if _has_old_names(arrays):
         paths = flatten_dict(models.abstract_params(config))
         old = {".".join(map(str, path)): path for path in paths}
-        return config, assemble(config, arrays, old, lambda path, array, ndim: array)
-    return config, assemble(config, arrays, names(config))
+        return config, assemble(config, arrays, old, lambda path, array, ndim: array, put)
+    return config, assemble(config, arrays, names(config), put=put)
 
 
 def _has_old_names(found: Iterable[str]) -> bool:

@@ -11,7 +11,12 @@ from typing import Any
 
 from flowhn_jax.data.library_errors import errors_as_value_error, hide_panic_output
 from flowhn_jax.data.prepared import TOKENIZER
-from flowhn_jax.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
+from flowhn_jax.data.tokenizer import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 from flowhn_jax.data.tokenizer_config import (
     CHAT_TEMPLATE,
     NAMED_TEMPLATES,
@@ -102,12 +107,12 @@ def files_for(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, str]:
 
     These are `texts`, tokenizer.json, and a tokenizer_config.json that names the end-of-text token;
     if it does so already, it is unchanged. A model that was imported without a tokenizer, and so
-    reads bytes, keeps only its files for generation.
+    reads bytes, keeps only its files for generation; its workdir has no tokenizer_config.json.
     """
     if isinstance(tokenizer, ByteTokenizer):
-        if CONFIG_KEYS in texts:
-            return {name: text for name, text in texts.items() if name in (GENERATION, CONFIG_KEYS)}
-        settings = _dump(byte_tokenizer.settings(tokenizer))
+        if CONFIG_KEYS in texts and SETTINGS not in texts:
+            return without_tokenizer(texts)
+        settings = texts.get(SETTINGS, _dump(byte_tokenizer.settings(tokenizer)))
         return {**texts, SETTINGS: settings, TOKENIZER: byte_tokenizer.to_json(tokenizer)}
     assert isinstance(tokenizer, HuggingFaceTokenizer)
     settings = _object(texts, SETTINGS) if SETTINGS in texts else _plain_settings(tokenizer)
@@ -115,6 +120,36 @@ def files_for(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, str]:
     if text is None or token_text(settings.get("eos_token")) != tokenizer.eot_token:
         text = _dump(settings | {"eos_token": tokenizer.eot_token})
     return {**texts, SETTINGS: text, TOKENIZER: tokenizer.json}
+
+
+def without_tokenizer(texts: Mapping[str, str]) -> dict[str, str]:
+    """Return the texts of the files that do not concern the tokenizer, by name."""
+    return {name: text for name, text in texts.items() if name in (GENERATION, CONFIG_KEYS)}
+
+
+def read_tokenizer(folder: AnyPath, texts: Mapping[str, str] | None = None) -> Tokenizer | None:
+    """Return the tokenizer of a checkpoint's folder; None if it has no tokenizer.json.
+
+    The tokenizer.json of a run on bytes is read as 'bytes', so that data prepared with 'bytes' fit.
+
+    Args:
+      folder: local, gs:// or hf://.
+      texts: as `read` returns them, and the text of hf_config.json; None: those of the folder.
+
+    Raises:
+      ValueError: a file is damaged.
+    """
+    folder = readable_place(folder)
+    path = folder / TOKENIZER
+    if not path.is_file():
+        return None
+    if texts is None:
+        texts = read(folder) | {CONFIG_KEYS: (folder / "config.json").read_text()}
+    tokenizer = load_tokenizer(str(path), end_of_text(texts, path))
+    is_bytes = tokenizer.vocab_size == ByteTokenizer.vocab_size and byte_tokenizer.is_bytes(
+        path.read_text()
+    )
+    return load_tokenizer("bytes") if is_bytes else tokenizer
 
 
 def write(folder: AnyPath, texts: Mapping[str, str]) -> None:

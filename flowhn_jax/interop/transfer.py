@@ -9,7 +9,7 @@ from flowhn_jax.checkpoints.rows import read_rows
 from flowhn_jax.config import Config, MeshConfig, ModelConfig
 from flowhn_jax.data.open import open_tokenizer
 from flowhn_jax.data.prepared import TOKENIZER
-from flowhn_jax.data.tokenizer import load_tokenizer
+from flowhn_jax.data.tokenizer import ByteTokenizer
 from flowhn_jax.interop import huggingface, model_card, own_format, reference, tokenizer_files
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.storage import Place, place, readable_place
@@ -48,8 +48,9 @@ def export_run(workdir: str, out: str, checkpoint: str = LATEST, ema: bool = Fal
     card = place(out) / model_card.FILE
     if not card.is_file() or model_card.is_ours(card.read_text()):
         has_code = (place(out) / own_format.CODE).is_file()
-        rows = read_rows(workdir)
-        card.write_whole(model_card.render(config, step, rows, has_code=has_code, ema=ema))
+        rows, commands = read_rows(workdir), workdir_lib.read_commands(workdir)
+        text = model_card.render(config, step, rows, has_code=has_code, ema=ema, commands=commands)
+        card.write_whole(text)
     return f"wrote {config.model.name}, {models.param_count(config.model):,} parameters, to {out}"
 
 
@@ -94,7 +95,7 @@ def import_run(source: str, workdir: str) -> str:
     count = models.param_count(model)
     return f"read {model.name}, {count:,} parameters, from {source} into {workdir}; " + (
         "with its tokenizer"
-        if TOKENIZER in texts
+        if tokenizer_files.SETTINGS in texts
         else f"no {TOKENIZER}, so texts are read as bytes"
     )
 
@@ -109,15 +110,16 @@ def _read_texts(source: Place, model: ModelConfig) -> dict[str, str]:
     texts[tokenizer_files.CONFIG_KEYS] = tokenizer_files.keys_to_keep(
         huggingface.read_config(source)
     )
-    path = source / TOKENIZER
-    if not path.is_file():
-        return tokenizer_files.files_for(texts, load_tokenizer("bytes"))
-    eot_token = tokenizer_files.end_of_text(texts, path)
-    tokenizer = load_tokenizer(str(path), eot_token)
+    tokenizer = tokenizer_files.read_tokenizer(source, texts)
+    if tokenizer is None:
+        return tokenizer_files.without_tokenizer(texts)
     if tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
             f"config.json: vocab_size must be at least the {tokenizer.vocab_size} tokens of "
-            f"{str(path)!r}; got {model.vocab_size}. In transformers, "
+            f"{str(source / TOKENIZER)!r}; got {model.vocab_size}. In transformers, "
             f"model.resize_token_embeddings({tokenizer.vocab_size}) adds the missing ones."
         )
-    return tokenizer_files.files_for(texts, tokenizer)
+    files = tokenizer_files.files_for(texts, tokenizer)
+    if isinstance(tokenizer, ByteTokenizer):
+        del files[TOKENIZER]  # an export writes it again
+    return files

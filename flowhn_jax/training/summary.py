@@ -98,12 +98,8 @@ def next_commands(argv: Sequence[str], workdir: str, steps: int) -> list[str]:
       workdir: folder of the run.
       steps: of the run.
     """
-    is_script = pathlib.Path(argv[0]).name == "train.py"
-    train = ["python", argv[0]] if is_script else ["flowhn", "train"]
-    evaluate = ["python", "eval.py"] if is_script else ["flowhn", "eval"]
-    arguments = list(argv[1:])
-    if not is_script and arguments[:1] == ["train"]:
-        del arguments[0]
+    evaluate = ["python", "eval.py"] if _is_script(argv) else ["flowhn", "eval"]
+    program, arguments = _program_and_arguments(argv)
     kept = []
     while arguments:
         argument = arguments.pop(0)
@@ -115,8 +111,28 @@ def next_commands(argv: Sequence[str], workdir: str, steps: int) -> list[str]:
     return [
         shlex.join([*evaluate, at, "--mode=perplexity"]),
         shlex.join([*evaluate, at, "--mode=generate", "--prompt=The"]),
-        shlex.join([*train, *kept, f"{_STEPS_FLAG}={2 * steps}"]),
+        shlex.join([*program, *kept, f"{_STEPS_FLAG}={2 * steps}"]),
     ]
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """Return the command line of a run in one line, as a shell reads it.
+
+    Args:
+      argv: the arguments of the process, as sys.argv.
+    """
+    program, arguments = _program_and_arguments(argv)
+    return shlex.join([*program, *arguments])
+
+
+def _program_and_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    if _is_script(argv):
+        return ["python", argv[0]], list(argv[1:])
+    return ["flowhn", "train"], list(argv[2:] if argv[1:2] == ["train"] else argv[1:])
+
+
+def _is_script(argv: Sequence[str]) -> bool:
+    return pathlib.Path(argv[0]).name == "train.py"
 
 
 def _try(name: str, work: Callable[[], None]) -> None:

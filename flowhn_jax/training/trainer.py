@@ -14,7 +14,7 @@ from flowhn_jax.checkpoints.branch import Branch
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
 from flowhn_jax.checkpoints.files import LOSSES
 from flowhn_jax.checkpoints.rows import Row
-from flowhn_jax.checkpoints.state import TrainState, abstract_state, make_init
+from flowhn_jax.checkpoints.state import TrainState, abstract_state
 from flowhn_jax.config import Config
 from flowhn_jax.data.lookahead import Lookahead
 from flowhn_jax.data.open import open_data
@@ -43,6 +43,7 @@ from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.health.watchdog import Watchdog
 from flowhn_jax.training.profiler import Profiler
 from flowhn_jax.training.speed import Speedometer
+from flowhn_jax.training.start import new_state
 from flowhn_jax.training.step import Metrics, abstract_batch, make_train_step
 from flowhn_jax.training.time_use import Activity, TimeUse
 from flowhn_jax.training.validation import Validator
@@ -59,6 +60,7 @@ def fit(
     on_step: OnStep | None = None,
     stop: StopRequest | None = None,
     on_end: OnEnd | None = None,
+    command: str | None = None,
 ) -> bool:
     """Train to step `config.train.steps`, from the newest checkpoint in the workdir if it has one.
 
@@ -74,6 +76,7 @@ def fit(
       on_step: called after each step; with it nothing is printed.
       stop: the requests to stop, if the caller has been listening for signals already.
       on_end: called after the last step, with the config, the parameters and the data.
+      command: the command line of the run, for commands.txt.
 
     Returns:
       Whether all steps are done.
@@ -149,13 +152,11 @@ def fit(
                 state, kept = restore(abstract_state(config, mesh), batches)
                 progress = Progress(**kept)
             else:
-                key = jax.random.key(config.train.seed)
-                init = compile_unless(stop.is_requested, make_init(config, mesh).lower(key))
-                if init is None:
+                state = new_state(config, mesh, data.main, stop.is_requested, console.log)
+                if state is None:
                     console.log(messages.stopped_before_start(stop.reason))
                     return False
-                state, progress = init(key), Progress()
-                del init  # and the device memory of its program
+                progress = Progress()
         first = int(state.step)
         if first >= config.train.steps and progress.row is None:
             console.log(messages.nothing_to_train(workdir, first, config.train.steps))
@@ -164,6 +165,7 @@ def fit(
             changes += messages.schedule_changes(origin, config, first)
         if is_first():
             workdir_lib.write_config(workdir, config)
+            workdir_lib.add_command(workdir, command)
             if branch is not None:
                 branch.copy_rows(workdir)
         writer = stack.enter_context(open_writer(config, workdir, first, console.log, lock))

@@ -23,6 +23,17 @@ def test_a_card_says_what_was_trained():
     assert "|splitstrategy|fai_split|" in lines
     assert "trust_remote_code=True" in text
     assert model_card.is_ours(text)
+    assert "python train.py" not in text
+
+
+def test_a_card_has_the_commands_and_the_source_of_a_run():
+    commands = ["python train.py --config=x --workdir=y", "python train.py --workdir=y"]
+    config = small_config(train={"init_from": "runs/first"})
+    text = model_card.render(config, 1, rows(4.0), has_code=False, commands=commands)
+    assert "```\n" + "\n".join(commands) + "\n```\n" in text
+    assert "|initialparameters|runs/first|" in [line.replace(" ", "") for line in text.splitlines()]
+    untrained = model_card.render(config, 0, [], has_code=False, commands=commands)
+    assert commands[0] not in untrained
 
 
 def test_a_model_that_was_trained_elsewhere_has_no_training():
