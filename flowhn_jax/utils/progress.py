@@ -60,6 +60,7 @@ class Progress(Generic[T]):
         self._description, self._unit = description, unit
         self._initial = initial
         self._start = self._last_line = time.monotonic()
+        self._annotation = ""
         self._shows_lines = False
         self._bar: tqdm | None = None
         if not enabled or not _is_first_process():
@@ -119,7 +120,8 @@ class Progress(Generic[T]):
             self._bar.refresh()
 
     def annotate(self, text: str) -> None:
-        """Show a text after the bar, such as the latest loss."""
+        """Show a text after the bar, such as the latest loss, or at the end of the next lines."""
+        self._annotation = text
         if self._bar is not None:
             self._bar.set_postfix_str(text)
 
@@ -131,14 +133,16 @@ class Progress(Generic[T]):
 
     def _line(self, seconds: float) -> str:
         """Return the progress after `seconds` as a line of text."""
+        annotation = f", {self._annotation}" if self._annotation else ""
         if not self.total:
-            return f"{self._description}: {self.done:,} {self._unit} in {clock(seconds)}"
+            done = f"{self._description}: {self.done:,} {self._unit}"
+            return f"{done} in {clock(seconds)}{annotation}"
         text = f"{self._description}: {100 * self.done / self.total:.0f} %, "
         text += f"{self.done:,}/{self.total:,} {self._unit}"
         here = self.done - self._initial
         if here > 0:
             text += f", {clock(seconds / here * max(0, self.total - self.done))} left"
-        return text
+        return text + annotation
 
 
 def progress(

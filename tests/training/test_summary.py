@@ -102,9 +102,9 @@ def test_a_run_ends_with_its_own_state(data, tmp_path):  # noqa: F811
     config = run_config(data, steps=2, eval_every=2)
     fit_args = dict(on_step=lambda: None, on_end=lambda *each: found.append(each))
     assert trainer.fit(config, str(tmp_path), **fit_args)
-    ((at_end, params, prepared),) = found
+    ((at_end, params, opened),) = found
     assert at_end == config
-    assert prepared.splits["train"].tokens > 0
+    assert opened.main.splits["train"].tokens > 0
     expected = final_params(tmp_path, config)
     jax.tree.map(lambda a, b: (a == b).all() or pytest.fail("differs"), params, expected)
 

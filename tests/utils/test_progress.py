@@ -70,6 +70,16 @@ def test_an_unknown_length_prints_the_count(monkeypatch, capsys):
     assert capsys.readouterr().err == "reading: 1 files in 0:00\nreading: 2 files in 0:00\n"
 
 
+def test_a_line_ends_with_the_text(monkeypatch, capsys):
+    monkeypatch.setattr(progress_lib, "_SECONDS_BETWEEN_LINES", 0)
+    for count, expected in ((4, "reading: 50 %, 2/4 bytes, 0:00 left"), (iter(()), "")):
+        with progress(count, "reading", "bytes") as bar:
+            bar.annotate("1.5 MB/s")
+            bar.update(2)
+        expected = expected or "reading: 2 bytes in 0:00"
+        assert capsys.readouterr().err == f"{expected}, 1.5 MB/s\n"
+
+
 @pytest.mark.parametrize(("enabled", "first"), [(False, True), (True, False)])
 def test_nothing_is_shown_when_disabled_or_in_other_processes(monkeypatch, capsys, enabled, first):
     monkeypatch.setattr(progress_lib, "_SECONDS_BETWEEN_LINES", 0)

@@ -52,9 +52,10 @@ def prepare(
     reports if the held-out share of the text is far from the requested one, or too small to
     measure a loss.
 
-    One document is held in memory at a time, so a line of a .jsonl file and the text of a row must
-    have at most 64 MiB (`document.MAX_DOCUMENT_BYTES`); for a .parquet file, memory also holds the
-    current page. A .txt file is read in chunks and may have any size.
+    Memory holds one document at a time and a few groups of 4 MiB for each worker, so the text may
+    have any size, but a line of a .jsonl file and the text of a row at most 64 MiB
+    (`document.MAX_DOCUMENT_BYTES`); for a .parquet file, memory also holds the current page. A .txt
+    file is read in chunks and may have any size.
 
     Args:
       source: the text, see `sources.open_source`.

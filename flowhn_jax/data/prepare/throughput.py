@@ -38,9 +38,9 @@ class Throughput(contextlib.ExitStack):
 
     def end(self) -> None:
         """End the first task that has not ended."""
-        self._bar.update(self._tasks.popleft())
-        now = time.monotonic()
+        done, now = self._tasks.popleft(), time.monotonic()
         if now - self._last > _SECONDS_BETWEEN_RATES:
             self._last = now
-            rate = self._bar.done / (now - self._start)
+            rate = (self._bar.done + done) / (now - self._start)
             self._bar.annotate(f"{rate / 1e6:,.1f} MB/s")
+        self._bar.update(done)
