@@ -14,7 +14,7 @@ ROWS = [
     ["checkpoints"],
     ["flops", "recipes"],
     ["config"],
-    ["models"],
+    ["models", "train_config"],
     ["layers", "data", "parallel"],
     ["report"],
     ["split", "kernels"],

@@ -39,10 +39,10 @@ def define(flags: "Flags", stop: StopRequest | None = None) -> Callable[[], None
       flags: receives the definitions.
       stop: requests to stop the run. None only where the function is not called, as for the docs.
     """
-    from flowhn_jax.commands import train_config
+    from flowhn_jax.commands import train_recipe
     from flowhn_jax.commands.flags import define_processes
 
-    parse_config = train_config.define(flags)
+    parse_config = train_recipe.define(flags)
     workdir = flags.path(
         "workdir",
         "folder for checkpoints, metrics and config; an existing run is resumed.",

@@ -65,3 +65,13 @@ def nothing_to_train(workdir: str, done: int, steps: int) -> str:
 def stopped_before_start(reason: str | None) -> str:
     """Return the line of a run that was asked to stop before its state existed."""
     return f"stopped by {reason or 'another process'} before there was anything to save"
+
+
+def ends_early(step: int, newest: int | None) -> str:
+    """Return what an error adds: where the run ends, and which checkpoint is its newest, if any."""
+    if newest is None:
+        return f"the run ends at step {step}; there is no checkpoint of it"
+    return (
+        f"the run ends at step {step}; its newest checkpoint is that of step {newest}, from which "
+        "the same command continues"
+    )

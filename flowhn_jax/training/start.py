@@ -1,19 +1,122 @@
-"""The state at step 0: random, or with the parameters of another model."""
+"""Where a run begins: its data, and its state, which is new or that of a checkpoint."""
 
+import contextlib
 import shlex
 from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
 
-from flowhn_jax.checkpoints.state import TrainState, make_init, state_of
+from flowhn_jax.checkpoints import workdir as workdir_lib
+from flowhn_jax.checkpoints.branch import Branch
+from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.state import TrainState, abstract_state, make_init, state_of
 from flowhn_jax.config import Config
+from flowhn_jax.data.open import open_data
+from flowhn_jax.data.pipeline import TrainBatches
 from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.data.run_data import RunData
 from flowhn_jax.interop import source as source_lib
 from flowhn_jax.parallel.compilation import compile_unless
+from flowhn_jax.parallel.distributed import any_process, first_before_others, is_first
+from flowhn_jax.training import messages
+from flowhn_jax.training.console import Console
+from flowhn_jax.training.health.monitor import Progress
+from flowhn_jax.training.health.preemption import StopRequest
 
 
-def new_state(
+def load_data(config: Config, workdir: str, stop: StopRequest) -> RunData | None:
+    """Return the run's data, on this host; None if a signal ends their preparation or their copy.
+
+    Raises:
+      ValueError, OSError: as in `open_data` and `RunData.load`.
+    """
+    data, is_loaded = None, False
+    with first_before_others("data"), contextlib.suppress(KeyboardInterrupt), stop.interrupting():
+        data = open_data(config, workdir)
+    with contextlib.suppress(KeyboardInterrupt), stop.interrupting():
+        if data is not None:
+            data.load()
+            is_loaded = True
+    return None if any_process(not is_loaded) else data
+
+
+class Origin:
+    """Where a run begins: at its newest checkpoint, at one of another run, or at step 0.
+
+    Attributes:
+      workdir: folder of the run whose checkpoint it is; None: the run begins at step 0.
+      config: of the run, with the share of the branches that was measured when that one began.
+    """
+
+    def __init__(self, config: Config, workdir: str, checkpoints: Checkpoints):
+        """Find the checkpoint, and check that the run may continue from it.
+
+        Raises:
+          FileNotFoundError: `train.branch_from` is no checkpoint.
+          ValueError: the run has another model, or its source is damaged.
+        """
+        self._checkpoints, self._branch = checkpoints, None
+        self.workdir = workdir if checkpoints.latest_step is not None else None
+        if self.workdir is None and config.train.branch_from:
+            self._branch = Branch(config)
+            self.workdir = self._branch.workdir
+        self.config = workdir_lib.with_recorded_share(self.workdir, config)
+        self._changes = []
+        if self.workdir is not None:
+            self._changes = workdir_lib.check(self.workdir, self.config)
+
+    def state(
+        self,
+        mesh: Mesh,
+        data: RunData,
+        batches: TrainBatches,
+        should_stop: Callable[[], bool],
+        console: Console,
+    ) -> tuple[TrainState, Progress] | None:
+        """Return the state and the progress; None if a request to stop comes first.
+
+        Args:
+          mesh: over which the state is sharded.
+          data: of the run.
+          batches: the iterator, which continues from the position of the checkpoint, if any.
+          should_stop: whether this process is to stop, asked repeatedly while a program compiles.
+          console: prints what is being done.
+        """
+        if self.workdir is None:
+            with console.activity("initialising"):
+                state = _new_state(self.config, mesh, data.main, should_stop, console.log)
+            return None if state is None else (state, Progress())
+        restore = (self._branch or self._checkpoints).restore
+        with console.activity("restoring"):
+            state, progress = restore(abstract_state(self.config, mesh), batches)
+        return state, Progress(**progress)
+
+    def record(self, workdir: str, step: int, command: str | None) -> list[str]:
+        """Write what the workdir holds from the first step on; return lines about the origin.
+
+        Args:
+          workdir: folder of the run.
+          step: that it begins at.
+          command: the command line of the run, for commands.txt.
+        """
+        changes = self._changes
+        if self.workdir is not None:
+            changes = changes + messages.schedule_changes(self.workdir, self.config, step)
+        if is_first():
+            workdir_lib.write_config(workdir, self.config)
+            workdir_lib.add_command(workdir, command)
+            if self._branch is not None:
+                self._branch.copy_rows(workdir)
+        if self.workdir is None:
+            return []
+        line, since = f"resuming {workdir} at step {step}", "the last run"
+        if self._branch is not None:
+            line, since = f"branching from {self.workdir} at step {step}", "the source"
+        return [line, *(f"changed since {since}: {change}" for change in changes)]
+
+
+def _new_state(
     config: Config,
     mesh: Mesh,
     prepared: PreparedSet,

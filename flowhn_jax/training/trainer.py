@@ -10,14 +10,12 @@ import jax
 from jax.sharding import Mesh
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
-from flowhn_jax.checkpoints.branch import Branch
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
 from flowhn_jax.checkpoints.files import LOSSES
 from flowhn_jax.checkpoints.rows import Row
 from flowhn_jax.checkpoints.state import TrainState, abstract_state
 from flowhn_jax.config import Config
 from flowhn_jax.data.lookahead import Lookahead
-from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import TrainBatches, train_batches
 from flowhn_jax.data.run_data import RunData
 from flowhn_jax.evaluation.perplexity import eval_batch_size
@@ -25,7 +23,6 @@ from flowhn_jax.models import Params
 from flowhn_jax.models.loss import Batch
 from flowhn_jax.parallel.compilation import compile_unless
 from flowhn_jax.parallel.distributed import (
-    any_process,
     broadcast_from_first,
     first_before_others,
     is_first,
@@ -43,7 +40,7 @@ from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.health.watchdog import Watchdog
 from flowhn_jax.training.profiler import Profiler
 from flowhn_jax.training.speed import Speedometer
-from flowhn_jax.training.start import new_state
+from flowhn_jax.training.start import Origin, load_data
 from flowhn_jax.training.step import Metrics, abstract_batch, make_train_step
 from flowhn_jax.training.time_use import Activity, TimeUse
 from flowhn_jax.training.validation import Validator
@@ -109,31 +106,16 @@ def fit(
             workdir_lib.make(workdir)
         lock = stack.enter_context(workdir_lib.locked(workdir)) if is_first() else Lock()
         checkpoints = stack.enter_context(Checkpoints(workdir, config, confirm_lock=lock.confirm))
-        resumes = checkpoints.latest_step is not None
-        branch = Branch(config) if config.train.branch_from and not resumes else None
-        origin = workdir if resumes else branch.workdir if branch is not None else None
-        config = workdir_lib.with_recorded_share(origin, config)
-        checkpoints.config = config
+        origin = Origin(config, workdir, checkpoints)
+        checkpoints.config = config = origin.config
         check_sequence(config.model, mesh)
-        changes = workdir_lib.check(origin, config) if origin is not None else []
 
         # The data; a signal ends their preparation, or their copy to this host, at once.
         watchdog.progress("opening the data")
-        data, is_loaded = None, False
-        with (
-            first_before_others("data"),
-            contextlib.suppress(KeyboardInterrupt),
-            stop.interrupting(),
-        ):
-            data = open_data(config, workdir)
-        with contextlib.suppress(KeyboardInterrupt), stop.interrupting():
-            if data is not None:
-                data.load()
-                is_loaded = True
-        if any_process(not is_loaded):
+        data = load_data(config, workdir, stop)
+        if data is None:
             console.log(messages.stopped_before_start(stop.reason))
             return False
-        assert data is not None
         part, parts = data_shard(mesh)
         batches = train_batches(
             data,
@@ -144,41 +126,21 @@ def fit(
         )
         stack.callback(batches.close)
 
-        # The model and its state, new or from the newest checkpoint.
+        # The model and its state, new or from a checkpoint.
         watchdog.progress("initialising")
-        with console.activity("initialising" if origin is None else "restoring"):
-            if origin is not None:
-                restore = checkpoints.restore if branch is None else branch.restore
-                state, kept = restore(abstract_state(config, mesh), batches)
-                progress = Progress(**kept)
-            else:
-                state = new_state(config, mesh, data.main, stop.is_requested, console.log)
-                if state is None:
-                    console.log(messages.stopped_before_start(stop.reason))
-                    return False
-                progress = Progress()
+        found = origin.state(mesh, data, batches, stop.is_requested, console)
+        if found is None:
+            console.log(messages.stopped_before_start(stop.reason))
+            return False
+        state, progress = found
         first = int(state.step)
         if first >= config.train.steps and progress.row is None:
             console.log(messages.nothing_to_train(workdir, first, config.train.steps))
             return True
-        if origin is not None:
-            changes += messages.schedule_changes(origin, config, first)
-        if is_first():
-            workdir_lib.write_config(workdir, config)
-            workdir_lib.add_command(workdir, command)
-            if branch is not None:
-                branch.copy_rows(workdir)
+        beginning = origin.record(workdir, first, command)
         writer = stack.enter_context(open_writer(config, workdir, first, console.log, lock))
-        for line in messages.describe_start(config, data, mesh):
+        for line in (*messages.describe_start(config, data, mesh), *beginning):
             console.log(line)
-        if resumes:
-            console.log(f"resuming {workdir} at step {first}")
-        since = "the last run"
-        if branch is not None:
-            console.log(f"branching from {branch.workdir} at step {first}")
-            since = "the source"
-        for change in changes:
-            console.log(f"changed since {since}: {change}")
 
         # The step and the loop.
         agreement = StopAgreement(mesh, stop, batches, checkpoints, lock)
@@ -435,10 +397,4 @@ class Trainer:
         return done
 
     def _newest_checkpoint(self) -> str:
-        newest = self.checkpoints.latest_step
-        if newest is None:
-            return f"the run ends at step {self.step}; there is no checkpoint of it"
-        return (
-            f"the run ends at step {self.step}; its newest checkpoint is that of step {newest}, "
-            "from which the same command continues"
-        )
+        return messages.ends_early(self.step, self.checkpoints.latest_step)

@@ -15,7 +15,7 @@ from flowhn_jax import models
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.parameters import load_params, save_params
 from flowhn_jax.checkpoints.state import init_state, state_shardings
-from flowhn_jax.commands import train_config
+from flowhn_jax.commands import train_recipe
 from flowhn_jax.commands.flags import Flags
 from flowhn_jax.config import MeshConfig
 from flowhn_jax.data.prepare import prepare
@@ -219,7 +219,7 @@ def parsed(monkeypatch, *arguments):
     argv = ["train.py", *map(str, arguments)]
     monkeypatch.setattr(sys, "argv", argv)
     flags = Flags()
-    parse = train_config.define(flags)
+    parse = train_recipe.define(flags)
     flags.path("workdir", "folder.", required=True)
     flags.parse(argv)
     return parse()
