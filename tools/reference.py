@@ -99,19 +99,19 @@ METRICS = [
         "nats per token, every `train.eval_every` steps and at the end; absent in other rows",
     ),
     ("validation_bits_per_byte", "the same loss in bits per byte of text"),
-    (
-        "validation_ema_loss, validation_ema_bits_per_byte",
-        "the same of the average of the parameters, with `train.ema`",
-    ),
 ]
 
-MIXTURE_METRICS = [
+OPTIONAL_METRICS = [
+    (
+        "validation_ema_loss, validation_ema_bits_per_byte",
+        "of the average of the parameters, with `train.ema`",
+    ),
     (
         "validation_loss/NAME",
         "of each set of a mixture and of `data.validation`; `validation_loss` is then the mean "
         "over the mixture by its weights, or the loss on the one set in `data.path`",
     ),
-    ("validation_bits_per_byte/NAME", "the same in bits per byte"),
+    ("validation_bits_per_byte/NAME", "the loss on the set in bits per byte"),
     ("epochs/NAME", "how often the run has gone through a set of a mixture so far"),
 ]
 
@@ -139,9 +139,9 @@ def page() -> str:
             "",
             *_table(("key", "meaning"), [(f"`{a}`", b) for a, b in METRICS]),
             "",
-            "With several sets there are also:",
+            "With several sets, or an average of the parameters, there are also:",
             "",
-            *_table(("key", "meaning"), [(f"`{a}`", b) for a, b in MIXTURE_METRICS]),
+            *_table(("key", "meaning"), [(f"`{a}`", b) for a, b in OPTIONAL_METRICS]),
             "",
         ]
     )
