@@ -116,10 +116,10 @@ class RopeScaling:
 
     def _yarn_shares(self, half: int, theta: float) -> jax.Array:
         assert self.original_context is not None
-        first_rotations = self.original_context / (2 * math.pi)
+        most_rotations = self.original_context / (2 * math.pi)
 
         def index_of(rotations: float) -> float:
-            return half * math.log(first_rotations / rotations) / math.log(theta)
+            return half * math.log(most_rotations / rotations) / math.log(theta)
 
         first, last = index_of(self.beta_fast), index_of(self.beta_slow)
         if self.truncate:
