@@ -118,6 +118,6 @@ def _size(config: Mapping[str, Any], key: str) -> int:
       ValueError: it is missing, or not an integer above 0.
     """
     value = config.get(key)
-    is_size = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    require(is_size, f"config.json: {key}", "an integer above 0", value)
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ValueError(f"config.json: {key} must be an integer above 0; got {short_repr(value)}.")
     return value
