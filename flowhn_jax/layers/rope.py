@@ -31,7 +31,7 @@ class RopeScaling:
       type: 'none'; 'linear', all frequencies divided by the factor (arXiv 2306.15595); 'yarn', the
         low ones divided and the scores scaled (arXiv 2309.00071); 'llama3', the low ones divided,
         as in Llama 3.1; 'dynamic', a base that grows with the length of a row beyond the original
-        context (dynamic NTK), up to which alone the model can decode.
+        context (dynamic NTK), which model.context must not exceed.
       factor: the factor by which the context is longer than the original one.
       original_context: tokens of the context before scaling, for all types but linear.
       low_freq_factor: rotations in the original context up to which llama3 divides frequencies.
@@ -116,10 +116,10 @@ class RopeScaling:
 
     def _yarn_shares(self, half: int, theta: float) -> jax.Array:
         assert self.original_context is not None
-        rotations_of_first = self.original_context / (2 * math.pi)
+        most_rotations = self.original_context / (2 * math.pi)
 
         def index_of(rotations: float) -> float:
-            return half * math.log(rotations_of_first / rotations) / math.log(theta)
+            return half * math.log(most_rotations / rotations) / math.log(theta)
 
         first, last = index_of(self.beta_fast), index_of(self.beta_slow)
         if self.truncate:

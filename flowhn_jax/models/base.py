@@ -249,9 +249,13 @@ class ScaledRotaryKeys(RotaryKeys):
         super().__post_init__()
         if self.rope_scaling.type == "yarn":
             require(self.rope_theta > 1, "model.rope_theta", "above 1 for yarn", self.rope_theta)
-        if self.rope_scaling.type == "dynamic":
+        original = self.max_length
+        if original is not None:
             size = self.head_size
             require(size > 2, "the size of a head (model.head_dim)", "above 2 for dynamic", size)
+            # Beyond it, logits would depend on the padding and the other documents of a row.
+            most = f"at most model.rope_scaling.original_context ({original}) for dynamic scaling"
+            require(self.context <= original, "model.context", most, self.context)
 
     @property
     def max_length(self) -> int | None:

@@ -15,12 +15,15 @@ from tests.small import small_baseline
 
 YARN = {"type": "yarn", "factor": 4.0, "original_context": 8}
 LLAMA3 = {"type": "llama3", "factor": 8.0, "original_context": 16}
-DYNAMIC = {"type": "dynamic", "factor": 2.0, "original_context": 16}
+DYNAMIC = {
+    "context": 16,
+    "rope_scaling": {"type": "dynamic", "factor": 2.0, "original_context": 16},
+}
 ALL = {"attention_bias": "all", "mlp_bias": True, "qk_norm": True, "rope_scaling": YARN}
 OPTIONS = {
     "all": ALL,
     "qwen2": {"attention_bias": "qkv", "rope_scaling": LLAMA3},
-    "dynamic": {"rope_scaling": DYNAMIC, "context": 16},
+    "dynamic": DYNAMIC,
 }
 
 
@@ -78,12 +81,12 @@ def test_every_option_changes_the_logits(rng):
         assert changed(f"['{bias}']['bias']") > 1e-3, bias
     assert changed("['q_norm']") > 1e-3
     linear = {"type": "linear", "factor": 2.0}
-    for scaling in ({}, linear, LLAMA3, DYNAMIC, YARN | {"factor": 5.0}):
+    for scaling in ({}, linear, LLAMA3, YARN | {"factor": 5.0}):
         assert changed("none", rope_scaling=scaling) > 1e-3, scaling
 
 
 def test_dynamic_scaling_depends_on_the_length_and_cannot_decode_beyond_the_original(rng):
-    config = small_baseline("llama", rope_scaling=DYNAMIC)
+    config = small_baseline("llama", **DYNAMIC)
     plain = small_baseline("llama")
     params = random_params(config, rng)
     tokens = rng.integers(0, config.vocab_size, (1, 24))
@@ -107,9 +110,9 @@ def test_biases_are_sharded_like_the_outputs_and_have_no_weight_decay():
     assert not layer["mlp"]["down_proj"]["bias"]
     assert layer["mixer"]["q_proj"]["kernel"]
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2), 4)
-    for name, expected in (("q", "tensor"), ("gate", "tensor"), ("o", None), ("down", None)):
-        (found,) = parameter_spec(f"blocks/0/mixer/{name}_proj/bias", (16,), mesh)
-        assert found == expected
+    for name, axes in {"q": ("tensor",), "gate": ("tensor",), "o": (), "down": ()}.items():
+        found = parameter_spec(f"blocks/0/mixer/{name}_proj/bias", (16,), mesh)
+        assert tuple(found) == axes
 
 
 def test_on_eight_devices(rng):
@@ -144,7 +147,8 @@ def test_on_eight_devices(rng):
         ({"rope_scaling": YARN | {"attention_factor": 0.0}}, r"attention_factor must be above 0"),
         ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, r"high_freq_factor must be above"),
         ({"rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta must be above 1 for yarn"),
-        ({"rope_scaling": DYNAMIC, "head_dim": 2}, r"\(model.head_dim\) must be above 2 for"),
+        (DYNAMIC | {"head_dim": 2}, r"\(model.head_dim\) must be above 2 for dynamic"),
+        (DYNAMIC | {"context": 17}, r"model.context must be at most .*context \(16\) .*; got 17"),
     ],
 )
 def test_invalid_options_are_refused(keys, message):
