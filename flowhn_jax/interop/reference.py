@@ -72,7 +72,10 @@ def read_arrays(source: Any) -> dict[str, np.ndarray]:
     """Return the state dict in a mapping, an .npz or a .pth file, as float32 arrays."""
     arrays: Mapping[str, Any]
     if isinstance(source, Mapping):
-        arrays = source
+        arrays = {
+            name: array.float().numpy() if hasattr(array, "numpy") else array
+            for name, array in source.items()
+        }
     else:
         path = place(source)
         if not path.is_file():
@@ -84,11 +87,7 @@ def read_arrays(source: Any) -> dict[str, np.ndarray]:
                 arrays = _read_npz(str(local))
             else:
                 arrays = read_state_dict(str(local), _WITHOUT_TORCH)
-
-    def float32(array: Any) -> np.ndarray:
-        return np.asarray(array.float().numpy() if hasattr(array, "numpy") else array, np.float32)
-
-    return {name: float32(array) for name, array in arrays.items()}
+    return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
 
 
 def _read_npz(path: str) -> Mapping[str, np.ndarray]:

@@ -117,7 +117,7 @@ def _size(config: Mapping[str, Any], key: str) -> int:
     Raises:
       ValueError: it is missing, or not an integer above 0.
     """
-    value: Any = config.get(key)
-    is_size = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    require(is_size, f"config.json: {key}", "an integer above 0", value)
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ValueError(f"config.json: {key} must be an integer above 0; got {short_repr(value)}.")
     return value

@@ -8,6 +8,7 @@ import pytest
 from flowhn_jax import models
 from flowhn_jax.interop import huggingface
 from flowhn_jax.interop.families import to_config
+from flowhn_jax.models.mamba import Mamba1Config
 from tests.small import small_baseline
 from tools import published
 
@@ -92,6 +93,7 @@ def test_falcon_mambas_inner_size_is_not_its_expansion():
     hf_config = json.loads((published.FOLDER / "falcon-mamba-7b.json").read_text())["config"]
     assert hf_config["expand"] == 16
     config = to_config(hf_config)[1]
+    assert isinstance(config, Mamba1Config)
     assert config.inner == hf_config["intermediate_size"] == 2 * hf_config["hidden_size"]
 
 

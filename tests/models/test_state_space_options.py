@@ -9,12 +9,12 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from flowhn_jax import config as config_lib
 from flowhn_jax import flops, models
 from flowhn_jax.checkpoints.state import make_optimizer
 from flowhn_jax.config import MeshConfig, TrainConfig
 from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.mamba2 import GatedRMSNorm, Mamba2, Mamba2Sizes
+from flowhn_jax.models.mamba import Mamba1Config
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.parallel.rules import with_shardings
 from tests.small import small_baseline
@@ -62,7 +62,7 @@ def test_decoding_and_packing_give_the_logits_of_one_pass(name, rng):
 
     packed = np.concatenate([tokens[0, :7], tokens[1, :5]])[None]
     documents = np.array([[0] * 7 + [1] * 5])
-    logits = models.forward(config, params, packed, documents)[0]
+    logits = models.forward(config, params, jnp.asarray(packed), jnp.asarray(documents))[0]
     np.testing.assert_allclose(logits[:7], expected[0, :7], atol=2e-5)
     np.testing.assert_allclose(logits[7:], expected[1, :5], atol=2e-5)
 
@@ -155,5 +155,4 @@ def test_bad_values_are_refused(kind, keys, message):
 
 @pytest.mark.parametrize(("width", "inner"), [(49, 50), (2560, 4096), (1280, 1536), (41, 123)])
 def test_every_quotient_of_integers_is_an_expansion(width, inner):
-    keys = {"kind": "mamba1", "width": width, "ssm_expand": inner / width}
-    assert config_lib.parse({"model": keys}).model.inner == inner
+    assert Mamba1Config(width=width, ssm_expand=inner / width).inner == inner
