@@ -198,10 +198,14 @@ def _read_arrays(folder: Place) -> dict[str, np.ndarray]:
         if not path.is_file():
             raise FileNotFoundError(f"There is no {name} in {str(folder)!r}.")
         try:
-            # Flax's arrays, as NumPy has no bfloat16.
-            with path.fetched() as local, safe_open(local, framework="flax") as file:
-                for tensor in Progress(file.keys(), f"reading {name}", "tensors"):
-                    arrays[tensor] = np.asarray(file.get_tensor(tensor))
+            with path.fetched() as local:
+                with safe_open(local, framework="flax") as file:
+                    tensors = list(file.keys())
+                for tensor in Progress(tensors, f"reading {name}", "tensors"):
+                    # A file keeps in memory what was read from it, until it is closed. Flax's
+                    # arrays, as NumPy has no bfloat16.
+                    with safe_open(local, framework="flax") as file:
+                        arrays[tensor] = np.asarray(file.get_tensor(tensor))
         except SafetensorError as error:
             raise ValueError(
                 f"{str(path)!r} must be a complete safetensors file: {error}."
