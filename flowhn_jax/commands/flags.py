@@ -208,7 +208,7 @@ class Flags:
         for name, others in self.paths.items():
             path = self.values[name].value
             if path is not None:
-                _check_path(name, path, others)
+                check_path(name, path, others)
 
     def _check_numbers(self) -> None:
         """Raise ValueError if a float is not finite or an integer exceeds `_MAX_INT`."""
@@ -224,7 +224,7 @@ class Flags:
                     raise ValueError(f"--{name} must be {limit}; got {short_repr(number)}.")
 
 
-def _check_path(name: str, path: str, others: tuple[str, ...] = ()) -> None:
+def check_path(name: str, path: str, others: tuple[str, ...] = ()) -> None:
     """Raise ValueError if the path of a flag has a scheme besides gs:// and these."""
     try:
         check_scheme(path, others)
@@ -234,7 +234,7 @@ def _check_path(name: str, path: str, others: tuple[str, ...] = ()) -> None:
 
 def check_local(name: str, path: str) -> None:
     """Raise ValueError if the path of a flag is not local."""
-    _check_path(name, path)
+    check_path(name, path)
     if is_remote(path):
         raise ValueError(f"--{name} must be a local path; got {short_path(path)}.")
 

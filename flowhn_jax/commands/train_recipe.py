@@ -7,7 +7,7 @@ path and calls `get_config` with the workdir.
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flowhn_jax.commands.flags import Flags, define_recipe, load_recipe
+from flowhn_jax.commands.flags import Flags, check_path, define_recipe, load_recipe
 
 if TYPE_CHECKING:
     import ml_collections
@@ -76,11 +76,10 @@ def recipe_of_workdir(arguments: Sequence[str]) -> str | None:
             workdir = value if equals else next(iter(arguments[i + 1 :]), None)
     if not workdir:
         return None
+    check_path("workdir", workdir)
     from flowhn_jax.checkpoints import workdir as workdir_lib
-    from flowhn_jax.storage import check_scheme
     from flowhn_jax.utils.text import short_path
 
-    check_scheme(workdir)
     try:
         workdir_lib.read_config(workdir)
     except FileNotFoundError as error:
