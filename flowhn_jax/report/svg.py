@@ -1,7 +1,7 @@
 """Line charts as plain SVG for a page: styled by the page's CSS, with nothing outside of it.
 
-The chart is narrow, so that its text stays readable when a phone scales it to its width. Runs are
-distinguished by colour and by dashes. The page defines the classes: `c0` to `c7` set `color`, and
+The chart is narrow, so that its text stays readable when a phone scales it to its width. Series
+differ in colour and in dashes. The page defines the classes: `c0` to `c7` set `color`, and
 `grid`, `axis`, `tick`, `label`, `line`, `band` and `dot` style the parts.
 """
 
