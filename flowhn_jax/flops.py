@@ -7,7 +7,7 @@ forward passes.
 """
 
 import math
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 from flax import nnx
@@ -18,6 +18,7 @@ from flowhn_jax.layers.embedding import Embedding
 from flowhn_jax.layers.mamba1 import Mamba1Cache
 from flowhn_jax.layers.mamba2 import Mamba2Cache
 from flowhn_jax.models import ModelConfig
+from flowhn_jax.models.language_model import FlopPart
 
 if TYPE_CHECKING:
     from jaxlib._jax import Device  # to a type checker jax.Device is a variable
@@ -81,7 +82,7 @@ _TENSOR_CORES = {
 def forward_flops(config: ModelConfig, length: int, *, causal: bool = True) -> int:
     """Return the FLOPs of a forward pass over one sequence of `length` tokens, head included."""
     parts = models.abstract_model(config).flop_parts(length)
-    return sum(_part_flops(part, tokens, causal) for part, tokens in parts)
+    return sum(_part_flops(part, causal) for part in parts)
 
 
 def prefill_flops(config: ModelConfig, length: int, *, causal: bool = True) -> int:
@@ -90,19 +91,35 @@ def prefill_flops(config: ModelConfig, length: int, *, causal: bool = True) -> i
     return forward_flops(config, length, causal=causal) - unscored
 
 
-def _part_flops(part: nnx.Module, tokens: int, causal: bool) -> int:
+def _part_flops(part: FlopPart, causal: bool) -> int:
     """Return the FLOPs of all matrix products in a part of a model and of its mixers' mixing."""
     total, mixers = 0, {}
-    for path, module in nnx.iter_modules(part):
+    for path, module in nnx.iter_modules(part.module):
         if shape := _product_shape(module):
-            total += 2 * tokens * math.prod(shape)
+            total += 2 * _passing_tokens(part, path) * math.prod(shape)
         elif hasattr(module, "mixing_flops"):
             mixers[path] = module
+    read = part.tokens if part.read is None else part.read
     for path, mixer in mixers.items():
         # A mixer that is made of others counts theirs.
-        if not any(path[:depth] in mixers for depth in range(len(path))):
-            total += mixer.mixing_flops(tokens, causal=causal)
-    return total
+        if read and not any(path[:depth] in mixers for depth in range(len(path))):
+            passing = _passing_tokens(part, (*path, "mixing"))
+            mixing = mixer.mixing_flops(read, causal=causal)
+            total += mixing if passing == read else mixing * passing / read
+    return round(total)
+
+
+def _passing_tokens(part: FlopPart, path: tuple[Any, ...]) -> float:
+    """Return the tokens that pass a layer of a part; for a share of the layer, the share counts."""
+    if part.read in (None, part.tokens):
+        return part.tokens
+    share = 1.0
+    for module_path, module in nnx.iter_modules(part.module):
+        depth = len(module_path)
+        selected_share = getattr(module, "selected_share", None)
+        if path[:depth] == module_path and selected_share is not None:
+            share = selected_share(path[depth])
+    return share * part.tokens + (1 - share) * part.read
 
 
 def _product_shape(module: nnx.Module) -> tuple[int, ...] | None:
@@ -138,11 +155,12 @@ def train_bytes(
     """
     model = models.abstract_model(config)
     total = 2 * 3 * 4 * models.param_count(config) / devices
-    for part, tokens in model.flop_parts(length):
-        for _, module in nnx.iter_modules(part):
+    for part in model.flop_parts(length):
+        for path, module in nnx.iter_modules(part.module):
             if shape := _product_shape(module):
                 weight, inputs = math.prod(shape), shape[0]
-                ends = inputs if part is model.output_layer else inputs + weight // inputs
+                tokens = _passing_tokens(part, path)
+                ends = inputs if part.module is model.output_layer else inputs + weight // inputs
                 numbers = weight / tensor + batch * tokens * ends / devices
                 total += 3 * config.compute_dtype.itemsize * numbers
     return total
@@ -163,16 +181,18 @@ def decode_bytes(config: ModelConfig, batch: int, length: int) -> float:
     model = models.abstract_model(config)
     product_bytes = config.compute_dtype.itemsize
     total = 0.0
-    for part, tokens in model.flop_parts(length):
-        share = min(1.0, tokens / length)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(part))):
+    for part in model.flop_parts(length):
+        params = nnx.to_pure_dict(nnx.state(part.module))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             itemsize = product_bytes if models.is_matrix(path) else leaf.dtype.itemsize
-            total += share * leaf.size * itemsize
+            passing = _passing_tokens(part, tuple(key.key for key in path))
+            total += min(1.0, passing / length) * leaf.size * itemsize
     caches = jax.eval_shape(lambda: models.build(config).init_cache(batch, length)).blocks
     for cache, plan in zip(caches, config.block_plans(length), strict=True):
         for part in jax.tree.leaves(cache, is_leaf=lambda part: isinstance(part, _CACHES)):
             is_attention = isinstance(part, KVCache)
-            share = (plan.attention if is_attention else plan.ssm).count(length) / length
+            # Of attention's cache, steps without an output read nothing; states always change.
+            share = (plan.attention if is_attention else plan.reads[1]).count(length) / length
             passes = 1 if is_attention else 2
             total += share * passes * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part))
     return total

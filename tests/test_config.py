@@ -115,6 +115,14 @@ def test_numerals_serve_as_shares_and_integers_as_floats():
             r"split.stem_kind must be no_split or ssm or attention; got 'mamba'",
         ),
         (
+            {"model": {"split": {"reads": "all", "balance": "time"}}},
+            r"split.balance must not be 'time' for model.split.reads 'all'",
+        ),
+        (
+            {"model": {"split": {"reads": "all", "strategy": "no_split"}}},
+            r"split.reads must be 'own' for the strategy 'no_split'",
+        ),
+        (
             {"model": {"split": {"stem_kind": "ssm"}}},
             r"split.stem must be at least 1 for model.split.stem_kind 'ssm'; got 0",
         ),

@@ -17,6 +17,8 @@ OPTIONS = {
     "model": {"fusion": "residual", "attention_mlp_width": 40, "attention_rope_theta": 9.0},
     "split": {"stem": 1, "stem_kind": "attention"},
 }
+READS_ALL = {"split": {"reads": "all"}}
+READS_ALL_MAMBA2 = READS_ALL | {"model": {"ssm": "mamba2", "ssm_head_dim": 8}}
 
 
 def products(config, monkeypatch):
@@ -42,14 +44,15 @@ def products(config, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "options"), [*((s, {}) for s in STRATEGIES), ("fai_split", OPTIONS)]
+    ("strategy", "options"),
+    [*((s, {}) for s in STRATEGIES), ("fai_split", OPTIONS), ("fai_split", READS_ALL)],
 )
 def test_matrix_products_are_those_of_the_jaxpr(strategy, options, monkeypatch):
     config = small_config(strategy, **options).model
     dims = config.dims
     elementwise = dims.inner * (9 * dims.state + 2 + 2 * dims.conv)
     plan = config.plan()
-    ssm_tokens = sum(block.ssm.count(config.context) for block in plan.blocks)
+    ssm_tokens = sum(block.reads[1].count(config.context) for block in plan.blocks)
     # At these lengths the CPU's attention is one block of dense scores.
     expected = flops.forward_flops(config, config.context, causal=False) - ssm_tokens * elementwise
     assert products(config, monkeypatch) == expected
@@ -97,7 +100,11 @@ def test_a_tied_head_costs_its_product_and_no_memory(kind, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "options"), [*((s, {}) for s in STRATEGIES), ("fai_split", OPTIONS)]
+    ("strategy", "options"),
+    [
+        *((s, {}) for s in STRATEGIES),
+        *(("fai_split", options) for options in (OPTIONS, READS_ALL, READS_ALL_MAMBA2)),
+    ],
 )
 def test_the_walk_agrees_with_the_planners_cost(strategy, options):
     """The planner counts a branch from its sizes alone, without the layers."""
@@ -105,8 +112,9 @@ def test_the_walk_agrees_with_the_planners_cost(strategy, options):
     dims, length = config.dims, config.context
     total = 2 * dims.width * config.vocab_size * length
     for block in config.plan().blocks:
-        total += attention_branch_flops(dims, block.attention.count(length))
-        total += ssm_branch_flops(dims, block.ssm.count(length))
+        read = length if block.reads_all else None
+        total += attention_branch_flops(dims, block.attention.count(length), read=read)
+        total += ssm_branch_flops(dims, block.ssm.count(length), read=read)
         if config.fusion == "paper":
             total += 2 * length * dims.width * ((1 if block.is_split else 2) + 1) * dims.width
     assert flops.forward_flops(config, length) == total

@@ -41,6 +41,11 @@ def bench_branches(config: Config, *, repeats: int, out: str) -> measured.Branch
       ValueError: `out` cannot be written, or the model does not have two branches.
     """
     model = require_flowhn(config.model, "bench branches")
+    if model.split.reads != "own":
+        raise ValueError(
+            "model.split.reads must be 'own' for bench branches, which times branches that read "
+            f"their own tokens; got {model.split.reads!r}."
+        )
     check_out(out)
     batch = max(1, config.train.batch_size // config.train.accumulate // jax.device_count())
     kind = backends.target_device_kind()

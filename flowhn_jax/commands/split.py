@@ -51,7 +51,8 @@ def _print_plan(model: "ModelConfig", lengths: Sequence[str], plot: str | None) 
     print(f"{models.param_count(config):,} parameters")
     print(
         f"{split.strategy}, context {config.context:,}, balance {split.balance}, "
-        f"{config.blocks} blocks, stem {_stem(split)}\n"
+        f"{config.blocks} blocks, stem {_stem(split)}"
+        f"{', both branches read all tokens' if split.reads == 'all' else ''}\n"
     )
     print(planned)
     plan = config.plan()
@@ -69,11 +70,17 @@ def imbalance(attention: int, ssm: int) -> float:
     return 100 * abs(attention - ssm) / max(attention, ssm)
 
 
-def branch_flops(config: "FlowHNConfig", attention: int, ssm: int) -> tuple[int, int]:
-    """Return the forward FLOPs of both branches for the number of tokens that each gets."""
+def branch_flops(
+    config: "FlowHNConfig", attention: int, ssm: int, read: int | None
+) -> tuple[int, int]:
+    """Return the forward FLOPs of both branches for the number of tokens that each gets.
+
+    If `read` is not None, both branches read that many.
+    """
     from flowhn_jax.split import attention_branch_flops, ssm_branch_flops
 
-    return attention_branch_flops(config.dims, attention), ssm_branch_flops(config.dims, ssm)
+    of_attention = attention_branch_flops(config.dims, attention, read=read)
+    return of_attention, ssm_branch_flops(config.dims, ssm, read=read)
 
 
 def table(config: "FlowHNConfig") -> str:
@@ -85,14 +92,14 @@ def table(config: "FlowHNConfig") -> str:
     rows = []
     for index, block in enumerate(plan.blocks):
         tokens = block.attention.count(context), block.ssm.count(context)
-        flops = branch_flops(config, *tokens)
+        flops = branch_flops(config, *tokens, read=context if block.reads_all else None)
         rows.append(
             [
                 str(index),
                 *(f"{count:,}" for count in tokens),
                 *(f"{count / 1e6:,.1f}" for count in flops),
                 f"{imbalance(*flops):.2f}",
-                _positions(block),
+                _positions(block, context),
             ]
         )
     headings = [
@@ -112,11 +119,9 @@ def _stem(split: "SplitConfig") -> str:
     return f"{split.stem} ({split.stem_kind})" if split.stem_kind != "no_split" else f"{split.stem}"
 
 
-def _positions(block: "BlockPlan") -> str:
+def _positions(block: "BlockPlan", context: int) -> str:
     """Return attention's positions as runs, such as "0-447 896-1023"."""
-    from flowhn_jax.split.selection import EVERYTHING
-
-    if block.attention == EVERYTHING:
+    if not block.is_split or 1 < context == block.attention.count(context):
         return "all"
     runs = " ".join(f"{start}-{stop - 1}" for start, stop in block.attention.runs)
     return runs if runs else "none"
@@ -139,17 +144,18 @@ def lengths_table(config: "FlowHNConfig", lengths: Sequence[int]) -> str:
         exact = ["-", "-"]
         if longer.split.strategy_class.uses_balance:
             tokens = attention_tokens(longer.split, longer.dims, length)
-            exact = _share(longer, tokens, length - tokens)
-        planned = _share(longer, block.attention.count(length), block.ssm.count(length))
+            exact = _share(longer, block, tokens, length - tokens)
+        planned = _share(longer, block, block.attention.count(length), block.ssm.count(length))
         rows.append([f"{length:,}", *exact, *planned, f"{reach(plan):.4f}"])
     headings = ["context", *(f"{each}\n{when}" for when in ("exact", "planned")
                              for each in ("attention", "imbalance %")), "reach"]  # fmt: skip
     return text_table(headings, rows, left=())
 
 
-def _share(config: "FlowHNConfig", attention: int, ssm: int) -> list[str]:
+def _share(config: "FlowHNConfig", block: "BlockPlan", attention: int, ssm: int) -> list[str]:
     """Return attention's tokens and the imbalance, as cells."""
-    return [f"{attention:,}", f"{imbalance(*branch_flops(config, attention, ssm)):.3f}"]
+    read = config.context if block.reads_all else None
+    return [f"{attention:,}", f"{imbalance(*branch_flops(config, attention, ssm, read)):.3f}"]
 
 
 def run(argv: Sequence[str] | None = None) -> None:

@@ -405,6 +405,7 @@ class FlowHNBlock(nn.Module):
         self.ssm = _make_branch(model, "ssm")
         self.attention = _make_branch(model, "attention")
         self.attended = attended
+        self.reads_all = model["split"]["reads"] == "all"
         self.has_projections = model["fusion"] == "paper"
         if self.has_projections:
             self.branch_proj = nn.Linear(width if attended else 2 * width, width, bias=False)
@@ -418,15 +419,11 @@ class FlowHNBlock(nn.Module):
         cache = cache or {"ssm": None, "attention": None}
         branches = {"ssm": self.ssm, "attention": self.attention}
         new_cache = dict(cache)
-        if self.attended is None:
-            outputs = []
+        if self.attended is None or self.reads_all:
+            outputs = {}
             for name, branch in branches.items():
-                y, new_cache[name] = branch(x, positions, valid, cache[name])
-                outputs.append(y)
-            if self.has_projections:
-                joined = torch.cat(outputs, -1)
-            else:  # x plus what each branch adds to it
-                joined = (sum(y.float() for y in outputs) - x.float()).to(x.dtype)
+                outputs[name], new_cache[name] = branch(x, positions, valid, cache[name])
+            joined = self._join(x, positions, **outputs)
         else:
             attends = self._attends(positions)
             joined = torch.zeros_like(x)
@@ -440,6 +437,14 @@ class FlowHNBlock(nn.Module):
             return joined, new_cache
         x = x + self.branch_proj(joined)
         return x + self.final_proj(self.norm(x)), new_cache
+
+    def _join(self, x: Tensor, positions: Tensor, ssm: Tensor, attention: Tensor) -> Tensor:
+        """Return the outputs of both branches for all tokens x [B, T, D], joined for the fusion."""
+        if self.attended is not None:
+            return torch.where(self._attends(positions)[:, :, None], attention, ssm)
+        if self.has_projections:
+            return torch.cat((ssm, attention), -1)
+        return (ssm.float() + attention.float() - x.float()).to(x.dtype)
 
     def _attends(self, positions: Tensor) -> Tensor:
         """Return which positions [B, T] attention gets, bool."""

@@ -220,11 +220,13 @@ def _mode_of(config: ModelConfig) -> str:
             f"model.head_dim must be model.width / model.heads for --format=reference; got "
             f"{config.head_dim}."
         )
-    is_mixed = config.split.stem and config.split.strategy != "no_split"
-    if config.split.strategy not in strategies or is_mixed or config.split.stem_kind != "no_split":
+    is_mixed = config.split.stem > 0 and config.split.strategy != "no_split"
+    is_mixed |= config.split.stem_kind != "no_split" or config.split.reads != "own"
+    if config.split.strategy not in strategies or is_mixed:
         raise ValueError(
-            f"model.split.strategy must be one of {', '.join(strategies)}, without a stem, for "
-            f"--format=reference: the authors' code has no other; got {config.split.strategy!r} "
-            f"with a stem of {config.split.stem}."
+            f"model.split.strategy must be one of {', '.join(strategies)}, without a stem and with "
+            "model.split.reads 'own', for --format=reference: the authors' code has no other; got "
+            f"{config.split.strategy!r} with a stem of {config.split.stem} and reads "
+            f"{config.split.reads!r}."
         )
     return strategies[config.split.strategy]

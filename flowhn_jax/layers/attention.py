@@ -1,5 +1,6 @@
 """Grouped-query causal attention (arXiv 2305.13245), with the options that the models need."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from flowhn_jax.layers.documents import positions_after_prefix
 from flowhn_jax.layers.linear import linear, linear_from_heads, linear_to_heads, rms_norm
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.layers.rope import UNSCALED, RopeScaling, rotate
+from flowhn_jax.split import Selection, take
 from flowhn_jax.split.cost import score_flops
 from kernels.attention import attention, attention_step, padded_length
 
@@ -139,6 +141,29 @@ class Attention(nnx.Module):
             scale=scale if self.qk_norm else 1.0,
         )
         return self._project_out(y)[:, :length]
+
+    def mix_selected(
+        self, x: jax.Array, segment_ids: jax.Array | None, selection: Selection
+    ) -> jax.Array:
+        """Return the attended tokens of `selection`, [B, count, D]; x [B, T, D] are all tokens."""
+        return self._attend_selected(x, segment_ids, self.keys_values(x, segment_ids), selection)
+
+    def prefill_selected(
+        self, x: jax.Array, prompts: Prompts, length: int, selection: Selection
+    ) -> tuple[jax.Array, KVCache]:
+        """Return the attended tokens of `selection`, and the cache after each row's tokens."""
+        keys_values = self.keys_values(x, prompts.segment_ids)
+        cache = self.fill_cache(keys_values, prompts, length)
+        return self._attend_selected(x, prompts.segment_ids, keys_values, selection), cache
+
+    def read(self, x: jax.Array, cache: KVCache) -> tuple[Callable[[], jax.Array], KVCache]:
+        """Return a function that attends from the tokens x [B, D], and the cache with them."""
+        new_cache = self.extend(x, cache)
+        return lambda: self.attend_last(x, new_cache), new_cache
+
+    def selected_share(self, name: str) -> float:
+        """Return 1 for queries, scores ('mixing') and outputs, 0 for keys and values."""
+        return float(name in ("q_proj", "mixing", "o_proj"))
 
     def keys_values(
         self,
@@ -271,6 +296,25 @@ class Attention(nnx.Module):
             return slot
         rounds = jnp.maximum(tokens[:, None] - 1 - slot, 0) // self.window
         return jnp.where(slot < self.prefix, slot, slot + rounds * self.window)
+
+    def _attend_selected(
+        self,
+        x: jax.Array,
+        segment_ids: jax.Array | None,
+        keys_values: KeysValues,
+        selection: Selection,
+    ) -> jax.Array:
+        length, scale = x.shape[1], self.head_dim**-0.5
+        positions = take(jnp.arange(length)[None], selection)[0]
+        q = self._queries(take(x, selection), positions, length, scale=scale)
+        y = attention(
+            q,
+            *keys_values,
+            segment_ids=segment_ids,
+            queries=selection.positions(length),
+            scale=scale if self.qk_norm else 1.0,
+        )
+        return self._project_out(y)
 
     def _positions(self, x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         """Return the positions [T] or [B, T] of x [B, T, D].

@@ -12,7 +12,7 @@ from flowhn_jax.layers.mlp import SwiGLU
 from flowhn_jax.layers.prompts import Prompts
 from kernels.partition import constrain
 
-_LAYOUT = "B L D"
+LAYOUT = "B L D"
 
 
 class DecoderLayer(nnx.Module, Generic[CacheT]):
@@ -50,9 +50,9 @@ class DecoderLayer(nnx.Module, Generic[CacheT]):
 
         The options are further arguments of the mixer, here and in the other methods.
         """
-        x = constrain(x, _LAYOUT)
+        x = constrain(x, LAYOUT)
         mixed = self.mixer(self.norm(x), segment_ids, **options)
-        return constrain(self.add_mlp(x + mixed), _LAYOUT)
+        return constrain(self.add_mlp(x + mixed), LAYOUT)
 
     def add_mlp(self, x: jax.Array) -> jax.Array:
         """Return the stream [..., D] after the MLP and its residual; x itself without an MLP."""
@@ -66,9 +66,9 @@ class DecoderLayer(nnx.Module, Generic[CacheT]):
         self, x: jax.Array, prompts: Prompts, length: int, **options: jax.Array
     ) -> tuple[jax.Array, CacheT]:
         """Return the stream [B, T, D], and the mixer's cache with room for `length` tokens."""
-        x = constrain(x, _LAYOUT)
+        x = constrain(x, LAYOUT)
         mixed, cache = self.mixer.prefill(self.norm(x), prompts, length, **options)
-        return constrain(self.add_mlp(x + mixed), _LAYOUT), cache
+        return constrain(self.add_mlp(x + mixed), LAYOUT), cache
 
     def step(
         self,

@@ -67,6 +67,17 @@ def linear_to_heads(
     return y + (scale * layer.bias[...]).astype(y.dtype).reshape(-1, head_dim)
 
 
+def linear_part(layer: nnx.LinearGeneral, x: jax.Array, part: int | slice) -> jax.Array:
+    """Return a part of the first output dimension of layer(x), for x [..., D].
+
+    Args:
+      layer: with a kernel [D, ...].
+      x: [..., D].
+      part: an index, which removes the dimension, or a slice.
+    """
+    return _apply(layer, x, layer.kernel[...][:, part].astype(layer.dtype), 1)
+
+
 def linear_from_heads(layer: nnx.LinearGeneral, x: jax.Array) -> jax.Array:
     """Return layer(x) [B, T, D] or [B, D] of heads x [B, T, H, K] or [B, H, K].
 

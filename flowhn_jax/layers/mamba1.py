@@ -1,5 +1,6 @@
 """The Mamba-1 mixer (arXiv 2312.00752, and Jamba's, 2403.19887, for norms on dt, B and C)."""
 
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import jax
@@ -16,11 +17,13 @@ from flowhn_jax.layers.documents import (
     index_documents,
     scanned_prefix,
 )
-from flowhn_jax.layers.linear import linear, rms_norm
+from flowhn_jax.layers.linear import linear, linear_part, rms_norm
 from flowhn_jax.layers.prompts import Prompts, where_active
 from flowhn_jax.layers.ssm_biases import USUAL, SSMBiases
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
+from flowhn_jax.split import Selection, take
 from flowhn_jax.split.cost import conv_flops, scan_flops
+from flowhn_jax.split.selection import EVERYTHING
 from kernels.causal_conv import causal_conv
 from kernels.selective_scan import selective_scan, selective_scan_step
 
@@ -59,7 +62,7 @@ class ScanArguments(NamedTuple):
     B: jax.Array
     C: jax.Array
     D: jax.Array
-    z: jax.Array
+    z: jax.Array | None
     dt_bias: jax.Array
 
 
@@ -118,22 +121,47 @@ class Mamba1(nnx.Module):
         """Return the mixed tokens [B, T, D]; the state restarts with each document."""
         return self._mix(x, segment_ids, None)[0]
 
+    def mix_selected(
+        self, x: jax.Array, segment_ids: jax.Array | None, selection: Selection
+    ) -> jax.Array:
+        """Return the mixed tokens of `selection`, [B, count, D]; x [B, T, D] are all tokens."""
+        return self._mix(x, segment_ids, None, selection)[0]
+
     def prefill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, Mamba1Cache]:
         """Return the mixed tokens [B, T, D], and the cache after each row's tokens."""
+        return self.prefill_selected(x, prompts, length, EVERYTHING)
+
+    def prefill_selected(
+        self, x: jax.Array, prompts: Prompts, length: int, selection: Selection
+    ) -> tuple[jax.Array, Mamba1Cache]:
+        """Return the mixed tokens of `selection`, and the cache after each row's tokens."""
         del length
-        y, u, state = self._mix(x, prompts.segment_ids, prompts)
+        y, u, state = self._mix(x, prompts.segment_ids, prompts, selection)
         conv = prompts.tail(u, self.conv - 1, self.prefix)
         return y, Mamba1Cache(conv, prompts.reset_state(state))
 
     def _mix(
-        self, x: jax.Array, segment_ids: jax.Array | None, prompts: Prompts | None
+        self,
+        x: jax.Array,
+        segment_ids: jax.Array | None,
+        prompts: Prompts | None,
+        selection: Selection = EVERYTHING,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return the mixed tokens [B, T, D], the convolution's inputs, and the last states."""
-        u, z = jnp.unstack(self.in_proj(x), axis=-2)
+        """Return the mixed tokens [B, T, D], the convolution's inputs, and the last states.
+
+        With a selection, all tokens enter the scan, but only the selected ones have gates and are
+        projected.
+        """
+        if selection == EVERYTHING:
+            u, z = jnp.unstack(self.in_proj(x), axis=-2)
+        else:
+            u, z = linear_part(self.in_proj, x, 0), None
         inputs = self._scan_arguments(self._convolve(u, segment_ids), z)
         if prompts is not None:
             inputs = inputs._replace(dt=prompts.mask_padding(inputs.dt))
         y, state = self._scan(inputs, segment_ids)
+        if z is None:
+            y = _gate(take(y, selection), linear_part(self.in_proj, take(x, selection), 1))
         return self._project_out(y), u, state
 
     def init_cache(self, batch: int, length: int) -> Mamba1Cache:
@@ -150,9 +178,25 @@ class Mamba1(nnx.Module):
         A sequence that is not `active` [B] keeps its cache; its output is undefined.
         """
         u, z = jnp.unstack(self.in_proj(x), axis=-2)
+        y, new_cache = self._step(u, z, cache)
+        return self._project_out(y), where_active(active, new_cache, cache)
+
+    def read(self, x: jax.Array, cache: Mamba1Cache) -> tuple[Callable[[], jax.Array], Mamba1Cache]:
+        """Return a function that gates and projects the tokens x [B, D], and the new cache."""
+        y, new_cache = self._step(linear_part(self.in_proj, x, 0), None, cache)
+        return lambda: self._project_out(_gate(y, linear_part(self.in_proj, x, 1))), new_cache
+
+    def selected_share(self, name: str) -> float:
+        """Return 1 for the output projection, a half for the inputs' and gates', else 0."""
+        return {"out_proj": 1.0, "in_proj": 0.5}.get(name, 0.0)
+
+    def _step(
+        self, u: jax.Array, z: jax.Array | None, cache: Mamba1Cache
+    ) -> tuple[jax.Array, Mamba1Cache]:
+        """Return the scan's outputs [B, E], gated by z [B, E] if it is given, and the new cache."""
         u, conv = convolve_step(u, self.conv_weight[...], value_of(self.conv_bias), cache.conv)
         y, state = selective_scan_step(**self._scan_arguments(u, z)._asdict(), state=cache.state)
-        return self._project_out(y), where_active(active, Mamba1Cache(conv, state), cache)
+        return y, Mamba1Cache(conv, state)
 
     def mixing_flops(self, tokens: int, *, causal: bool) -> int:
         """Return the FLOPs of the scan and of the convolution."""
@@ -171,7 +215,7 @@ class Mamba1(nnx.Module):
             y = _add_in_float32(y, convolved_prefix(table, index_documents(segment_ids)))
         return jax.nn.silu(y)
 
-    def _scan_arguments(self, u: jax.Array, z: jax.Array) -> ScanArguments:
+    def _scan_arguments(self, u: jax.Array, z: jax.Array | None) -> ScanArguments:
         """Return the scan's arguments for convolved channels u [..., E] and gates z [..., E]."""
         dt, b, c = jnp.split(self.x_proj(u), self.splits, axis=-1)
         if self.norms:
@@ -191,6 +235,7 @@ class Mamba1(nnx.Module):
             return y, state
         index = index_documents(segment_ids)
         added, added_state = self._scan_of_prefix(inputs, index)
+        assert inputs.z is not None, "layers with a prefix have outputs for all tokens"
         y = _add_in_float32(y, added * jax.nn.silu(inputs.z.astype(jnp.float32)))
         return y, state + jnp.where(index.is_later[:, -1, None, None], added_state, 0)
 
@@ -209,6 +254,11 @@ class Mamba1(nnx.Module):
 
     def _project_out(self, y: jax.Array) -> jax.Array:
         return self.out_proj(y) if self.projects else y
+
+
+def _gate(y: jax.Array, z: jax.Array) -> jax.Array:
+    """Return y * silu(z), computed in float32, in the dtype of y."""
+    return (y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))).astype(y.dtype)
 
 
 def _add_in_float32(y: jax.Array, more: jax.Array) -> jax.Array:

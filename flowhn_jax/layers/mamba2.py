@@ -1,6 +1,7 @@
 """The Mamba-2 mixer (arXiv 2405.21060, section 7)."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import jax
@@ -10,11 +11,13 @@ from flax import nnx
 from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.convolution import convolve, convolve_step, value_of
 from flowhn_jax.layers.decay import decay_rates
-from flowhn_jax.layers.linear import linear
+from flowhn_jax.layers.linear import linear, linear_part
 from flowhn_jax.layers.prompts import Prompts, where_active
 from flowhn_jax.layers.ssm_biases import USUAL, SSMBiases
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
+from flowhn_jax.split import Selection, take
 from flowhn_jax.split.cost import conv_flops, ssd_flops
+from flowhn_jax.split.selection import EVERYTHING
 from kernels.partition import constrain
 from kernels.ssd import ssd, ssd_step
 
@@ -156,32 +159,52 @@ class Mamba2(nnx.Module):
         """Return the mixed tokens [B, T, D]; the state restarts with each document."""
         return self._mix(x, segment_ids, None)[0]
 
+    def mix_selected(
+        self, x: jax.Array, segment_ids: jax.Array | None, selection: Selection
+    ) -> jax.Array:
+        """Return the mixed tokens of `selection`, [B, count, D]; x [B, T, D] are all tokens."""
+        return self._mix(x, segment_ids, None, selection)[0]
+
     def prefill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, Mamba2Cache]:
         """Return the mixed tokens [B, T, D], and the cache after each row's tokens."""
+        return self.prefill_selected(x, prompts, length, EVERYTHING)
+
+    def prefill_selected(
+        self, x: jax.Array, prompts: Prompts, length: int, selection: Selection
+    ) -> tuple[jax.Array, Mamba2Cache]:
+        """Return the mixed tokens of `selection`, and the cache after each row's tokens."""
         del length
-        y, xbc, state = self._mix(x, prompts.segment_ids, prompts)
+        y, xbc, state = self._mix(x, prompts.segment_ids, prompts, selection)
         assert state is not None
         conv = prompts.tail(xbc, self.conv - 1)
         return y, Mamba2Cache(conv, prompts.reset_state(state))
 
     def _mix(
-        self, x: jax.Array, segment_ids: jax.Array | None, prompts: Prompts | None
+        self,
+        x: jax.Array,
+        segment_ids: jax.Array | None,
+        prompts: Prompts | None,
+        selection: Selection = EVERYTHING,
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """Return the mixed tokens [B, T, D], the convolution's inputs, and the last states.
 
-        The states are computed for prompts only.
+        The states are computed for prompts only. With a selection, all tokens enter the scan, but
+        only the selected ones have gates and are projected.
         """
-        z, xbc, dt = self._project_in(x)
+        if selection == EVERYTHING:
+            z, xbc, dt = self._project_in(x)
+        else:
+            z, (xbc, dt) = self._project_gates(take(x, selection)), self._project_to_scan(x)
         inputs = self._ssd_arguments(self._convolve(xbc, segment_ids), dt)
         if prompts is None:
             y = cast("jax.Array", ssd(**inputs._asdict(), segment_ids=segment_ids))
-            return self._project_out(y, z), xbc, None
+            return self._project_out(_select(y, selection), z), xbc, None
         inputs = inputs._replace(dt=prompts.mask_padding(inputs.dt))
         y, state = cast(
             "tuple[jax.Array, jax.Array]",
             ssd(**inputs._asdict(), segment_ids=segment_ids, return_final_state=True),
         )
-        return self._project_out(y, z), xbc, state
+        return self._project_out(_select(y, selection), z), xbc, state
 
     def init_cache(self, batch: int, length: int) -> Mamba2Cache:
         """Return the cache before the first token; its size does not depend on `length`."""
@@ -200,10 +223,26 @@ class Mamba2(nnx.Module):
         A sequence that is not `active` [B] keeps its cache; its output is undefined.
         """
         z, xbc, dt = self._project_in(x)
+        y, new_cache = self._step(xbc, dt, cache)
+        return self._project_out(y, z), where_active(active, new_cache, cache)
+
+    def read(self, x: jax.Array, cache: Mamba2Cache) -> tuple[Callable[[], jax.Array], Mamba2Cache]:
+        """Return a function that gates and projects the tokens x [B, D], and the new cache."""
+        y, new_cache = self._step(*self._project_to_scan(x), cache)
+        return lambda: self._project_out(y, self._project_gates(x)), new_cache
+
+    def selected_share(self, name: str) -> float:
+        """Return 1 for the output projection, the gates' share of the input's, 0 for others."""
+        gates = self.inner / self.in_proj.kernel.shape[1]
+        return {"out_proj": 1.0, "in_proj": gates}.get(name, 0.0)
+
+    def _step(
+        self, xbc: jax.Array, dt: jax.Array, cache: Mamba2Cache
+    ) -> tuple[jax.Array, Mamba2Cache]:
+        """Return the scan's outputs [B, H, P] and the new cache."""
         xbc, conv = convolve_step(xbc, self.conv_weight[...], value_of(self.conv_bias), cache.conv)
         y, state = ssd_step(**self._ssd_arguments(xbc, dt)._asdict(), state=cache.state)
-        new_cache = where_active(active, Mamba2Cache(conv, state), cache)
-        return self._project_out(y, z), new_cache
+        return y, Mamba2Cache(conv, state)
 
     def mixing_flops(self, tokens: int, *, causal: bool) -> int:
         """Return the FLOPs of the scan and of the convolution."""
@@ -228,6 +267,17 @@ class Mamba2(nnx.Module):
             ]
             projected = projected * jnp.concatenate(factors)
         return jnp.split(projected, self.splits, axis=-1)
+
+    def _project_gates(self, x: jax.Array) -> jax.Array:
+        """Return the gates z [..., E] alone; without multipliers."""
+        return linear_part(self.in_proj, x, slice(self.inner))
+
+    def _project_to_scan(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the other parts of in_proj's result, as `_project_in`; without multipliers."""
+        assert self.multipliers is None, "models with multipliers have outputs for all tokens"
+        projected = linear_part(self.in_proj, x, slice(self.inner, None))
+        xbc, dt = jnp.split(projected, [self.splits[1] - self.inner], axis=-1)
+        return xbc, dt
 
     def _convolve(self, xbc: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         xbc = convolve(xbc, self.conv_weight[...], value_of(self.conv_bias), segment_ids)
@@ -258,3 +308,8 @@ class Mamba2(nnx.Module):
 def _inverse_softplus(value: float) -> float:
     """Return the x with softplus(x) = value; -inf for 0, inf for inf."""
     return value + math.log(-math.expm1(-value)) if value > 0 else -math.inf
+
+
+def _select(y: jax.Array, selection: Selection) -> jax.Array:
+    """Return the selected positions of y [B, T, ...]."""
+    return y if selection == EVERYTHING else take(y, selection)

@@ -1,10 +1,12 @@
 """The protocol of mixers: what a decoder layer expects of the module that mixes its tokens."""
 
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import jax
 
 from flowhn_jax.layers.prompts import Prompts
+from flowhn_jax.split import Selection
 
 CacheT = TypeVar("CacheT")
 
@@ -58,5 +60,39 @@ class Mixer(Protocol[CacheT]):
         Args:
           tokens: of the sequence.
           causal: whether attention counts only pairs at or before the query, not all tokens².
+        """
+        ...
+
+
+class SelectiveMixer(Mixer[CacheT], Protocol[CacheT]):
+    """A mixer that can read all tokens of a sequence and have outputs for some of them only."""
+
+    def mix_selected(
+        self, x: jax.Array, segment_ids: jax.Array | None, selection: Selection
+    ) -> jax.Array:
+        """Return the mixed tokens of `selection`, [B, count, D]; x [B, T, D] are all tokens."""
+        ...
+
+    def prefill_selected(
+        self, x: jax.Array, prompts: Prompts, length: int, selection: Selection
+    ) -> tuple[jax.Array, CacheT]:
+        """Return the mixed tokens of `selection`, and the cache after each row's last real token.
+
+        The arguments are those of `prefill`, of all tokens.
+        """
+        ...
+
+    def read(self, x: jax.Array, cache: CacheT) -> tuple[Callable[[], jax.Array], CacheT]:
+        """Return a function that mixes the tokens x [B, D], and the cache after them.
+
+        The function costs nothing where it is not called.
+        """
+        ...
+
+    def selected_share(self, name: str) -> float:
+        """Return the share of a linear layer's work that is done for the selected tokens alone.
+
+        Args:
+          name: of the layer, or 'mixing' for the work of `mixing_flops`.
         """
         ...

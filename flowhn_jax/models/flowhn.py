@@ -24,7 +24,7 @@ from flowhn_jax.models.flowhn_branches import (
     step_branch,
     take_tokens,
 )
-from flowhn_jax.models.language_model import STREAM, Blocks, LanguageModel
+from flowhn_jax.models.language_model import STREAM, Blocks, FlopPart, LanguageModel
 from flowhn_jax.models.registry import register
 from flowhn_jax.parallel.branch import is_parallel, side_by_side
 from flowhn_jax.split import (
@@ -37,7 +37,7 @@ from flowhn_jax.split import (
     make_plan,
     merge,
 )
-from flowhn_jax.split.plan import partition_warning
+from flowhn_jax.split.plan import EVERYTHING, partition_warning
 from flowhn_jax.utils.checks import require
 from kernels.partition import constrain
 
@@ -155,7 +155,10 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
 
     def _check_positions(self, sequence: int) -> None:
         for block in self.plan().blocks:
-            for branch, selection in (("attention", block.attention), ("the SSM", block.ssm)):
+            divided = [("attention", block.attention), ("the SSM", block.ssm)]
+            if block.reads_all:
+                divided.append(("both branches", EVERYTHING))
+            for branch, selection in divided:
                 tokens = selection.count(self.context)
                 if tokens % sequence:
                     raise ValueError(
@@ -196,7 +199,7 @@ def _layer(
 
 
 class BlockCache(NamedTuple):
-    """The caches of both branches, each of the tokens that it got."""
+    """The caches of both branches, each of the tokens that it has read."""
 
     ssm: Mamba1Cache | Mamba2Cache
     attention: KVCache
@@ -227,12 +230,14 @@ class Block(nnx.Module):
           segment_ids: [B, T] int32; documents never attend to each other. None: one document.
           plan: which positions each branch gets.
         """
-        ssm, of_ssm = take_tokens(x, segment_ids, plan.ssm)
-        attention, of_attention = take_tokens(x, segment_ids, plan.attention)
-        works = (
-            (self.ssm, plan.ssm, (ssm, of_ssm)),
-            (self.attention, plan.attention, (attention, of_attention)),
-        )
+        attention_reads, ssm_reads = plan.reads
+        works = [
+            (branch, read, own, take_tokens(x, segment_ids, read))
+            for branch, read, own in (
+                (self.ssm, ssm_reads, plan.ssm),
+                (self.attention, attention_reads, plan.attention),
+            )
+        ]
         if is_parallel():
             parts = (branch_part(*work, length=x.shape[1]) for work in works)
             ssm, attention = side_by_side(*parts)
@@ -243,17 +248,21 @@ class Block(nnx.Module):
 
     def init_cache(self, batch: int, plan: BlockPlan, length: int) -> BlockCache:
         """Return the branches' caches before the first of `length` tokens."""
+        attention, ssm = plan.reads
         return BlockCache(
-            self.ssm.init_cache(batch, max(1, plan.ssm.count(length))),
-            self.attention.init_cache(batch, max(1, plan.attention.count(length))),
+            self.ssm.init_cache(batch, max(1, ssm.count(length))),
+            self.attention.init_cache(batch, max(1, attention.count(length))),
         )
 
     def prefill(
         self, x: jax.Array, plan: BlockPlan, prompts: Prompts, length: int
     ) -> tuple[jax.Array, BlockCache]:
         """Return the stream [B, T, D] and the cache after each row, for `length` tokens."""
-        ssm, of_ssm = prefill_branch(self.ssm, x, plan.ssm, prompts, length)
-        attention, of_attention = prefill_branch(self.attention, x, plan.attention, prompts, length)
+        attention_reads, ssm_reads = plan.reads
+        ssm, of_ssm = prefill_branch(self.ssm, ssm_reads, plan.ssm, x, prompts, length)
+        attention, of_attention = prefill_branch(
+            self.attention, attention_reads, plan.attention, x, prompts, length
+        )
         joined = self._join(x, ssm, attention, plan)
         return constrain(self._fuse(x, joined), STREAM), BlockCache(of_ssm, of_attention)
 
@@ -271,9 +280,11 @@ class Block(nnx.Module):
             return self._fuse(x, joined), BlockCache(of_ssm, of_attention)
 
         attends = contains(plan.attention, positions)
-        ssm, of_ssm = step_branch(self.ssm, x, cache.ssm, ~attends, positions)
+        ssm, of_ssm = step_branch(
+            self.ssm, x, cache.ssm, ~attends, positions, reads_all=plan.reads_all
+        )
         attention, of_attention = step_branch(
-            self.attention, x, cache.attention, attends, positions
+            self.attention, x, cache.attention, attends, positions, reads_all=plan.reads_all
         )
         joined = jnp.where(attends[:, None], attention, ssm)
         return self._fuse(x, joined), BlockCache(of_ssm, of_attention)
@@ -368,15 +379,16 @@ class FlowHN(LanguageModel):
             )
         return self.config.plan(length)
 
-    def flop_parts(self, length: int) -> Iterator[tuple[nnx.Module, int]]:
+    def flop_parts(self, length: int) -> Iterator[FlopPart]:
         """Yield each module that costs FLOPs, and how many tokens of `length` it processes."""
         for block, plan in zip(self.blocks, self.config.plan(length).blocks, strict=True):
             if isinstance(block, StemBlock):
-                yield block.layer, length
+                yield FlopPart(block.layer, length)
                 continue
-            yield block.ssm, plan.ssm.count(length)
-            yield block.attention, plan.attention.count(length)
+            attention_reads, ssm_reads = (each.count(length) for each in plan.reads)
+            yield FlopPart(block.ssm, plan.ssm.count(length), ssm_reads)
+            yield FlopPart(block.attention, plan.attention.count(length), attention_reads)
             if block.has_projections:
-                yield block.branch_proj, length
-                yield block.final_proj, length
-        yield self.output_layer, length
+                yield FlopPart(block.branch_proj, length)
+                yield FlopPart(block.final_proj, length)
+        yield FlopPart(self.output_layer, length)

@@ -1,14 +1,14 @@
 """The branches of FlowHN's blocks: decoder layers on some of a sequence's positions."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from flowhn_jax.layers.attention import Attention
-from flowhn_jax.layers.decoder import DecoderLayer
-from flowhn_jax.layers.mixer import CacheT
+from flowhn_jax.layers.decoder import LAYOUT, DecoderLayer
+from flowhn_jax.layers.mixer import SelectiveMixer
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.language_model import STREAM
 from flowhn_jax.parallel.branch import Part, is_parallel, run_alone
@@ -16,8 +16,10 @@ from flowhn_jax.split import BlockPlan, Selection, count, take
 from flowhn_jax.split.plan import EVERYTHING
 from kernels.partition import constrain
 
+Branch = DecoderLayer[Any]  # around a `SelectiveMixer`
 BranchInputs = tuple[jax.Array, jax.Array | None]  # a branch's x [B, T, D] and segment_ids [B, T]
 Options = dict[str, jax.Array]  # keyword arguments of a mixer
+_ALL = EVERYTHING, EVERYTHING  # what the layer of a stem reads, and what it has outputs for
 
 
 def take_tokens(
@@ -29,54 +31,75 @@ def take_tokens(
     return take(x, selection), None if segment_ids is None else take(segment_ids, selection)
 
 
-def _positions(branch: DecoderLayer[Any], selection: Selection, length: int) -> Options:
+def _positions(branch: Branch, selection: Selection, length: int) -> Options:
     """Return the option of a branch's mixer that holds its positions [T], if it rotates by them."""
     if not _rotates(branch) or selection == EVERYTHING:
         return {}
     return {"positions": take(jnp.arange(length)[None], selection)[0]}
 
 
-def _rotates(branch: DecoderLayer[Any]) -> bool:
+def _rotates(branch: Branch) -> bool:
     return isinstance(branch.mixer, Attention) and branch.mixer.rope_theta is not None
 
 
+def _selective(branch: Branch) -> SelectiveMixer[Any]:
+    return cast("SelectiveMixer[Any]", branch.mixer)
+
+
 def run_branch(
-    branch: DecoderLayer[Any], selection: Selection, inputs: BranchInputs, *, length: int
+    branch: Branch, read: Selection, own: Selection, inputs: BranchInputs, *, length: int
 ) -> jax.Array:
-    """Return a branch's output for its positions of a sequence of `length`."""
+    """Return a branch's output for its own positions of a sequence of `length`.
+
+    Args:
+      branch: the layer.
+      read: the positions of the inputs: all, or `own`.
+      own: the positions of the output.
+      inputs: of the positions that the branch reads.
+      length: tokens of the sequence.
+    """
     x, segment_ids = inputs
-    if not x.shape[1]:  # a short text may lie wholly within the other branch
-        return x
-    return branch(x, segment_ids, **_positions(branch, selection, length))
+    if not own.count(length):  # a short text may lie wholly within the other branch
+        return x[:, :0]
+    if read == own:
+        return branch(x, segment_ids, **_positions(branch, own, length))
+    x = constrain(x, LAYOUT)
+    mixed = _selective(branch).mix_selected(branch.norm(x), segment_ids, own)
+    return constrain(branch.add_mlp(take(x, own) + mixed), LAYOUT)
 
 
 def branch_part(
-    branch: DecoderLayer[Any], selection: Selection, inputs: BranchInputs, *, length: int
+    branch: Branch, read: Selection, own: Selection, inputs: BranchInputs, *, length: int
 ) -> Part:
     """Return `run_branch` as a function of arrays."""
     graph, params = nnx.split(branch)
 
     def run(params: nnx.State, inputs: BranchInputs) -> jax.Array:
-        return run_branch(nnx.merge(graph, params), selection, inputs, length=length)
+        return run_branch(nnx.merge(graph, params), read, own, inputs, length=length)
 
-    return Part(run, params, inputs)
+    return Part(run, params, inputs, own.count(length))
 
 
 def prefill_branch(
-    branch: DecoderLayer[CacheT],
-    x: jax.Array,
-    selection: Selection,
-    prompts: Prompts,
-    length: int,
-) -> tuple[jax.Array, CacheT]:
-    """Return a branch's output for its positions of x [B, T, D], and its cache for `length`."""
-    options = _positions(branch, selection, x.shape[1])
-    if selection != EVERYTHING:
-        x, segment_ids = take_tokens(x, prompts.segment_ids, selection)
-        lengths, first = count(selection, prompts.lengths), count(selection, prompts.first)
+    branch: Branch, read: Selection, own: Selection, x: jax.Array, prompts: Prompts, length: int
+) -> tuple[jax.Array, Any]:
+    """Return a branch's output for its own positions of x [B, T, D], and its cache for `length`.
+
+    `read` and `own` are as in `run_branch`.
+    """
+    room = max(1, read.count(length))
+    if read != own:
+        y, normed = take(x, own), branch.norm(x)
+        if not y.shape[1]:
+            return y, branch.mixer.prefill(normed, prompts, room)[1]
+        mixed, cache = _selective(branch).prefill_selected(normed, prompts, room, own)
+        return branch.add_mlp(y + mixed), cache
+    options = _positions(branch, own, x.shape[1])
+    if own != EVERYTHING:
+        x, segment_ids = take_tokens(x, prompts.segment_ids, own)
+        lengths, first = count(own, prompts.lengths), count(own, prompts.first)
         prompts = Prompts(lengths, first, segment_ids)
-    room = max(1, selection.count(length))
-    if not x.shape[1]:  # a short prompt may lie wholly within the other branch
+    if not x.shape[1]:
         return x, branch.init_cache(x.shape[0], room)
     return branch.prefill(x, prompts, room, **options)
 
@@ -84,7 +107,7 @@ def prefill_branch(
 class StemBlock(nnx.Module):
     """A block of one branch, for all tokens. Its methods are those of `Block`."""
 
-    def __init__(self, layer: DecoderLayer[Any]):
+    def __init__(self, layer: Branch):
         self.layer = layer
 
     def __call__(
@@ -94,9 +117,9 @@ class StemBlock(nnx.Module):
         del plan
         inputs = x, segment_ids
         if is_parallel():
-            x = run_alone(branch_part(self.layer, EVERYTHING, inputs, length=x.shape[1]))
+            x = run_alone(branch_part(self.layer, *_ALL, inputs, length=x.shape[1]))
         else:
-            x = run_branch(self.layer, EVERYTHING, inputs, length=x.shape[1])
+            x = run_branch(self.layer, *_ALL, inputs, length=x.shape[1])
         return constrain(x, STREAM)
 
     def init_cache(self, batch: int, plan: BlockPlan, length: int) -> Any:
@@ -109,7 +132,7 @@ class StemBlock(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """Return the stream [B, T, D] and the layer's cache after each row, for `length` tokens."""
         del plan
-        x, cache = prefill_branch(self.layer, x, EVERYTHING, prompts, length)
+        x, cache = prefill_branch(self.layer, *_ALL, x, prompts, length)
         return constrain(x, STREAM), cache
 
     def step(
@@ -120,18 +143,26 @@ class StemBlock(nnx.Module):
         return self.layer.step(x, cache, **_step_positions(self.layer, positions))
 
 
-def _step_positions(branch: DecoderLayer[Any], positions: jax.Array) -> Options:
+def _step_positions(branch: Branch, positions: jax.Array) -> Options:
     return {"positions": positions} if _rotates(branch) else {}
 
 
 def step_branch(
-    branch: DecoderLayer[Any],
+    branch: Branch,
     x: jax.Array,
     cache: Any,
     active: jax.Array,
     positions: jax.Array,
+    *,
+    reads_all: bool,
 ) -> tuple[jax.Array, Any]:
-    """Return a branch's step for the sequences that are `active` [B]; skip it where none is."""
+    """Return a branch's step for the sequences that are `active` [B]; skip it where none is.
+
+    With `reads_all` the cache takes the other sequences' tokens as well.
+    """
+    if reads_all:
+        mix, new_cache = _selective(branch).read(branch.norm(x), cache)
+        return jax.lax.cond(active.any(), lambda: branch.add_mlp(x + mix()), lambda: x), new_cache
     options = _step_positions(branch, positions)
     return jax.lax.cond(
         active.any(), lambda: branch.step(x, cache, active, **options), lambda: (x, cache)

@@ -54,6 +54,20 @@ class DecodeCache(NamedTuple):
     tokens: jax.Array
 
 
+class FlopPart(NamedTuple):
+    """A module that costs FLOPs.
+
+    Attributes:
+      module: a layer or a block, with all modules in it.
+      tokens: of a sequence that pass it.
+      read: tokens that its `SelectiveMixer` reads; None: `tokens`.
+    """
+
+    module: nnx.Module
+    tokens: int
+    read: int | None = None
+
+
 class LanguageModel(nnx.Module):
     """A stack of blocks, which each family makes in `make_block`.
 
@@ -182,11 +196,11 @@ class LanguageModel(nnx.Module):
             new_caches.append(new_cache)
         return x, new_caches
 
-    def flop_parts(self, length: int) -> Iterator[tuple[nnx.Module, int]]:
+    def flop_parts(self, length: int) -> Iterator[FlopPart]:
         """Yield each module that costs FLOPs, and how many tokens of `length` it processes."""
         for block in self.blocks:
-            yield block, length
-        yield self.output_layer, length
+            yield FlopPart(block, length)
+        yield FlopPart(self.output_layer, length)
 
 
 def _checkpointed(block: Callable[..., Any], remat: str) -> Callable[..., Any]:

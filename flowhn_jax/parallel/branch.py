@@ -21,12 +21,14 @@ class Part(NamedTuple):
     Attributes:
       function: maps parameters and inputs to [B, T, D]. Sequences must not depend on each other.
       params: a tree of arrays.
-      inputs: a tree of arrays [B, T, ...] and None.
+      inputs: a tree of arrays [B, ...] and None.
+      length: T of the result.
     """
 
     function: Callable[[Any, Any], Array]
     params: Any
     inputs: Any
+    length: int
 
 
 def is_parallel() -> bool:
@@ -68,7 +70,7 @@ def side_by_side(first: Part, second: Part) -> tuple[Array, Array]:
       Both results, on all devices.
     """
     parts = first, second
-    lengths = [jax.tree.leaves(part.inputs)[0].shape[1] for part in parts]
+    lengths = [part.length for part in parts]
     batch, longer = jax.tree.leaves(first.inputs)[0].shape[0], max(lengths)
     mesh = jax.sharding.get_abstract_mesh()
     names = tuple(name for name in _BATCH_AXES if name in mesh.axis_names)

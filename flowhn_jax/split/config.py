@@ -6,6 +6,7 @@ from flowhn_jax.split.strategies import Strategy, get_strategy
 
 BALANCES = ("flops", "equal", "time")
 SCOPES = ("context", "sequence")
+READS = ("own", "all")
 STEM_KINDS = ("no_split", "ssm", "attention")
 
 
@@ -27,6 +28,8 @@ class SplitConfig:
       stem: number of first blocks, of model.blocks, that are not split.
       stem_kind: what all tokens pass in a block of the stem: both branches ('no_split'), or one
         decoder layer alone, that of the SSM ('ssm') or of attention ('attention').
+      reads: the tokens whose keys and values, or inputs of the scan, a branch of a split block
+        computes: its own ones ('own'), or all ('all'). Outputs are those of its own in any case.
       scope: 'context' plans for `model.context` tokens, and shorter sequences take the beginning of
         that plan; 'sequence' plans for each length separately, for parity with the authors' code,
         and cannot decode.
@@ -39,6 +42,7 @@ class SplitConfig:
     shift: int | None = None
     stem: int = 0
     stem_kind: str = "no_split"
+    reads: str = "own"
     scope: str = "context"
 
     def __post_init__(self):
@@ -54,7 +58,7 @@ class SplitConfig:
                 "model.split.balance must be above 0 and below 1 where it is attention's share of "
                 f"the tokens; got {self.balance}."
             )
-        for name, known in (("scope", SCOPES), ("stem_kind", STEM_KINDS)):
+        for name, known in (("scope", SCOPES), ("stem_kind", STEM_KINDS), ("reads", READS)):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(
@@ -74,6 +78,16 @@ class SplitConfig:
             raise ValueError(
                 f"model.split.stem must be at least 1 for model.split.stem_kind "
                 f"{self.stem_kind!r}; got 0."
+            )
+        if self.reads == "all" and self.balance == "time":
+            raise ValueError(
+                "model.split.balance must not be 'time' for model.split.reads 'all': `bench "
+                "branches` measures branches that read their own tokens. Use 'flops'."
+            )
+        if self.reads == "all" and not strategy.is_split:
+            raise ValueError(
+                f"model.split.reads must be 'own' for the strategy {self.strategy!r}, whose "
+                "branches get all tokens; got 'all'."
             )
         if self.shift is not None and not 0 <= self.shift < self.period:
             raise ValueError(

@@ -67,41 +67,54 @@ def _mlp_flops(width: int, mlp_width: int) -> int:
     return 6 * width * mlp_width
 
 
-def attention_branch_flops(dims: BranchDims, tokens: int, *, causal: bool = True) -> int:
+def attention_branch_flops(
+    dims: BranchDims, tokens: int, *, read: int | None = None, causal: bool = True
+) -> int:
     """Return forward FLOPs of the attention branch (attention and MLP) on `tokens` tokens.
 
     With `causal` only the t (t + 1) / 2 scores with the key at or before the query count; without
-    it all t² count, as in PaLM's MFU (arXiv 2204.02311, appendix B).
+    it all t² count, as in PaLM's MFU (arXiv 2204.02311, appendix B). If keys and values are those
+    of `read` tokens, the branch's own ones count as spread evenly among them.
     """
     q_width, kv_width = dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim
-    projections = 2 * dims.width * (2 * q_width + 2 * kv_width)
+    read = tokens if read is None else read
     own_width = dims.attention_mlp_width
     mlp = _mlp_flops(dims.width, dims.mlp_width if own_width is None else own_width)
-    return tokens * (projections + mlp) + score_flops(q_width, tokens, causal=causal)
+    products = tokens * (4 * dims.width * q_width + mlp) + read * 4 * dims.width * kv_width
+    return products + score_flops(q_width, read, causal=causal) * tokens // max(1, read)
 
 
-def ssm_branch_flops(dims: BranchDims, tokens: int) -> int:
-    """Return forward FLOPs of the SSM branch (Mamba mixer and MLP) on `tokens` tokens."""
+def ssm_branch_flops(dims: BranchDims, tokens: int, *, read: int | None = None) -> int:
+    """Return forward FLOPs of the SSM branch (Mamba mixer and MLP) on `tokens` tokens.
+
+    If `read` tokens enter the scan, only the branch's own ones have gates, outputs and the MLP.
+    """
+    read = tokens if read is None else read
     inner, state, rank = dims.inner, dims.state, dims.dt_rank
-    in_and_out = 2 * dims.width * 3 * inner
+    one_projection = 2 * dims.width * inner  # of the inputs, the gates or the outputs
     if dims.ssm_heads:
         shared = 2 * dims.ssm_groups * state  # B and C
-        projections = in_and_out + 2 * dims.width * (shared + dims.ssm_heads)
+        projections = one_projection + 2 * dims.width * (shared + dims.ssm_heads)
         conv_and_scan = conv_flops(inner + shared, dims.conv) + ssd_flops(inner, state)
     else:
-        projections = in_and_out + 2 * inner * (rank + 2 * state) + 2 * rank * inner
+        projections = one_projection + 2 * inner * (rank + 2 * state) + 2 * rank * inner
         conv_and_scan = conv_flops(inner, dims.conv) + scan_flops(inner, state)
     mlp = _mlp_flops(dims.width, dims.mlp_width)
-    return tokens * (projections + conv_and_scan + mlp)
+    return read * (projections + conv_and_scan) + tokens * (2 * one_projection + mlp)
 
 
-def balanced_tokens(dims: BranchDims, length: int) -> int:
-    """Return the a in 0..length that brings F_attention(a) nearest to F_ssm(length - a)."""
+def balanced_tokens(dims: BranchDims, length: int, *, reads_all: bool = False) -> int:
+    """Return the a in 0..length that brings F_attention(a) nearest to F_ssm(length - a).
+
+    With `reads_all` both branches read all tokens.
+    """
+    read = length if reads_all else None
 
     def excess(tokens: int) -> int:
-        return attention_branch_flops(dims, tokens) - ssm_branch_flops(dims, length - tokens)
+        attention = attention_branch_flops(dims, tokens, read=read)
+        return attention - ssm_branch_flops(dims, length - tokens, read=read)
 
-    low, high = 0, length  # excess rises with tokens, from at most 0 to at least 0
+    low, high = 0, length  # excess rises with tokens
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if excess(middle) <= 0 else (low, middle)

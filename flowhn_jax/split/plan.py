@@ -19,15 +19,26 @@ class BlockPlan:
     """The positions of both branches in one block: complements, or all of them for both.
 
     A block of the stem with one branch gives it all positions and the other branch none.
+
+    Attributes:
+      attention: positions that attention has outputs for.
+      ssm: positions that the SSM has outputs for.
+      reads_all: whether both branches read all positions, and not only their own.
     """
 
     attention: Selection
     ssm: Selection
+    reads_all: bool = False
 
     @property
     def is_split(self) -> bool:
         """False where both branches see every position."""
         return self.attention != self.ssm
+
+    @property
+    def reads(self) -> tuple[Selection, Selection]:
+        """The positions that attention and the SSM read."""
+        return (EVERYTHING, EVERYTHING) if self.reads_all else (self.attention, self.ssm)
 
 
 SHARED = BlockPlan(EVERYTHING, EVERYTHING)
@@ -52,7 +63,7 @@ class Plan:
         Then no token of one set ever meets a token of the other: the model is two language models
         that share a head.
         """
-        cuts = {frozenset((block.attention, block.ssm)) for block in self.blocks}
+        cuts = {frozenset(block.reads) for block in self.blocks}
         return len(cuts) == 1 and EVERYTHING not in next(iter(cuts))
 
 
@@ -81,7 +92,7 @@ def attention_tokens(split: SplitConfig, dims: BranchDims, length: int) -> int:
             return times.balanced_tokens(length)
         _warn_unmeasured(kind)
     if split.balance in ("flops", "time"):
-        return balanced_tokens(dims, length)
+        return balanced_tokens(dims, length, reads_all=split.reads == "all")
     share = 0.5 if isinstance(split.balance, str) else split.balance
     return round(share * length)
 
@@ -137,7 +148,8 @@ def make_plan(
     strategy = strategy_class(split, context, tokens)
     for block in range(blocks - split.stem):
         attention = strategy.selection(block)
-        block_plans.append(BlockPlan(attention, attention.complement()))
+        reads_all = split.reads == "all"
+        block_plans.append(BlockPlan(attention, attention.complement(), reads_all))
     return Plan(length, tuple(block_plans))
 
 

@@ -1,7 +1,7 @@
 """Reach: how much of the past can influence each position, computed from the plan alone.
 
-In one block an output depends on itself and on the earlier positions that share one of its
-branches. Positions whose branches agree in every block form a class, which repeats with the plan's
+In one block an output depends on itself and on the earlier positions that one of its branches
+reads. Positions whose branches agree in every block form a class, which repeats with the plan's
 period. If a source reaches a position of a class, it reaches all later ones of that class as well,
 so it is enough to follow the first reachable position of every class through the blocks.
 """
@@ -51,7 +51,7 @@ def reach(plan: Plan) -> float:
     first[sources, own] = sources
     for block in plan.blocks:
         reached = first.copy()
-        for selection in (block.attention, block.ssm):
+        for selection in block.reads:
             members = np.array([selection.contains(int(start)) for start in starts])
             if not members.any():
                 continue

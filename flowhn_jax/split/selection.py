@@ -30,6 +30,12 @@ class Selection:
         """Number of selected positions in one whole period."""
         return sum(stop - start for start, stop in self.runs)
 
+    def positions(self, length: int) -> tuple[int, ...]:
+        """Return the selected positions below `length`, ascending."""
+        starts = range(0, length, self.period)
+        runs = ((base + start, base + stop) for base in starts for start, stop in self.runs)
+        return tuple(p for start, stop in runs for p in range(start, min(stop, length)))
+
     def contains(self, position: int) -> bool:
         """Return whether `position` is selected."""
         return any(start <= position % self.period < stop for start, stop in self.runs)

@@ -1,5 +1,6 @@
 """Causal grouped-query attention."""
 
+import itertools
 import math
 from typing import Any
 
@@ -17,7 +18,7 @@ from kernels.partition import constrain, num_parts, over_mesh
 __all__ = ["OPERATION", "attention", "attention_step", "padded_length"]
 
 # Of the fields of `AttentionInputs`; the result has the first.
-_LAYOUTS = ("B T heads size", "B T kv_heads size", "B T kv_heads size", "B T")
+_LAYOUTS = ("B Q heads size", "B T kv_heads size", "B T kv_heads size", "B T")
 
 OPERATION = Operation(
     "attention",
@@ -38,6 +39,7 @@ def attention(
     *,
     window: int | None = None,
     prefix: int = 0,
+    queries: tuple[int, ...] | None = None,
     scale: float | None = None,
     backend: str | None = None,
 ) -> Array:
@@ -48,7 +50,7 @@ def attention(
     T / 2], for the backward pass; the other backends recompute them block by block.
 
     Args:
-      q: queries [B, T, H, K], any float dtype.
+      q: queries [B, T, H, K], or [B, Q, H, K] with `queries`; any float dtype.
       k: keys [B, T, H_kv, K]; H is a multiple of H_kv.
       v: values [B, T, H_kv, K].
       segment_ids: documents, [B, T], integer: a token attends only within its document. None: one
@@ -56,20 +58,23 @@ def attention(
       window: number of positions that a token sees, its own included; None: all up to its own.
       prefix: number of leading positions that all later ones see regardless of window and
         document, as Hymba's meta tokens (arXiv 2411.13676, section 2.4).
+      queries: positions of the Q queries among the T keys, ascending, which 'xla' alone supports;
+        None: all T.
       scale: factor on the scores q k; None: K**-0.5.
       backend: 'splash' (TPU), 'cudnn' (NVIDIA) or 'xla'; None: see `kernels.backends`.
 
     Returns:
-      [B, T, H, K] in q's dtype.
+      [B, T, H, K], or [B, Q, H, K], in q's dtype.
 
     Raises:
       ValueError: a dtype is not as above, an array is empty, shapes do not match each other, window
-        is below 1, prefix not 0 to T, or `backend` is unknown or cannot run them.
+        is below 1, prefix not 0 to T, queries not Q ascending positions below T, or `backend` is
+        unknown or cannot run them.
     """
     sizes = check_arguments(
         "attention",
         {"q": q, "k": k, "v": v, "segment_ids": segment_ids},
-        ("B T H K", "B T H_kv K", "B T H_kv K", "B T"),
+        ("B T H K" if queries is None else "B Q H K", "B T H_kv K", "B T H_kv K", "B T"),
         optional=("segment_ids",),
         integers=("segment_ids",),
     )
@@ -78,12 +83,17 @@ def attention(
         raise ValueError(f"attention: window must be at least 1; got {window}")
     if not 0 <= prefix <= sizes["T"]:
         raise ValueError(f"attention: prefix must be 0 to T = {sizes['T']}; got {prefix}")
+    if queries is not None and not _ascend(queries, sizes["Q"], sizes["T"]):
+        raise ValueError(
+            f"attention: queries must be {sizes['Q']} ascending positions below {sizes['T']}; got "
+            f"{queries!r:.80}"
+        )
     repeats = math.lcm(sizes["H_kv"], num_parts("heads")) // sizes["H_kv"]
     if repeats > 1 and sizes["H"] // sizes["H_kv"] % repeats == 0:  # so that heads can be cut
         k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))
     q, k, v = (_by_position(x) for x in (q, k, v))
     inputs = AttentionInputs(q, k, v, segment_ids)
-    visibility = Visibility(window, prefix)
+    visibility = Visibility(window, prefix, queries)
     factor = sizes["K"] ** -0.5 if scale is None else scale
     run = OPERATION.choose(inputs, visibility, backend=backend)
 
@@ -111,6 +121,12 @@ def padded_length(length: int, dtype: jnp.dtype, *, prefix: int = 0) -> int:
     if splash.unsupported(AttentionInputs(x, x, x), Visibility(prefix=prefix)):
         return length
     return length + -length % splash.block_size(length)
+
+
+def _ascend(queries: tuple[int, ...], count: int, stop: int) -> bool:
+    """Return whether there are `count` queries, each after the one before it, in 0..stop-1."""
+    edges = (-1, *queries, stop)
+    return len(queries) == count and all(a < b for a, b in itertools.pairwise(edges))
 
 
 def _by_position(x: Array) -> Array:

@@ -17,6 +17,8 @@ from kernels.backends import target_capability, target_device_kind
 
 def unsupported(inputs: AttentionInputs, visibility: Visibility) -> str | None:
     """Return why cuDNN cannot run these inputs; None if it can."""
+    if visibility.queries is not None:
+        return "it has as many queries as keys"
     q, k, v, _ = inputs
     if not (q.dtype == k.dtype == v.dtype and q.dtype in (jnp.bfloat16, jnp.float16)):
         return f"it needs bfloat16 or float16, not {q.dtype}, {k.dtype} and {v.dtype}"
@@ -35,7 +37,7 @@ def unsupported(inputs: AttentionInputs, visibility: Visibility) -> str | None:
 
 def attention(inputs: AttentionInputs, visibility: Visibility, scale: float) -> Array:
     """Return the output of `kernels.attention.attention`."""
-    window, prefix = visibility
+    window, prefix, _ = visibility
     length = inputs.q.shape[1]
     tail = length % 2  # cuDNN has no gradient for odd lengths
     q, k, v, ids = pad_length(inputs, tail)

@@ -25,10 +25,12 @@ class Visibility(NamedTuple):
     Attributes:
       window: number of positions, its own included; None: all.
       prefix: number of leading positions that all later ones see.
+      queries: ascending positions of the queries among the keys; None: all.
     """
 
     window: int | None = None
     prefix: int = 0
+    queries: tuple[int, ...] | None = None
 
 
 def pad_length(inputs: AttentionInputs, tail: int) -> AttentionInputs:

@@ -24,6 +24,8 @@ def unsupported(inputs: AttentionInputs, visibility: Visibility) -> str | None:
     """Return why the kernel cannot run these inputs; None if it can."""
     if visibility.prefix:
         return "it has no prefix that all documents see"
+    if visibility.queries is not None:
+        return "it has as many queries as keys here"
     if reason := refused_dtype(inputs.vectors(), ("bfloat16",)):
         return reason
     return None

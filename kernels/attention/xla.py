@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from kernels.attention.inputs import AttentionInputs, Visibility
@@ -22,23 +23,24 @@ _MIN_BLOCK = 64
 
 
 class _Block(NamedTuple):
-    """Queries start..stop, which see only the keys of the prefix and those of first..stop."""
+    """Queries start..stop, which see only the keys of the prefix and those of first..last."""
 
     prefix: int
     first: int
+    last: int
     start: int
     stop: int
 
     def keys(self, x: Array, axis: int) -> Array:
         """Return the part of x at the keys that the queries see."""
-        seen = jax.lax.slice_in_dim(x, self.first, self.stop, axis=axis)
+        seen = jax.lax.slice_in_dim(x, self.first, self.last, axis=axis)
         if not self.prefix:
             return seen
         return jnp.concatenate((jax.lax.slice_in_dim(x, 0, self.prefix, axis=axis), seen), axis)
 
     def spread(self, x: Array, length: int) -> Array:
         """Return x [B, G, keys, K] at their positions among `length` keys, zeros elsewhere."""
-        between, after = self.first - self.prefix, length - self.stop
+        between, after = self.first - self.prefix, length - self.last
         parts = [x[:, :, self.prefix :]]
         if self.prefix:
             parts.insert(0, x[:, :, : self.prefix])
@@ -64,7 +66,7 @@ def attention(inputs: AttentionInputs, visibility: Visibility, scale: float) -> 
 def _attend(
     visibility: Visibility, scale: float, q: Array, k: Array, v: Array, ids: Array | None
 ) -> Array:
-    """Return [B, G, R, T, K] from q, of the same shape, and k, v [B, G, T, K].
+    """Return [B, G, R, Q, K] from q, of the same shape, and k, v [B, G, T, K].
 
     G is the number of key-value heads, each of which has R query heads.
     """
@@ -75,16 +77,17 @@ def _attend_forward(
     visibility: Visibility, scale: float, q: Array, k: Array, v: Array, ids: Array | None
 ):
     outputs, weighings = [], []
-    positions = jnp.arange(q.shape[3])
+    positions = jnp.arange(k.shape[2])
     for block in _blocks(q.shape[3], visibility):
         queries = slice(block.start, block.stop)
+        at = queries if visibility.queries is None else np.array(visibility.queries[queries])
         seen = block.keys(positions, 0)
-        distance = positions[queries, None] - seen
+        distance = positions[at, None] - seen
         mask = distance >= 0
         if visibility.window is not None:
             mask &= (distance < visibility.window) | (seen < visibility.prefix)
         if ids is not None:
-            same = ids[:, queries, None] == block.keys(ids, 1)[:, None]
+            same = ids[:, at, None] == block.keys(ids, 1)[:, None]
             mask = (mask & (same | (seen < visibility.prefix)))[:, None, None]
         # [queries, keys], or [B, 1, 1, queries, keys]
         scores = _einsum("bgrnk,bgmk->bgrnm", q[:, :, :, queries], block.keys(k, 2))
@@ -124,9 +127,12 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def _blocks(length: int, visibility: Visibility) -> list[_Block]:
     size = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
     blocks = []
+    positions = range(length) if visibility.queries is None else visibility.queries
     for start in range(0, length, size):
-        first = 0 if visibility.window is None else max(0, start - visibility.window + 1)
+        stop = min(start + size, length)
+        window = visibility.window
+        first = 0 if window is None else max(0, positions[start] - window + 1)
         has_gap = visibility.prefix < first  # otherwise the visible keys are one run
         first, prefix = (first, visibility.prefix) if has_gap else (0, 0)
-        blocks.append(_Block(prefix, first, start, min(start + size, length)))
+        blocks.append(_Block(prefix, first, positions[stop - 1] + 1, start, stop))
     return blocks

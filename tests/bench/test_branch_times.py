@@ -32,3 +32,9 @@ def test_a_model_without_branches_is_rejected(tmp_path):
         ValueError, match=r"model.kind must be 'flowhn' for bench br.*; got 'llama'"
     ):
         branch_times.bench_branches(config, repeats=1, out=str(tmp_path / "out.json"))
+
+
+def test_branches_that_read_all_tokens_are_rejected(tmp_path):
+    config = small_config(split={"reads": "all"})
+    with pytest.raises(ValueError, match=r"split.reads must be 'own' for bench br.*; got 'all'"):
+        branch_times.bench_branches(config, repeats=1, out=str(tmp_path / "out.json"))

@@ -37,6 +37,9 @@ CONFIGS = {
         },
         split={"stem": 1, "stem_kind": "ssm"},
     ),
+    "reads_all": small_config(
+        "fac_split", model={"attention_rope_theta": 50.0}, split={"reads": "all"}
+    ),
     "attention_stem": small_config("fac_split", split={"stem": 1, "stem_kind": "attention"}),
     "no_mlp": small_config("fac_split", model={"branch_mlp": False, "head_dim": 6}),
 }
@@ -61,7 +64,13 @@ def load(config, params, folder):
     return auto.from_pretrained(folder, trust_remote_code=True).eval()
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+_SLOW = ("residual", "attention_stem")
+_PARAMS = [
+    pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name for name in CONFIGS
+]
+
+
+@pytest.fixture(scope="module", params=_PARAMS)
 def pair(request, tmp_path_factory):
     """Return a config, random parameters, and the model that transformers loads from the export."""
     config = CONFIGS[request.param]

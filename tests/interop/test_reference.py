@@ -137,6 +137,7 @@ def test_what_is_saved_is_what_their_code_saved(tmp_path, name, mode, ending):
         (small_config(model={"head_dim": 6}).model, "model.head_dim must be .* got 6"),
         (small_config("fai_split").model, "model.split.strategy must be one of .* got 'fai_split'"),
         (small_config("ae_split", split={"stem": 1}).model, "without a stem.* a stem of 1"),
+        (small_config("ae_split", split={"reads": "all"}).model, "a stem of 0 and reads 'all'"),
         (
             small_config("no_split", split={"stem": 1, "stem_kind": "ssm"}).model,
             "without a stem.* a stem of 1",

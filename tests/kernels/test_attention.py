@@ -60,6 +60,28 @@ def test_outputs_and_gradients(rng, length, heads, groups, size, optional, dtype
     assert_close(gradients, expected[1], 1e-4 if dtype == "float32" else 1e-2)
 
 
+@pytest.mark.parametrize("window", [None, 30])
+def test_queries_at_some_positions(rng, window):
+    """Outputs and gradients are those of all queries with the other ones left out."""
+    args = arguments(rng, 2, 200, 4, 2, 5)
+    queries = np.sort(rng.choice(200, 90, replace=False))
+    cotangent = cotangents_like(rng, args["q"]).at[:, np.setdiff1d(range(200), queries)].set(0)
+    expected = formulas.in_float64(partial(formulas.attention, window=window), args, cotangent)
+    run = partial(attention, queries=tuple(queries.tolist()))
+    some = args | {"q": args["q"][:, queries]}
+    output, gradients = run_with_gradients(some, cotangent[:, queries], window, run)
+    assert_close(output, expected[0][:, queries], 1e-5)
+    expected[1]["q"] = expected[1]["q"][:, queries]
+    assert_close(gradients, expected[1], 1e-4)
+
+
+def test_queries_must_be_positions():
+    x = jnp.zeros((1, 3, 1, 2))
+    for queries in ((0, 1), (0, 2, 1), (0, 1, 3), (-1, 0, 1)):
+        with pytest.raises(ValueError, match="queries must be 3 ascending positions below 3; got"):
+            attention(x, x, x, queries=queries)
+
+
 @pytest.mark.parametrize("window", [1, 5, 70, 500])
 def test_window(rng, window):
     args = arguments(rng, 2, 300, 4, 2, 5)

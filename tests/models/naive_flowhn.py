@@ -34,8 +34,11 @@ def _block(config, block, x, own, segment_ids):
     if "layer" in block:
         (name,) = (name for name in own if own[name].all())
         return _layer(config, block["layer"], mixers[name], x, own[name], segment_ids)
+    read = own
+    if config.split.reads == "all":
+        read = {name: np.ones(x.shape[1], bool) for name in own}
     outputs = {
-        name: _layer(config, block[name], mixer, x, own[name], segment_ids)
+        name: _layer(config, block[name], mixer, x, read[name], segment_ids)
         for name, mixer in mixers.items()
     }
     changes = {name: outputs[name] - x for name in outputs}

@@ -51,12 +51,12 @@ def train(config, **axes):
     return losses, jax.device_get(state.params)
 
 
-def recipe(strategy="fac_split", ssm="mamba1", options=False, tied=False):
+def recipe(strategy="fac_split", ssm="mamba1", options=None, tied=False):
     model = {"ssm": ssm, "ssm_head_dim": 8, "blocks": 2, "vocab_size": 64, "tie_embeddings": tied}
     split = {}
     if options:
         model |= {"fusion": "residual", "attention_rope_theta": 100.0, "attention_mlp_width": 40}
-        split |= {"stem": 1, "stem_kind": "ssm"}
+        split |= {"stem": 1, "stem_kind": "ssm", "reads": options}
     train = {"steps": STEPS, "learning_rate": RATE}
     return small_config(strategy, model=model, split=split, train=train)
 
@@ -108,10 +108,18 @@ def test_mamba2(axes):
     assert_same(train(recipe(ssm="mamba2"), **axes), on_one_device(ssm="mamba2"))
 
 
-@pytest.mark.parametrize("axes", [BRANCH, SEQUENCE], ids=["branch", "sequence"])
-def test_options(axes):
-    found = train(recipe("fai_split", options=True), **axes)
-    assert_same(found, on_one_device(strategy="fai_split", options=True))
+@pytest.mark.parametrize(
+    ("reads", "axes"),
+    [
+        ("own", BRANCH),
+        pytest.param("own", SEQUENCE, marks=pytest.mark.slow),
+        pytest.param("all", BRANCH, marks=pytest.mark.slow),
+        pytest.param("all", SEQUENCE, marks=pytest.mark.slow),
+    ],
+)
+def test_options(reads, axes):
+    names = dict(strategy="fai_split", options=reads)
+    assert_same(train(recipe(**names), **axes), on_one_device(**names))
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 from hypothesis import strategies as st
 
 from flowhn_jax.config import FlowHNConfig
-from flowhn_jax.split import STRATEGIES, SplitConfig, make_plan
-from flowhn_jax.split.config import STEM_KINDS
+from flowhn_jax.split import STRATEGIES, SplitConfig, get_strategy, make_plan
+from flowhn_jax.split.config import READS, STEM_KINDS
 
 DIMS = FlowHNConfig().dims
 
@@ -13,10 +13,12 @@ DIMS = FlowHNConfig().dims
 def splits(draw, strategies=tuple(STRATEGIES)):
     """Draw a split of one of the strategies."""
     period = draw(st.integers(3, 20))
+    strategy = draw(st.sampled_from(strategies))
     stem = draw(st.integers(0, 2))
     shares = st.floats(0.02, 0.98)
     return SplitConfig(
-        strategy=draw(st.sampled_from(strategies)),
+        strategy=strategy,
+        reads=draw(st.sampled_from(READS)) if get_strategy(strategy).is_split else "own",
         balance=draw(st.one_of(st.sampled_from(["flops", "equal"]), shares)),
         align=draw(st.integers(1, 9)),
         period=period,

@@ -80,6 +80,18 @@ def test_an_mlp_of_attention_alone_by_hand():
     assert ssm_branch_flops(wider, 3) == ssm_branch_flops(SMALL, 3)
 
 
+def test_branches_that_read_more_than_their_own_by_hand():
+    """Three tokens of nine: of the others only keys and values, or inputs and the scan."""
+    of_read = 2 * (24 + 24)
+    of_own = 2 * (48 + 48) + 2 * 3 * 30
+    assert attention_branch_flops(SMALL, 3, read=9) == 9 * of_read + 3 * of_own + 4 * 8 * 45 // 3
+    of_read = 2 * (42 + 56 + 14) + 2 * 4 * 7 + 9 * 21 + 2 * 7
+    of_own = 2 * (42 + 42) + 2 * 3 * 30
+    assert ssm_branch_flops(SMALL, 3, read=9) == 9 * of_read + 3 * of_own
+    for flops in (attention_branch_flops, ssm_branch_flops):
+        assert flops(SMALL, 3, read=3) == flops(SMALL, 3)
+
+
 @pytest.mark.parametrize("strategy", ["fa_split", "fac_split", "fai_split"])
 def test_a_wider_attention_gets_fewer_tokens(strategy):
     """At the paper's sizes, with an MLP of five times the width, a quarter instead of 576."""
@@ -133,9 +145,10 @@ def test_paper_dimensions_balance_within_two_per_cent():
     inner=st.integers(1, 400),
     mlp_width=st.integers(0, 400),
     attention_mlp_width=st.none() | st.integers(1, 2000),
+    reads_all=st.booleans(),
 )
 def test_balance_is_the_best_of_all_shares(
-    length, heads, head_dim, inner, mlp_width, attention_mlp_width
+    length, heads, head_dim, inner, mlp_width, attention_mlp_width, reads_all
 ):
     dims = dataclasses.replace(
         PAPER_135M,
@@ -148,10 +161,14 @@ def test_balance_is_the_best_of_all_shares(
         attention_mlp_width=attention_mlp_width,
     )
 
-    def gap(tokens):
-        return abs(attention_branch_flops(dims, tokens) - ssm_branch_flops(dims, length - tokens))
+    read = length if reads_all else None
 
-    assert gap(balanced_tokens(dims, length)) == min(map(gap, range(length + 1)))
+    def gap(tokens):
+        attention = attention_branch_flops(dims, tokens, read=read)
+        return abs(attention - ssm_branch_flops(dims, length - tokens, read=read))
+
+    found = balanced_tokens(dims, length, reads_all=reads_all)
+    assert gap(found) == min(map(gap, range(length + 1)))
 
 
 def test_one_token_goes_to_the_cheaper_branch():

@@ -13,6 +13,8 @@ def reach_by_matrices(plan):
     total = np.eye(length, dtype=bool)
     for block in plan.blocks:
         step = np.eye(length, dtype=bool)
+        if block.reads_all:
+            step |= causal
         for selection in (block.attention, block.ssm):
             chosen = np.array([selection.contains(position) for position in range(length)])
             step |= chosen[:, None] & chosen[None, :] & causal
