@@ -1,18 +1,13 @@
-import importlib.metadata
 import os
 import pathlib
 
 # JAX reads these variables on import. Eight CPU devices let one process test one device and many.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests spend far more time compiling than computing, so LLVM's optimizations are off, and where
-# XLA still has its earlier emitters of fused loops, which compile in two thirds of the time, these
-# are used.
+# Tests spend far more time compiling than computing, so LLVM's optimizations are off.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # The tests compile the same small programs many times, in several processes.
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
