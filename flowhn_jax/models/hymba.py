@@ -22,7 +22,7 @@ from flowhn_jax.layers.mamba1 import Mamba1, Mamba1Cache
 from flowhn_jax.layers.mlp import SwiGLU
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.base import Mamba1Keys, RotaryKeys
-from flowhn_jax.models.language_model import STREAM, Blocks, LanguageModel
+from flowhn_jax.models.language_model import STREAM, Blocks, FlopPart, LanguageModel
 from flowhn_jax.models.registry import register
 from flowhn_jax.utils.checks import require_divisor, require_positive
 from kernels.partition import constrain
@@ -247,11 +247,11 @@ class Hymba(LanguageModel):
         meta = jnp.broadcast_to(self.meta[...], (x.shape[0], *self.meta.shape))
         return jnp.concatenate((meta.astype(x.dtype), x), axis=1)
 
-    def flop_parts(self, length: int) -> Iterator[tuple[nnx.Module, int]]:
+    def flop_parts(self, length: int) -> Iterator[FlopPart]:
         """Yield each module that costs FLOPs, and how many tokens of `length` it processes."""
         for block in self.blocks:
-            yield block, self.config.meta_tokens + length
-        yield self.output_layer, length
+            yield FlopPart(block, self.config.meta_tokens + length)
+        yield FlopPart(self.output_layer, length)
 
 
 def _with_meta(segment_ids: jax.Array, count: int) -> jax.Array:
