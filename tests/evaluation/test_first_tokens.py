@@ -186,14 +186,14 @@ def test_documents_of_a_set_must_begin_with_the_runs_first_token(tmp_path):
         prepare(source, tokenizer, tmp_path / choice, context=24, first_token=choice)
     config = small_config("fai_split", data={"path": str(tmp_path / "bos")})
     trained = evaluation.TrainedModel(config, {}, None, str(tmp_path / "run"))
-    assert evaluation._open_set(trained, None, "auto").first_token == "bos"
+    assert evaluation._open_sets(trained, None, "auto").main.first_token == "bos"
     eot = str(tmp_path / "eot")
-    assert evaluation._open_set(trained, eot, "eot").first_token == "eot"
+    assert evaluation._open_sets(trained, eot, "eot").main.first_token == "eot"
     with pytest.raises(
         ValueError,
         match=r"begin with bos; they begin with eot. Type --first_token=eot, or .*=bos",
     ):
-        evaluation._open_set(trained, eot, "auto")
+        evaluation._open_sets(trained, eot, "auto")
 
 
 @pytest.mark.parametrize(
