@@ -59,8 +59,9 @@ def test_splash(topology):
     [
         ("v5e:2x2", 32, 8, 24, 0),
         ("v5e:2x2", 12, 3, 64, 0),
-        ("v5p:2x2x1", 32, 8, 24, 1),  # dq, for the gradient of q_proj
-        ("v5p:2x2x1", 12, 3, 64, 0),
+        # dq, for the gradient of q_proj.
+        pytest.param("v5p:2x2x1", 32, 8, 24, 1, marks=pytest.mark.slow),
+        pytest.param("v5p:2x2x1", 12, 3, 64, 0, marks=pytest.mark.slow),
     ],
 )
 def test_copies_of_a_layer_around_splash(topology, heads, groups, size, allowed):

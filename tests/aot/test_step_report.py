@@ -107,6 +107,7 @@ def test_programs_for_gpus_are_compiled_whole():
         report(config_for_tpus(fsdp=-1), describe("gpu:h100x8"), plan_only=True)
 
 
+@pytest.mark.slow
 def test_gpus():
     from tests.aot import cuda_target
 

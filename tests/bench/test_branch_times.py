@@ -5,10 +5,11 @@ import pytest
 
 from flowhn_jax.bench import branch_times
 from flowhn_jax.split import measured
+from tests.slow import all_but
 from tests.small import small_baseline, small_config
 
 
-@pytest.mark.parametrize("ssm", ["mamba1", "mamba2"])
+@pytest.mark.parametrize("ssm", all_but(["mamba1"], ["mamba1", "mamba2"]))
 def test_times_are_measured_fitted_and_saved(monkeypatch, tmp_path, capsys, ssm):
     monkeypatch.setenv("FLOWHN_CACHE_DIR", str(tmp_path / "cache"))
     model = {"ssm": ssm, "ssm_head_dim": 8}

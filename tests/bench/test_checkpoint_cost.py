@@ -20,6 +20,7 @@ def test_segments_with_and_without_a_save_are_timed(tmp_path, monkeypatch, capsy
     assert f"{row['ratio']:.4f} |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_save_to_a_bucket_is_timed_next_to_a_local_one(bucket, monkeypatch):
     monkeypatch.setattr(checkpoint_cost, "_STEPS", 3)
     config = small_config("fac_split", mesh={"data": 1})

@@ -10,6 +10,7 @@ from flowhn_jax.data.prepare import prepare
 from flowhn_jax.evaluation import evaluate as evaluation
 from flowhn_jax.storage import place
 from flowhn_jax.training.trainer import fit
+from tests.slow import all_but
 from tests.small import small_config
 
 TASKS = pathlib.Path(__file__).parent.parent / "data" / "tasks"
@@ -66,7 +67,7 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("name", MODES)
+@pytest.mark.parametrize("name", all_but(["named set", "tasks", "generate"], MODES))
 def test_a_mode_gives_the_same(trained, uploaded, name, capsys):
     mode, options = MODES[name]
     results = []

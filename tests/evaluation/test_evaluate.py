@@ -176,6 +176,7 @@ def test_a_run_is_exported_and_imported_again(fac, capsys, tmp_path):
         fit(config, str(back))
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_exported_and_imported_too(tmp_path, capsys):
     """Including the end-of-text token that the data were prepared with."""
     vocabulary = {"<end>": 0, "▁": 1, "a": 2, "b": 3, "▁a": 4, "▁b": 5}

@@ -11,6 +11,7 @@ from flowhn_jax.evaluation import generate as generation
 from flowhn_jax.evaluation.generate import Clock, bucket, generate
 from flowhn_jax.evaluation.sampling import Sampling
 from flowhn_jax.split import STRATEGIES
+from tests.slow import all_but
 from tests.small import small_baseline, small_config
 
 GREEDY = Sampling(temperature=0)
@@ -44,7 +45,12 @@ def recomputed(config, params, prompt, count):
     return window[1 + len(prompt.encode()) :]
 
 
-@pytest.mark.parametrize("name", [*STRATEGIES, "llama", "mamba2", "hymba"])
+@pytest.mark.parametrize(
+    "name",
+    all_but(
+        ["fac_split", "fai_split", "mamba2", "hymba"], [*STRATEGIES, "llama", "mamba2", "hymba"]
+    ),
+)
 def test_greedy_text_equals_that_of_full_forward_passes(name):
     config = model_of(name)
     params = params_of(config)

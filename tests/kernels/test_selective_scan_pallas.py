@@ -25,11 +25,12 @@ SCAN = Scan(
 @pytest.mark.parametrize(
     ("batch", "length", "width", "states", "optional"),
     [
-        (2, 1, 5, 3, True),
+        pytest.param(2, 1, 5, 3, True, marks=pytest.mark.slow),
         (2, 7, 5, 3, False),
-        (2, 33, 130, 16, True),
+        pytest.param(2, 33, 130, 16, True, marks=pytest.mark.slow),
         (1, 150, 500, 3, True),  # two chunks, the second with two groups
-        (1, 20, 640, 3, True),  # one part of five tiles
+        # One part of five tiles.
+        pytest.param(1, 20, 640, 3, True, marks=pytest.mark.slow),
         (1, 5, 2048, 3, False),  # two parts of two tiles
         pytest.param(1, 440, 192, 16, True, marks=pytest.mark.slow),
         pytest.param(3, 584, 192, 16, False, marks=pytest.mark.slow),

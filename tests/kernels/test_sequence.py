@@ -17,6 +17,7 @@ from tests.kernels.reference import (
     cotangents_like,
     with_gradients,
 )
+from tests.slow import all_but
 
 BATCH, LENGTH = 2, 24
 MESHES = [dict(sequence=4), dict(fsdp=2, sequence=2, tensor=2)]
@@ -73,7 +74,7 @@ def over(mesh_axes):
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=["sequence", "all"])
-@pytest.mark.parametrize("optional", [True, False], ids=["documents", "plain"])
+@pytest.mark.parametrize("optional", all_but([True], [True, False]), ids=["documents", "plain"])
 @pytest.mark.parametrize(
     ("operation", "arguments", "keywords"),
     [

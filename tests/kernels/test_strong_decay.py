@@ -82,9 +82,18 @@ RUNS = {
     ),
 }
 
+SLOW = "xla_associative", "scan_over_sequence", "ssd_over_sequence"
+
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=needs_triton if "triton" in name else ()) for name in RUNS]
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=needs_triton if "triton" in name else pytest.mark.slow if name in SLOW else (),
+        )
+        for name in RUNS
+    ],
 )
 def test_gradients_of_decays_are_those_of_float64(name, rng):
     run, arguments, length, axes = RUNS[name]

@@ -13,6 +13,7 @@ from flowhn_jax.models import hymba
 from flowhn_jax.models.loss import loss_sum
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.parallel.rules import with_shardings
+from tests.slow import all_but
 from tests.small import small_baseline
 
 
@@ -23,6 +24,9 @@ def params_of(config):
 def tokens_of(config, length=None, batch=2):
     shape = batch, config.context if length is None else length
     return np.random.default_rng().integers(0, config.vocab_size, shape)
+
+
+some_kinds = pytest.mark.parametrize("kind", all_but(["llama", "mamba2", "jamba"], BASELINES))
 
 
 @pytest.mark.parametrize("kind", BASELINES)
@@ -36,7 +40,7 @@ def test_no_token_influences_an_earlier_one(kind):
     assert np.abs(before[:, 11:] - after[:, 11:]).max(axis=(0, 2)).min() > 0
 
 
-@pytest.mark.parametrize("kind", BASELINES)
+@some_kinds
 def test_documents_never_attend_to_each_other(kind):
     """Another first document leaves the second one's logits unchanged, bit for bit."""
     config = small_baseline(kind)
@@ -55,7 +59,7 @@ def test_documents_never_attend_to_each_other(kind):
     np.testing.assert_allclose(before[:, 9:], alone, atol=5e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", BASELINES)
+@some_kinds
 def test_gradients(kind):
     """Every parameter has a finite gradient that is not zero, the same with remat."""
     config = small_baseline(kind)
@@ -73,7 +77,7 @@ def test_gradients(kind):
         np.testing.assert_allclose(leaf, again, atol=1e-4 * float(jnp.abs(leaf).max()))
 
 
-@pytest.mark.parametrize("kind", BASELINES)
+@some_kinds
 def test_bfloat16(kind):
     config, half = (small_baseline(kind, dtype=dtype) for dtype in ("float32", "bfloat16"))
     params, tokens = params_of(config), tokens_of(config)
@@ -85,16 +89,16 @@ def test_bfloat16(kind):
     assert jnp.abs(stepped - logits[:, 0]).max() < 0.1 * jnp.abs(expected).max()
 
 
-SPLIT_POSITIONS = {"sequence": 2, "data": 2}
+SHARDED, SPLIT_POSITIONS = {"fsdp": 4, "tensor": 2}, {"sequence": 2, "data": 2}
+ON_EIGHT = ("llama", SHARDED), ("falcon_h1", SHARDED), ("mamba2", SPLIT_POSITIONS)
 
 
 @pytest.mark.parametrize(
     ("kind", "axes"),
-    [(kind, {"fsdp": 4, "tensor": 2}) for kind in BASELINES]
-    + [(kind, SPLIT_POSITIONS) for kind in ("mamba2", "jamba")]
-    + [
-        pytest.param(kind, SPLIT_POSITIONS, marks=pytest.mark.slow)
-        for kind in ("llama", "mamba1", "shm", "hymba", "falcon_h1")
+    [
+        case if case in ON_EIGHT else pytest.param(*case, marks=pytest.mark.slow)
+        for axes in (SHARDED, SPLIT_POSITIONS)
+        for case in ((kind, axes) for kind in BASELINES)
     ],
 )
 def test_on_eight_devices(kind, axes):

@@ -22,9 +22,8 @@ def small(strategy, ssm="mamba1", **split):
     return config, models.init(config, jax.random.key(0))
 
 
-of_both_kinds = pytest.mark.parametrize(
-    ("strategy", "ssm"), [*((s, "mamba1") for s in STRATEGIES), ("fai_split", "mamba2")]
-)
+KINDS = [*((s, "mamba1") for s in STRATEGIES), ("fai_split", "mamba2")]
+of_both_kinds = pytest.mark.parametrize(("strategy", "ssm"), KINDS)
 
 
 def random_tokens(shape, seed=0):
@@ -84,7 +83,10 @@ def test_length_beyond_the_context(strategy):
     np.testing.assert_allclose(prefix, whole[:, : config.context], atol=2e-5)
 
 
-@of_both_kinds
+@pytest.mark.parametrize(
+    ("strategy", "ssm"),
+    [kind if "fa" in kind[0] else pytest.param(*kind, marks=pytest.mark.slow) for kind in KINDS],
+)
 def test_documents_never_attend_to_each_other(strategy, ssm):
     """Changing one packed document leaves the others' logits unchanged, bit for bit."""
     config, params = small(strategy, ssm)

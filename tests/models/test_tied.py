@@ -58,9 +58,11 @@ def test_the_gradient_is_the_sum_of_both_uses(kind, dtype, rng):
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     head = np.asarray(parts.pop("head")["kernel"], np.float64)
     parts["embed"]["embedding"] = np.asarray(parts["embed"]["embedding"], np.float64) + head.T
+    # In a leaf with few elements the terms of all may nearly cancel; a typical leaf has no such sum.
+    typical = np.median([float(np.abs(leaf).max()) for leaf in jax.tree.leaves(parts)])
     for leaf, other in zip(*map(jax.tree.leaves, (found, parts)), strict=True):
         assert leaf.dtype == jnp.float32
-        largest = float(np.abs(other).max())
+        largest = max(float(np.abs(other).max()), typical if leaf.size < 4 else 0.0)
         np.testing.assert_allclose(leaf, other, atol=2e-6 * largest, rtol=0)
     assert np.abs(head).max() > 0.01 * np.abs(parts["embed"]["embedding"]).max()
 

@@ -54,6 +54,7 @@ def test_of_tpus(tmp_path, capsys):
         assert "<svg" in file.read()
 
 
+@pytest.mark.slow
 def test_of_gpus(capsys):
     pytest.importorskip("jax_triton", reason="compiles by jax-triton")
     cuda_target.needs_cudnn()
