@@ -58,7 +58,7 @@ def test_the_gradient_is_the_sum_of_both_uses(kind, dtype, rng):
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     head = np.asarray(parts.pop("head")["kernel"], np.float64)
     parts["embed"]["embedding"] = np.asarray(parts["embed"]["embedding"], np.float64) + head.T
-    # In a leaf with few elements the terms of all may nearly cancel; a typical leaf has no such sum.
+    # The terms of a leaf with few elements may nearly cancel; it is compared with a typical leaf.
     typical = np.median([float(np.abs(leaf).max()) for leaf in jax.tree.leaves(parts)])
     for leaf, other in zip(*map(jax.tree.leaves, (found, parts)), strict=True):
         assert leaf.dtype == jnp.float32
