@@ -10,7 +10,7 @@ import time
 import pytest
 
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
-from flowhn_jax.training import trainer, validation
+from flowhn_jax.training import start, trainer, validation
 from flowhn_jax.training.health import preemption
 from flowhn_jax.training.health.preemption import StopRequest
 from tests.training.test_trainer import (  # noqa: F401
@@ -49,7 +49,7 @@ def interrupting(function, call, interrupt=terminate):
 @pytest.mark.parametrize(
     ("moment", "place", "call", "steps"),
     [
-        ("compiling", (trainer, "compile_unless"), 2, [0]),
+        ("compiling", (trainer, "compile_unless"), 1, [0]),
         ("validating", (validation, "validate"), 1, [3, 4]),
         ("saving", (Checkpoints, "save"), 1, [3, 4]),
         ("the last validation", (validation, "validate"), 2, [6, 8]),
@@ -89,7 +89,7 @@ def test_a_signal_while_the_data_are_prepared(data, tmp_path, monkeypatch, capsy
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr(trainer, "open_data", never_ending)
+    monkeypatch.setattr(start, "open_data", never_ending)
     assert not trainer.fit(run_config(data), str(tmp_path))
     assert "stopped by SIGTERM before there was anything to save" in capsys.readouterr().out
     assert not any((tmp_path / "checkpoints").iterdir())
