@@ -85,7 +85,7 @@ class Origin:
         """
         if self.workdir is None:
             with console.activity("initialising"):
-                state = _new_state(self.config, mesh, data.main, should_stop, console.log)
+                state = new_state(self.config, mesh, data.main, should_stop, console.log)
             return None if state is None else (state, Progress())
         restore = (self._branch or self._checkpoints).restore
         with console.activity("restoring"):
@@ -116,7 +116,7 @@ class Origin:
         return [line, *(f"changed since {since}: {change}" for change in changes)]
 
 
-def _new_state(
+def new_state(
     config: Config,
     mesh: Mesh,
     prepared: PreparedSet,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flowhn_jax import models
-from flowhn_jax.checkpoints.state import decay_mask
+from flowhn_jax.checkpoints.optimizer import decay_mask
 from flowhn_jax.config import MeshConfig
 from flowhn_jax.models.loss import loss_sum
 from flowhn_jax.parallel.mesh import make_mesh

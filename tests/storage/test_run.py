@@ -12,6 +12,7 @@ from flowhn_jax.evaluation.evaluate import evaluate
 from flowhn_jax.storage import lease, requests
 from flowhn_jax.training import bucket_metrics, console
 from flowhn_jax.training.trainer import fit
+from tests.profiling import usable_profiler  # noqa: F401
 from tests.storage.emulator import used
 from tests.training.test_trainer import data, run_config  # noqa: F401
 from tools.faults import FaultyStore
@@ -259,6 +260,7 @@ def test_rows_are_written_once_a_minute_and_at_validations(bucket, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("usable_profiler")
 def test_a_branch_into_a_bucket_and_out_of_it(data, local, bucket, tmp_path):  # noqa: F811
     workdir = f"{bucket}/branch"
     into = run_config(data, branch_from=f"{local}/checkpoints/6", profile="7:2")

@@ -9,6 +9,7 @@ from flowhn_jax.training import profiler as profiler_lib
 from flowhn_jax.training.metrics import read_rows
 from flowhn_jax.training.profiler import Profiler
 from flowhn_jax.training.trainer import fit
+from tests.profiling import usable_profiler  # noqa: F401
 from tests.training.test_trainer import data, run_config  # noqa: F401
 
 
@@ -23,15 +24,10 @@ def traced_steps(path):
     return sorted(found)
 
 
-@pytest.fixture(scope="module")
-def profiled(data, tmp_path_factory):  # noqa: F811
-    workdir = tmp_path_factory.mktemp("runs") / "profiled"
-    fit(run_config(data, steps=6, profile="3:2", log_every=1), str(workdir))
-    return workdir
-
-
-def test_the_profile_has_the_steps_and_their_operations(profiled):
-    (run,) = (profiled / "tensorboard/plugins/profile").iterdir()
+@pytest.mark.usefixtures("usable_profiler")
+def test_the_profile_has_the_steps_and_their_operations(data, tmp_path):  # noqa: F811
+    fit(run_config(data, steps=6, profile="3:2", log_every=1), str(tmp_path))
+    (run,) = (tmp_path / "tensorboard/plugins/profile").iterdir()
     (path,) = run.iterdir()
     assert (run.name, path.name) == ("step_3", "process_0.xplane.pb")
     assert traced_steps(path) == [3, 4]
@@ -49,6 +45,7 @@ def test_rows_have_the_times_and_the_end_adds_them_up(data, tmp_path, capsys):  
     assert [row["checkpoint_seconds"] > 0 for row in rows] == [False, False, True, False]
 
 
+@pytest.mark.usefixtures("usable_profiler")
 def test_a_run_that_ends_among_the_steps_writes_those_it_did(tmp_path):
     with Profiler(range(2, 9), str(tmp_path), print) as profiler:
         for step in (1, 2, 3):
@@ -67,6 +64,7 @@ def test_a_resume_after_the_steps_profiles_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("usable_profiler")
 def test_a_profile_that_cannot_be_written_is_logged(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
