@@ -21,7 +21,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from flowhn_jax import models  # noqa: E402
-from flowhn_jax.checkpoints.state import TrainState, make_optimizer  # noqa: E402
+from flowhn_jax.checkpoints.optimizer import make_optimizer  # noqa: E402
+from flowhn_jax.checkpoints.state import TrainState  # noqa: E402
 from flowhn_jax.config import Config, ModelConfig, TrainConfig  # noqa: E402
 from flowhn_jax.interop import huggingface, state_spaces  # noqa: E402
 from flowhn_jax.parallel.mesh import make_mesh  # noqa: E402
