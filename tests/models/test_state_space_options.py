@@ -10,7 +10,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from flowhn_jax import flops, models
-from flowhn_jax.checkpoints.state import make_optimizer
+from flowhn_jax.checkpoints.optimizer import make_optimizer
 from flowhn_jax.config import MeshConfig, TrainConfig
 from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.mamba2 import GatedRMSNorm, Mamba2, Mamba2Sizes
