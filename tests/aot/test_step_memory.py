@@ -53,6 +53,7 @@ def steps():
     return found
 
 
+@pytest.mark.slow
 def test_kinds_add_up_to_xlas_sizes(steps):
     by_kind, sizes = steps["none"]
     assert by_kind.optimizer == pytest.approx(2 * by_kind.parameters, abs=16)

@@ -88,6 +88,7 @@ def test_tasks(fac, capsys):
     assert "| piqa " in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fac", "fai"])
 def test_recall(name, capsys, request):
     trained = request.getfixturevalue(name)

@@ -65,7 +65,10 @@ def test_prompts_of_different_lengths_continue_at_their_own_positions(name, rng)
     check_against_one_pass(config, tokens, [9, 1, 14])
 
 
-@pytest.mark.parametrize(("name", "error"), [("fac_split", 1e-6), ("hymba", 5e-6)])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("fac_split", 1e-6), pytest.param("hymba", 5e-6, marks=pytest.mark.slow)],
+)
 def test_padding_does_not_change_a_prompt(name, error, rng):
     """On either side, and with documents: logits and later steps are those of each prompt alone.
 

@@ -24,6 +24,7 @@ def steps(config):
     return {n: lower_train_step(config, mesh).compile() for n, mesh in meshes.items()}
 
 
+@pytest.mark.slow
 def test_memory_falls_with_fsdp(steps):
     held = {n: step.memory_analysis().argument_size_in_bytes for n, step in steps.items()}
     assert held[2] < 1.05 * held[1] / 2

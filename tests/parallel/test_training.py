@@ -92,10 +92,17 @@ BRANCH, SEQUENCE = dict(fsdp=2, branch=2, tensor=2), dict(fsdp=2, sequence=4)
     ("strategy", "axes"),
     [
         ("fai_split", BRANCH),
-        *((strategy, SEQUENCE) for strategy in ("no_split", "ae_split", "fa_split", "fai_split")),
+        ("fa_split", SEQUENCE),
+        ("no_split", SEQUENCE),
         *(
-            pytest.param(strategy, BRANCH, marks=pytest.mark.slow)
-            for strategy in ("no_split", "ae_split", "fa_split")
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("ae_split", SEQUENCE),
+                ("fai_split", SEQUENCE),
+                ("no_split", BRANCH),
+                ("ae_split", BRANCH),
+                ("fa_split", BRANCH),
+            )
         ),
     ],
 )
@@ -103,7 +110,9 @@ def test_every_strategy(strategy, axes):
     assert_same(train(recipe(strategy), **axes), on_one_device(strategy=strategy))
 
 
-@pytest.mark.parametrize("axes", [BRANCH, SEQUENCE], ids=["branch", "sequence"])
+@pytest.mark.parametrize(
+    "axes", [pytest.param(BRANCH, marks=pytest.mark.slow), SEQUENCE], ids=["branch", "sequence"]
+)
 def test_mamba2(axes):
     assert_same(train(recipe(ssm="mamba2"), **axes), on_one_device(ssm="mamba2"))
 
@@ -117,6 +126,7 @@ def test_mamba2(axes):
         pytest.param("all", SEQUENCE, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_options(reads, axes):
     names = dict(strategy="fai_split", options=reads)
     assert_same(train(recipe(**names), **axes), on_one_device(**names))
@@ -125,5 +135,6 @@ def test_options(reads, axes):
 @pytest.mark.parametrize(
     "axes", [FEW[0], pytest.param(SEQUENCE, marks=pytest.mark.slow)], ids=["tensor", "sequence"]
 )
+@pytest.mark.slow
 def test_tied_embeddings(axes):
     assert_same(train(recipe(tied=True), **axes), on_one_device(tied=True))

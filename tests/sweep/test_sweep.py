@@ -183,6 +183,7 @@ def test_the_command_lists_its_points():
     ]
 
 
+@pytest.mark.slow
 def test_the_command_trains_the_grid(data, tmp_path):
     """Keys of the command line hold for every point; a folder that is taken fails one of them."""
     sizes = ["--config.model.width=16", "--config.model.mlp_width=16", "--config.model.blocks=1"]

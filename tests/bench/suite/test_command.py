@@ -99,6 +99,7 @@ def test_a_signal_ends_the_command_with_complete_files(tmp_path, log_of_parts, n
     assert "\n  k0: slow measured k0\n" in out
 
 
+@pytest.mark.slow
 def test_a_suite_killed_at_any_moment_can_be_continued(tmp_path, log_of_parts):
     """Kill twice during the start, and four times within a second after a row has begun."""
     seed = random.SystemRandom().randrange(10**6)
