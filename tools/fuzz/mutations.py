@@ -154,17 +154,18 @@ def dumps(tree: Any) -> str:
     return text
 
 
-def _places(tree: Any, where: str = "") -> list[tuple[Any, Any, str]]:
+def _places(tree: Any) -> list[tuple[Any, Any, str]]:
     """Return (container, key, path) of all places within a JSON value."""
-    if isinstance(tree, dict):
-        items = list(tree.items())
-    elif isinstance(tree, list):
-        items = list(enumerate(tree))
-    else:
-        return []
-    found = [(tree, key, f"{where}/{key}") for key, _ in items]
-    for key, inner in items:
-        found += _places(inner, f"{where}/{key}")
+    found, rest = [], [(tree, "")]
+    while rest:  # without recursion: it may be nested deeply
+        inner, where = rest.pop()
+        items: list[tuple[Any, Any]] = []
+        if isinstance(inner, dict):
+            items = list(inner.items())
+        elif isinstance(inner, list):
+            items = list(enumerate(inner))
+        found += [(inner, key, f"{where}/{key}") for key, _ in items]
+        rest += [(value, f"{where}/{key}") for key, value in items]
     return found
 
 
