@@ -1,6 +1,5 @@
 """A run that begins at a checkpoint of another one: its branch."""
 
-import json
 from functools import partial
 from typing import Any
 
@@ -9,7 +8,7 @@ from orbax.checkpoint import v1 as ocp
 from flowhn_jax.checkpoints import manifest
 from flowhn_jax.checkpoints.files import steps_of, warn
 from flowhn_jax.checkpoints.restoring import load_state
-from flowhn_jax.checkpoints.rows import FILE, read_rows
+from flowhn_jax.checkpoints.rows import FILE, read_rows, write_rows
 from flowhn_jax.checkpoints.state import TrainState
 from flowhn_jax.config import Config
 from flowhn_jax.parallel.distributed import first_before_others, is_first
@@ -66,5 +65,4 @@ class Branch:
     def copy_rows(self, workdir: str) -> None:
         """Write the rows up to the checkpoint as those of the new run in `workdir`."""
         rows = [row for row in read_rows(self.workdir) if row["step"] <= self.step]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (place(workdir) / FILE).write_whole(text)
+        write_rows(place(workdir) / FILE, rows)

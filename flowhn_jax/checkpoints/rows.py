@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flowhn_jax.storage import AnyPath, Place, place
@@ -55,9 +55,14 @@ def merge_parts(workdir: AnyPath) -> None:
     first, *others = parts_of(place(workdir))
     if not others:
         return
-    first.write_whole("".join(json.dumps(row) + "\n" for row in read_rows(workdir)))
+    write_rows(first, read_rows(workdir))
     for part in reversed(others):
         part.remove()
+
+
+def write_rows(file: Place, rows: Sequence[Row]) -> None:
+    """Write a file that holds these rows alone."""
+    file.write_whole("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def rows_and_ends(content: bytes, name: str) -> Iterator[tuple[Row, int]]:

@@ -35,7 +35,10 @@ _OF_MAMBA2 = {
     "norm.weight": "norm/scale",
 }
 _OF_ATTENTION = {f"{name}_proj.weight": f"{name}_proj/kernel" for name in ("q", "k", "v", "o")}
+_ATTENTION_BIASES = _biases("q", "k", "v", "o")
+_QK_NORMS = {f"{name}_norm.weight": f"{name}_norm/scale" for name in ("q", "k")}
 _OF_MLP = {f"{name}_proj.weight": f"{name}_proj/kernel" for name in ("gate", "up", "down")}
+_MLP_BIASES = _biases("gate", "up", "down")
 
 # In Jamba and in the authors' FlowHN.
 MAMBA1 = _mixer("mamba", "mixer", _OF_MAMBA1 | _OF_JAMBA)
@@ -51,17 +54,13 @@ JAMBA_MODEL = {
 
 FALCON_H1_LAYER = {
     **_mixer("mamba", "mixer/ssm", _OF_MAMBA2),
-    **_mixer("self_attn", "mixer/attention", _OF_ATTENTION | _biases("q", "k", "v", "o")),
-    **_mixer("feed_forward", "mlp", _OF_MLP | _biases("gate", "up", "down")),
+    **_mixer("self_attn", "mixer/attention", _OF_ATTENTION | _ATTENTION_BIASES),
+    **_mixer("feed_forward", "mlp", _OF_MLP | _MLP_BIASES),
     **NORMS,
 }
-QKV_BIASES = {f"self_attn.{name}_proj.bias": f"mixer/{name}_proj/bias" for name in "qkv"}
-OUT_BIAS = {"self_attn.o_proj.bias": "mixer/o_proj/bias"}
-MLP_BIASES = {f"mlp.{name}_proj.bias": f"mlp/{name}_proj/bias" for name in ("gate", "up", "down")}
-QK_NORMS = {f"self_attn.{name}_norm.weight": f"mixer/{name}_norm/scale" for name in "qk"}
 LLAMA_LAYER = {
-    **ATTENTION,
-    **_mixer("mlp", "mlp", _OF_MLP),
+    **_mixer("self_attn", "mixer", _OF_ATTENTION | _ATTENTION_BIASES | _QK_NORMS),
+    **_mixer("mlp", "mlp", _OF_MLP | _MLP_BIASES),
     "input_layernorm.weight": "norm/scale",
     "post_attention_layernorm.weight": "mlp_norm/scale",
 }

@@ -1,6 +1,6 @@
 """Llama, Mistral, Qwen2 and Qwen3 in transformers."""
 
-from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from flowhn_jax.interop import names
@@ -50,20 +50,6 @@ def _refuse_windows(hf: Json) -> None:
         )
 
 
-def _layer(config: LlamaConfig, index: int) -> Mapping[str, str]:
-    del index
-    found = dict(names.LLAMA_LAYER)
-    if config.attention_bias != "none":
-        found |= names.QKV_BIASES
-    if config.attention_bias == "all":
-        found |= names.OUT_BIAS
-    if config.mlp_bias:
-        found |= names.MLP_BIASES
-    if config.qk_norm:
-        found |= names.QK_NORMS
-    return found
-
-
 def _write(config: LlamaConfig) -> dict[str, Any]:
     return write_attention(config) | write_rope(config)
 
@@ -85,18 +71,16 @@ LLAMA = Family(
     kind="llama",
     architecture="LlamaForCausalLM",
     model=names.LLAMA_MODEL,
-    layer=_layer,
+    layer=lambda config, index: names.LLAMA_LAYER,
     read=_read_llama,
     write=_write_llama,
     writes=lambda config: config.attention_bias != "qkv" and not config.qk_norm,
     supported={"attention_bias": _EITHER, "mlp_bias": _EITHER},
 )
 
-MISTRAL = Family(
-    kind="llama",
+MISTRAL = dataclasses.replace(
+    LLAMA,
     architecture="MistralForCausalLM",
-    model=names.LLAMA_MODEL,
-    layer=_layer,
     # Without the key, transformers takes a number that does not follow from the others.
     read=lambda hf: _read({**hf, "num_key_value_heads": hf["num_key_value_heads"]}),
     write=_write,
@@ -104,11 +88,9 @@ MISTRAL = Family(
     supported={},
 )
 
-QWEN2 = Family(
-    kind="llama",
+QWEN2 = dataclasses.replace(
+    LLAMA,
     architecture="Qwen2ForCausalLM",
-    model=names.LLAMA_MODEL,
-    layer=_layer,
     read=_read_qwen2,
     write=_write_qwen2,
     writes=lambda config: (
@@ -117,11 +99,9 @@ QWEN2 = Family(
     supported={"attention_bias": _EITHER, "sliding_window": None},
 )
 
-QWEN3 = Family(
-    kind="llama",
+QWEN3 = dataclasses.replace(
+    LLAMA,
     architecture="Qwen3ForCausalLM",
-    model=names.LLAMA_MODEL,
-    layer=_layer,
     read=_read_qwen3,
     write=_write_qwen3,
     writes=lambda config: config.qk_norm and config.attention_bias != "qkv" and not config.mlp_bias,
