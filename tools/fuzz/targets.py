@@ -203,7 +203,8 @@ def _prepare_over(rng: random.Random, sandbox: Sandbox) -> Case:
         shutil.rmtree(out)
         rng.choice((out.mkdir, out.touch, partial(out.symlink_to, "nowhere")))()
         must_refuse &= not out.is_symlink()  # the link leads to another name
-    arguments = ["--source=docs.jsonl", "--tokenizer=bytes", "--out=set", "--context=32"]
+    context = 48 if must_refuse else 32  # a set of the same request is used, and nothing is written
+    arguments = ["--source=docs.jsonl", "--tokenizer=bytes", "--out=set", f"--context={context}"]
     arguments += ["--validation_fraction=0.1"] + ["--overwrite"] * rng.randrange(2)
     return Case(_PREPARE, arguments, note, must_refuse)
 
