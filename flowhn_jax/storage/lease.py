@@ -15,6 +15,7 @@ from flowhn_jax.storage.bucket import BucketPlace
 from flowhn_jax.storage.errors import StorageError
 from flowhn_jax.storage.place import Place
 from flowhn_jax.storage.requests import repeated
+from flowhn_jax.utils.periodic import repeating
 
 SECONDS_TO_RENEW = 20.0  # from one renewal to the next
 SECONDS_TO_LIVE = 60.0  # without a renewal, after which another process may take the lock over
@@ -233,18 +234,18 @@ def held(place: Place, log: Callable[[str], None]) -> Iterator[Lease]:
     Raises:
       InUse: another process holds it.
     """
-    lease, is_over = Lease(place, log), threading.Event()
+    lease = Lease(place, log)
     lease.acquire()
 
-    def renew() -> None:
-        while not is_over.wait(SECONDS_TO_RENEW) and lease.error() is None:
+    def renew() -> bool:
+        is_held = lease.error() is None
+        if is_held:
             with contextlib.suppress(StorageError):  # tried again at the next renewal
                 lease.renew()
+        return is_held
 
-    thread = threading.Thread(target=renew, name="lock", daemon=True)
-    thread.start()
     try:
-        yield lease
+        with repeating(renew, SECONDS_TO_RENEW, "lock"):
+            yield lease
     finally:
-        is_over.set()
         lease.release()

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
+
+from flowhn_jax.utils.periodic import repeating
 
 T = TypeVar("T")
 
@@ -182,20 +183,16 @@ def activity(description: str, enabled: bool = True) -> Iterator[None]:
         print(f"{description} ...", file=sys.stderr, flush=True)
         yield
         return
-    ended = threading.Event()
     bar = tqdm(desc=description, bar_format=_SPINNER, leave=False, file=sys.stderr, **_size())
 
-    def move() -> None:
-        while not ended.wait(_SECONDS_BETWEEN_FRAMES):
-            bar.refresh()
+    def move() -> bool:
+        bar.refresh()
+        return True
 
-    thread = threading.Thread(target=move, name="progress", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(move, _SECONDS_BETWEEN_FRAMES, "progress", joins=True):
+            yield
     finally:
-        ended.set()
-        thread.join()
         bar.close()
 
 

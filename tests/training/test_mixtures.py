@@ -25,9 +25,9 @@ from tests.command_line import ROOT
 from tests.training.test_processes import fit_in_two_processes
 from tests.training.test_trainer import (
     assert_is_the_uninterrupted_run,
-    final_params,
     run_config,
     signalling_console,
+    train_whole,
 )
 from tools.reference import METRICS, OPTIONAL_METRICS
 
@@ -56,10 +56,7 @@ def mixture_config(folder, **train):
 
 @pytest.fixture(scope="module")
 def uninterrupted(sets, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    config = mixture_config(sets)
-    fit(config, str(workdir))
-    return workdir, final_params(workdir, config)
+    return train_whole(mixture_config(sets), tmp_path_factory)
 
 
 def test_rows_hold_each_set(sets, uninterrupted):

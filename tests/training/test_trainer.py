@@ -78,12 +78,16 @@ def signalling_console(number):
     return Signalling
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(data, tmp_path_factory):
+def train_whole(config, tmp_path_factory):
+    """Return the workdir and the last parameters of a run without interruption."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    config = run_config(data)
     fit(config, str(workdir))
     return workdir, final_params(workdir, config)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    return train_whole(run_config(data), tmp_path_factory)
 
 
 def assert_is_the_uninterrupted_run(workdir, config, uninterrupted):

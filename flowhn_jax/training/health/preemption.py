@@ -4,10 +4,11 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
+
+from flowhn_jax.utils.periodic import repeating
 
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/"
 _NOTICES = {"maintenance-event": "NONE", "preempted": "FALSE"}  # and their values without a notice
@@ -88,20 +89,15 @@ class StopRequest:
         Cloud TPU announces maintenance and preemption there
         (cloud.google.com/compute/docs/metadata/getting-live-migration-notice).
         """
-        ended = threading.Event()
 
-        def poll() -> None:
-            while not ended.wait(_SECONDS_BETWEEN_POLLS):
-                if (notice := _notice(url)) is not None:
-                    self.request(notice)
-                    return
+        def poll() -> bool:
+            notice = _notice(url)
+            if notice is not None:
+                self.request(notice)
+            return notice is None
 
-        thread = threading.Thread(target=poll, name="maintenance notices", daemon=True)
-        thread.start()
-        try:
+        with repeating(poll, _SECONDS_BETWEEN_POLLS, "maintenance notices"):
             yield
-        finally:
-            ended.set()
 
 
 def _notice(url: str) -> str | None:
