@@ -115,6 +115,7 @@ def bench_checkpoint(config: Config, *, repeats: int, out: str) -> dict[str, Any
     if "with_local" in seconds:
         figures += [
             [f"{_STEPS} steps and a local checkpoint, s", f"{row['seconds_with_local']:.3f}"],
+            ["steps wait for it to begin, ms", f"{1e3 * row['seconds_in_save_local']:.0f}"],
             ["ratio to these, median", f"{row['ratio_to_local']:.4f}"],
         ]
     print(markdown([config.model.name, ""], figures))
