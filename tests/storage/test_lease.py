@@ -278,6 +278,40 @@ def test_a_held_lock_is_renewed_in_the_background(bucket, monkeypatch):
     assert all(thread.name != "lock" or not thread.is_alive() for thread in threading.enumerate())
 
 
+def test_a_lost_lock_is_not_renewed_any_more(bucket, monkeypatch):
+    monkeypatch.setattr("flowhn_jax.storage.lease.SECONDS_TO_RENEW", 0.05)
+    file = storage.place(bucket) / "lock"
+    with held(file, print) as lease:
+        thread = next(each for each in threading.enumerate() if each.name == "lock")
+        file.write('{"token": "of another process"}')
+        thread.join(60)
+        assert not thread.is_alive()
+        assert isinstance(lease.error(), LockLost)
+
+
+def test_a_dead_lock_that_vanishes_while_it_is_taken_over(bucket, monkeypatch):
+    """The write to its generation is answered with 404; the lock is then made like a new one."""
+    file, clock = storage.place(bucket) / "lock", Clock()
+    lease_at(bucket, clock).acquire()
+    clock.now += 2 * SECONDS_TO_LIVE
+    lease = lease_at(bucket, clock)
+    request, writes = Lease._request, []
+
+    def vanishing(self, doing, action):
+        if doing == "writing":
+            writes.append(action)
+            if len(writes) == 2:  # the first one is refused, since there is a lock
+                file.remove()
+                raise FileNotFoundError
+        return request(self, doing, action)
+
+    monkeypatch.setattr(Lease, "_request", vanishing)
+    lease.acquire()
+    assert len(writes) == 3
+    assert lease.error() is None
+    assert json.loads(file.read())["time"] == clock.now
+
+
 def test_a_bucket_that_does_not_exist(bucket):
     with pytest.raises(FileNotFoundError, match="gs://absent/run/lock"):
         Lease(storage.place("gs://absent/run/lock"), print).acquire()
