@@ -18,7 +18,7 @@ from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.interop import huggingface, tokenizer_files
 from flowhn_jax.interop.layout import put_sharded
 from flowhn_jax.models import Params
-from flowhn_jax.storage import readable_place
+from flowhn_jax.storage import AnyPath, readable_place
 
 _CONFIG = "config.json"
 # Keys that divide parameters of the same shapes in other ways.
@@ -52,6 +52,37 @@ def read_tokenizer(source: str) -> Tokenizer | None:
         return open_tokenizer(workdir_lib.read_config(source), source)
     except FileNotFoundError:  # the data that the run was trained on are gone
         return None
+
+
+def read_texts(folder: AnyPath) -> dict[str, str]:
+    """Return the texts of a Hugging Face folder's files for tokenizer and generation, by name.
+
+    Those keys of config.json that concern them are in hf_config.json.
+
+    Raises:
+      ValueError: as in `tokenizer_files.read`, or an id in config.json is not a number.
+    """
+    keys = tokenizer_files.keys_to_keep(huggingface.read_config(folder))
+    return tokenizer_files.read(folder) | {tokenizer_files.CONFIG_KEYS: keys}
+
+
+def keep_files(source: str, tokenizer: Tokenizer, workdir: str) -> None:
+    """Write the source's files for tokenizer and generation to the workdir of a run.
+
+    An export of the run then has them as well. A source that comes without a tokenizer, or is a run
+    that was not imported, has none.
+
+    Args:
+      source: as in `read_model`.
+      tokenizer: of the run, the same as the source's; a text may begin with another token.
+      workdir: of the run.
+    """
+    if _is_run(source):
+        texts = tokenizer_files.read(source, tokenizer_files.CONFIG_KEYS)
+    else:
+        texts = read_texts(source)
+    if texts and read_tokenizer(source) is not None:
+        tokenizer_files.write(workdir, tokenizer_files.files_to_keep(texts, tokenizer))
 
 
 def check_fit(source: str, theirs: ModelConfig, ours: ModelConfig) -> list[str]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from flowhn_jax.data.first_token import FIRST_TOKENS
 from flowhn_jax.data.library_errors import errors_as_value_error, hide_panic_output
 from flowhn_jax.data.prepared import TOKENIZER
 from flowhn_jax.data.tokenizer import (
@@ -23,6 +24,7 @@ from flowhn_jax.data.tokenizer_config import (
     OWN_SETTINGS,
     SETTINGS,
     chat_templates,
+    first_token_choice,
     named_token,
     parse_object,
     token_text,
@@ -105,21 +107,44 @@ def read(folder: AnyPath, *others: str) -> dict[str, str]:
 def files_for(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, str]:
     """Return the texts of all files for a model with this tokenizer, by name.
 
-    These are `texts`, tokenizer.json, and a tokenizer_config.json that names the end-of-text token;
-    if it does so already, it is unchanged. A model that was imported without a tokenizer, and so
-    reads bytes, keeps only its files for generation; its workdir has no tokenizer_config.json.
+    These are `texts`, tokenizer.json, and a tokenizer_config.json that names the end-of-text token
+    and the token that begins a text; if it does so already, it is unchanged. A model that was
+    imported without a tokenizer, and so reads bytes, keeps only its files for generation; its
+    workdir has no tokenizer_config.json.
     """
     if isinstance(tokenizer, ByteTokenizer):
         if CONFIG_KEYS in texts and SETTINGS not in texts:
             return without_tokenizer(texts)
-        settings = texts.get(SETTINGS, _dump(byte_tokenizer.settings(tokenizer)))
-        return {**texts, SETTINGS: settings, TOKENIZER: byte_tokenizer.to_json(tokenizer)}
+        ours = _dump(byte_tokenizer.settings(tokenizer))
+        text = texts.get(SETTINGS, ours)
+        first = tokenizer.beginning_with(first_token_choice(json.loads(text), None)).first_token
+        text = text if first == tokenizer.first_token else ours
+        return {**texts, SETTINGS: text, TOKENIZER: byte_tokenizer.to_json(tokenizer)}
     assert isinstance(tokenizer, HuggingFaceTokenizer)
-    settings = _object(texts, SETTINGS) if SETTINGS in texts else _plain_settings(tokenizer)
-    text = texts.get(SETTINGS)
-    if text is None or token_text(settings.get("eos_token")) != tokenizer.eot_token:
-        text = _dump(settings | {"eos_token": tokenizer.eot_token})
+    # Without `tokenizer_class`, transformers uses the class of the family's first checkpoint, which
+    # replaces parts of the tokenizer.
+    plain = _dump({"tokenizer_class": "PreTrainedTokenizerFast"} | _bos_token(tokenizer))
+    text = texts.get(SETTINGS, plain)
+    settings = json.loads(text)
+    changes = {}
+    if token_text(settings.get("eos_token")) != tokenizer.eot_token:
+        changes["eos_token"] = tokenizer.eot_token
+    if not _begins_as(tokenizer, settings):
+        changes |= _first_token_settings(tokenizer, settings)
+    if changes:
+        text = _dump(settings | changes)
     return {**texts, SETTINGS: text, TOKENIZER: tokenizer.json}
+
+
+def files_to_keep(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, str]:
+    """Return the texts of the files that the workdir of a run with this tokenizer keeps, by name.
+
+    They are those of `files_for`, except that a workdir without tokenizer.json reads bytes.
+    """
+    files = files_for(texts, tokenizer)
+    if isinstance(tokenizer, ByteTokenizer):
+        del files[TOKENIZER]
+    return files
 
 
 def without_tokenizer(texts: Mapping[str, str]) -> dict[str, str]:
@@ -251,21 +276,31 @@ def _check_object(path: Place, text: str) -> None:
         chat_templates(found, path)
 
 
-def _plain_settings(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
-    """Return tokenizer_config.json for a tokenizer that came without one.
+def _bos_token(tokenizer: HuggingFaceTokenizer) -> dict[str, str]:
+    return {} if tokenizer.bos_token is None else {"bos_token": tokenizer.bos_token}
 
-    Without `tokenizer_class`, transformers uses the class of the family's first checkpoint, which
-    replaces parts of the tokenizer. The token that begins a text is recorded if tokenizer.json does
-    not determine it.
-    """
-    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    if tokenizer.bos_token is not None:
-        settings["bos_token"] = tokenizer.bos_token
-    if tokenizer.first_token != tokenizer.rule:
-        is_bos = tokenizer.first_token == "bos"
-        ours = {OWN_SETTINGS: {"first_token": tokenizer.first_token}}
-        settings |= {"add_bos_token": True} if is_bos else ours
-    return settings
+
+def _begins_as(tokenizer: HuggingFaceTokenizer, settings: dict[str, Any]) -> bool:
+    """Return whether a text begins with the token that a reader of these settings would use."""
+    choice = first_token_choice(settings, None)
+    may_use_bos = choice in ("auto", "bos") and token_text(settings.get("bos_token")) is not None
+    if may_use_bos and settings.get("add_bos_token") is True:
+        choice = "bos"
+    choice = tokenizer.rule if choice == "auto" else choice
+    if choice not in FIRST_TOKENS or (choice == "bos" and tokenizer.bos_token is None):
+        return False
+    return tokenizer.beginning_with(choice).first_ids == tokenizer.first_ids
+
+
+def _first_token_settings(
+    tokenizer: HuggingFaceTokenizer, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what the settings need for a text to begin with the tokenizer's first token."""
+    ours = {OWN_SETTINGS: {"first_token": tokenizer.first_token}}
+    if tokenizer.first_token == "bos":
+        adds_bos = {"add_bos_token": True} | _bos_token(tokenizer)
+        return adds_bos | ours if OWN_SETTINGS in settings else adds_bos
+    return {"add_bos_token": False} | ours if settings.get("add_bos_token") else ours
 
 
 def _special_tokens(texts: Mapping[str, str]) -> dict[str, str]:

@@ -9,8 +9,8 @@ from flowhn_jax.checkpoints.rows import read_rows
 from flowhn_jax.config import Config, MeshConfig, ModelConfig
 from flowhn_jax.data.open import open_tokenizer
 from flowhn_jax.data.prepared import TOKENIZER
-from flowhn_jax.data.tokenizer import ByteTokenizer
 from flowhn_jax.interop import huggingface, model_card, own_format, reference, tokenizer_files
+from flowhn_jax.interop import source as source_lib
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.storage import Place, place, readable_place
 
@@ -106,10 +106,7 @@ def _read_texts(source: Place, model: ModelConfig) -> dict[str, str]:
     Raises:
       ValueError: as in `tokenizer_files.read`, or the tokenizer has more tokens than the model.
     """
-    texts = tokenizer_files.read(source)
-    texts[tokenizer_files.CONFIG_KEYS] = tokenizer_files.keys_to_keep(
-        huggingface.read_config(source)
-    )
+    texts = source_lib.read_texts(source)
     tokenizer = tokenizer_files.read_tokenizer(source, texts)
     if tokenizer is None:
         return tokenizer_files.without_tokenizer(texts)
@@ -119,7 +116,4 @@ def _read_texts(source: Place, model: ModelConfig) -> dict[str, str]:
             f"{str(source / TOKENIZER)!r}; got {model.vocab_size}. In transformers, "
             f"model.resize_token_embeddings({tokenizer.vocab_size}) adds the missing ones."
         )
-    files = tokenizer_files.files_for(texts, tokenizer)
-    if isinstance(tokenizer, ByteTokenizer):
-        del files[TOKENIZER]  # an export writes it again
-    return files
+    return tokenizer_files.files_to_keep(texts, tokenizer)

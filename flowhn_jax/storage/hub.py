@@ -122,8 +122,11 @@ class HubPlace(Place):
 
     def children(self) -> list[Place]:
         """See Place."""
-        found = self._ask(lambda hub: hub.ls(self._path, detail=False, refresh=True))
-        return [HubPlace(path) for path in sorted(found)]
+        try:
+            found = self._ask(lambda hub: hub.ls(self._path, detail=False, refresh=True))
+        except FileNotFoundError:
+            return []
+        return [HubPlace(path) for path in sorted(found) if path != self._path]
 
     def walk(self) -> Iterator[tuple[str, Place]]:
         """See Place."""
@@ -134,7 +137,10 @@ class HubPlace(Place):
         self, parts: str | tuple[str, ...] = "", kind: str | None = None
     ) -> dict[str, str]:
         """See Place; the only kind is the hub's own."""
-        found = self._ask(lambda hub: hub.find(self._path, detail=True, refresh=True))
+        try:
+            found = self._ask(lambda hub: hub.find(self._path, detail=True, refresh=True))
+        except FileNotFoundError:
+            return {}
         names = {path[len(self._path) + 1 :]: info for path, info in sorted(found.items())}
         return {
             name: f"{info['size']}:{info.get('blob_id')}"

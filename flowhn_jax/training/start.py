@@ -16,6 +16,7 @@ from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import TrainBatches
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.run_data import RunData
+from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.interop import source as source_lib
 from flowhn_jax.parallel.compilation import compile_unless
 from flowhn_jax.parallel.distributed import any_process, first_before_others, is_first
@@ -92,11 +93,14 @@ class Origin:
             state, progress = restore(abstract_state(self.config, mesh), batches)
         return state, Progress(**progress)
 
-    def record(self, workdir: str, step: int, command: str | None) -> list[str]:
+    def record(
+        self, workdir: str, tokenizer: Tokenizer, step: int, command: str | None
+    ) -> list[str]:
         """Write what the workdir holds from the first step on; return lines about the origin.
 
         Args:
           workdir: folder of the run.
+          tokenizer: of the run's data.
           step: that it begins at.
           command: the command line of the run, for commands.txt.
         """
@@ -108,6 +112,8 @@ class Origin:
             workdir_lib.add_command(workdir, command)
             if self._branch is not None:
                 self._branch.copy_rows(workdir)
+            elif self.workdir is None and (source := self.config.train.init_from):
+                source_lib.keep_files(source, tokenizer, workdir)
         if self.workdir is None:
             return []
         line, since = f"resuming {workdir} at step {step}", "the last run"

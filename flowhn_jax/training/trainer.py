@@ -137,7 +137,7 @@ def fit(
         if first >= config.train.steps and progress.row is None:
             console.log(messages.nothing_to_train(workdir, first, config.train.steps))
             return True
-        beginning = origin.record(workdir, first, command)
+        beginning = origin.record(workdir, data.tokenizer, first, command)
         writer = stack.enter_context(open_writer(config, workdir, first, console.log, lock))
         for line in (*messages.describe_start(config, data, mesh), *beginning):
             console.log(line)

@@ -386,3 +386,30 @@ def test_an_export_does_not_mix_files_of_two_models(exported, tmp_path):
     with pytest.raises(ValueError, match="--out must not be the workdir of a run"):
         export_run(work, work)
     assert pathlib.Path(work, "config.json").read_text() == config
+
+
+@pytest.mark.parametrize("recorded", ["auto", "bos", "eot", "none", "several"])
+@pytest.mark.parametrize("first_token", ["bos", "eot", "none"])
+def test_the_token_that_begins_a_text_is_recorded(tmp_path, recorded, first_token):
+    """Whatever the settings of the imported tokenizer say, and only if they say otherwise."""
+    path = tmp_path / "tokenizer.json"
+    library_tokenizer().save(str(path))
+    settings = {"eos_token": "</s>", "bos_token": "<s>"}
+    if recorded != "auto":
+        settings["flowhn_jax"] = {"first_token": recorded}
+    tokenizer = load_tokenizer(str(path), "</s>", first_token=first_token)
+    texts = {tokenizer_files.SETTINGS: json.dumps(settings)}
+    files = tokenizer_files.files_for(texts, tokenizer)
+    is_recorded = recorded == first_token or (recorded, first_token) == ("auto", "bos")
+    assert (files[tokenizer_files.SETTINGS] == texts[tokenizer_files.SETTINGS]) is is_recorded
+    tokenizer_files.write(tmp_path, files)
+    assert read_tokenizer(tmp_path).first_ids == tokenizer.first_ids
+
+
+@pytest.mark.parametrize("recorded", ["eot", "none"])
+@pytest.mark.parametrize("first_token", ["eot", "none"])
+def test_the_token_that_begins_bytes_is_recorded(recorded, first_token):
+    texts = {tokenizer_files.SETTINGS: json.dumps({"flowhn_jax": {"first_token": recorded}})}
+    files = tokenizer_files.files_for(texts, ByteTokenizer(first_token))
+    found = json.loads(files[tokenizer_files.SETTINGS])
+    assert found.get("flowhn_jax", {"first_token": "eot"}) == {"first_token": first_token}

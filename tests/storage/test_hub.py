@@ -15,7 +15,9 @@ from flowhn_jax import models, storage
 from flowhn_jax.data.sources import open_source
 from flowhn_jax.data.tokenizer import load_tokenizer
 from flowhn_jax.interop import huggingface
+from flowhn_jax.interop.transfer import export_run, import_run
 from flowhn_jax.storage import hub as hub_lib
+from flowhn_jax.storage import place, readable_place
 from tests.small import small_baseline
 
 TOKENIZER = pathlib.Path(__file__).parent.parent / "data" / "tokenizer.json"
@@ -154,6 +156,26 @@ def test_a_model_and_its_tokenizer(hub, tmp_path):
     local = load_tokenizer(str(TOKENIZER))
     assert tokenizer.fingerprint == local.fingerprint
     assert tokenizer.bos_token == "<|endoftext|>"
+    line = import_run("hf://me/model", str(tmp_path / "run"))
+    assert line.endswith("with its tokenizer")
+    export_run(str(tmp_path / "run"), str(tmp_path / "exported"))
+    exported = (tmp_path / "exported" / "model.safetensors").read_bytes()
+    assert exported == files["model.safetensors"]
+
+
+def test_a_folder_has_what_is_in_it_and_an_absent_one_nothing(hub, tmp_path):
+    hub.repositories["models/me/model"] = {"a.txt": b"a", "b/c.txt": b"c", "b/d/e.txt": b"e"}
+    for name, content in hub.repositories["models/me/model"].items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    for folder in ("", "b", "b/d", "absent"):
+        ours, theirs = place(tmp_path / folder), readable_place(f"hf://me/model/{folder}")
+        assert [each.name for each in theirs.children()] == [each.name for each in ours.children()]
+        found, expected = ([(name, file.read()) for name, file in each.walk()]
+                           for each in (theirs, ours))  # fmt: skip
+        assert found == expected
+    assert readable_place("hf://me/absent").children() == []
+    assert readable_place("hf://me/model/a.txt").children() == []
 
 
 def test_what_is_absent_or_refused_is_one_message(hub):

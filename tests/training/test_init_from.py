@@ -18,15 +18,19 @@ from flowhn_jax.checkpoints.state import init_state, state_shardings
 from flowhn_jax.commands import train_recipe
 from flowhn_jax.commands.flags import Flags
 from flowhn_jax.config import MeshConfig
+from flowhn_jax.data.open import open_tokenizer, read_tokenizer
 from flowhn_jax.data.prepare import prepare
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.tokenizer import ByteTokenizer
+from flowhn_jax.evaluation.chat import ChatTemplates
 from flowhn_jax.interop import byte_tokenizer, huggingface, source, transfer
 from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.storage import place
 from flowhn_jax.training.start import new_state
 from flowhn_jax.training.trainer import fit
 from tests.command_line import ROOT
 from tests.small import small_baseline, small_config
+from tests.storage.test_hub import hub  # noqa: F401
 
 TEXT = ROOT / "tests" / "data" / "wikitext.txt"
 TOKENIZER = ROOT / "tests" / "data" / "tokenizer.json"
@@ -116,6 +120,79 @@ def test_a_run_resumes_without_its_source(workdir, data, tmp_path):
     after = load_params(run, config.model, mesh)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, after)
     assert 0 < max(jax.tree.leaves(moved)) < 0.01  # three steps from the source
+
+
+CHAT = {
+    "tokenizer_config.json": '{"eos_token": "<|endoftext|>", "bos_token": "<|pad|>", '
+    '"add_bos_token": true, "model_max_length": 96}',
+    "chat_template.jinja": "{% for message in messages %}<{{ message.content }}>{% endfor %}",
+    "generation_config.json": '{"temperature": 0.7, "do_sample": true}',
+}
+
+
+@pytest.mark.parametrize("first_token", ["auto", "eot"])
+def test_an_export_has_the_sources_chat_template(first_token, tmp_path):
+    """And its settings of generation; neither the source nor the data are needed any more."""
+    gone, run, exported = (tmp_path / name for name in ("gone", "run", "exported"))
+    model = dataclasses.replace(CONFIG.model, vocab_size=512)
+    huggingface.save(gone / "model", model, models.init(model, jax.random.key(0)))
+    shutil.copy(TOKENIZER, gone / "model")
+    for name, text in CHAT.items():
+        (gone / "model" / name).write_text(text)
+    spec, data = str(gone / "model/tokenizer.json"), str(gone / "set")
+    prepare(str(TEXT), spec, data, context=24, first_token=first_token)
+    trained = PreparedSet.open(data).tokenizer
+    config = run_config(gone / "model", data, model={"vocab_size": 512}, train={"steps": 1})
+    assert fit(config, str(run), quiet)
+    shutil.rmtree(gone)
+    transfer.export_run(str(run), str(exported))
+    for name in ("chat_template.jinja", "generation_config.json"):
+        assert (exported / name).read_text() == CHAT[name]
+    settings = json.loads((exported / "tokenizer_config.json").read_text())
+    own = {"add_bos_token": False, "flowhn_jax": {"first_token": "eot"}}
+    changes = {} if first_token == "auto" else own
+    assert settings == json.loads(CHAT["tokenizer_config.json"]) | changes
+    for tokenizer in (open_tokenizer(config, str(run)), read_tokenizer(exported)):
+        assert tokenizer.fingerprint == trained.fingerprint
+        assert tokenizer.first_ids == trained.first_ids
+        chat = ChatTemplates.read(tokenizer)
+        assert chat.render(chat.template(), [{"role": "user", "content": "a"}]) == "<a>"
+
+
+@pytest.mark.parametrize("kind", ["workdir", "folder"])
+def test_a_source_in_a_bucket(kind, workdir, data, params, bucket, tmp_path):
+    """The run that begins with it is bit for bit the one that begins with a local copy."""
+    local = tmp_path / "local"
+    if kind == "folder":
+        transfer.export_run(workdir, str(local))
+    else:
+        shutil.copytree(workdir, local)
+    for name, file in place(local).walk():
+        (place(bucket) / "source" / name).copy_from(file.local())
+    sources = {"ours": str(local), "theirs": f"{bucket}/source"}
+    found = {}
+    for name, path in sources.items():
+        config = run_config(path, data, train={"steps": 1})
+        assert fit(config, str(tmp_path / name), quiet)
+        mesh = make_mesh(config.mesh, config.train.batch_size)
+        found[name] = load_params(str(tmp_path / name), config.model, mesh)
+    jax.tree.map(np.testing.assert_array_equal, found["ours"], found["theirs"])
+    kept = [(tmp_path / name / "tokenizer_config.json").is_file() for name in sources]
+    assert kept == [kind == "folder"] * 2
+
+
+def test_a_source_on_the_hub(hub, workdir, data, params, tmp_path):  # noqa: F811
+    transfer.export_run(workdir, str(tmp_path / "local"))
+    files = {name: file.read() for name, file in place(tmp_path / "local").walk()}
+    hub.repositories["models/me/model"] = files
+    config = run_config("hf://me/model")
+    assert source.read_model(config.train.init_from) == CONFIG.model
+    state, lines = start(config, data)
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    assert lines == ["parameters from hf://me/model"]
+    source.keep_files("hf://me/model", ByteTokenizer(), str(tmp_path / "kept"))
+    kept = (tmp_path / "kept" / "tokenizer_config.json").read_bytes()
+    assert kept == files["tokenizer_config.json"]
 
 
 def test_a_longer_context_and_another_split(workdir, data, params, tmp_path):
