@@ -28,8 +28,12 @@ from flowhn_jax.utils import json_text
 from flowhn_jax.utils.progress import Progress
 from flowhn_jax.utils.text import short_list, short_repr
 
-_CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
-_PICKLED = "pytorch_model.bin"
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+# Forms of weights, the preferred first: one file, or shards and the index that names them.
+_FORMS = (
+    (_WEIGHTS, "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 _ADAPTER = "adapter_config.json"
 _FREQUENCIES = "rotary_emb.inv_freq"  # of old files; they follow from config.json
 # For a missing key, transformers uses the id of the family's first checkpoint.
@@ -40,13 +44,14 @@ def load(folder: AnyPath, put: Put = put_whole) -> tuple[ModelConfig, Params]:
     """Return the config and the parameters of a model saved by `save` or transformers.
 
     Args:
-      folder: has config.json and model.safetensors, the shards named by
-        model.safetensors.index.json, or pytorch_model.bin (needs torch); local, gs:// or hf://.
+      folder: has config.json, and model.safetensors or pytorch_model.bin (needs torch), or the
+        shards that model.safetensors.index.json or pytorch_model.bin.index.json names; local, gs://
+        or hf://.
       put: makes the devices' arrays.
 
     Raises:
       FileNotFoundError: a file is missing.
-      ImportError: pytorch_model.bin needs torch, which is not installed.
+      ImportError: a .bin file needs torch, which is not installed.
       ValueError: a file is damaged, or as in `from_state_dict`.
     """
     folder = readable_place(folder)
@@ -179,35 +184,52 @@ def _read_json(path: Place) -> dict[str, Any]:
 
 
 def _read_arrays(folder: Place) -> dict[str, np.ndarray]:
-    """Return all tensors in the folder, of the first that exists: one file, shards, a pickle."""
-    files = [_WEIGHTS]
-    has_file, has_shards = ((folder / name).is_file() for name in (_WEIGHTS, _INDEX))
-    if (folder / _PICKLED).is_file() and not has_file and not has_shards:
-        with (folder / _PICKLED).fetched() as local:
-            return read_state_dict(str(local))
-    if has_shards and not has_file:
-        by_tensor = _read_json(folder / _INDEX).get("weight_map")
-        if not isinstance(by_tensor, dict):
-            raise ValueError(f"{str(folder / _INDEX)!r} must have a weight_map.")
-        files = sorted(set(map(str, by_tensor.values())))
+    """Return all tensors in the folder's weights."""
     arrays: dict[str, np.ndarray] = {}
-    for name in files:
-        if pathlib.PurePath(name).name != name:
-            raise ValueError(f"{_INDEX} must name files in its own folder; got {short_repr(name)}.")
+    for name in _weight_files(folder):
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"There is no {name} in {str(folder)!r}.")
-        try:
-            with path.fetched() as local:
-                with safe_open(local, framework="flax") as file:
-                    tensors = list(file.keys())
-                for tensor in Progress(tensors, f"reading {name}", "tensors"):
-                    # A file keeps in memory what was read from it, until it is closed. Flax's
-                    # arrays, as NumPy has no bfloat16.
-                    with safe_open(local, framework="flax") as file:
-                        arrays[tensor] = np.asarray(file.get_tensor(tensor))
-        except SafetensorError as error:
-            raise ValueError(
-                f"{str(path)!r} must be a complete safetensors file: {error}."
-            ) from error
+        with path.fetched() as local:
+            if name.endswith(".safetensors"):
+                arrays |= _read_safetensors(path, local)
+            else:
+                arrays |= read_state_dict(str(local))
+    return arrays
+
+
+def _weight_files(folder: Place) -> list[str]:
+    """Return the names of the folder's weights: the first form of `_FORMS` that it has."""
+    for whole, index in _FORMS:
+        if (folder / whole).is_file():
+            return [whole]
+        if (folder / index).is_file():
+            by_tensor = _read_json(folder / index).get("weight_map")
+            if not isinstance(by_tensor, dict):
+                raise ValueError(f"{str(folder / index)!r} must have a weight_map.")
+            names = sorted(set(map(str, by_tensor.values())))
+            ending = pathlib.PurePath(whole).suffix
+            for name in names:
+                if pathlib.PurePath(name).name != name or not name.endswith(ending):
+                    raise ValueError(
+                        f"{index} must name {ending} files in its own folder; got "
+                        f"{short_repr(name)}."
+                    )
+            return names
+    return [_FORMS[0][0]]
+
+
+def _read_safetensors(path: Place, local: pathlib.Path) -> dict[str, np.ndarray]:
+    """Return the tensors of a file, of which `local` is a copy."""
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with safe_open(local, framework="flax") as file:
+            tensors = list(file.keys())
+        for tensor in Progress(tensors, f"reading {path.name}", "tensors"):
+            # A file keeps in memory what was read from it, until it is closed. Flax's arrays, as
+            # NumPy has no bfloat16.
+            with safe_open(local, framework="flax") as file:
+                arrays[tensor] = np.asarray(file.get_tensor(tensor))
+    except SafetensorError as error:
+        raise ValueError(f"{str(path)!r} must be a complete safetensors file: {error}.") from error
     return arrays

@@ -85,8 +85,34 @@ def test_shards_are_loaded(tmp_path):
         huggingface.load(tmp_path)
     for outside in ("../part-0.safetensors", "/etc/passwd"):
         index.write_text(json.dumps({"weight_map": {"a": outside}}))
-        with pytest.raises(ValueError, match="must name files in its own folder"):
+        with pytest.raises(ValueError, match=r"must name .safetensors files in its own folder"):
             huggingface.load(tmp_path)
+
+
+def test_shards_of_pytorch_are_loaded(tmp_path):
+    """Only if there are no safetensors; the index names files of the same form."""
+    torch = pytest.importorskip("torch")
+    config = small_baseline("llama")
+    params = random_model(config)
+    huggingface.save(tmp_path, config, params)
+    whole = {name: torch.tensor(a) for name, a in load_file(tmp_path / "model.safetensors").items()}
+    weight_map = {name: f"part-{i % 2}.bin" for i, name in enumerate(whole)}
+    for part in ("part-0.bin", "part-1.bin"):
+        torch.save({n: whole[n] for n, p in weight_map.items() if p == part}, tmp_path / part)
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(whole, "model.safetensors")}))
+    jax.tree.map(np.testing.assert_array_equal, huggingface.load(tmp_path)[1], params)
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"must name .bin files in its own .*model.safetensors"):
+        huggingface.load(tmp_path)
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    jax.tree.map(np.testing.assert_array_equal, huggingface.load(tmp_path)[1], params)
+    torch.save(whole, tmp_path / "pytorch_model.bin")
+    index.write_text("{}")  # one file is preferred
+    jax.tree.map(np.testing.assert_array_equal, huggingface.load(tmp_path)[1], params)
+    (tmp_path / "pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match=r"index.json' must have a weight_map"):
+        huggingface.load(tmp_path)
 
 
 def test_bfloat16_files_are_loaded(tmp_path):
