@@ -18,10 +18,10 @@ from flowhn_jax.layers.documents import (
     scanned_prefix,
 )
 from flowhn_jax.layers.linear import linear, linear_part, rms_norm
-from flowhn_jax.layers.prompts import Prompts, where_active
 from flowhn_jax.layers.ssm_biases import USUAL, SSMBiases
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
-from flowhn_jax.split import Selection, take
+from flowhn_jax.layers.state_space import SequenceInputs, StateSpaceMixer
+from flowhn_jax.split import take
 from flowhn_jax.split.cost import conv_flops, scan_flops
 from flowhn_jax.split.selection import EVERYTHING
 from kernels.causal_conv import causal_conv
@@ -66,7 +66,7 @@ class ScanArguments(NamedTuple):
     dt_bias: jax.Array
 
 
-class Mamba1(nnx.Module):
+class Mamba1(StateSpaceMixer[Mamba1Cache]):
     """Selective state space with E channels of S states each (a `Mixer`).
 
     The step size dt, the norms of dt, B and C, and the recurrence are float32 whatever
@@ -117,52 +117,23 @@ class Mamba1(nnx.Module):
         self.a_log = nnx.Param(jnp.broadcast_to(jnp.log(decay), (inner, state)))
         self.d = nnx.Param(jnp.ones(inner))
 
-    def __call__(self, x: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-        """Return the mixed tokens [B, T, D]; the state restarts with each document."""
-        return self._mix(x, segment_ids, None)[0]
-
-    def mix_selected(
-        self, x: jax.Array, segment_ids: jax.Array | None, selection: Selection
-    ) -> jax.Array:
-        """Return the mixed tokens of `selection`, [B, count, D]; x [B, T, D] are all tokens."""
-        return self._mix(x, segment_ids, None, selection)[0]
-
-    def prefill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, Mamba1Cache]:
-        """Return the mixed tokens [B, T, D], and the cache after each row's tokens."""
-        return self.prefill_selected(x, prompts, length, EVERYTHING)
-
-    def prefill_selected(
-        self, x: jax.Array, prompts: Prompts, length: int, selection: Selection
-    ) -> tuple[jax.Array, Mamba1Cache]:
-        """Return the mixed tokens of `selection`, and the cache after each row's tokens."""
-        del length
-        y, u, state = self._mix(x, prompts.segment_ids, prompts, selection)
-        conv = prompts.tail(u, self.conv - 1, self.prefix)
-        return y, Mamba1Cache(conv, prompts.reset_state(state))
-
-    def _mix(
-        self,
-        x: jax.Array,
-        segment_ids: jax.Array | None,
-        prompts: Prompts | None,
-        selection: Selection = EVERYTHING,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return the mixed tokens [B, T, D], the convolution's inputs, and the last states.
-
-        With a selection, all tokens enter the scan, but only the selected ones have gates and are
-        projected.
-        """
+    def _mix(self, inputs: SequenceInputs) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """See `StateSpaceMixer`."""
+        x, segment_ids, prompts, selection = inputs
         if selection == EVERYTHING:
             u, z = jnp.unstack(self.in_proj(x), axis=-2)
         else:
             u, z = linear_part(self.in_proj, x, 0), None
-        inputs = self._scan_arguments(self._convolve(u, segment_ids), z)
+        scanned = self._scan_arguments(self._convolve(u, segment_ids), z)
         if prompts is not None:
-            inputs = inputs._replace(dt=prompts.mask_padding(inputs.dt))
-        y, state = self._scan(inputs, segment_ids)
+            scanned = scanned._replace(dt=prompts.mask_padding(scanned.dt))
+        y, state = self._scan(scanned, segment_ids)
         if z is None:
             y = _gate(take(y, selection), linear_part(self.in_proj, take(x, selection), 1))
         return self._project_out(y), u, state
+
+    def _cache(self, conv: jax.Array, state: jax.Array) -> Mamba1Cache:
+        return Mamba1Cache(conv, state)
 
     def init_cache(self, batch: int, length: int) -> Mamba1Cache:
         """Return the cache before the first token; its size does not depend on `length`."""
@@ -170,16 +141,11 @@ class Mamba1(nnx.Module):
         conv = jnp.zeros((batch, self.conv - 1, self.inner), self.dtype)
         return Mamba1Cache(conv, jnp.zeros((batch, self.inner, self.state), jnp.float32))
 
-    def step(
-        self, x: jax.Array, cache: Mamba1Cache, active: jax.Array | None = None
-    ) -> tuple[jax.Array, Mamba1Cache]:
-        """Return the mixed token of each sequence [B, D], and the resulting cache.
-
-        A sequence that is not `active` [B] keeps its cache; its output is undefined.
-        """
+    def _advance(self, x: jax.Array, cache: Mamba1Cache) -> tuple[jax.Array, Mamba1Cache]:
+        """See `StateSpaceMixer`."""
         u, z = jnp.unstack(self.in_proj(x), axis=-2)
         y, new_cache = self._step(u, z, cache)
-        return self._project_out(y), where_active(active, new_cache, cache)
+        return self._project_out(y), new_cache
 
     def read(self, x: jax.Array, cache: Mamba1Cache) -> tuple[Callable[[], jax.Array], Mamba1Cache]:
         """Return a function that gates and projects the tokens x [B, D], and the new cache."""

@@ -12,9 +12,9 @@ from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.convolution import convolve, convolve_step, value_of
 from flowhn_jax.layers.decay import decay_rates
 from flowhn_jax.layers.linear import linear, linear_part
-from flowhn_jax.layers.prompts import Prompts, where_active
 from flowhn_jax.layers.ssm_biases import USUAL, SSMBiases
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
+from flowhn_jax.layers.state_space import SequenceInputs, StateSpaceMixer
 from flowhn_jax.split import Selection, take
 from flowhn_jax.split.cost import conv_flops, ssd_flops
 from flowhn_jax.split.selection import EVERYTHING
@@ -102,7 +102,7 @@ class Mamba2Multipliers(NamedTuple):
     dt: float
 
 
-class Mamba2(nnx.Module):
+class Mamba2(StateSpaceMixer[Mamba2Cache]):
     """State space with one decay per head: E channels in H heads of P, with P x S states each.
 
     The heads of each of G groups share B and C, and their channels are normed together. Decays, the
@@ -155,56 +155,26 @@ class Mamba2(nnx.Module):
         self.a_log = nnx.Param(jnp.log(decay))
         self.d = nnx.Param(jnp.ones(heads))
 
-    def __call__(self, x: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-        """Return the mixed tokens [B, T, D]; the state restarts with each document."""
-        return self._mix(x, segment_ids, None)[0]
-
-    def mix_selected(
-        self, x: jax.Array, segment_ids: jax.Array | None, selection: Selection
-    ) -> jax.Array:
-        """Return the mixed tokens of `selection`, [B, count, D]; x [B, T, D] are all tokens."""
-        return self._mix(x, segment_ids, None, selection)[0]
-
-    def prefill(self, x: jax.Array, prompts: Prompts, length: int) -> tuple[jax.Array, Mamba2Cache]:
-        """Return the mixed tokens [B, T, D], and the cache after each row's tokens."""
-        return self.prefill_selected(x, prompts, length, EVERYTHING)
-
-    def prefill_selected(
-        self, x: jax.Array, prompts: Prompts, length: int, selection: Selection
-    ) -> tuple[jax.Array, Mamba2Cache]:
-        """Return the mixed tokens of `selection`, and the cache after each row's tokens."""
-        del length
-        y, xbc, state = self._mix(x, prompts.segment_ids, prompts, selection)
-        assert state is not None
-        conv = prompts.tail(xbc, self.conv - 1)
-        return y, Mamba2Cache(conv, prompts.reset_state(state))
-
-    def _mix(
-        self,
-        x: jax.Array,
-        segment_ids: jax.Array | None,
-        prompts: Prompts | None,
-        selection: Selection = EVERYTHING,
-    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """Return the mixed tokens [B, T, D], the convolution's inputs, and the last states.
-
-        The states are computed for prompts only. With a selection, all tokens enter the scan, but
-        only the selected ones have gates and are projected.
-        """
+    def _mix(self, inputs: SequenceInputs) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """See `StateSpaceMixer`; the states are computed for prompts only."""
+        x, segment_ids, prompts, selection = inputs
         if selection == EVERYTHING:
             z, xbc, dt = self._project_in(x)
         else:
             z, (xbc, dt) = self._project_gates(take(x, selection)), self._project_to_scan(x)
-        inputs = self._ssd_arguments(self._convolve(xbc, segment_ids), dt)
+        scanned = self._ssd_arguments(self._convolve(xbc, segment_ids), dt)
         if prompts is None:
-            y = cast("jax.Array", ssd(**inputs._asdict(), segment_ids=segment_ids))
+            y = cast("jax.Array", ssd(**scanned._asdict(), segment_ids=segment_ids))
             return self._project_out(_select(y, selection), z), xbc, None
-        inputs = inputs._replace(dt=prompts.mask_padding(inputs.dt))
+        scanned = scanned._replace(dt=prompts.mask_padding(scanned.dt))
         y, state = cast(
             "tuple[jax.Array, jax.Array]",
-            ssd(**inputs._asdict(), segment_ids=segment_ids, return_final_state=True),
+            ssd(**scanned._asdict(), segment_ids=segment_ids, return_final_state=True),
         )
         return self._project_out(_select(y, selection), z), xbc, state
+
+    def _cache(self, conv: jax.Array, state: jax.Array) -> Mamba2Cache:
+        return Mamba2Cache(conv, state)
 
     def init_cache(self, batch: int, length: int) -> Mamba2Cache:
         """Return the cache before the first token; its size does not depend on `length`."""
@@ -215,16 +185,11 @@ class Mamba2(nnx.Module):
         state = jnp.zeros((batch, heads, self.head_dim, self.state), jnp.float32)
         return Mamba2Cache(conv, state)
 
-    def step(
-        self, x: jax.Array, cache: Mamba2Cache, active: jax.Array | None = None
-    ) -> tuple[jax.Array, Mamba2Cache]:
-        """Return the mixed token of each sequence [B, D], and the resulting cache.
-
-        A sequence that is not `active` [B] keeps its cache; its output is undefined.
-        """
+    def _advance(self, x: jax.Array, cache: Mamba2Cache) -> tuple[jax.Array, Mamba2Cache]:
+        """See `StateSpaceMixer`."""
         z, xbc, dt = self._project_in(x)
         y, new_cache = self._step(xbc, dt, cache)
-        return self._project_out(y, z), where_active(active, new_cache, cache)
+        return self._project_out(y, z), new_cache
 
     def read(self, x: jax.Array, cache: Mamba2Cache) -> tuple[Callable[[], jax.Array], Mamba2Cache]:
         """Return a function that gates and projects the tokens x [B, D], and the new cache."""
