@@ -12,7 +12,7 @@ from flowhn_jax.config import FlowHNConfig
 from flowhn_jax.report import plots
 from flowhn_jax.split import SplitConfig, attention_branch_flops, reach, ssm_branch_flops
 from flowhn_jax.split.plan import partition_warning
-from tests.small import small_config
+from tests.small import small_baseline, small_config
 
 
 def config_of(strategy, context=1024, **split):
@@ -135,3 +135,18 @@ def test_only_a_measured_balance_needs_the_accelerator(capsys, monkeypatch, bala
     split._print_plan(small_config(split={"balance": balance}).model, [], None)
     assert updates == ([] if balance == "time" else [("jax_platforms", "cpu")])
     assert f", balance {balance}, " in capsys.readouterr().out
+
+
+def test_each_length_has_its_own_reach_and_numbers_end_at_one_column():
+    config = dataclasses.replace(small_config("fac_split", split={"align": 8}).model, blocks=2)
+    rows = lengths_table(config, [24, 1000]).splitlines()[2:]
+    reaches = [reach(dataclasses.replace(config, context=length).plan()) for length in (24, 1000)]
+    assert f"{reaches[0]:.4f}" != f"{reaches[1]:.4f}"
+    assert [row.split()[-1] for row in rows] == [f"{each:.4f}" for each in reaches]
+    assert [row[:8].split() for row in rows] == [["24"], ["1,000"]]
+    assert rows[0].index("24") + 2 == rows[1].index("1,000") + 5
+
+
+def test_a_baseline_has_no_plan():
+    with pytest.raises(ValueError, match=r"model.kind must be 'flowhn' for flowhn split; got 'll"):
+        split._print_plan(small_baseline("llama"), [], None)
