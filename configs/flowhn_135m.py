@@ -6,10 +6,11 @@ says whether it fits those chips.
   flowhn prepare --source=FOLDER --tokenizer=FILE.json --out=data/135m --context=1024
   flowhn train --config=flowhn_135m:fac_split --workdir=runs/135m --config.data.path=data/135m
 
-After the colon: no_split, ae_split, fa_split, fac_split (default) or fai_split, with the paper's 32
-heads of 24; or heads12, fac_split with 12 heads of 64, of which 3 for keys and values. Parameters
-and FLOPs are the same, but a TPU kernel takes as long for a head of 24 as for one of 64: compiled
-for a v5e, a step of heads12 takes at least 45.6 ms, one of fac_split 49.4 (bounds, not measured).
+After the colon: no_split, ae_split, fa_split, fac_split (default), fai_split or learned_split, with
+the paper's 32 heads of 24; or heads12, fac_split with 12 heads of 64, of which 3 for keys and
+values. Parameters and FLOPs are the same, but a TPU kernel takes as long for a head of 24 as for
+one of 64: compiled for a v5e, a step of heads12 takes at least 45.6 ms, one of fac_split 49.4
+(bounds, not measured).
 """
 
 from flowhn_jax import recipes

@@ -6,7 +6,7 @@ says whether it fits those chips.
   flowhn prepare --source=FOLDER --tokenizer=FILE.json --out=data/1b --context=1024
   flowhn train --config=flowhn_1b:fac_split --workdir=runs/1b --config.data.path=data/1b
 
-After the colon: no_split, ae_split, fa_split, fac_split (default) or fai_split.
+After the colon: no_split, ae_split, fa_split, fac_split (default), fai_split or learned_split.
 """
 
 from flowhn_jax import recipes

@@ -6,7 +6,7 @@ says whether it fits those chips.
   flowhn prepare --source=FOLDER --tokenizer=FILE.json --out=data/350m --context=1024
   flowhn train --config=flowhn_350m:fac_split --workdir=runs/350m --config.data.path=data/350m
 
-After the colon: no_split, ae_split, fa_split, fac_split (default) or fai_split.
+After the colon: no_split, ae_split, fa_split, fac_split (default), fai_split or learned_split.
 """
 
 from flowhn_jax import recipes

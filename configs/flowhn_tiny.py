@@ -7,7 +7,7 @@ embedded corpus: no_split 2.165, ae_split 2.358, fa_split 2.946, fac_split 2.439
 
   python train.py --config=configs/flowhn_tiny.py:fai_split --workdir=runs/tiny
 
-After the colon: no_split, ae_split, fa_split, fac_split (default) or fai_split.
+After the colon: no_split, ae_split, fa_split, fac_split (default), fai_split or learned_split.
 """
 
 from flowhn_jax import recipes

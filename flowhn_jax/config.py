@@ -23,7 +23,7 @@ from flowhn_jax.data.config import DataConfig
 from flowhn_jax.models import registry
 from flowhn_jax.models.base import ModelConfig
 from flowhn_jax.models.falcon_h1 import Multipliers
-from flowhn_jax.models.flowhn import FlowHNConfig, require_flowhn
+from flowhn_jax.models.flowhn_config import FlowHNConfig, require_flowhn
 from flowhn_jax.parallel.mesh import MeshConfig
 from flowhn_jax.train_config import OPTIMIZERS, REMATS, SCHEDULES, TrainConfig
 from flowhn_jax.utils import typed

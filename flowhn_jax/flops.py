@@ -17,6 +17,7 @@ from flowhn_jax.layers.attention import KVCache
 from flowhn_jax.layers.embedding import Embedding
 from flowhn_jax.layers.mamba1 import Mamba1Cache
 from flowhn_jax.layers.mamba2 import Mamba2Cache
+from flowhn_jax.layers.router import Router
 from flowhn_jax.models import ModelConfig
 from flowhn_jax.models.language_model import FlopPart
 
@@ -125,10 +126,14 @@ def _passing_tokens(part: FlopPart, path: tuple[Any, ...]) -> float:
 def _product_shape(module: nnx.Module) -> tuple[int, ...] | None:
     """Return the shape [in, *out] of the weight in a module's product; None if it has none.
 
+    A router has one output, its score.
+
     An embedding is a part that costs FLOPs (`flop_parts`) only where the head is tied to it.
     """
     if isinstance(module, nnx.LinearGeneral):
         return module.kernel.shape
+    if isinstance(module, Router):
+        return *module.weight.shape, 1
     return module.embedding.shape[::-1] if isinstance(module, Embedding) else None
 
 

@@ -7,7 +7,13 @@ import pytest
 
 from flowhn_jax import flops, models
 from flowhn_jax.config import BASELINES, FlowHNConfig
-from flowhn_jax.split import STRATEGIES, SplitConfig, attention_branch_flops, ssm_branch_flops
+from flowhn_jax.split import (
+    STRATEGIES,
+    LearnedBlockPlan,
+    SplitConfig,
+    attention_branch_flops,
+    ssm_branch_flops,
+)
 from flowhn_jax.split.cost import score_flops
 from kernels import backends
 from tests.jaxprs import equations
@@ -117,6 +123,8 @@ def test_the_walk_agrees_with_the_planners_cost(strategy, options):
         total += ssm_branch_flops(dims, block.ssm.count(length), read=read)
         if config.fusion == "paper":
             total += 2 * length * dims.width * ((1 if block.is_split else 2) + 1) * dims.width
+        if isinstance(block, LearnedBlockPlan):
+            total += 2 * length * dims.width  # a score of each token
     assert flops.forward_flops(config, length) == total
 
 

@@ -11,7 +11,7 @@ from flowhn_jax.utils.text import short_repr
 
 if TYPE_CHECKING:
     from flowhn_jax.config import FlowHNConfig, ModelConfig
-    from flowhn_jax.split import BlockPlan, SplitConfig
+    from flowhn_jax.split import AnyBlockPlan, SplitConfig
 
 
 def define(flags: Flags) -> Callable[[], None]:
@@ -57,7 +57,8 @@ def _print_plan(model: "ModelConfig", lengths: Sequence[str], plot: str | None) 
     print(planned)
     plan = config.plan()
     share = reach(plan)
-    print(f"\nreach {share:.4f}: share of pairs (i, j <= i) in which token j reaches logit i")
+    reached = "can reach logit i, by the text" if plan.is_learned else "reaches logit i"
+    print(f"\nreach {share:.4f}: share of pairs (i, j <= i) in which token j {reached}")
     if warning := partition_warning(split, plan):
         print(f"warning: {warning}")
     if plot:
@@ -88,7 +89,7 @@ def table(config: "FlowHNConfig") -> str:
     context = config.context
     plan = config.plan()
     period = plan.blocks[-1].attention.period
-    modulo = "" if period in (1, context) else f" modulo {period}"
+    modulo = "" if period in (1, context) or plan.is_learned else f" modulo {period}"
     rows = []
     for index, block in enumerate(plan.blocks):
         tokens = block.attention.count(context), block.ssm.count(context)
@@ -119,8 +120,12 @@ def _stem(split: "SplitConfig") -> str:
     return f"{split.stem} ({split.stem_kind})" if split.stem_kind != "no_split" else f"{split.stem}"
 
 
-def _positions(block: "BlockPlan", context: int) -> str:
-    """Return attention's positions as runs, such as "0-447 896-1023"."""
+def _positions(block: "AnyBlockPlan", context: int) -> str:
+    """Return attention's positions as runs, such as "0-447 896-1023", or a learned number."""
+    from flowhn_jax.split import LearnedBlockPlan
+
+    if isinstance(block, LearnedBlockPlan):
+        return f"{block.attention.width} of every {block.attention.period}, by score"
     if not block.is_split or 1 < context == block.attention.count(context):
         return "all"
     runs = " ".join(f"{start}-{stop - 1}" for start, stop in block.attention.runs)
@@ -152,7 +157,7 @@ def lengths_table(config: "FlowHNConfig", lengths: Sequence[int]) -> str:
     return text_table(headings, rows, left=())
 
 
-def _share(config: "FlowHNConfig", block: "BlockPlan", attention: int, ssm: int) -> list[str]:
+def _share(config: "FlowHNConfig", block: "AnyBlockPlan", attention: int, ssm: int) -> list[str]:
     """Return attention's tokens and the imbalance, as cells."""
     read = config.context if block.reads_all else None
     return [f"{attention:,}", f"{imbalance(*branch_flops(config, attention, ssm, read)):.3f}"]

@@ -34,8 +34,9 @@ class FlowHNConfig(PretrainedConfig):
     Attributes:
       model: the keys of the model's config in flowhn-jax.
       plan: of FlowHN, for each block the positions of attention: those whose remainder modulo
-        `period` lies in one of the `runs` [start, stop). None for a block in which both branches
-        see all tokens; a block with one branch has all positions in its runs, or none.
+        `period` lies in one of the `runs` [start, stop), or `width` tokens of every window of
+        `period`, by their scores. None for a block in which both branches see all tokens; a block
+        with one branch has all positions in its runs, or none.
       max_length_of_plan: positions that the plan is made for; None: no limit.
     """
 
@@ -396,6 +397,22 @@ class StemBlock(nn.Module):
         return self.layer(x, positions, valid, cache)
 
 
+class Router(nn.Module):
+    """A score of each token, linear in the normed stream, in float32."""
+
+    def __init__(self, model: dict[str, Any]):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(model["width"]))
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.eps = model["norm_eps"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores [B, T] of tokens x [B, T, D]."""
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return normed @ self.weight.float() + self.bias.float()
+
+
 class FlowHNBlock(nn.Module):
     """An SSM branch and an attention branch, and the fusion of their outputs."""
 
@@ -406,6 +423,7 @@ class FlowHNBlock(nn.Module):
         self.attention = _make_branch(model, "attention")
         self.attended = attended
         self.reads_all = model["split"]["reads"] == "all"
+        self.router = Router(model) if attended and "width" in attended else None
         self.has_projections = model["fusion"] == "paper"
         if self.has_projections:
             self.branch_proj = nn.Linear(width if attended else 2 * width, width, bias=False)
@@ -416,7 +434,7 @@ class FlowHNBlock(nn.Module):
         self, x: Tensor, positions: Tensor, valid: Tensor, cache: dict[str, Any] | None
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return the stream [B, T, D] after the block, and the branches' new caches by name."""
-        cache = cache or {"ssm": None, "attention": None}
+        cache = cache or {"ssm": None, "attention": None, "attended": None}
         branches = {"ssm": self.ssm, "attention": self.attention}
         new_cache = dict(cache)
         if self.attended is None or self.reads_all:
@@ -425,7 +443,12 @@ class FlowHNBlock(nn.Module):
                 outputs[name], new_cache[name] = branch(x, positions, valid, cache[name])
             joined = self._join(x, positions, **outputs)
         else:
-            attends = self._attends(positions)
+            scores = None if self.router is None else self.router(x)
+            if scores is None:
+                attends = self._attends(positions)
+            else:
+                routes = self._route(scores, positions, valid, cache["attended"])
+                attends, new_cache["attended"] = routes
             joined = torch.zeros_like(x)
             for name, mask in (("ssm", ~attends & valid), ("attention", attends & valid)):
                 columns, chosen = _leading(mask)
@@ -433,6 +456,9 @@ class FlowHNBlock(nn.Module):
                     of_branch = _take(x, columns), positions.gather(1, columns), chosen
                     y, new_cache[name] = branches[name](*of_branch, cache[name])
                     joined = _put(joined, columns, chosen, y)
+            if scores is not None:
+                gates = 2 * torch.sigmoid(torch.where(attends, scores, -scores))[:, :, None]
+                joined = (x.float() + gates * (joined.float() - x.float())).to(x.dtype)
         if not self.has_projections:
             return joined, new_cache
         x = x + self.branch_proj(joined)
@@ -445,6 +471,33 @@ class FlowHNBlock(nn.Module):
         if self.has_projections:
             return torch.cat((ssm, attention), -1)
         return (ssm.float() + attention.float() - x.float()).to(x.dtype)
+
+    def _route(
+        self, scores: Tensor, positions: Tensor, valid: Tensor, attended: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return which tokens [B, T] go to attention, and how many did in each row's last window.
+
+        A token does if its score is above 0 and its window has sent fewer than `width` tokens, or
+        if all that are left of the window must fill it.
+
+        Args:
+          scores: [B, T].
+          positions: [B, T].
+          valid: [B, T].
+          attended: [B], tokens of each row's window before; None: no token yet.
+        """
+        assert self.attended is not None
+        period, width = self.attended["period"], self.attended["width"]
+        if attended is None:
+            attended = torch.zeros_like(positions[:, 0])
+        attends = []
+        for t in range(scores.shape[1]):
+            offset = positions[:, t] % period
+            left = width - torch.where(offset == 0, 0, attended)
+            is_chosen = (left > 0) & ((scores[:, t] > 0) | (left == period - offset))
+            attends.append(is_chosen)
+            attended = torch.where(valid[:, t], width - left + is_chosen, attended)
+        return torch.stack(attends, 1), attended
 
     def _attends(self, positions: Tensor) -> Tensor:
         """Return which positions [B, T] attention gets, bool."""

@@ -18,6 +18,7 @@ from flowhn_jax import models
 from flowhn_jax.config import FlowHNConfig, ModelConfig
 from flowhn_jax.interop.layout import Path, Put, assemble, put_whole
 from flowhn_jax.models import Params
+from flowhn_jax.split import LearnedBlockPlan
 
 MODEL_TYPE = "flowhn_jax"
 CODE = "modeling_flowhn.py"
@@ -90,9 +91,17 @@ def _name(path: Path) -> str:
 
 
 def _plan(config: FlowHNConfig) -> list[dict[str, Any] | None]:
-    """Return attention's positions in each block; None where both branches see all."""
-    selections = [block.attention if block.is_split else None for block in config.plan().blocks]
-    return [
-        None if each is None else {"period": each.period, "runs": [list(run) for run in each.runs]}
-        for each in selections
-    ]
+    """Return attention's positions in each block; None where both branches see all.
+
+    For a learned split that is the width of its quota.
+    """
+    found: list[dict[str, Any] | None] = []
+    for block in config.plan().blocks:
+        period = {"period": block.attention.period}
+        if isinstance(block, LearnedBlockPlan):
+            found.append(period | {"width": block.attention.width})
+        elif block.is_split:
+            found.append(period | {"runs": [list(run) for run in block.attention.runs]})
+        else:
+            found.append(None)
+    return found

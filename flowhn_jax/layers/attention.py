@@ -115,7 +115,8 @@ class Attention(nnx.Module):
           segment_ids: [B, T] int32; documents never attend to each other. None: one document.
           keys_values: keys and values of x, from `keys_values` of this or another layer; None:
             compute them.
-          positions: [T] int32, ascending, for the rotation; None: those of consecutive tokens.
+          positions: [T] or [B, T] int32, ascending, for the rotation; None: those of consecutive
+            tokens.
         """
         length = x.shape[1]
         if keys_values is None:
@@ -124,7 +125,8 @@ class Attention(nnx.Module):
             if segment_ids is not None:
                 segment_ids = jnp.pad(segment_ids, ((0, 0), (0, tail)))
             if positions is not None:
-                positions = jnp.pad(positions, (0, tail))
+                rows = [(0, 0)] * (positions.ndim - 1)
+                positions = jnp.pad(positions, (*rows, (0, tail)))
         if positions is None:
             positions = self._positions(x, segment_ids)
         if keys_values is None:
@@ -173,7 +175,7 @@ class Attention(nnx.Module):
     ) -> KeysValues:
         """Return keys and values [B, T, G, K] of x [B, T, D].
 
-        Without `positions` [T], the first token has position 0 and the others follow it.
+        Without `positions` [T] or [B, T], the first token has position 0 and the others follow it.
         """
         if positions is None:
             positions = self._positions(x, segment_ids)
@@ -203,7 +205,7 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, KVCache]:
         """Return the attended tokens [B, T, D], and the cache after each row's tokens.
 
-        Positions [T] are as in `__call__`.
+        Positions are as in `__call__`.
         """
         keys_values = self.keys_values(x, prompts.segment_ids, positions)
         attended = self(x, prompts.segment_ids, keys_values, positions)

@@ -13,8 +13,8 @@ from flowhn_jax.layers.attention import AttentionSizes
 from flowhn_jax.layers.mamba1 import Mamba1Sizes
 from flowhn_jax.layers.mamba2 import Mamba2Sizes
 from flowhn_jax.layers.rope import RopeScaling
-from flowhn_jax.split import Plan
-from flowhn_jax.split.plan import SHARED, BlockPlan
+from flowhn_jax.split import AnyBlockPlan, Plan
+from flowhn_jax.split.plan import SHARED
 from flowhn_jax.utils.checks import nearest_multiples, require, require_divisor, require_positive
 from flowhn_jax.utils.limits import MAX_BLOCKS, MAX_INT, MAX_POSITIONS
 from kernels.backends import target_platform
@@ -106,7 +106,7 @@ class ModelConfig:
         del length
         raise ValueError(f"model.kind must be 'flowhn' for a plan of its split; got {self.kind!r}.")
 
-    def block_plans(self, length: int) -> tuple[BlockPlan, ...]:
+    def block_plans(self, length: int) -> tuple[AnyBlockPlan, ...]:
         """Return the positions of `length` that each block's branches get; all without a split.
 
         Raises:

@@ -33,12 +33,13 @@ def take_tokens(
 
 def _positions(branch: Branch, selection: Selection, length: int) -> Options:
     """Return the option of a branch's mixer that holds its positions [T], if it rotates by them."""
-    if not _rotates(branch) or selection == EVERYTHING:
+    if not rotates(branch) or selection == EVERYTHING:
         return {}
     return {"positions": take(jnp.arange(length)[None], selection)[0]}
 
 
-def _rotates(branch: Branch) -> bool:
+def rotates(branch: Branch) -> bool:
+    """Return whether a branch needs the positions of its tokens."""
     return isinstance(branch.mixer, Attention) and branch.mixer.rope_theta is not None
 
 
@@ -144,7 +145,7 @@ class StemBlock(nnx.Module):
 
 
 def _step_positions(branch: Branch, positions: jax.Array) -> Options:
-    return {"positions": positions} if _rotates(branch) else {}
+    return {"positions": positions} if rotates(branch) else {}
 
 
 def step_branch(

@@ -41,6 +41,7 @@ _RULES = tuple(
         ("([qkv]|gate|up)_proj/bias", P("tensor")),
         ("(o|down)_proj/bias", P()),
         (r"(\w+_)?norm/scale", P()),
+        ("router/(weight|bias)", P()),
         ("meta", P(None, _SHARD)),
         ("ns_coeffs", P()),  # constants in Muon's state
     )

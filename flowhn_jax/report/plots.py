@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flowhn_jax.split import STRATEGIES, Plan
+from flowhn_jax.split import STRATEGIES, LearnedBlockPlan, Plan
 from flowhn_jax.storage import place
 
 _BLUE, _ORANGE, _PURPLE, _GREY = "#2a78d6", "#eb6834", "#8a63b8", "#8d96a3"
-_BRANCH_LABELS = {_BLUE: "SSM", _ORANGE: "attention", _PURPLE: "both"}
+_BRANCH_LABELS = {_BLUE: "SSM", _ORANGE: "attention", _PURPLE: "both", _GREY: "either, by score"}
 _FLOWHN, _BASELINE = _BLUE, _GREY
 _ERROR, _GRID = "#555555", "#e6e8eb"
 # Where a point's name can be: offset in points and alignment, the preferred one first.
@@ -295,8 +295,12 @@ def plot_split(plan: Plan, title: str, path: str) -> None:
 
     rows = np.zeros((len(plan.blocks), plan.length), np.int8)
     for row, block in zip(rows, plan.blocks, strict=True):
-        attends = [block.attention.contains(position) for position in range(plan.length)]
-        row[:] = attends if block.is_split else 2
+        if isinstance(block, LearnedBlockPlan):
+            row[:] = 3
+        elif block.is_split:
+            row[:] = [block.attention.contains(position) for position in range(plan.length)]
+        else:
+            row[:] = 2
 
     colours = list(_BRANCH_LABELS)
     figure, axes = pyplot.subplots(figsize=(9, 0.9 + 0.42 * len(rows)), layout="constrained")
@@ -306,7 +310,7 @@ def plot_split(plan: Plan, title: str, path: str) -> None:
         interpolation="nearest",
         cmap=ListedColormap(colours),
         vmin=0,
-        vmax=2,
+        vmax=len(colours) - 1,
         extent=(0, plan.length, len(rows) - 0.5, -0.5),
     )
     axes.hlines(np.arange(len(rows) - 1) + 0.5, 0, plan.length, color="white", linewidth=3)

@@ -17,13 +17,15 @@ class SplitConfig:
     Attributes:
       strategy: which positions attention gets: 'no_split' (both branches see all), 'ae_split'
         (alternating halves), 'fa_split' (the last ones), 'fac_split' (a window that moves from
-        block to block) or 'fai_split' (short runs in every period).
+        block to block), 'fai_split' (short runs in every period) or 'learned_split' (as many tokens
+        of every period, by a score that the model learns).
       balance: attention's share of the tokens: 'flops' gives both branches equal FLOPs, 'time'
         equal time as `bench branches` measured it on the device, 'equal' half of the tokens; a
         number between 0 and 1 is the share itself. Not used by no_split and ae_split.
       align: attention's number of tokens is rounded to a multiple of this. Used by fa_split and
         fac_split.
-      period: length in tokens after which fai_split's runs repeat.
+      period: length in tokens after which fai_split's runs repeat, or of the windows of each of
+        which learned_split sends as many tokens to attention.
       shift: positions by which fai_split's runs move back from block to block; None: half a run.
       stem: number of first blocks, of model.blocks, that are not split.
       stem_kind: what all tokens pass in a block of the stem: both branches ('no_split'), or one
@@ -88,6 +90,11 @@ class SplitConfig:
             raise ValueError(
                 f"model.split.reads must be 'own' for the strategy {self.strategy!r}, whose "
                 "branches get all tokens; got 'all'."
+            )
+        if self.reads == "all" and strategy.is_learned:
+            raise ValueError(
+                f"model.split.reads must be 'own' for the strategy {self.strategy!r}, which sends "
+                "other positions of each sequence to attention; got 'all'."
             )
         if self.shift is not None and not 0 <= self.shift < self.period:
             raise ValueError(

@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import logging
+from typing import ClassVar
 
 from flowhn_jax.split import measured
 from flowhn_jax.split.config import SplitConfig
 from flowhn_jax.split.cost import BranchDims, balanced_tokens
-from flowhn_jax.split.selection import EVERYTHING, NOTHING, Selection
+from flowhn_jax.split.selection import EVERYTHING, NOTHING, Quota, Selection
 from flowhn_jax.split.strategies import STRATEGIES
 from kernels.backends import target_device_kind
 
@@ -41,6 +42,31 @@ class BlockPlan:
         return (EVERYTHING, EVERYTHING) if self.reads_all else (self.attention, self.ssm)
 
 
+@dataclasses.dataclass(frozen=True)
+class LearnedBlockPlan:
+    """How many positions both branches get in one block; the text decides which.
+
+    It has the properties of a `BlockPlan`.
+
+    Attributes:
+      attention: the number of positions that attention reads and has outputs for.
+      ssm: that of the SSM, which gets the others.
+    """
+
+    attention: Quota
+    ssm: Quota
+
+    is_split: ClassVar[bool] = True
+    reads_all: ClassVar[bool] = False
+
+    @property
+    def reads(self) -> tuple[Quota, Quota]:
+        """The numbers of positions that attention and the SSM read."""
+        return self.attention, self.ssm
+
+
+AnyBlockPlan = BlockPlan | LearnedBlockPlan
+
 SHARED = BlockPlan(EVERYTHING, EVERYTHING)
 _STEMS = {
     "no_split": SHARED,
@@ -54,17 +80,23 @@ class Plan:
     """The split of a sequence of `length` positions, block by block."""
 
     length: int
-    blocks: tuple[BlockPlan, ...]
+    blocks: tuple[AnyBlockPlan, ...]
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the text decides in some block which positions a branch gets."""
+        return any(isinstance(block, LearnedBlockPlan) for block in self.blocks)
 
     @property
     def is_partitioned(self) -> bool:
         """True where all blocks divide the positions into the same two sets.
 
         Then no token of one set ever meets a token of the other: the model is two language models
-        that share a head.
+        that share a head. Blocks that learn their sets have different ones.
         """
         cuts = {frozenset(block.reads) for block in self.blocks}
-        return len(cuts) == 1 and EVERYTHING not in next(iter(cuts))
+        is_single = len(cuts) == 1 and EVERYTHING not in next(iter(cuts))
+        return is_single and (len(self.blocks) == 1 or not self.is_learned)
 
 
 def with_fixed_share(split: SplitConfig, dims: BranchDims, length: int) -> SplitConfig:
@@ -141,13 +173,16 @@ def make_plan(
             f"({', '.join(unbounded)})."
         )
     strategy_class = split.strategy_class
-    block_plans = [_STEMS[split.stem_kind]] * min(split.stem, blocks)
+    block_plans: list[AnyBlockPlan] = [_STEMS[split.stem_kind]] * min(split.stem, blocks)
     if not strategy_class.is_split or blocks <= split.stem:
         return Plan(length, (*block_plans, *[SHARED] * (blocks - len(block_plans))))
     tokens = attention_tokens(split, dims, context) if strategy_class.uses_balance else 0
     strategy = strategy_class(split, context, tokens)
     for block in range(blocks - split.stem):
         attention = strategy.selection(block)
+        if isinstance(attention, Quota):
+            block_plans.append(LearnedBlockPlan(attention, attention.complement()))
+            continue
         reads_all = split.reads == "all"
         block_plans.append(BlockPlan(attention, attention.complement(), reads_all))
     return Plan(length, tuple(block_plans))

@@ -4,19 +4,31 @@ In one block an output depends on itself and on the earlier positions that one o
 reads. Positions whose branches agree in every block form a class, which repeats with the plan's
 period. If a source reaches a position of a class, it reaches all later ones of that class as well,
 so it is enough to follow the first reachable position of every class through the blocks.
+
+Where the text decides which positions a branch gets, a token can influence all later ones: for each
+pair there is a text that sends both to one branch. Which pairs a given text connects, the plan does
+not tell.
 """
 
 import math
 
 import numpy as np
 
-from flowhn_jax.split.plan import Plan
+from flowhn_jax.split.plan import AnyBlockPlan, BlockPlan, LearnedBlockPlan, Plan
+from flowhn_jax.split.selection import EVERYTHING, Selection
+
+
+def _reads(block: AnyBlockPlan) -> tuple[Selection, ...]:
+    """Return the sets of positions within which a block can pass information on."""
+    return (EVERYTHING,) if isinstance(block, LearnedBlockPlan) else block.reads
 
 
 def _classes(plan: Plan, period: int) -> tuple[np.ndarray, np.ndarray]:
     """Return starts [C] and stops [C] of the parts of a period within which no branch changes."""
     edges = {0, period}
     for block in plan.blocks:
+        if isinstance(block, LearnedBlockPlan):
+            continue
         for selection in (block.attention, block.ssm):
             if selection.width == selection.period:  # all positions: no edges
                 continue
@@ -40,7 +52,8 @@ def _next_position(position: np.ndarray, start: np.ndarray, stop: np.ndarray, pe
 def reach(plan: Plan) -> float:
     """Return the share of pairs (i, j <= i) in which token j can influence logit i."""
     length = plan.length
-    period = min(math.lcm(*(block.attention.period for block in plan.blocks)), length)
+    positional = (block for block in plan.blocks if isinstance(block, BlockPlan))
+    period = min(math.lcm(*(block.attention.period for block in positional)), length)
     starts, stops = _classes(plan, period)
     sources = np.arange(period)
     never = np.iinfo(np.int64).max // 4
@@ -51,7 +64,7 @@ def reach(plan: Plan) -> float:
     first[sources, own] = sources
     for block in plan.blocks:
         reached = first.copy()
-        for selection in block.reads:
+        for selection in _reads(block):
             members = np.array([selection.contains(int(start)) for start in starts])
             if not members.any():
                 continue

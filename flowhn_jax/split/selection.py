@@ -1,4 +1,4 @@
-"""Selections: periodic sets of token positions."""
+"""Selections: periodic sets of token positions, and quotas, of which only the size is known."""
 
 import dataclasses
 import itertools
@@ -45,6 +45,29 @@ class Selection:
         edges = [0, *itertools.chain.from_iterable(self.runs), self.period]
         gaps = zip(edges[::2], edges[1::2], strict=True)
         return Selection(self.period, tuple((start, stop) for start, stop in gaps if start < stop))
+
+
+@dataclasses.dataclass(frozen=True)
+class Quota:
+    """`width` positions of every window of `period`, which a model chooses from the text.
+
+    The windows are [0, period), [period, 2 * period) and so on (`split.routing`).
+    """
+
+    period: int
+    width: int
+
+    def count(self, length: int) -> int:
+        """Return the most positions below `length` that can be chosen; in whole windows, all are.
+
+        A model has room for as many.
+        """
+        windows, tail = divmod(length, self.period)
+        return windows * self.width + min(self.width, tail)
+
+    def complement(self) -> "Quota":
+        """Return the quota of the positions that are not chosen."""
+        return Quota(self.period, self.period - self.width)
 
 
 EVERYTHING = Selection(1, ((0, 1),))

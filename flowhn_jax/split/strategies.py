@@ -7,6 +7,7 @@
 | fa_split | FLOP-aware: SSM the first N - a, attention the last a, in every block               |
 | fac_split| FLOP-aware circulating: attention's window starts at the end and moves back by a    |
 | fai_split| FLOP-aware interleaved: a run of r in every period of m, moving back by `shift`     |
+| learned_split | r tokens of every window of m, by a learned score (`split.routing`)            |
 
 The first four are the paper's (arXiv 2505.19472, section 3). Two more, in `PARITY_STRATEGIES`,
 reproduce the authors' code where it departs from the paper, for parity with its checkpoints.
@@ -21,7 +22,7 @@ import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING, ClassVar
 
-from flowhn_jax.split.selection import EVERYTHING, Selection, circular_window
+from flowhn_jax.split.selection import EVERYTHING, Quota, Selection, circular_window
 
 if TYPE_CHECKING:
     from flowhn_jax.split.config import SplitConfig
@@ -40,6 +41,8 @@ class Strategy(abc.ABC):
       uses_balance: whether it reads `tokens`.
       is_bounded: whether its selections are made for `length` positions and end there; if not, a
         model takes sequences of any length.
+      is_learned: whether the model chooses the positions from the text: `selection` then returns a
+        `Quota`, the number of them.
       needs_sequence_scope: whether it is for parity only and requires `split.scope='sequence'`.
       split: the user's choices.
       length: N, the positions to plan for.
@@ -51,6 +54,7 @@ class Strategy(abc.ABC):
     is_split: ClassVar[bool] = True
     uses_balance: ClassVar[bool] = True
     is_bounded: ClassVar[bool] = True
+    is_learned: ClassVar[bool] = False
     needs_sequence_scope: ClassVar[bool] = False
 
     split: "SplitConfig"
@@ -58,8 +62,13 @@ class Strategy(abc.ABC):
     tokens: int
 
     @abc.abstractmethod
-    def selection(self, block: int) -> Selection:
+    def selection(self, block: int) -> Selection | Quota:
         """Return attention's positions in a block, counted from the first block after the stem."""
+
+    def tokens_per_period(self) -> int:
+        """Return `tokens` as a number of tokens in every `split.period`: both branches get some."""
+        period = self.split.period
+        return min(max(round(self.tokens / self.length * period), 1), period - 1)
 
     def aligned_tokens(self, excluded: Collection[float] = ()) -> int:
         """Return `tokens` rounded to a multiple of `split.align` that leaves both branches some.
@@ -172,10 +181,22 @@ class FlopAwareInterleavedSplit(Strategy):
 
     def selection(self, block: int) -> Selection:
         """Return the runs of a block."""
-        period = self.split.period
-        run = min(max(round(self.tokens / self.length * period), 1), period - 1)
+        period, run = self.split.period, self.tokens_per_period()
         shift = max(1, run // 2) if self.split.shift is None else self.split.shift
         return circular_window(period - run - block * shift, run, period)
+
+
+@register
+class LearnedSplit(Strategy):
+    """As many tokens of every window of `split.period`, by a score that each block learns."""
+
+    name = "learned_split"
+    is_bounded = False
+    is_learned = True
+
+    def selection(self, block: int) -> Quota:
+        """Return the number of tokens per window, which is the same in all blocks."""
+        return Quota(self.split.period, self.tokens_per_period())
 
 
 class ParityStrategy(Strategy):

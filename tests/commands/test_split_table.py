@@ -61,6 +61,19 @@ def test_positions_of_blocks_that_are_not_split_and_of_periods():
     ]
 
 
+def test_a_learned_split_has_numbers_in_place_of_positions(capsys):
+    config = config_of("learned_split", balance=0.25, period=8, stem=1, stem_kind="ssm")
+    assert table(config).splitlines()[0].endswith("attention's positions")
+    assert [row[1:3] + row[6:] for row in words_of(table(config))] == [
+        ["0", "1,024", "none"],
+        ["256", "768", *["2", "of", "every", "8,", "by", "score"]],
+    ]
+    split._print_plan(small_config("learned_split").model, [], None)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "reach 1.0000: share of pairs (i, j <= i) in which token j can reach logit i, by the text"
+    )
+
+
 def expected_pair(config, tokens, others):
     attention = attention_branch_flops(config.dims, tokens)
     ssm = ssm_branch_flops(config.dims, others)

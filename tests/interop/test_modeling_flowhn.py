@@ -41,6 +41,12 @@ CONFIGS = {
         "fac_split", model={"attention_rope_theta": 50.0}, split={"reads": "all"}
     ),
     "attention_stem": small_config("fac_split", split={"stem": 1, "stem_kind": "attention"}),
+    "learned_split": small_config(
+        "learned_split",
+        model={"blocks": 3, "fusion": "residual", "attention_rope_theta": 100.0},
+        split={"stem": 1, "stem_kind": "ssm"},
+    ),
+    "learned_split_paper": small_config("learned_split"),
     "no_mlp": small_config("fac_split", model={"branch_mlp": False, "head_dim": 6}),
 }
 CONFIGS = {name: config.model for name, config in CONFIGS.items()}
@@ -64,7 +70,7 @@ def load(config, params, folder):
     return auto.from_pretrained(folder, trust_remote_code=True).eval()
 
 
-_SLOW = ("residual", "attention_stem")
+_SLOW = ("residual", "attention_stem", "learned_split_paper")
 _PARAMS = [
     pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name for name in CONFIGS
 ]

@@ -1,7 +1,8 @@
 """FlowHN by its definition: every layer runs on all tokens, and masks select what it reads.
 
 Attention has a matrix of all pairs and the scan is a loop over tokens, so that nothing is shared
-with the model: no plan is applied by slices, no kernel is called.
+with the model: no plan is applied by slices, no kernel is called. The routes of a learned split are
+found token by token.
 """
 
 import jax
@@ -9,24 +10,57 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def logits(config, params, tokens, segment_ids):
+def logits(config, params, tokens, segment_ids, routes=None):
     """Return logits [B, T, V] of tokens [B, T] in documents segment_ids [T], the same in all rows.
 
-    `params` are those of the model; the mixers of the SSM branch are Mamba-1.
+    `params` are those of the model; the mixers of the SSM branch are Mamba-1. A learned split needs
+    the `routes` of a single row: for each block [T] bool, which tokens go to attention.
     """
+    return _run(config, params, tokens, segment_ids, routes)[0]
+
+
+def learned_routes(config, params, tokens, segment_ids):
+    """Return the `routes` of tokens [1, T] that `logits` needs."""
+    return _run(config, params, tokens, segment_ids, None)[1]
+
+
+def _run(config, params, tokens, segment_ids, routes):
+    found = []
     x = jnp.asarray(params["embed"]["embedding"])[tokens]
     positions = range(tokens.shape[1])
-    for block, plan in zip(
-        (params["blocks"][i] for i in sorted(params["blocks"])),
-        config.plan(tokens.shape[1]).blocks,
-        strict=True,
+    for index, (block, plan) in enumerate(
+        zip(
+            (params["blocks"][i] for i in sorted(params["blocks"])),
+            config.plan(tokens.shape[1]).blocks,
+            strict=True,
+        )
     ):
-        own = {
-            name: np.array([getattr(plan, name).contains(position) for position in positions])
-            for name in ("attention", "ssm")
-        }
+        if "router" in block:
+            attends = routes[index] if routes else _route(block["router"], x, plan, config)
+            own = {"attention": attends, "ssm": ~attends}
+        else:
+            own = {
+                name: np.array([getattr(plan, name).contains(position) for position in positions])
+                for name in ("attention", "ssm")
+            }
+        found.append(own["attention"])
         x = _block(config, block, x, own, segment_ids)
-    return _rms(params["final_norm"], x, config.norm_eps) @ params["head"]["kernel"]
+    return _rms(params["final_norm"], x, config.norm_eps) @ params["head"]["kernel"], found
+
+
+def _scores(router, x, eps):
+    return _rms({"scale": 1.0}, x, eps) @ router["weight"] + router["bias"]
+
+
+def _route(router, x, plan, config):
+    """Return which tokens of x [1, T, D] go to attention, [T] bool."""
+    (scores,) = np.asarray(_scores(router, x, config.norm_eps))
+    attends = np.zeros(len(scores), bool)
+    window = plan.attention.period
+    for t, score in enumerate(scores):
+        left = plan.attention.width - attends[t - t % window : t].sum()
+        attends[t] = left > 0 and (score > 0 or left == window - t % window)
+    return attends
 
 
 def _block(config, block, x, own, segment_ids):
@@ -42,6 +76,11 @@ def _block(config, block, x, own, segment_ids):
         for name, mixer in mixers.items()
     }
     changes = {name: outputs[name] - x for name in outputs}
+    if "router" in block:
+        scores = _scores(block["router"], x, config.norm_eps)[..., None]
+        changes["attention"] *= 2 / (1 + jnp.exp(-scores))
+        changes["ssm"] *= 2 / (1 + jnp.exp(scores))
+        outputs = {name: x + changes[name] for name in outputs}
     if config.fusion == "residual":
         return x + sum(jnp.where(own[name][:, None], changes[name], 0) for name in changes)
     if own["attention"].all() and own["ssm"].all():

@@ -14,7 +14,7 @@ from tests.slow import all_but
 from tests.small import small_baseline, small_config
 
 ALL = (*STRATEGIES, *BASELINES)
-BOUNDED = tuple(strategy for strategy in STRATEGIES if strategy not in ("no_split", "fai_split"))
+BOUNDED = tuple(name for name, strategy in STRATEGIES.items() if strategy.is_bounded)
 
 
 def model_of(name, **split):
@@ -157,7 +157,7 @@ def test_steps_from_the_empty_cache(name, rng):
         np.testing.assert_allclose(logits, expected[:, position], atol=5e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["fai_split", "no_split", "llama"])
+@pytest.mark.parametrize("name", ["fai_split", "learned_split", "no_split", "llama"])
 def test_decoding_beyond_the_training_length(name, rng):
     config = model_of(name)
     tokens = rng.integers(0, config.vocab_size, (2, 2 * config.context + 3))

@@ -11,6 +11,7 @@ from flowhn_jax import models, recipes
 from flowhn_jax.models.loss import loss_sum
 from flowhn_jax.split import STRATEGIES, reach
 from tests.small import small_config
+from tests.split.strategies import POSITIONAL
 
 MAMBA2 = {"ssm": "mamba2", "ssm_head_dim": 8, "ssm_groups": 2}
 
@@ -22,7 +23,7 @@ def small(strategy, ssm="mamba1", **split):
     return config, models.init(config, jax.random.key(0))
 
 
-KINDS = [*((s, "mamba1") for s in STRATEGIES), ("fai_split", "mamba2")]
+KINDS = [*((s, "mamba1") for s in POSITIONAL), ("fai_split", "mamba2")]
 of_both_kinds = pytest.mark.parametrize(("strategy", "ssm"), KINDS)
 
 

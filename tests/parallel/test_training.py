@@ -92,6 +92,7 @@ BRANCH, SEQUENCE = dict(fsdp=2, branch=2, tensor=2), dict(fsdp=2, sequence=4)
     ("strategy", "axes"),
     [
         ("fai_split", BRANCH),
+        ("learned_split", SEQUENCE),
         ("fa_split", SEQUENCE),
         ("no_split", SEQUENCE),
         *(
@@ -100,6 +101,7 @@ BRANCH, SEQUENCE = dict(fsdp=2, branch=2, tensor=2), dict(fsdp=2, sequence=4)
                 ("ae_split", SEQUENCE),
                 ("fai_split", SEQUENCE),
                 ("no_split", BRANCH),
+                ("learned_split", BRANCH),
                 ("ae_split", BRANCH),
                 ("fa_split", BRANCH),
             )

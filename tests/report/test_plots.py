@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from flowhn_jax.report import plots
+from flowhn_jax.split import SplitConfig, make_plan
+from tests.split.strategies import DIMS
 
 
 def row(model, speed, bits=None, mfu=None):
@@ -132,3 +134,20 @@ def test_an_unknown_ending_is_refused(tmp_path):
     curve = curve_of([[1.0]] * 4)
     with pytest.raises(ValueError, match=r"Cannot draw to 'plot\.xyz'"):
         plots.plot_by_position({"a": curve}, str(tmp_path / "plot.xyz"))
+
+
+def test_split_has_a_colour_for_each_branch_and_one_for_learned_positions(figures):
+    drawn = {
+        "fai_split": ([[2, 2, 2, 2], [0, 0, 0, 1]], ["SSM", "attention", "both"]),
+        "learned_split": ([[2, 2, 2, 2], [3, 3, 3, 3]], ["both", "either, by score"]),
+    }
+    for strategy, (rows, labels) in drawn.items():
+        split = SplitConfig(strategy, balance=0.25, period=4, stem=1)
+        plots.plot_split(make_plan(split, DIMS, blocks=2, context=4), strategy, "x.png")
+        (axes,) = figures[-1].axes
+        assert axes.images[0].get_array().tolist() == rows
+        (legend,) = figures[-1].legends
+        assert [text.get_text() for text in legend.get_texts()] == labels
+        colours = [patch.get_facecolor() for patch in legend.get_patches()]
+        for value, colour in zip(np.unique(rows), colours, strict=True):
+            assert axes.images[0].to_rgba(np.array([[value]]))[0, 0].tolist() == list(colour)

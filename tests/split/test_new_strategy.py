@@ -83,6 +83,7 @@ def test_properties_agree_with_the_plans(strategy):
     other = make_plan(dataclasses.replace(split, balance=0.7), DIMS, blocks=3, context=20)
     assert split.strategy_class.uses_balance == (plan != other)
     assert split.strategy_class.is_split == any(block.is_split for block in plan.blocks)
+    assert split.strategy_class.is_learned == plan.is_learned
     if split.strategy_class.is_bounded:
         with pytest.raises(ValueError, match="every_third"):  # one that takes any length
             make_plan(split, DIMS, blocks=3, context=20, length=21)

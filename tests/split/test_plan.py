@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from flowhn_jax.split import (
     STRATEGIES,
+    LearnedBlockPlan,
+    Quota,
     SplitConfig,
     attention_branch_flops,
     make_plan,
@@ -292,9 +294,44 @@ def test_a_stem_of_any_kind_has_all_tokens(kind, tokens):
 @pytest.mark.parametrize("strategy", ["ae_split", "fa_split", "fac_split"])
 def test_bounded_strategies_refuse_longer_sequences(strategy):
     with pytest.raises(
-        ValueError, match=r"has 65 positions.*context of 64.*\(no_split, fai_split\)"
+        ValueError, match=r"has 65 positions.*context of 64.*\(no_split, fai_split, learned_split\)"
     ):
         make_plan(SplitConfig(strategy), DIMS, blocks=2, context=64, length=65)
+
+
+@given(period=st.integers(3, 80), share=st.floats(0.02, 0.98), length=st.integers(1, 300))
+def test_learned_split_has_a_quota(period, share, length):
+    """As many tokens of every window, room for all that a last one can get, both branches some."""
+    split = SplitConfig("learned_split", balance=share, period=period, stem=1)
+    plan = make_plan(split, DIMS, blocks=3, context=1000, length=length)
+    stem, first, second = plan.blocks
+    assert isinstance(first, LearnedBlockPlan)
+    assert first == second != stem
+    assert not plan.is_partitioned
+    width = first.attention.width
+    assert width == min(max(round(round(share * 1000) / 1000 * period), 1), period - 1)
+    assert first.reads == (first.attention, first.ssm)
+    assert first.ssm == Quota(period, period - width)
+    tail = length % period
+    for quota in first.reads:
+        assert quota.count(length) == length // period * quota.width + min(tail, quota.width)
+    free = first.attention.count(length) + first.ssm.count(length) - length
+    assert free == min(tail, width) + min(tail, period - width) - tail
+
+
+def test_a_single_learned_block_has_no_other_that_mixes_its_sets():
+    split = SplitConfig("learned_split")
+    one, two = (make_plan(split, DIMS, blocks=blocks, context=64) for blocks in (1, 2))
+    assert (one.is_partitioned, two.is_partitioned) == (True, False)
+    assert one.is_learned
+    assert not make_plan(SplitConfig("fai_split"), DIMS, blocks=2, context=64).is_learned
+    all_in_stem = make_plan(dataclasses.replace(split, stem=2), DIMS, blocks=2, context=64)
+    assert not all_in_stem.is_learned
+
+
+def test_learned_split_reads_its_own_tokens():
+    with pytest.raises(ValueError, match=r"reads must be 'own' for .*'learned_split'.*; got 'all'"):
+        SplitConfig("learned_split", reads="all")
 
 
 def test_unbounded_plans_take_longer_sequences():

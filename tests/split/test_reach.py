@@ -52,6 +52,13 @@ def test_splits_that_never_mix_reach_one_half():
         assert reach(plan) == 1
 
 
+@pytest.mark.parametrize("stem", [0, 1, 3])
+def test_some_text_connects_each_pair_of_a_learned_split(stem):
+    split = SplitConfig("learned_split", stem=stem, stem_kind="ssm" if stem else "no_split")
+    for length in (1, 50, 64, 100):
+        assert reach(make_plan(split, DIMS, blocks=4, context=64, length=length)) == 1
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("stem", [0, 1])
 def test_reach_of_a_long_context_needs_no_square_matrix(strategy, stem):
