@@ -8,22 +8,35 @@ from flowhn_jax.commands.flags import Flags
 
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that measures and draws the comparison."""
+    from flowhn_jax.compare.budget import parse_budget
     from flowhn_jax.compare.model_configs import NAMES, SIZES, model_configs, parse_names
+    from flowhn_jax.compare.run_grid import parse_rates
 
     size = flags.string("size", None, f"size of the models: {', '.join(SIZES)}.", required=True)
     names = flags.string(
         "models", "all", f"all, or some of these, separated by commas: {', '.join(NAMES)}."
     )
-    train_tokens = flags.integer(
-        "train_tokens",
-        0,
-        "tokens that each model is trained on; 0 measures speed alone.",
-        minimum=0,
-    )
     workdir = flags.path(
         "workdir",
         "folder of the comparison, which continues there; default: runs/compare_SIZE.",
     )
+    with flags.group("training"):
+        budget = flags.string(
+            "budget",
+            None,
+            "what each model is trained for: tokens:N, flops:N (of training) or seconds:N (of "
+            "train steps, at the speed that was measured before), e.g. tokens:2e6; default: "
+            "nothing is trained.",
+        )
+        seeds = flags.integer(
+            "seeds", 1, "seeds that each model is trained with, from 0.", minimum=1, maximum=1000
+        )
+        rates = flags.listing(
+            "rates",
+            [],
+            "learning rates that each model is trained with, separated by commas; its results are "
+            "those of its best one. Default: the recipe's.",
+        )
     rounds = flags.integer(
         "rounds",
         5,
@@ -39,20 +52,21 @@ def define(flags: Flags) -> Callable[[], None]:
     report_only = flags.boolean("report_only", False, "draw the report again without measuring.")
 
     def main() -> None:
-        from flowhn_jax.compare.comparison import compare
+        from flowhn_jax.compare.comparison import Training, compare
 
+        training = Training(
+            None if budget.value is None else parse_budget(budget.value),
+            seeds.value,
+            parse_rates(rates.value),
+        )
         configs = model_configs(
-            size.value,
-            parse_names(names.value),
-            train_tokens.value,
-            context.value,
-            batch_size.value,
+            size.value, parse_names(names.value), context.value, batch_size.value
         )
         compare(
             configs,
             size.value,
             workdir.value or f"runs/compare_{size.value}",
-            trains=train_tokens.value > 0,
+            training,
             rounds=rounds.value,
             repeats=repeats.value,
             report_only=report_only.value,

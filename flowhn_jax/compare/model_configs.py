@@ -12,8 +12,6 @@ from flowhn_jax.utils.text import short_repr
 
 SIZES = ("tiny", "135m", "350m", "1b")
 NAMES = (*STRATEGIES, *BASELINES)
-_LOGGED_ROWS = 20  # per training run
-_CHECKPOINTS = 10  # per training run
 
 
 def parse_names(models: str) -> tuple[str, ...]:
@@ -28,19 +26,16 @@ def parse_names(models: str) -> tuple[str, ...]:
 def model_config(
     size: str,
     name: str,
-    train_tokens: int = 0,
     context: int | None = None,
     batch_size: int | None = None,
 ) -> Config:
     """Return the config of one compared model.
 
-    It is the model's recipe, except that it validates once, after the last step and on the whole
-    validation set.
+    It is the model's recipe, except that it validates on the whole validation set.
 
     Args:
       size: one of SIZES.
       name: one of NAMES.
-      train_tokens: tokens to train on, rounded up to whole steps; 0 keeps the recipe's steps.
       context: replaces the recipe's context.
       batch_size: replaces the recipe's batch size.
 
@@ -56,21 +51,15 @@ def model_config(
         model["context"] = context
     if batch_size is not None:
         train["batch_size"] = batch_size
-    if train_tokens:
-        train["steps"] = -(-train_tokens // (train["batch_size"] * model["context"]))
-    train["log_every"] = max(1, train["steps"] // _LOGGED_ROWS)
-    train["eval_every"] = train["steps"]
     train["eval_windows"] = 0
-    train["checkpoint_every"] = max(1, train["steps"] // _CHECKPOINTS)
     return config_lib.parse(values)
 
 
 def model_configs(
     size: str,
     names: Sequence[str],
-    train_tokens: int = 0,
     context: int | None = None,
     batch_size: int | None = None,
 ) -> dict[str, Config]:
     """Return the configs of several compared models by name; see `model_config`."""
-    return {name: model_config(size, name, train_tokens, context, batch_size) for name in names}
+    return {name: model_config(size, name, context, batch_size) for name in names}

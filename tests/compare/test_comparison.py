@@ -11,24 +11,26 @@ from flowhn_jax import flops, models
 from flowhn_jax.checkpoints.rows import read_rows
 from flowhn_jax.compare import comparison as run
 from flowhn_jax.compare import speed
+from flowhn_jax.compare.budget import Budget
+from flowhn_jax.compare.comparison import Training
 from flowhn_jax.compare.speed import config_hash, missing_measurements, read_measurements
 from flowhn_jax.config import MeshConfig, to_dict
 from flowhn_jax.training import runs
 from tests.small import small_baseline, small_config
 
 STEPS = 4
+TRAINING = Training(Budget("tokens", STEPS * 8 * 24))
 
 
 def configs_on(data):
-    train = {"steps": STEPS, "log_every": 2, "eval_every": STEPS, "checkpoint_every": 2}
-    ours = small_config("fac_split", train=train, data={"path": data}, mesh={"data": 1})
+    ours = small_config("fac_split", data={"path": data}, mesh={"data": 1})
     baseline = dataclasses.replace(ours, model=small_baseline("llama", vocab_size=257))
     return {"fac_split": ours, "llama": baseline}
 
 
-def compare(configs, workdir, **options):
-    settings = dict(size="tiny", trains=True, rounds=2, repeats=2, report_only=False) | options
-    run.compare(configs, workdir=str(workdir), **settings)
+def compare(configs, workdir, training=TRAINING, **options):
+    settings = dict(size="tiny", rounds=2, repeats=2, report_only=False) | options
+    run.compare(configs, workdir=str(workdir), training=training, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,7 @@ def test_results(data, whole):
         per_token = flops.train_flops(config.model, config.model.context) / config.model.context
         tflops = row["train_tflops_per_second_per_device"]
         assert tflops == pytest.approx(row[key] * per_token / 1e12)
+        assert row["train_flops_per_token"] == per_token
         assert row["train_mfu"] is None
         assert row["prefill_tokens_per_second"] > 0
         assert row["decode_tokens_per_second"] > 0
@@ -79,7 +82,13 @@ def test_results(data, whole):
         state_bytes = 3 * 4 * row["parameters"]  # parameters and Adam's two moments
         assert state_bytes < row["train_memory_bytes"] < 100 * state_bytes
         assert row["trained_tokens"] == STEPS * tokens
-        (scored,) = [r for r in read_rows(str(whole / name)) if "validation_loss" in r]
+        rows = read_rows(str(whole / name))
+        (scored,) = [each for each in rows if "validation_loss" in each]
+        assert row["trained_steps"] == STEPS
+        seconds = sum(each["step_seconds"] for each in rows)  # a row for each step
+        assert row["trained_seconds"] == pytest.approx(seconds)
+        assert (row["seeds"], row["learning_rate"]) == (1, config.train.learning_rate)
+        assert row["validation_bits_per_byte_deviation"] is None
         assert row["validation_bits_per_byte"] == scored["validation_bits_per_byte"]
 
 
@@ -96,6 +105,7 @@ def test_files(whole):
     parameters = f"{results['models'][1]['parameters']:,}"
     assert table[3].split("|")[1].strip() == "llama"
     assert parameters in table[3]
+    assert "bits/byte on the validation set after 768 tokens" in "\n".join(table)
     assert (whole / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (whole / "figure.svg").read_text()
 
@@ -118,6 +128,7 @@ def test_report_only(data, whole, tmp_path):
     compare(configs_on(data), tmp_path, report_only=True)
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["validation_loss"] for row in results["models"]] == [None, None]
+    assert "bits/byte" not in (tmp_path / "results.md").read_text()
     with pytest.raises(
         FileNotFoundError, match=r"does not exist; run the command without --report_only first"
     ):
@@ -226,6 +237,24 @@ def test_an_interrupted_comparison_resumes(data, whole, tmp_path, monkeypatch, c
     for row, other in zip(found["models"], expected["models"], strict=True):
         assert row["validation_loss"] == other["validation_loss"]
     assert len(read_measurements(str(tmp_path), configs, "cpu")) == 4
+
+
+def test_more_seeds_add_runs(data, whole, tmp_path):
+    """The run that is there is not trained again, and its result counts in the mean."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    configs = {"llama": configs_on(data)["llama"]}
+    before = (tmp_path / "llama" / "metrics.jsonl").stat().st_mtime_ns
+    compare(configs, tmp_path, dataclasses.replace(TRAINING, seeds=2))
+    assert (tmp_path / "llama" / "metrics.jsonl").stat().st_mtime_ns == before
+    results = json.loads((tmp_path / "results.json").read_text())
+    found = [run["validation_bits_per_byte"] for run in results["runs"]]
+    assert [run["name"] for run in results["runs"]] == ["llama", "llama_seed=1"]
+    assert found[0] != found[1]
+    (row,) = results["models"]
+    assert row["validation_bits_per_byte"] == pytest.approx(sum(found) / 2)
+    deviation = abs(found[0] - found[1]) / 2**0.5
+    assert row["validation_bits_per_byte_deviation"] == pytest.approx(deviation)
+    assert f"{sum(found) / 2:.4f} ± {deviation:.4f}" in (tmp_path / "results.md").read_text()
 
 
 def test_each_round_starts_with_another_model():
