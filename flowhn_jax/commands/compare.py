@@ -9,12 +9,25 @@ from flowhn_jax.commands.flags import Flags
 def define(flags: Flags) -> Callable[[], None]:
     """Define the flags; return the function that measures and draws the comparison."""
     from flowhn_jax.compare.budget import parse_budget
-    from flowhn_jax.compare.model_configs import NAMES, SIZES, model_configs, parse_names
+    from flowhn_jax.compare.model_configs import (
+        MATCHES,
+        NAMES,
+        SIZES,
+        model_configs,
+        parse_names,
+    )
     from flowhn_jax.compare.run_grid import parse_rates
 
     size = flags.string("size", None, f"size of the models: {', '.join(SIZES)}.", required=True)
     names = flags.string(
         "models", "all", f"all, or some of these, separated by commas: {', '.join(NAMES)}."
+    )
+    match = flags.choice(
+        "match",
+        MATCHES[0],
+        MATCHES,
+        "what the baselines' sizes are chosen by: params, as many parameters as FlowHN's no_split; "
+        "or flops, as many FLOPs per token as its fac_split.",
     )
     workdir = flags.path(
         "workdir",
@@ -60,7 +73,11 @@ def define(flags: Flags) -> Callable[[], None]:
             parse_rates(rates.value),
         )
         configs = model_configs(
-            size.value, parse_names(names.value), context.value, batch_size.value
+            size.value,
+            parse_names(names.value),
+            context.value,
+            batch_size.value,
+            match.value,
         )
         compare(
             configs,

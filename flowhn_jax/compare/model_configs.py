@@ -1,10 +1,12 @@
 """The configs of the compared models: FlowHN's strategies and the baselines at one size."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from flowhn_jax import config as config_lib
 from flowhn_jax import recipes
+from flowhn_jax.compare.matching import match_flops
 from flowhn_jax.config import BASELINES, Config
 from flowhn_jax.split import STRATEGIES
 from flowhn_jax.utils.name_lists import parse_name_list
@@ -12,6 +14,8 @@ from flowhn_jax.utils.text import short_repr
 
 SIZES = ("tiny", "135m", "350m", "1b")
 NAMES = (*STRATEGIES, *BASELINES)
+MATCHES = ("params", "flops")
+REFERENCE = "fac_split"  # whose FLOPs the baselines have
 
 
 def parse_names(models: str) -> tuple[str, ...]:
@@ -28,6 +32,7 @@ def model_config(
     name: str,
     context: int | None = None,
     batch_size: int | None = None,
+    match: str = MATCHES[0],
 ) -> Config:
     """Return the config of one compared model.
 
@@ -38,6 +43,8 @@ def model_config(
       name: one of NAMES.
       context: replaces the recipe's context.
       batch_size: replaces the recipe's batch size.
+      match: what the sizes of a baseline are chosen by: 'params' are the recipe's; with 'flops' it
+        has the FLOPs per token of FlowHN's fac_split, see `matching.match_flops`.
 
     Raises:
       ValueError: the size is unknown, or `config.parse` refuses the result.
@@ -52,7 +59,11 @@ def model_config(
     if batch_size is not None:
         train["batch_size"] = batch_size
     train["eval_windows"] = 0
-    return config_lib.parse(values)
+    config = config_lib.parse(values)
+    if match == "flops" and name in BASELINES:
+        reference = model_config(size, REFERENCE, context).model
+        config = dataclasses.replace(config, model=match_flops(config.model, reference))
+    return config
 
 
 def model_configs(
@@ -60,6 +71,7 @@ def model_configs(
     names: Sequence[str],
     context: int | None = None,
     batch_size: int | None = None,
+    match: str = MATCHES[0],
 ) -> dict[str, Config]:
     """Return the configs of several compared models by name; see `model_config`."""
-    return {name: model_config(size, name, context, batch_size) for name in names}
+    return {name: model_config(size, name, context, batch_size, match) for name in names}
