@@ -1,17 +1,19 @@
 """`compare`: measure speed round-robin, train what the budget allows, then write the report."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 
 import jax
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
-from flowhn_jax.compare import results, speed, training_plan
+from flowhn_jax.compare import results, scores, speed, training_plan
 from flowhn_jax.compare.budget import Budget
 from flowhn_jax.compare.run_grid import run_config, run_grid
 from flowhn_jax.config import Config
 from flowhn_jax.storage import place
 from flowhn_jax.training import runs
+from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.utils.progress import progress
 from flowhn_jax.utils.text import short_path
 
@@ -89,7 +91,7 @@ def _measure(
 
 
 def _train(configs: Mapping[str, Config], workdir: str, device: str, training: Training) -> bool:
-    """Train the runs that are not in the workdir yet; return False if a signal stopped one."""
+    """Train and score the runs that are not in the workdir yet; return False after a signal."""
     assert training.budget is not None
     measurements = speed.read_measurements(workdir, configs, device)
     steps = training_plan.plan_steps(configs, workdir, training.budget, measurements)
@@ -98,4 +100,10 @@ def _train(configs: Mapping[str, Config], workdir: str, device: str, training: T
         for run in run_grid(configs, training.rates, training.seeds)
     }
     with progress(runs.steps_left(planned, workdir), "training", "steps") as bar:
-        return runs.train_missing(planned, workdir, bar.annotate, bar.update)
+        if not runs.train_missing(planned, workdir, bar.annotate, bar.update):
+            return False
+    with StopRequest() as stop, progress(len(planned), "scoring", "runs") as bar:
+        with contextlib.suppress(KeyboardInterrupt), stop.interrupting():
+            for _ in scores.score_missing(planned, workdir, bar.annotate):
+                bar.update()
+        return not stop.is_requested()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flowhn_jax.compare import scores
 from flowhn_jax.compare.training_results import BITS
 from flowhn_jax.report.table import markdown
 
@@ -39,6 +40,7 @@ _QUALITY = {
     "tokens": _Column("trained_tokens"),
     "seconds": _Column("trained_seconds", 1, 1),
     "bits/byte": _Column(BITS, 1, 4),
+    "late loss": _Column(scores.END_LOSS, 1, 4),
 }
 
 
@@ -87,7 +89,8 @@ def _about_quality(results: Mapping[str, Any]) -> str:
         trained = "of each model"
     text = (
         f"bits/byte on the validation set {trained}; seconds of train steps in the run, without "
-        "compilation, validation and checkpoints."
+        "compilation, validation and checkpoints; late loss: nats per token of the targets with at "
+        "least 7/8 of the context before them."
     )
     if max(row["seeds"] for row in results["models"]) > 1:
         text += " Means ± sample standard deviations over the seeds."

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flowhn_jax.checkpoints.rows import Row, elapsed_seconds, read_rows
+from flowhn_jax.compare import scores
 from flowhn_jax.compare.run_grid import Run
 from flowhn_jax.compare.speed import is_number
 from flowhn_jax.storage import Place, place
@@ -13,14 +14,15 @@ from flowhn_jax.utils.text import short_path, short_repr
 Result = dict[str, Any]
 
 BITS = "validation_bits_per_byte"
-_AVERAGED = ("trained_steps", "trained_tokens", "trained_seconds", "validation_loss", BITS)
+_AVERAGED = ("trained_steps", "trained_tokens", "trained_seconds", "validation_loss")
+_COMPARED = (BITS, *scores.KEYS)  # have a deviation
 
 
 def run_result(run: Run, workdir: str) -> Result:
     """Return what a run led to, up to its last validation; None where there is none.
 
     Raises:
-      ValueError: a value in the run's metrics.jsonl is not a number.
+      ValueError: a value in the run's metrics.jsonl is not a number, or its scores are damaged.
     """
     folder = place(workdir) / run.name
     rows = read_rows(folder)
@@ -35,6 +37,7 @@ def run_result(run: Run, workdir: str) -> Result:
         "trained_seconds": seconds,
         "validation_loss": _number(last, "validation_loss", folder),
         BITS: _number(last, BITS, folder),
+        **scores.read(str(folder)),
     }
 
 
@@ -73,10 +76,10 @@ def model_result(results: Iterable[Result]) -> Result:
     }
     best = min(means, key=means.__getitem__) if means else next(iter(by_rate))
     found: Result = {"learning_rate": best, "seeds": len(ended[best])}
-    for key in _AVERAGED:
+    for key in _AVERAGED + _COMPARED:
         values = [each[key] for each in ended[best] if each[key] is not None]
         found[key] = _mean(values)
-        if key == BITS:
+        if key in _COMPARED:
             found[f"{key}_deviation"] = statistics.stdev(values) if len(values) > 1 else None
     return found
 

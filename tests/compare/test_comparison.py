@@ -15,6 +15,8 @@ from flowhn_jax.compare.budget import Budget
 from flowhn_jax.compare.comparison import Training
 from flowhn_jax.compare.speed import config_hash, missing_measurements, read_measurements
 from flowhn_jax.config import MeshConfig, to_dict
+from flowhn_jax.evaluation import by_position
+from flowhn_jax.evaluation.evaluate import evaluate
 from flowhn_jax.training import runs
 from tests.small import small_baseline, small_config
 
@@ -48,6 +50,12 @@ def whole(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("compare")
     compare(configs_on(data), workdir)
     return workdir
+
+
+def by_position_of(folder):
+    """Return the curve that `eval.py --by_position` measures."""
+    evaluate(None, str(folder), "perplexity", by_position=True)
+    return by_position.read(str(folder))
 
 
 def test_results(data, whole):
@@ -89,6 +97,9 @@ def test_results(data, whole):
         assert row["trained_seconds"] == pytest.approx(seconds)
         assert (row["seeds"], row["learning_rate"]) == (1, config.train.learning_rate)
         assert row["validation_bits_per_byte_deviation"] is None
+        curve = by_position_of(whole / name)
+        late = curve.nll[-3:].sum() / curve.targets[-3:].sum()  # of 24 positions
+        assert row["end_of_context_loss"] == pytest.approx(late, rel=1e-5)
         assert row["validation_bits_per_byte"] == scored["validation_bits_per_byte"]
 
 

@@ -45,6 +45,7 @@ def test_the_config_of_a_run():
 def result(name, model, rate, bits, **values):
     known = {"trained_steps": 9, "trained_tokens": 90, "validation_loss": 2.0}
     known |= {"trained_seconds": None, "name": name, "model": model, "learning_rate": rate}
+    known |= {"end_of_context_loss": None}
     return known | {"validation_bits_per_byte": bits} | values
 
 

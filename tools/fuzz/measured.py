@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from flowhn_jax.bench.suite.document import Document
+from flowhn_jax.compare import scores
 from flowhn_jax.compare.budget import Budget
 from flowhn_jax.compare.model_configs import model_configs
 from flowhn_jax.compare.speed import config_hash
@@ -109,3 +110,4 @@ def write_comparison(folder: pathlib.Path) -> None:
         (folder / name).mkdir()
         row = {"step": 2, "tokens": 512, "validation_loss": 5.1, "validation_bits_per_byte": 7.4}
         (folder / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        (folder / name / scores.FILE).write_text(json.dumps(dict.fromkeys(scores.KEYS, 4.2)))

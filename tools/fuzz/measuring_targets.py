@@ -116,7 +116,7 @@ def _compare_flags(rng: random.Random, sandbox: Sandbox) -> Case:
 
 def _compare_results(rng: random.Random, sandbox: Sandbox) -> Case:
     """Continue a comparison, or only report it, from damaged measurements."""
-    note = damage_files(rng, sandbox, "cmp/*.json*", "cmp/*/metrics.jsonl")
+    note = damage_files(rng, sandbox, "cmp/*.json*", "cmp/*/*.json*")
     for name in ("results.json", "results.md", "figure.png"):
         note += _occupy(rng, sandbox, sandbox.work / "cmp" / name)
     if rng.random() < 0.1:
