@@ -13,6 +13,7 @@ import jax
 
 from flowhn_jax import flops, models
 from flowhn_jax.bench.throughput import tokens_of, work_rate
+from flowhn_jax.compare.curves import learning_curves
 from flowhn_jax.compare.run_grid import Run
 from flowhn_jax.compare.speed import Measurement, config_hash, short_hash
 from flowhn_jax.compare.tables import PACKAGES, tables
@@ -21,6 +22,7 @@ from flowhn_jax.compare.training_results import model_result, run_result
 from flowhn_jax.config import Config
 from flowhn_jax.evaluation.perplexity import eval_batch_size
 from flowhn_jax.parallel.mesh import make_mesh
+from flowhn_jax.report.curves_plot import plot_curves
 from flowhn_jax.report.plots import plot_comparison
 from flowhn_jax.report.table import to_json
 from flowhn_jax.storage import place
@@ -29,6 +31,7 @@ from flowhn_jax.utils.text import short_path
 Results = dict[str, Any]
 
 FILES = ("results.json", "results.csv", "results.md", "figure.png", "figure.svg")
+FILES += ("curves.png", "curves.svg")
 TIMED = ("train", "prefill", "decode")
 
 
@@ -114,7 +117,7 @@ def _speed(timed: str, seconds: list[float], config: Config) -> Results:
 
 
 def write(results: Results, workdir: str) -> None:
-    """Write all FILES; print the table and, as the last line, the results as JSON."""
+    """Write the FILES, curves if models were trained; print the tables and, as the last line, the results as JSON."""
     folder, lines = place(workdir), io.StringIO()
     (folder / "results.json").write(json.dumps(results, indent=2) + "\n")
     writer = csv.DictWriter(lines, results["models"][0])
@@ -123,9 +126,14 @@ def write(results: Results, workdir: str) -> None:
     (folder / "results.csv").write(lines.getvalue())
     text = tables(results)
     (folder / "results.md").write(text)
+    title = f"{results['size']}, {results['device']}"
+    curves = learning_curves(results["models"], results["runs"], workdir)
     for suffix in ("png", "svg"):
-        plot_comparison(results["models"], f"{results['size']}, {results['device']}",
-                    str(folder / f"figure.{suffix}"))  # fmt: skip
+        figure = str(folder / f"figure.{suffix}")
+        plot_comparison(results["models"], title, figure, results["budget"])
+        if curves:
+            plot_curves(curves, title, str(folder / f"curves.{suffix}"))
     print(text)
-    print(f"wrote {folder}/results.json, .csv, .md, figure.png, .svg")
+    more = ", curves.png, .svg" if curves else ""
+    print(f"wrote {folder}/results.json, .csv, .md, figure.png, .svg{more}")
     print(to_json(results))

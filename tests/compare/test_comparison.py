@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 
+import numpy as np
 import pytest
 
 from flowhn_jax import flops, models
@@ -13,6 +14,7 @@ from flowhn_jax.compare import comparison as run
 from flowhn_jax.compare import speed
 from flowhn_jax.compare.budget import Budget
 from flowhn_jax.compare.comparison import Training
+from flowhn_jax.compare.curves import learning_curves
 from flowhn_jax.compare.speed import config_hash, missing_measurements, read_measurements
 from flowhn_jax.config import MeshConfig, to_dict
 from flowhn_jax.evaluation import by_position
@@ -118,7 +120,23 @@ def test_files(whole):
     assert parameters in table[3]
     assert "bits/byte on the validation set after 768 tokens" in "\n".join(table)
     assert (whole / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (whole / "figure.svg").read_text()
+    assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("figure.svg", "curves.svg"):
+        assert "<svg" in (whole / name).read_text()
+
+
+def test_learning_curves(data, whole):
+    """Seconds, FLOPs and losses are those of the rows; FLOPs end at those of all steps."""
+    results = json.loads((whole / "results.json").read_text())
+    curves = learning_curves(results["models"], results["runs"], str(whole))
+    assert list(curves) == ["fac_split", "llama"]
+    for name, config in configs_on(data).items():
+        rows = read_rows(str(whole / name))
+        curve = curves[name]
+        assert curve.loss.tolist() == [row["loss"] for row in rows]
+        seconds = np.cumsum([row["step_seconds"] for row in rows])
+        assert curve.seconds == pytest.approx(seconds)
+        assert curve.flops[-1] == pytest.approx(STEPS * 8 * flops.train_flops(config.model, 24))
 
 
 def test_the_last_line_is_json_and_nothing_is_measured_again(data, whole, capsys, monkeypatch):
