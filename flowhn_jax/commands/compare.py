@@ -17,6 +17,7 @@ def define(flags: Flags) -> Callable[[], None]:
         parse_names,
     )
     from flowhn_jax.compare.run_grid import parse_rates
+    from flowhn_jax.compare.training_data import CORPORA
 
     size = flags.string("size", None, f"size of the models: {', '.join(SIZES)}.", required=True)
     names = flags.string(
@@ -43,6 +44,21 @@ def define(flags: Flags) -> Callable[[], None]:
         )
         seeds = flags.integer(
             "seeds", 1, "seeds that each model is trained with, from 0.", minimum=1, maximum=1000
+        )
+        corpus = flags.choice(
+            "corpus",
+            CORPORA[0],
+            CORPORA,
+            "embedded, Python's own sources as bytes; or packages, up to 128 MiB of the sources of "
+            "installed packages, with a tokenizer that is trained on them.",
+        )
+        recall = flags.number(
+            "recall",
+            0.0,
+            "share of the training windows with texts of the recall tasks, in which the models are "
+            "then scored, e.g. 0.1.",
+            minimum=0,
+            maximum=0.9,
         )
         rates = flags.listing(
             "rates",
@@ -71,6 +87,8 @@ def define(flags: Flags) -> Callable[[], None]:
             None if budget.value is None else parse_budget(budget.value),
             seeds.value,
             parse_rates(rates.value),
+            corpus.value,
+            recall.value,
         )
         configs = model_configs(
             size.value,

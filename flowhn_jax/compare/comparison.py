@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
-from flowhn_jax.compare import results, scores, speed, training_plan
+from flowhn_jax.compare import results, scores, speed, training_data, training_plan
 from flowhn_jax.compare.budget import Budget
 from flowhn_jax.compare.run_grid import run_config, run_grid
 from flowhn_jax.config import Config
@@ -26,11 +26,21 @@ class Training:
       budget: what each run may spend; None: nothing is trained.
       seeds: how many seeds each model is trained with.
       rates: the learning rates of which each model's best counts; none: the recipe's alone.
+      corpus: the text of configs that name no data: 'embedded' or 'packages'.
+      recall: share of the training windows with texts of the recall tasks, in which the models are
+        then scored.
     """
 
     budget: Budget | None = None
     seeds: int = 1
     rates: tuple[float, ...] = ()
+    corpus: str = training_data.CORPORA[0]
+    recall: float = 0.0
+
+    @property
+    def data(self) -> str:
+        """What the models are trained on, in words."""
+        return f"{self.corpus} with a share of {self.recall:g} for recall texts"
 
 
 def compare(
@@ -90,13 +100,29 @@ def _measure(
             bar.update()
 
 
+def _data_paths(configs: Mapping[str, Config], workdir: str, training: Training) -> dict[str, str]:
+    """Return `data.path` of each model's runs."""
+    return {
+        name: training_data.data_path(
+            workdir,
+            training.corpus,
+            training.recall,
+            context=config.model.context,
+            vocab_size=config.model.vocab_size,
+            given=config.data.path,
+        )
+        for name, config in configs.items()
+    }
+
+
 def _train(configs: Mapping[str, Config], workdir: str, device: str, training: Training) -> bool:
     """Train and score the runs that are not in the workdir yet; return False after a signal."""
     assert training.budget is not None
     measurements = speed.read_measurements(workdir, configs, device)
-    steps = training_plan.plan_steps(configs, workdir, training.budget, measurements)
+    paths = _data_paths(configs, workdir, training)
+    steps = training_plan.plan_steps(configs, workdir, training.budget, measurements, training.data)
     planned = {
-        run.name: run_config(configs[run.model], run, steps[run.model])
+        run.name: run_config(configs[run.model], run, steps[run.model], paths[run.model])
         for run in run_grid(configs, training.rates, training.seeds)
     }
     with progress(runs.steps_left(planned, workdir), "training", "steps") as bar:

@@ -117,7 +117,7 @@ def _speed(timed: str, seconds: list[float], config: Config) -> Results:
 
 
 def write(results: Results, workdir: str) -> None:
-    """Write the FILES, curves if models were trained; print the tables and, as the last line, the results as JSON."""
+    """Write the FILES, curves only of trained models; print tables and, as the last line, JSON."""
     folder, lines = place(workdir), io.StringIO()
     (folder / "results.json").write(json.dumps(results, indent=2) + "\n")
     writer = csv.DictWriter(lines, results["models"][0])

@@ -67,13 +67,14 @@ def run_grid(configs: Mapping[str, Config], rates: Sequence[float], seeds: int) 
     return found
 
 
-def run_config(config: Config, run: Run, steps: int) -> Config:
+def run_config(config: Config, run: Run, steps: int, path: str) -> Config:
     """Return the config of a run, whose schedule ends at `steps`, where it validates.
 
     Args:
       config: of its model.
       run: the run.
       steps: of the run.
+      path: what it is trained on, as `data.path`.
     """
     train = dataclasses.replace(
         config.train,
@@ -84,5 +85,5 @@ def run_config(config: Config, run: Run, steps: int) -> Config:
         eval_every=steps,
         checkpoint_every=max(1, steps // _CHECKPOINTS),
     )
-    data = dataclasses.replace(config.data, seed=run.seed)
+    data = dataclasses.replace(config.data, path=path, seed=run.seed)
     return dataclasses.replace(config, train=train, data=data)

@@ -1,20 +1,26 @@
 """What a trained model of a comparison is scored on after its last step, kept in its folder."""
 
 import json
+import statistics
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.files import latest_step
 from flowhn_jax.checkpoints.parameters import load_params
 from flowhn_jax.compare.speed import is_number
+from flowhn_jax.compare.training_data import CORPUS, recall_length
+from flowhn_jax.compare.training_data import RECALL as RECALL_SET
 from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
-from flowhn_jax.evaluation import by_position
+from flowhn_jax.data.tokenizer import Tokenizer
+from flowhn_jax.evaluation import by_position, recall
 from flowhn_jax.evaluation.perplexity import eval_batch_size, validation
+from flowhn_jax.evaluation.scoring import Scorer
+from flowhn_jax.models import Params
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.storage import place
 from flowhn_jax.utils import json_text
@@ -25,8 +31,11 @@ Scores = dict[str, float | None]
 
 FILE = "scores.json"
 END_LOSS = "end_of_context_loss"
-KEYS = (END_LOSS,)
+RECALL = "recall_accuracy"
+KEYS = (END_LOSS, RECALL)
 _END_SHARE = 8  # the last of this many parts of the context is its end
+_QUESTIONS = 200  # per recall task
+_SEED = 0  # of the questions
 
 
 def read(folder: str) -> Scores:
@@ -79,10 +88,23 @@ def score(folder: str) -> None:
     mesh = make_mesh(config.mesh, eval_batch_size(config))
     with jax.set_mesh(mesh), backends.use(config.kernels.backend):
         params = load_params(folder, config.model, mesh)
-        prepared = open_data(config, folder).main
-        curve = by_position.measure(config, params, validation(config, mesh, prepared))
-    scores: dict[str, Any] = {END_LOSS: end_of_context(curve)}
+        data = open_data(config, folder)
+        sets = {each.name: each.prepared for each in data.training}
+        corpus = sets.get(CORPUS, data.main)
+        curve = by_position.measure(config, params, validation(config, mesh, corpus))
+        accuracy = None
+        if RECALL_SET in sets:
+            accuracy = _recall(config, params, mesh, data.tokenizer)
+    scores = {END_LOSS: end_of_context(curve), RECALL: accuracy}
     (place(folder) / FILE).write_whole(json.dumps(scores) + "\n")
+
+
+def _recall(config: Config, params: Params, mesh: Mesh, tokenizer: Tokenizer) -> float:
+    """Return the share of right answers, mean over the recall tasks."""
+    model, length = config.model, recall_length(config.model.context)
+    scorer = Scorer(model, params, mesh, eval_batch_size(config), context=length)
+    found = recall.measure(lambda _: scorer, tokenizer, [length], _QUESTIONS, _SEED)
+    return statistics.fmean(each["accuracy"] for each in found)
 
 
 def end_of_context(curve: by_position.Curve) -> float | None:

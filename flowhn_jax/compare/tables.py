@@ -41,6 +41,7 @@ _QUALITY = {
     "seconds": _Column("trained_seconds", 1, 1),
     "bits/byte": _Column(BITS, 1, 4),
     "late loss": _Column(scores.END_LOSS, 1, 4),
+    "recall %": _Column(scores.RECALL, 100, 1),
 }
 
 
@@ -90,7 +91,8 @@ def _about_quality(results: Mapping[str, Any]) -> str:
     text = (
         f"bits/byte on the validation set {trained}; seconds of train steps in the run, without "
         "compilation, validation and checkpoints; late loss: nats per token of the targets with at "
-        "least 7/8 of the context before them."
+        "least 7/8 of the context before them; recall: right answers to questions of half of a "
+        "context."
     )
     if max(row["seeds"] for row in results["models"]) > 1:
         text += " Means ± sample standard deviations over the seeds."

@@ -32,6 +32,7 @@ def plan_steps(
     workdir: str,
     budget: Budget,
     measurements: Sequence[Measurement],
+    data: str,
 ) -> dict[str, int]:
     """Return the steps of each model: those that the workdir records, or else new ones.
 
@@ -43,14 +44,16 @@ def plan_steps(
       workdir: of the comparison.
       budget: of each training run.
       measurements: of all models, for a budget of seconds.
+      data: what the models are trained on, in words.
 
     Raises:
       ValueError: the workdir's plan is damaged or was made for another budget, another device or
         other configs; or the budget is too large.
     """
     device = jax.devices()[0].device_kind
-    plan = _read(workdir) or {"budget": str(budget), "device": device, "models": {}}
+    plan = _read(workdir) or {"budget": str(budget), "device": device, "data": data, "models": {}}
     _check(plan, workdir, "--budget", plan["budget"], str(budget))
+    _check(plan, workdir, "the training data", plan["data"], data)
     if budget.kind == "seconds":
         _check(plan, workdir, "the device", plan["device"], device)
     steps = {}
@@ -94,7 +97,7 @@ def _read(workdir: str) -> dict[str, Any] | None:
         return None
     try:
         plan = json_text.loads(path.read(), repr(str(path)))
-        texts = [plan["budget"], plan["device"]]
+        texts = [plan["budget"], plan["device"], plan["data"]]
         texts += [each["config_hash"] for each in plan["models"].values()]
         steps = [each["steps"] for each in plan["models"].values()]
         parse_budget(plan["budget"])

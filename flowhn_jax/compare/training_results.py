@@ -8,6 +8,7 @@ from flowhn_jax.checkpoints.rows import Row, elapsed_seconds, read_rows
 from flowhn_jax.compare import scores
 from flowhn_jax.compare.run_grid import Run
 from flowhn_jax.compare.speed import is_number
+from flowhn_jax.compare.training_data import CORPUS
 from flowhn_jax.storage import Place, place
 from flowhn_jax.utils.text import short_path, short_repr
 
@@ -35,10 +36,15 @@ def run_result(run: Run, workdir: str) -> Result:
         "trained_steps": last.get("step"),
         "trained_tokens": _number(last, "tokens", folder),
         "trained_seconds": seconds,
-        "validation_loss": _number(last, "validation_loss", folder),
-        BITS: _number(last, BITS, folder),
+        "validation_loss": _number(last, _of_corpus(last, "validation_loss"), folder),
+        BITS: _number(last, _of_corpus(last, BITS), folder),
         **scores.read(str(folder)),
     }
+
+
+def _of_corpus(row: Row, key: str) -> str:
+    """Return the key of a row's value on the corpus alone, if it also has that of a mixture."""
+    return f"{key}/{CORPUS}" if f"{key}/{CORPUS}" in row else key
 
 
 def _number(row: Row, key: str, folder: Place) -> float | None:

@@ -11,12 +11,13 @@ import pytest
 from flowhn_jax import flops, models
 from flowhn_jax.checkpoints.rows import read_rows
 from flowhn_jax.compare import comparison as run
-from flowhn_jax.compare import speed
+from flowhn_jax.compare import scores, speed, training_data
 from flowhn_jax.compare.budget import Budget
 from flowhn_jax.compare.comparison import Training
 from flowhn_jax.compare.curves import learning_curves
 from flowhn_jax.compare.speed import config_hash, missing_measurements, read_measurements
 from flowhn_jax.config import MeshConfig, to_dict
+from flowhn_jax.data.prepare import prepare
 from flowhn_jax.evaluation import by_position
 from flowhn_jax.evaluation.evaluate import evaluate
 from flowhn_jax.training import runs
@@ -39,8 +40,6 @@ def compare(configs, workdir, training=TRAINING, **options):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    from flowhn_jax.data.prepare import prepare
-
     folder = tmp_path_factory.mktemp("data")
     shutil.copy(__file__, folder / "text.txt")
     prepare(str(folder / "text.txt"), "bytes", str(folder / "set"), context=24)
@@ -284,6 +283,34 @@ def test_more_seeds_add_runs(data, whole, tmp_path):
     deviation = abs(found[0] - found[1]) / 2**0.5
     assert row["validation_bits_per_byte_deviation"] == pytest.approx(deviation)
     assert f"{sum(found) / 2:.4f} ± {deviation:.4f}" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_recall_texts_are_trained_and_scored(tmp_path, monkeypatch):
+    """Bits per byte and the late loss are those of the corpus alone."""
+    monkeypatch.setattr(training_data, "_RECALL_DOCUMENTS", 60)
+    monkeypatch.setattr(scores, "_QUESTIONS", 8)
+    (tmp_path / "text.txt").write_text("A text that is easily learned. " * 200)
+    prepare(str(tmp_path / "text.txt"), "bytes", str(tmp_path / "set"), context=96)
+    config = small_config(
+        data={"path": str(tmp_path / "set")}, mesh={"data": 1}, model={"context": 96}
+    )
+    llama = small_baseline("llama", vocab_size=257, context=96)
+    configs = {"llama": dataclasses.replace(config, model=llama)}
+    training = Training(Budget("tokens", 3 * 8 * 96), recall=0.25)
+    compare(configs, tmp_path / "out", training, rounds=1)
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
+    (scored,) = [r for r in read_rows(str(tmp_path / "out" / "llama")) if "validation_loss" in r]
+    assert row["validation_loss"] == scored["validation_loss/corpus"] != scored["validation_loss"]
+    expected = scored["validation_bits_per_byte/corpus"]
+    assert row["validation_bits_per_byte"] == expected
+    right = row["recall_accuracy"] * 16  # of 8 questions for each of two tasks
+    assert right == pytest.approx(round(right))
+    assert 0 <= right <= 16
+    with pytest.raises(
+        ValueError, match=r"the training data must be embedded with a share of 0\.25"
+    ):
+        compare(configs, tmp_path / "out", dataclasses.replace(training, recall=0.5), rounds=1)
 
 
 def test_each_round_starts_with_another_model():

@@ -30,22 +30,23 @@ def test_a_run_is_named_by_what_differs_from_the_recipe():
 
 def test_the_config_of_a_run():
     _, run = run_grid({"a": CONFIG}, (5e-3,), 2)
-    config = run_config(CONFIG, run, 1234)
+    config = run_config(CONFIG, run, 1234, "data/mine")
     train = config.train
     assert (train.steps, train.learning_rate, train.seed, config.data.seed) == (1234, 5e-3, 1, 1)
     assert (train.log_every, train.eval_every, train.checkpoint_every) == (12, 1234, 123)
     assert config.model == CONFIG.model
+    assert config.data.path == "data/mine"
     unchanged = dict(steps=1, log_every=1, eval_every=1, checkpoint_every=1, seed=0)
     unchanged |= dict(learning_rate=1e-3)
     before, after = (dataclasses.replace(each, **unchanged) for each in (CONFIG.train, train))
     assert before == after
-    assert run_config(CONFIG, run, 3).train.log_every == 1
+    assert run_config(CONFIG, run, 3, "").train.log_every == 1
 
 
 def result(name, model, rate, bits, **values):
     known = {"trained_steps": 9, "trained_tokens": 90, "validation_loss": 2.0}
     known |= {"trained_seconds": None, "name": name, "model": model, "learning_rate": rate}
-    known |= {"end_of_context_loss": None}
+    known |= {"end_of_context_loss": None, "recall_accuracy": None}
     return known | {"validation_bits_per_byte": bits} | values
 
 

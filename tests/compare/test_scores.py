@@ -24,7 +24,14 @@ def test_a_run_without_scores(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"end_of_context_loss": "1"}', '{"end_of_context_loss": NaN}']
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"end_of_context_loss": "1", "recall_accuracy": null}',
+        '{"end_of_context_loss": NaN, "recall_accuracy": null}',
+    ],
 )
 def test_damaged_scores_are_refused(tmp_path, text):
     (tmp_path / scores.FILE).write_text(text)

@@ -9,6 +9,7 @@ from tests.small import small_baseline, small_config
 
 OURS = small_config()
 CONFIGS = {"ours": OURS, "llama": dataclasses.replace(OURS, model=small_baseline("llama"))}
+DATA = "a corpus"
 BUDGET = Budget("seconds", 10)
 
 
@@ -18,9 +19,9 @@ def measured(**seconds):
 
 def test_a_plan_is_kept_whatever_is_measured_later(tmp_path):
     """So a comparison that continues on a slower day trains the same steps."""
-    first = plan_steps({"ours": OURS}, str(tmp_path), BUDGET, measured(ours=0.1))
+    first = plan_steps({"ours": OURS}, str(tmp_path), BUDGET, measured(ours=0.1), DATA)
     assert first == {"ours": 100}
-    later = plan_steps(CONFIGS, str(tmp_path), BUDGET, measured(ours=0.5, llama=0.2))
+    later = plan_steps(CONFIGS, str(tmp_path), BUDGET, measured(ours=0.5, llama=0.2), DATA)
     assert later == {"ours": 100, "llama": 50}
     assert read_budget(str(tmp_path)) == BUDGET
     plan = json.loads((tmp_path / FILE).read_text())
@@ -32,7 +33,7 @@ def test_without_a_plan_there_is_no_budget(tmp_path):
 
 
 def test_another_comparison_is_refused(tmp_path):
-    plan_steps(CONFIGS, str(tmp_path), BUDGET, measured(ours=0.1, llama=0.2))
+    plan_steps(CONFIGS, str(tmp_path), BUDGET, measured(ours=0.1, llama=0.2), DATA)
     other = dataclasses.replace(OURS, train=dataclasses.replace(OURS.train, batch_size=4))
     for configs, budget, message in (
         (CONFIGS, Budget("seconds", 20), "--budget must be seconds:10 in .*; got seconds:20. Give"),
@@ -40,37 +41,39 @@ def test_another_comparison_is_refused(tmp_path):
         ({"ours": other}, BUDGET, "the config of ours must be .* in .*; got .*Give another --work"),
     ):
         with pytest.raises(ValueError, match=message):
-            plan_steps(configs, str(tmp_path), budget, measured(ours=0.1, llama=0.2))
+            plan_steps(configs, str(tmp_path), budget, measured(ours=0.1, llama=0.2), DATA)
 
 
-def test_seconds_of_another_device_are_refused(tmp_path):
-    for budget, message in (
-        (BUDGET, "the device must be NVIDIA H100 in .*; got cpu"),
-        (None, None),
-    ):
-        plan_steps(CONFIGS, str(tmp_path), budget or Budget("tokens", 9), measured(ours=1, llama=1))
-        path = tmp_path / FILE
-        path.write_text(path.read_text().replace('"cpu"', '"NVIDIA H100"'))
-        if message is None:  # tokens are the same on any device
-            assert plan_steps(CONFIGS, str(tmp_path), Budget("tokens", 9), []) == dict.fromkeys(
-                CONFIGS, 1
-            )
-            continue
-        with pytest.raises(ValueError, match=message):
-            plan_steps(CONFIGS, str(tmp_path), budget, [])
-        path.unlink()
+@pytest.mark.parametrize("kind", ["tokens", "seconds"])
+def test_seconds_of_another_device_are_refused(tmp_path, kind):
+    """Tokens and FLOPs are the same on any device."""
+    budget = Budget(kind, 9)
+    expected = plan_steps(CONFIGS, str(tmp_path), budget, measured(ours=1, llama=1), DATA)
+    path = tmp_path / FILE
+    path.write_text(path.read_text().replace('"cpu"', '"NVIDIA H100"'))
+    if kind == "tokens":
+        assert plan_steps(CONFIGS, str(tmp_path), budget, [], DATA) == expected
+        return
+    with pytest.raises(ValueError, match=r"the device must be NVIDIA H100 in .*; got cpu"):
+        plan_steps(CONFIGS, str(tmp_path), budget, [], DATA)
+
+
+def test_other_data_are_refused(tmp_path):
+    plan_steps(CONFIGS, str(tmp_path), BUDGET, measured(ours=1, llama=1), DATA)
+    with pytest.raises(ValueError, match=r"the training data must be a corpus in .*; got another"):
+        plan_steps(CONFIGS, str(tmp_path), BUDGET, [], "another")
 
 
 DAMAGED = {
     "not JSON": "{",
     "not UTF-8": b"\xff",
     "a list": "[]",
-    "no models": '{"budget": "tokens:5", "device": "cpu"}',
-    "no budget": '{"budget": "tokens", "device": "cpu", "models": {}}',
-    "a budget that is a number": '{"budget": 5, "device": "cpu", "models": {}}',
+    "no models": '{"budget": "tokens:5", "device": "cpu", "data": "mine"}',
+    "no budget": '{"budget": "tokens", "device": "cpu", "data": "mine", "models": {}}',
+    "a budget that is a number": '{"budget": 5, "device": "cpu", "data": "mine", "models": {}}',
     **{
-        f"steps of {steps}": '{"budget": "tokens:5", "device": "cpu", "models": {"ours": '
-        f'{{"config_hash": "0", "steps": {steps}}}}}}}'
+        f"steps of {steps}": '{"budget": "tokens:5", "device": "cpu", "data": "mine", "models": '
+        f'{{"ours": {{"config_hash": "0", "steps": {steps}}}}}}}'
         for steps in ('"5"', "0", "1.5", "true", "99999999999")
     },
 }
@@ -80,4 +83,4 @@ DAMAGED = {
 def test_a_damaged_plan_is_refused(tmp_path, text):
     (tmp_path / FILE).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=r"training.json' is damaged; give another --workdir, or"):
-        plan_steps(CONFIGS, str(tmp_path), BUDGET, [])
+        plan_steps(CONFIGS, str(tmp_path), BUDGET, [], DATA)

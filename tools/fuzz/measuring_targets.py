@@ -105,11 +105,12 @@ def _aot_flags(rng: random.Random, sandbox: Sandbox) -> Case:
 def _compare_flags(rng: random.Random, sandbox: Sandbox) -> Case:
     flags = {"size": "tiny", "models": ",".join(COMPARED), "workdir": "new"}
     names = ("size", "models", "budget", "workdir", "rounds", "repeats", "context", "batch_size",
-             "match", "seeds", "rates", "report_only", "another")  # fmt: skip
+             "match", "seeds", "rates", "corpus", "recall", "report_only", "another")  # fmt: skip
     for _ in range(rng.choice((1, 1, 2))):
         flags[rng.choice(names)] = rng.choice(
             (_value(rng), _value(rng), "llama", "llama,llama", "135m", "recipe.py", "cmp",
-             "tokens:1e4", "flops:1e12", "seconds:0", "seconds:9", "1e-3,3e-3", "flops")
+             "tokens:1e4", "flops:1e12", "seconds:0", "seconds:9", "1e-3,3e-3", "flops",
+             "packages", "0.2")
         )  # fmt: skip
     return Case(_COMPARE, [f"--{name}={value}" for name, value in flags.items()], "flags")
 
