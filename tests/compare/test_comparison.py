@@ -267,6 +267,32 @@ def test_an_interrupted_comparison_resumes(data, whole, tmp_path, monkeypatch, c
     assert len(read_measurements(str(tmp_path), configs, "cpu")) == 4
 
 
+def test_a_signal_while_a_run_is_scored(data, whole, tmp_path, monkeypatch, capsys):
+    """The next start scores what is missing, and trains nothing."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    for name in ("fac_split", "llama"):
+        (tmp_path / name / scores.FILE).unlink()
+    (tmp_path / "results.json").unlink()
+    score, scored = scores.score, []
+
+    def stopping(folder):
+        scored.append(folder)
+        if len(scored) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        score(folder)
+
+    monkeypatch.setattr(scores, "score", stopping)
+    compare(configs_on(data), tmp_path)
+    assert "Stopped. Run the same command again to continue." in capsys.readouterr().out
+    assert len(scored) == 1
+    assert not (tmp_path / "results.json").exists()
+    compare(configs_on(data), tmp_path)
+    assert len(scored) == 3
+    for name in ("fac_split", "llama"):
+        before, after = ((w / name / scores.FILE).read_text() for w in (whole, tmp_path))
+        assert json.loads(after) == pytest.approx(json.loads(before))
+
+
 def test_more_seeds_add_runs(data, whole, tmp_path):
     """The run that is there is not trained again, and its result counts in the mean."""
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
