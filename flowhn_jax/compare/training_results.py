@@ -97,7 +97,9 @@ def _mean(values: Sequence[float]) -> float | None:
     return values[0] if len(set(values)) == 1 else statistics.fmean(values)
 
 
-def best_runs(models: Iterable[Mapping[str, Any]], runs: Iterable[Result]) -> dict[str, list[str]]:
+def best_runs(
+    models: Iterable[Mapping[str, Any]], runs: Iterable[Mapping[str, Any]]
+) -> dict[str, list[str]]:
     """Return the names of the runs at each model's best learning rate that ended."""
     rates = {model["model"]: model["learning_rate"] for model in models}
     found: dict[str, list[str]] = {}

@@ -89,7 +89,8 @@ def plot_comparison(
 ) -> None:
     """Draw the training speed of models as bars and, where known, quality over speed as points.
 
-    A line shows the Pareto front: the models that no other one beats in both speed and quality.
+    Rings and a line show the Pareto front: the models that no other one beats in both speed and
+    quality.
 
     Args:
       rows: of each model: model, train_tokens_per_second with _min and _max, train_mfu,
@@ -173,7 +174,9 @@ def _draw_quality(axes: Any, rows: Sequence[Mapping[str, Any]], budget: str | No
     if any(deviations):
         axes.errorbar(*zip(*places, strict=True), deviations, fmt="none", ecolor=_ERROR, lw=1)
     front = [places[index] for index in reversed(pareto_front(places))]
-    axes.step(*zip(*front, strict=True), where="pre", color=_ORANGE, linewidth=1.2, zorder=2)
+    style = dict(color=_ORANGE, linewidth=1.2, marker="o", markersize=10, markerfacecolor="none")
+    axes.step(*zip(*front, strict=True), where="pre", label="Pareto front", **style)
+    axes.legend(frameon=False, fontsize=8)
     axes.margins(x=0.18, y=0.12)
     axes.set_xlabel("training, tokens/s (right is faster)")
     axes.set_ylabel("validation, bits per byte (lower is better)")
@@ -182,7 +185,7 @@ def _draw_quality(axes: Any, rows: Sequence[Mapping[str, Any]], budget: str | No
     axes.grid(color=_GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     after = "" if budget is None else f" after {budget}"
-    axes.set_title(f"Quality over speed{after}; line: Pareto front", loc="left", fontsize=10)
+    axes.set_title(f"Quality over speed{after}", loc="left", fontsize=10)
     _label_points(axes, [row["model"] for row in rows], places)
 
 

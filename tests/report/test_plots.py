@@ -53,6 +53,7 @@ def test_comparison_has_a_bar_and_a_point_per_model_and_the_front_alone_as_a_lin
     assert "after 300 seconds" in points.get_title(loc="left")
     (front,) = points.lines
     assert front.get_xydata().tolist() == [[1000, 2.2], [3000, 2.5]]
+    assert front.get_marker() == "o"
     assert front.get_drawstyle() == "steps-pre"  # from a point up, then to the faster one
     (marks,) = points.collections
     assert marks.get_offsets().tolist() == [[3000, 2.5], [2000, 2.6], [1000, 2.2]]
