@@ -37,6 +37,7 @@ LOCAL_FILES = {
     "commands/help_text.py": "the width of the terminal",
     "commands/runner.py": "names of source files, and the null device",
     "data/corpus.py": "the standard library's sources",
+    "data/packages_corpus.py": "the sources of installed packages",
     "data/prepare/": "a set is built in a local folder and uploaded",
     "data/prepared.py": "the folder of the local copies",
     "data/shard_cache.py": "the local copies of a bucket's shards",

@@ -50,6 +50,24 @@ def number(row: Row, key: str) -> float | None:
     return value if abs(value) <= _MAX_NUMBER else None  # False for NaN
 
 
+def elapsed_seconds(rows: Sequence[Row]) -> list[float | None]:
+    """Return the seconds of train steps up to each row, without validation, saves and compilation.
+
+    From the first row without a time on they are unknown: None.
+    """
+    found: list[float | None] = []
+    total: float | None = 0.0
+    before = 0
+    for row in rows:
+        per_step = number(row, "step_seconds")
+        total = (
+            None if total is None or per_step is None else total + per_step * (row["step"] - before)
+        )
+        before = row["step"]
+        found.append(total)
+    return found
+
+
 def merge_parts(workdir: AnyPath) -> None:
     """Make one file of the parts of a run that was copied from a bucket."""
     first, *others = parts_of(place(workdir))

@@ -56,7 +56,7 @@ COMMANDS: Mapping[str, Command] = {
     "compare": Command(
         "compare",
         "Measure FlowHN and its baselines on this machine: speed, memory, bits per byte.",
-        "--size=tiny --train_tokens=2000000",
+        "--size=tiny --budget=tokens:2e6",
     ),
     "report": Command(
         "report",

@@ -12,8 +12,9 @@ def define(flags: Flags) -> Callable[[], None]:
     source = flags.path(
         "source",
         "a .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of them, "
-        "hf:NAME[:CONFIG] (a dataset of the Hugging Face hub), or embedded (Python's own sources); "
-        "a .txt file is one document of any size, a line or row has at most 64 MiB.",
+        "hf:NAME[:CONFIG] (a dataset of the Hugging Face hub), embedded (Python's own sources) or "
+        "packages (those of installed packages); a .txt file is one document of any size, a line "
+        "or row has at most 64 MiB.",
         required=True,
         others=("hf",),
     )

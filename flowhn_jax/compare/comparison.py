@@ -1,28 +1,54 @@
-"""`compare`: measure speed round-robin, train each model once, then write the report."""
+"""`compare`: measure speed round-robin, train what the budget allows, then write the report."""
 
+import contextlib
+import dataclasses
 from collections.abc import Mapping
 
 import jax
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
-from flowhn_jax.compare.results import FILES, collect, write
-from flowhn_jax.compare.speed import FILE, measure, missing_measurements, read_measurements
+from flowhn_jax.compare import results, scores, speed, training_data, training_plan
+from flowhn_jax.compare.budget import Budget
+from flowhn_jax.compare.run_grid import run_config, run_grid
 from flowhn_jax.config import Config
 from flowhn_jax.storage import place
 from flowhn_jax.training import runs
+from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.utils.progress import progress
 from flowhn_jax.utils.text import short_path
 
-# The progress bar counts a measurement as this many steps, which take about as long.
-_STEPS_PER_MEASUREMENT = 30
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How the models of a comparison are trained.
+
+    Attributes:
+      budget: what each run may spend; None: nothing is trained.
+      seeds: how many seeds each model is trained with.
+      rates: the learning rates of which each model's best counts; none: the recipe's alone.
+      corpus: the text of configs that name no data: 'embedded' or 'packages'.
+      recall: share of the training windows with texts of the recall tasks, in which the models are
+        then scored.
+    """
+
+    budget: Budget | None = None
+    seeds: int = 1
+    rates: tuple[float, ...] = ()
+    corpus: str = training_data.CORPORA[0]
+    recall: float = 0.0
+
+    @property
+    def data(self) -> str:
+        """What the models are trained on, in words."""
+        return f"{self.corpus} with a share of {self.recall:g} for recall texts"
 
 
 def compare(
     configs: Mapping[str, Config],
     size: str,
     workdir: str,
+    training: Training,
     *,
-    trains: bool,
     rounds: int,
     repeats: int,
     report_only: bool,
@@ -32,9 +58,9 @@ def compare(
     Args:
       configs: the models to compare, by name.
       size: the name of the models' size, for the report.
-      workdir: receives speed.jsonl, data/, a run's folder for each model, and results.json,
-        results.csv, results.md, figure.png and figure.svg.
-      trains: whether to train each model for its `train.steps`.
+      workdir: receives speed.jsonl, training.json, data/, a folder for each run, and the files of
+        the report.
+      training: how the models are trained.
       rounds: number of measurements of each model.
       repeats: timed calls of each program per measurement.
       report_only: whether to measure and train nothing, and report what the workdir holds.
@@ -43,7 +69,7 @@ def compare(
       ValueError, FileNotFoundError: the workdir is a file or holds other runs, or `report_only`
         finds no measurements.
     """
-    for name in (FILE, *FILES):
+    for name in (speed.FILE, training_plan.FILE, *results.FILES):
         (place(workdir) / name).check_own_file()
     device = jax.devices()[0].device_kind
     if report_only:
@@ -54,26 +80,56 @@ def compare(
             )
     else:
         workdir_lib.make(workdir)
-        if not _measure_and_train(configs, workdir, device, trains, rounds, repeats):
+        _measure(configs, workdir, device, rounds, repeats)
+        if training.budget is not None and not _train(configs, workdir, device, training):
             print("Stopped. Run the same command again to continue.")
             return
-    results = collect(configs, size, workdir, read_measurements(workdir, configs, device))
-    write(results, workdir)
+    runs_of_all = run_grid(configs, training.rates, training.seeds)
+    measurements = speed.read_measurements(workdir, configs, device)
+    results.write(results.collect(configs, runs_of_all, size, workdir, measurements), workdir)
 
 
-def _measure_and_train(
-    configs: Mapping[str, Config],
-    workdir: str,
-    device: str,
-    trains: bool,
-    rounds: int,
-    repeats: int,
-) -> bool:
-    """Measure and train what is missing; return False if a signal stopped it early."""
-    missing = missing_measurements(configs, rounds, read_measurements(workdir, configs, device))
-    trained = configs if trains else {}
-    total = len(missing) * _STEPS_PER_MEASUREMENT + runs.steps_left(trained, workdir)
-    with progress(total, "comparing", "steps") as bar:
-        for _ in measure(configs, workdir, missing, repeats, bar.annotate):
-            bar.update(_STEPS_PER_MEASUREMENT)
-        return runs.train_missing(trained, workdir, bar.annotate, bar.update)
+def _measure(
+    configs: Mapping[str, Config], workdir: str, device: str, rounds: int, repeats: int
+) -> None:
+    """Measure the speed that is not in the workdir yet."""
+    done = speed.read_measurements(workdir, configs, device)
+    missing = speed.missing_measurements(configs, rounds, done)
+    with progress(len(missing), "measuring", "measurements") as bar:
+        for _ in speed.measure(configs, workdir, missing, repeats, bar.annotate):
+            bar.update()
+
+
+def _data_paths(configs: Mapping[str, Config], workdir: str, training: Training) -> dict[str, str]:
+    """Return `data.path` of each model's runs."""
+    return {
+        name: training_data.data_path(
+            workdir,
+            training.corpus,
+            training.recall,
+            context=config.model.context,
+            vocab_size=config.model.vocab_size,
+            given=config.data.path,
+        )
+        for name, config in configs.items()
+    }
+
+
+def _train(configs: Mapping[str, Config], workdir: str, device: str, training: Training) -> bool:
+    """Train and score the runs that are not in the workdir yet; return False after a signal."""
+    assert training.budget is not None
+    measurements = speed.read_measurements(workdir, configs, device)
+    paths = _data_paths(configs, workdir, training)
+    steps = training_plan.plan_steps(configs, workdir, training.budget, measurements, training.data)
+    planned = {
+        run.name: run_config(configs[run.model], run, steps[run.model], paths[run.model])
+        for run in run_grid(configs, training.rates, training.seeds)
+    }
+    with progress(runs.steps_left(planned, workdir), "training", "steps") as bar:
+        if not runs.train_missing(planned, workdir, bar.annotate, bar.update):
+            return False
+    with StopRequest() as stop, progress(len(planned), "scoring", "runs") as bar:
+        with contextlib.suppress(KeyboardInterrupt), stop.interrupting():
+            for _ in scores.score_missing(planned, workdir, bar.annotate):
+                bar.update()
+        return not stop.is_requested()

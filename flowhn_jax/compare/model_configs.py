@@ -1,10 +1,12 @@
 """The configs of the compared models: FlowHN's strategies and the baselines at one size."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from flowhn_jax import config as config_lib
 from flowhn_jax import recipes
+from flowhn_jax.compare.matching import match_flops
 from flowhn_jax.config import BASELINES, Config
 from flowhn_jax.split import STRATEGIES
 from flowhn_jax.utils.name_lists import parse_name_list
@@ -12,8 +14,8 @@ from flowhn_jax.utils.text import short_repr
 
 SIZES = ("tiny", "135m", "350m", "1b")
 NAMES = (*STRATEGIES, *BASELINES)
-_LOGGED_ROWS = 20  # per training run
-_CHECKPOINTS = 10  # per training run
+MATCHES = ("params", "flops")
+REFERENCE = "fac_split"  # whose FLOPs the baselines have
 
 
 def parse_names(models: str) -> tuple[str, ...]:
@@ -28,21 +30,21 @@ def parse_names(models: str) -> tuple[str, ...]:
 def model_config(
     size: str,
     name: str,
-    train_tokens: int = 0,
     context: int | None = None,
     batch_size: int | None = None,
+    match: str = MATCHES[0],
 ) -> Config:
     """Return the config of one compared model.
 
-    It is the model's recipe, except that it validates once, after the last step and on the whole
-    validation set.
+    It is the model's recipe, except that it validates on the whole validation set.
 
     Args:
       size: one of SIZES.
       name: one of NAMES.
-      train_tokens: tokens to train on, rounded up to whole steps; 0 keeps the recipe's steps.
       context: replaces the recipe's context.
       batch_size: replaces the recipe's batch size.
+      match: what the sizes of a baseline are chosen by: 'params' are the recipe's; with 'flops' it
+        has the FLOPs per token of FlowHN's fac_split, see `matching.match_flops`.
 
     Raises:
       ValueError: the size is unknown, or `config.parse` refuses the result.
@@ -56,21 +58,20 @@ def model_config(
         model["context"] = context
     if batch_size is not None:
         train["batch_size"] = batch_size
-    if train_tokens:
-        train["steps"] = -(-train_tokens // (train["batch_size"] * model["context"]))
-    train["log_every"] = max(1, train["steps"] // _LOGGED_ROWS)
-    train["eval_every"] = train["steps"]
     train["eval_windows"] = 0
-    train["checkpoint_every"] = max(1, train["steps"] // _CHECKPOINTS)
-    return config_lib.parse(values)
+    config = config_lib.parse(values)
+    if match == "flops" and name in BASELINES:
+        reference = model_config(size, REFERENCE, context).model
+        config = dataclasses.replace(config, model=match_flops(config.model, reference))
+    return config
 
 
 def model_configs(
     size: str,
     names: Sequence[str],
-    train_tokens: int = 0,
     context: int | None = None,
     batch_size: int | None = None,
+    match: str = MATCHES[0],
 ) -> dict[str, Config]:
     """Return the configs of several compared models by name; see `model_config`."""
-    return {name: model_config(size, name, train_tokens, context, batch_size) for name in names}
+    return {name: model_config(size, name, context, batch_size, match) for name in names}

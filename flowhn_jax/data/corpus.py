@@ -46,14 +46,14 @@ def embedded_documents() -> dict[str, bytes]:
     return dict(sorted(documents.items()))
 
 
-def describe(documents: dict[str, bytes]) -> str:
+def describe(documents: dict[str, bytes], title: str = "embedded corpus") -> str:
     """Return one line that identifies a corpus by a hash of all its names and texts."""
     digest = hashlib.sha256()
     for name, text in documents.items():
         digest.update(f"{name}\0{len(text)}\0".encode() + text)
     size = sum(map(len, documents.values()))
     return (
-        f"embedded corpus of Python {platform.python_version()}: {len(documents)} documents, "
+        f"{title} of Python {platform.python_version()}: {len(documents)} documents, "
         f"{size} bytes, sha256 {digest.hexdigest()}"
     )
 

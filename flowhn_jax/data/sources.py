@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from flowhn_jax.data import corpus
+from flowhn_jax.data import corpus, packages_corpus
 from flowhn_jax.data.document import Document, OnBytesRead
 from flowhn_jax.data.library_errors import errors_as_value_error, iterate
 from flowhn_jax.data.records import check_size, read_json_lines, read_parquet, text_of
@@ -51,7 +51,7 @@ def open_source(spec: str, text_field: str = "text") -> Source:
         document per line or row); a folder, whose files of these kinds are read in the order of
         their paths; all of these also in a bucket (gs://) or on the Hugging Face hub, as
         hf://datasets/NAME/FILE; 'hf:NAME[:CONFIG]', the train split of a dataset of the hub or of a
-        folder that `datasets.load_dataset` reads; or 'embedded'.
+        folder that `datasets.load_dataset` reads; 'embedded'; or 'packages'.
       text_field: the field or column with the text.
 
     Raises:
@@ -59,20 +59,22 @@ def open_source(spec: str, text_field: str = "text") -> Source:
       ImportError: a package that this source needs is missing; the message names it.
     """
     if spec == "embedded":
-        return _embedded_source()
+        texts = corpus.embedded_documents()
+        return _text_source(texts, corpus.describe(texts))
+    if spec == "packages":
+        texts = packages_corpus.package_documents()
+        return _text_source(texts, corpus.describe(texts, "packages corpus"))
     if is_download(spec):
         return _hugging_face_source(spec, text_field)
     return _file_source(readable_place(spec), text_field)
 
 
-def _embedded_source() -> Source:
-    texts = corpus.embedded_documents()
-
+def _text_source(texts: dict[str, bytes], identity: str) -> Source:
     def read(on_bytes_read: OnBytesRead) -> Iterator[Document]:
         for name, text in texts.items():
             yield Document(name, text, on_bytes_read)
 
-    return Source(corpus.describe(texts), sum(map(len, texts.values())), read)
+    return Source(identity, sum(map(len, texts.values())), read)
 
 
 def _hugging_face_source(spec: str, field: str) -> Source:

@@ -75,7 +75,7 @@ def measure(
     with progress(total, "recalling", "questions") as bar:
         for task, length in itertools.product(TASKS, lengths):
             bar.annotate(f"{task}, {length:,} tokens")
-            size = _characters(task, tokenizer, length, seed)
+            size = characters_for(task, tokenizer, length, seed)
             asked = list(itertools.islice(questions(task, size, seed), items))
             pairs = [encode_pair(tokenizer, each.context, each.answer) for each in asked]
             scores = scorer_for(length).score(pairs, bar.update)
@@ -93,7 +93,7 @@ def measure(
     return results
 
 
-def _characters(task: str, tokenizer: Tokenizer, length: int, seed: int) -> int:
+def characters_for(task: str, tokenizer: Tokenizer, length: int, seed: int) -> int:
     """Return about how many characters of a question fill `length` tokens with its answer."""
     example = next(questions(task, 4096, seed))
     text = example.context + example.answer

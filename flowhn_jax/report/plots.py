@@ -5,6 +5,7 @@ write the kind of file that the ending of `path` names.
 """
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -83,14 +84,21 @@ def save_figure(figure: Any, path: str) -> None:
     target.write(picture.getvalue())
 
 
-def plot_comparison(rows: Sequence[Mapping[str, Any]], title: str, path: str) -> None:
+def plot_comparison(
+    rows: Sequence[Mapping[str, Any]], title: str, path: str, budget: str | None = None
+) -> None:
     """Draw the training speed of models as bars and, where known, quality over speed as points.
+
+    Rings and a line show the Pareto front: the models that no other one beats in both speed and
+    quality.
 
     Args:
       rows: of each model: model, train_tokens_per_second with _min and _max, train_mfu,
-        train_tflops_per_second_per_device, validation_bits_per_byte (None: not trained).
+        train_tflops_per_second_per_device, validation_bits_per_byte (None: not trained) and
+        validation_bits_per_byte_deviation.
       title: above the picture.
       path: file to write; its ending is the format.
+      budget: that all models were trained for, in words; None: it is not known.
     """
     pyplot = load_pyplot()
     from matplotlib.patches import Patch
@@ -101,7 +109,7 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], title: str, path: str) ->
         figure, (bars, points) = pyplot.subplots(
             1, 2, figsize=(11, max(height, 4)), layout="constrained", width_ratios=(1, 1.1)
         )
-        _draw_quality(points, trained)
+        _draw_quality(points, trained, budget)
     else:
         figure, bars = pyplot.subplots(figsize=(7, height), layout="constrained")
     _draw_speed(bars, rows)
@@ -158,10 +166,17 @@ def _draw_speed(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_title(f"Median speed, slowest and fastest round; {unit}", loc="left", fontsize=10)
 
 
-def _draw_quality(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw one labelled point per model: bits per byte over training speed."""
+def _draw_quality(axes: Any, rows: Sequence[Mapping[str, Any]], budget: str | None) -> None:
+    """Draw one labelled point per model, bits per byte over training speed, and their front."""
     places = [(row["train_tokens_per_second"], row["validation_bits_per_byte"]) for row in rows]
     axes.scatter(*zip(*places, strict=True), s=36, color=[_colour(row) for row in rows], zorder=3)
+    deviations = [row.get("validation_bits_per_byte_deviation") or 0.0 for row in rows]
+    if any(deviations):
+        axes.errorbar(*zip(*places, strict=True), deviations, fmt="none", ecolor=_ERROR, lw=1)
+    front = [places[index] for index in reversed(pareto_front(places))]
+    style = dict(color=_ORANGE, linewidth=1.2, marker="o", markersize=10, markerfacecolor="none")
+    axes.step(*zip(*front, strict=True), where="pre", label="Pareto front", **style)
+    axes.legend(frameon=False, fontsize=8)
     axes.margins(x=0.18, y=0.12)
     axes.set_xlabel("training, tokens/s (right is faster)")
     axes.set_ylabel("validation, bits per byte (lower is better)")
@@ -169,8 +184,25 @@ def _draw_quality(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.locator_params(axis="x", nbins=5)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("Quality over speed, same training tokens", loc="left", fontsize=10)
+    after = "" if budget is None else f" after {budget}"
+    axes.set_title(f"Quality over speed{after}", loc="left", fontsize=10)
     _label_points(axes, [row["model"] for row in rows], places)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the indices of the points that no other one equals or beats, the fastest first.
+
+    Args:
+      points: speed, where more is better, and quality, where less is better.
+    """
+    order = sorted(range(len(points)), key=lambda index: (-points[index][0], points[index][1]))
+    front: list[int] = []
+    best = math.inf
+    for index in order:
+        if points[index][1] < best:
+            best = points[index][1]
+            front.append(index)
+    return front
 
 
 def _label_points(axes: Any, names: Sequence[str], places: Sequence[tuple[float, float]]) -> None:

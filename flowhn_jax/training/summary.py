@@ -13,7 +13,7 @@ import numpy as np
 
 from flowhn_jax import models
 from flowhn_jax.checkpoints.files import directory, latest_step
-from flowhn_jax.checkpoints.rows import Row, read_rows
+from flowhn_jax.checkpoints.rows import Row, elapsed_seconds, read_rows
 from flowhn_jax.config import Config
 from flowhn_jax.data.run_data import RunData
 from flowhn_jax.evaluation.generate import generate
@@ -73,11 +73,7 @@ def describe_result(rows: Sequence[Row], workdir: str) -> list[str]:
     """Return lines with the time, the tokens, the validation results and the checkpoint."""
     lines = []
     if rows:
-        seconds, before = 0.0, 0
-        for row in rows:
-            seconds += row["step_seconds"] * (row["step"] - before)
-            before = row["step"]
-        last = rows[-1]
+        last, seconds = rows[-1], elapsed_seconds(rows)[-1] or 0.0
         lines.append(f"done: {last['step']:,} steps, {last['tokens']:,} tokens in {clock(seconds)}")
     scored = [row for row in rows if row.get("validation_bits_per_byte") is not None]
     if scored:

@@ -138,6 +138,8 @@ def succeed(*arguments):
             "--index must be below 3, the number of points of the grid; got 3. --list prints them",
         ),
         (["-m", "flowhn_jax.compare", "--size=2b"], "tiny, 135m, 350m, 1b"),
+        (["-m", "flowhn_jax.compare", "--size=tiny", "--budget=9"], "--budget must be tokens:N or"),
+        (["-m", "flowhn_jax.compare", "--size=tiny", "--rates=fast"], "--rates must be different"),
         (["-m", "flowhn_jax.compare", "--size=tiny", "--models=llama,mambo"], "'mambo'"),
         (
             ["train.py", "--config=configs/baseline_tiny.py:lama", "--workdir=x"],

@@ -24,6 +24,7 @@ REASON = "paths must be local or begin with gs://; got "
 
 # Flags that are texts or names, and no paths.
 TEXTS = {
+    "budget",
     "checkpoint",
     "coordinator_address",
     "eot_token",

@@ -44,17 +44,51 @@ def texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def test_comparison_has_a_bar_and_a_point_per_model_and_no_line(figures):
-    rows = [row("fac_split", 3000.0, 2.5), row("llama", 2000.0, 2.3), row("jamba", 1000.0, 2.2)]
-    plots.plot_comparison(rows, "tiny", "x.png")
+def test_comparison_has_a_bar_and_a_point_per_model_and_the_front_alone_as_a_line(figures):
+    rows = [row("fac_split", 3000.0, 2.5), row("llama", 2000.0, 2.6), row("jamba", 1000.0, 2.2)]
+    plots.plot_comparison(rows, "tiny", "x.png", "300 seconds")
     bars, points = figures[0].axes
     assert [bar.get_width() for bar in bars.patches] == [1000, 2000, 3000]
     assert [label.get_text() for label in bars.get_yticklabels()] == ["jamba", "llama", "fac_split"]
     assert texts(bars) == ["10", "20", "30"]
     assert "GFLOP/s" in bars.get_title(loc="left")
-    assert len(points.lines) == 0
-    assert points.collections[0].get_offsets().tolist() == [[3000, 2.5], [2000, 2.3], [1000, 2.2]]
+    assert "after 300 seconds" in points.get_title(loc="left")
+    (front,) = points.lines
+    assert front.get_xydata().tolist() == [[1000, 2.2], [3000, 2.5]]
+    assert front.get_marker() == "o"
+    assert front.get_drawstyle() == "steps-pre"  # from a point up, then to the faster one
+    (marks,) = points.collections
+    assert marks.get_offsets().tolist() == [[3000, 2.5], [2000, 2.6], [1000, 2.2]]
     assert texts(points) == ["fac_split", "llama", "jamba"]
+
+
+def test_deviations_over_seeds_are_bars(figures):
+    rows = [row("fac_split", 3000.0, 2.5), row("llama", 2000.0, 2.3)]
+    rows[1]["validation_bits_per_byte_deviation"] = 0.1
+    plots.plot_comparison(rows, "tiny", "x.png")
+    _, bars = figures[0].axes[1].collections
+    (first, second) = (segment.tolist() for segment in bars.get_segments())
+    assert first == [[3000, 2.5], [3000, 2.5]]
+    assert second == [[2000, pytest.approx(2.2)], [2000, pytest.approx(2.4)]]
+
+
+def test_the_front_is_what_no_point_equals_or_beats(rng):
+    """Compared with the definition, on points with ties."""
+    for _ in range(20):
+        points = [tuple(map(float, point)) for point in rng.integers(0, 6, (9, 2))]
+        front = plots.pareto_front(points)
+        beaten = {
+            index
+            for index, (speed, loss) in enumerate(points)
+            if any(s >= speed and b <= loss and (s, b) != (speed, loss) for s, b in points)
+        }
+        assert {points[index] for index in front} == {
+            point for index, point in enumerate(points) if index not in beaten
+        }
+        assert len({points[index] for index in front}) == len(front)
+        assert [points[index][0] for index in front] == sorted(
+            (points[index][0] for index in front), reverse=True
+        )
 
 
 def test_names_of_points_that_are_close_do_not_overlap(figures):

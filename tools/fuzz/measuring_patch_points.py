@@ -16,8 +16,9 @@ from flowhn_jax.bench import branch_parallel, branch_times, checkpoint_cost, dec
 from flowhn_jax.bench.device import Rates
 from flowhn_jax.bench.suite import document
 from flowhn_jax.bench.suite.supervisor import Supervisor
-from flowhn_jax.compare import speed
+from flowhn_jax.compare import speed, training_data
 from flowhn_jax.config import Config
+from flowhn_jax.data import packages_corpus
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.report import plots
 from flowhn_jax.training import runs
@@ -52,6 +53,8 @@ def for_compare() -> None:
     seconds = {"train": [1.0], "prefill": [1.0], "decode": [1.0]}
     compiled = types.SimpleNamespace(compile_seconds=1.0, memory_bytes=2**20, kernels="xla")
     replace(speed, compile_programs=lambda *_: compiled, time_programs=lambda *_: seconds)
+    replace(training_data, package_documents=packages_corpus.package_documents)
+    replace(training_data, _RECALL_DOCUMENTS=20)
     replace(runs, fit=lambda config, folder, advance: advance() is None)
 
 

@@ -104,18 +104,20 @@ def _aot_flags(rng: random.Random, sandbox: Sandbox) -> Case:
 
 def _compare_flags(rng: random.Random, sandbox: Sandbox) -> Case:
     flags = {"size": "tiny", "models": ",".join(COMPARED), "workdir": "new"}
-    names = ("size", "models", "train_tokens", "workdir", "rounds", "repeats", "context",
-             "batch_size", "report_only", "another")  # fmt: skip
+    names = ("size", "models", "budget", "workdir", "rounds", "repeats", "context", "batch_size",
+             "match", "seeds", "rates", "corpus", "recall", "report_only", "another")  # fmt: skip
     for _ in range(rng.choice((1, 1, 2))):
         flags[rng.choice(names)] = rng.choice(
-            (_value(rng), _value(rng), "llama", "llama,llama", "135m", "recipe.py", "cmp")
-        )
+            (_value(rng), _value(rng), "llama", "llama,llama", "135m", "recipe.py", "cmp",
+             "tokens:1e4", "flops:1e12", "seconds:0", "seconds:9", "1e-3,3e-3", "flops",
+             "packages", "0.2")
+        )  # fmt: skip
     return Case(_COMPARE, [f"--{name}={value}" for name, value in flags.items()], "flags")
 
 
 def _compare_results(rng: random.Random, sandbox: Sandbox) -> Case:
     """Continue a comparison, or only report it, from damaged measurements."""
-    note = damage_files(rng, sandbox, "cmp/speed.jsonl", "cmp/*/metrics.jsonl")
+    note = damage_files(rng, sandbox, "cmp/*.json*", "cmp/*/*.json*")
     for name in ("results.json", "results.md", "figure.png"):
         note += _occupy(rng, sandbox, sandbox.work / "cmp" / name)
     if rng.random() < 0.1:
@@ -129,6 +131,8 @@ def _compare_results(rng: random.Random, sandbox: Sandbox) -> Case:
     arguments = ["--size=tiny", f"--models={','.join(COMPARED)}", "--workdir=cmp", "--rounds=2"]
     if rng.random() < 0.5:
         arguments.append("--report_only")
+    if rng.random() < 0.5:
+        arguments.append("--budget=seconds:9")
     return Case(_COMPARE, arguments, note)
 
 

@@ -15,7 +15,7 @@ from flowhn_jax import models
 from flowhn_jax.bench import throughput
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.config import Config
-from flowhn_jax.data import corpus
+from flowhn_jax.data import corpus, packages_corpus
 from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import train_batches, validation_batches
 from flowhn_jax.evaluation import by_position, evaluate, generate, perplexity, scoring
@@ -56,11 +56,10 @@ def _check_name(owner: Any, name: str) -> None:
 
 
 def replace_corpus() -> None:
-    """Replace the embedded corpus: it is not user input, and reading it takes seconds."""
-    replace(
-        corpus,
-        embedded_documents=lambda: {"one": b"A text.\n" * 20, "two": b"Another text."},
-    )
+    """Replace the corpora that are here: they are not user input, and take seconds to read."""
+    texts = {"one": b"A text.\n" * 20, "two": b"Another text."}
+    replace(corpus, embedded_documents=lambda: texts)
+    replace(packages_corpus, package_documents=lambda: texts)
 
 
 def for_train(meanwhile: Callable[[], None] | None = None) -> None:
