@@ -15,6 +15,7 @@ def small_config(strategy: str = "fac_split", **groups) -> Config:
         "heads": 4,
         "kv_heads": 2,
         "ssm_state": 4,
+        "ssm_dt_rank": 3,  # the norm of a single number would be its sign, which is ill-conditioned
         "dtype": "float32",
         "init_std": 0.2,
         "split": {"strategy": strategy, "align": 1, "period": 7, **groups.get("split", {})},

@@ -220,6 +220,15 @@ def test_a_cache_is_a_local_folder(value):
         DataConfig(cache=value)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Let SIGINT raise KeyboardInterrupt, also where a shell started the tests with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_copy_ends_soon_and_leaves_no_shard(remote, cache, monkeypatch):
     monkeypatch.setattr(shard_cache, "_BLOCK", 100)
     monkeypatch.setattr(shard_cache, "_THREADS", 2)
