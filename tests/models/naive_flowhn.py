@@ -9,6 +9,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowhn_jax import models
+
+
+def random_case(config):
+    """Return a config and random parameters, whose seed a failure prints."""
+    seed = np.random.default_rng().integers(2**31)
+    print("parameters' seed", seed)
+    return config, models.init(config, jax.random.key(seed))
+
+
+def random_tokens(config, rng, rows=2, length=None):
+    shape = rows, length or config.context
+    return rng.integers(0, config.vocab_size, shape).astype(np.int32)
+
+
+def check_against_definition(config, params, tokens, segment_ids, rng, routes=None):
+    """Compare logits, and gradients of their product with random cotangents, in float32.
+
+    Returns the model's gradients. The arguments are those of `logits`.
+    """
+    cotangents = rng.normal(size=(*tokens.shape, config.vocab_size)).astype(np.float32)
+
+    def ours(params):
+        return models.forward(config, params, tokens, np.stack([segment_ids] * len(tokens)))
+
+    def naive(params):
+        return logits(config, params, tokens, segment_ids, routes)
+
+    def with_gradients(function):
+        def product(params):
+            found = function(params)
+            return (found * cotangents).sum(), found
+
+        (_, found), gradients = jax.jit(jax.value_and_grad(product, has_aux=True))(params)
+        return found, gradients
+
+    found, expected = with_gradients(ours), with_gradients(naive)
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=3e-5 * np.abs(other).max())
+    return found[1]
+
 
 def logits(config, params, tokens, segment_ids, routes=None):
     """Return logits [B, T, V] of tokens [B, T] in documents segment_ids [T], the same in all rows.

@@ -11,7 +11,12 @@ from flax import nnx
 from flowhn_jax import models
 from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.router import Router, gate_update
-from tests.models import naive_flowhn
+from tests.models.naive_flowhn import (
+    check_against_definition,
+    learned_routes,
+    random_case,
+    random_tokens,
+)
 from tests.models.test_decoding import check_against_one_pass
 from tests.small import small_config
 
@@ -39,14 +44,7 @@ def config_of(name):
 )
 def case(request):
     """Return a config with two learned blocks, and random parameters."""
-    config = config_of(request.param)
-    seed = np.random.default_rng().integers(2**31)
-    print("parameters' seed", seed)
-    return config, models.init(config, jax.random.key(seed))
-
-
-def random_tokens(config, rng, rows=2, length=CONTEXT):
-    return rng.integers(0, config.vocab_size, (rows, length)).astype(np.int32)
+    return random_case(config_of(request.param))
 
 
 def test_logits_and_gradients_are_those_of_the_definition(case, rng):
@@ -56,29 +54,12 @@ def test_logits_and_gradients_are_those_of_the_definition(case, rng):
         pytest.skip("the definition has Mamba-1")
     tokens = random_tokens(config, rng, rows=1)
     segment_ids = np.where(np.arange(CONTEXT) < rng.integers(2, CONTEXT), 1, 2)
-    cotangents = rng.normal(size=(*tokens.shape, config.vocab_size)).astype(np.float32)
-    routes = naive_flowhn.learned_routes(config, params, tokens, segment_ids)
+    routes = learned_routes(config, params, tokens, segment_ids)
     for attends in routes[config.split.stem :]:
         assert list(attends[:10].reshape(2, 5).sum(1)) == [2, 2]
 
-    def ours(params):
-        return models.forward(config, params, tokens, segment_ids[None])
-
-    def naive(params):
-        return naive_flowhn.logits(config, params, tokens, segment_ids, routes)
-
-    def with_gradients(logits):
-        def product(params):
-            found = logits(params)
-            return (found * cotangents).sum(), found
-
-        (_, found), gradients = jax.jit(jax.value_and_grad(product, has_aux=True))(params)
-        return found, gradients
-
-    found, expected = with_gradients(ours), with_gradients(naive)
-    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=3e-5 * np.abs(other).max())
-    for block in list(found[1]["blocks"].values())[config.split.stem :]:
+    gradients = check_against_definition(config, params, tokens, segment_ids, rng, routes)
+    for block in list(gradients["blocks"].values())[config.split.stem :]:
         for gradient in block["router"].values():
             assert np.isfinite(gradient).all()
             assert np.abs(gradient).max() > 1e-6

@@ -1,12 +1,11 @@
 """The options of the split, each with the promises that the default keeps."""
 
-import jax
 import numpy as np
 import pytest
 
 from flowhn_jax import models
 from flowhn_jax.split import reach
-from tests.models import naive_flowhn
+from tests.models.naive_flowhn import check_against_definition, random_case, random_tokens
 from tests.models.test_decoding import check_against_one_pass
 from tests.small import small_config
 
@@ -58,14 +57,7 @@ def config_of(name):
 )
 def case(request):
     """Return the config of an option, and random parameters."""
-    config = config_of(request.param)
-    seed = np.random.default_rng().integers(2**31)
-    print("parameters' seed", seed)
-    return config, models.init(config, jax.random.key(seed))
-
-
-def random_tokens(config, rng, rows=2, length=CONTEXT):
-    return rng.integers(0, config.vocab_size, (rows, length)).astype(np.int32)
+    return random_case(config_of(request.param))
 
 
 def test_logits_and_gradients_are_those_of_the_definition(case, rng):
@@ -73,26 +65,8 @@ def test_logits_and_gradients_are_those_of_the_definition(case, rng):
     config, params = case
     if config.is_mamba2:
         pytest.skip("the definition has Mamba-1")
-    tokens = random_tokens(config, rng)
     segment_ids = np.where(np.arange(CONTEXT) < rng.integers(2, CONTEXT), 1, 2)
-    cotangents = rng.normal(size=(*tokens.shape, config.vocab_size)).astype(np.float32)
-
-    def ours(params):
-        return models.forward(config, params, tokens, np.stack([segment_ids] * 2))
-
-    def naive(params):
-        return naive_flowhn.logits(config, params, tokens, segment_ids)
-
-    def with_gradients(logits):
-        def product(params):
-            found = logits(params)
-            return (found * cotangents).sum(), found
-
-        (_, found), gradients = jax.jit(jax.value_and_grad(product, has_aux=True))(params)
-        return [found, *jax.tree.leaves(gradients)]
-
-    for found, expected in zip(with_gradients(ours), with_gradients(naive), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5 * np.abs(expected).max())
+    check_against_definition(config, params, random_tokens(config, rng), segment_ids, rng)
 
 
 def test_reach_is_what_changed_tokens_change(case, rng):

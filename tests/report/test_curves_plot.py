@@ -1,16 +1,7 @@
 import numpy as np
 import pytest
 
-from flowhn_jax.report import curves_plot, plots
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """Keep the figures that are drawn rather than write them."""
-    kept = []
-    monkeypatch.setattr(curves_plot, "save_figure", lambda figure, path: kept.append(figure))
-    yield kept
-    plots.load_pyplot().close("all")
+from flowhn_jax.report import curves_plot
 
 
 def test_each_model_is_a_line_over_seconds_and_over_flops(figures):

@@ -22,15 +22,6 @@ def row(model, speed, bits=None, mfu=None):
     }
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Keep the figures that are drawn rather than write them."""
-    kept = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.append(figure))
-    yield kept
-    plots.load_pyplot().close("all")
-
-
 def curve_of(losses):
     """Return the curve of the losses of each position's targets."""
     return types.SimpleNamespace(
