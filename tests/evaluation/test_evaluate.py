@@ -130,6 +130,7 @@ def test_perplexity_by_position_has_the_same_mean(fac, data, capsys):
     assert (root / "run" / "by_position.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_longer_contexts_than_in_training(fai, capsys):
     """Every byte is scored once, in windows that only the interleaved split can read."""
     root, config = fai

@@ -77,6 +77,7 @@ def test_inside_scan_and_checkpoint(rng):
     SCAN.check_inside_scan_and_checkpoint(rng, args)
 
 
+@pytest.mark.slow
 def test_sharded_over_batch_and_width(rng):
     args = scan_arguments(rng, 4, 10, 6, 3)
     cotangents = SCAN.cotangents(rng, args)
