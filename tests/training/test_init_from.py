@@ -155,8 +155,7 @@ def test_an_export_has_the_sources_chat_template(first_token, tmp_path):
     for tokenizer in (open_tokenizer(config, str(run)), read_tokenizer(exported)):
         assert tokenizer.fingerprint == trained.fingerprint
         assert tokenizer.first_ids == trained.first_ids
-        chat = ChatTemplates.read(tokenizer)
-        assert chat.render(chat.template(), [{"role": "user", "content": "a"}]) == "<a>"
+        assert ChatTemplates.read(tokenizer).template() == CHAT["chat_template.jinja"]
 
 
 @pytest.mark.parametrize("kind", ["workdir", "folder"])
