@@ -139,8 +139,11 @@ def files_for(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, str]:
 def files_to_keep(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, str]:
     """Return the texts of the files that the workdir of a run with this tokenizer keeps, by name.
 
-    They are those of `files_for`, except that a workdir without tokenizer.json reads bytes.
+    They are those of `files_for`, except that a workdir without tokenizer.json reads bytes. Its
+    tokenizer_config.json tells it apart from one of a model without a tokenizer.
     """
+    if isinstance(tokenizer, ByteTokenizer):
+        texts = {SETTINGS: _dump(byte_tokenizer.settings(tokenizer)), **texts}
     files = files_for(texts, tokenizer)
     if isinstance(tokenizer, ByteTokenizer):
         del files[TOKENIZER]

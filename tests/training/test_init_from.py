@@ -180,6 +180,22 @@ def test_a_source_in_a_bucket(kind, workdir, data, params, bucket, tmp_path):
     assert kept == [kind == "folder"] * 2
 
 
+def test_a_source_with_a_tokenizer_of_bytes_alone(data, params, tmp_path):
+    """It has no tokenizer_config.json; a run's export and an import's have both files."""
+    source_folder = tmp_path / "source"
+    huggingface.save(source_folder, CONFIG.model, params)
+    (source_folder / "tokenizer.json").write_text(byte_tokenizer.to_json(ByteTokenizer()))
+    assert fit(run_config(source_folder, data, train={"steps": 1}), str(tmp_path / "run"), quiet)
+    line = transfer.import_run(str(source_folder), str(tmp_path / "imported"))
+    assert line.endswith("with its tokenizer")
+    for run in ("run", "imported"):
+        transfer.export_run(str(tmp_path / run), str(tmp_path / f"{run} out"))
+        found = source.read_tokenizer(str(tmp_path / f"{run} out"))
+        assert found is not None
+        assert found.fingerprint == "bytes"
+        assert (tmp_path / f"{run} out" / "tokenizer_config.json").is_file()
+
+
 def test_a_source_on_the_hub(hub, workdir, data, params, tmp_path):  # noqa: F811
     transfer.export_run(workdir, str(tmp_path / "local"))
     files = {name: file.read() for name, file in place(tmp_path / "local").walk()}
