@@ -9,7 +9,7 @@ says whether it fits those chips.
 After the colon: no_split, ae_split, fa_split, fac_split (default), fai_split or learned_split, with
 the paper's 32 heads of 24; or heads12, fac_split with 12 heads of 64, of which 3 for keys and
 values. Parameters and FLOPs are the same, but a TPU kernel takes as long for a head of 24 as for
-one of 64: compiled for a v5e, a step of heads12 takes at least 45.6 ms, one of fac_split 49.4
+one of 64: compiled for a v5e, a step of heads12 takes at least 45.5 ms, one of fac_split 49.3
 (bounds, not measured).
 """
 

@@ -71,11 +71,23 @@ def linear_part(layer: nnx.LinearGeneral, x: jax.Array, part: int | slice) -> ja
     """Return a part of the first output dimension of layer(x), for x [..., D].
 
     Args:
-      layer: with a kernel [D, ...].
+      layer: with a kernel [D, ...], and maybe a bias.
       x: [..., D].
       part: an index, which removes the dimension, or a slice.
     """
-    return _apply(layer, x, layer.kernel[...][:, part].astype(layer.dtype), 1)
+    y = _apply(layer, x, layer.kernel[...][:, part].astype(layer.dtype), 1)
+    return y if layer.bias is None else y + layer.bias[...][part].astype(y.dtype)
+
+
+def linear_parts(layer: nnx.LinearGeneral, x: jax.Array) -> tuple[jax.Array, ...]:
+    """Return layer(x) [..., N, F] as its N parts [..., F], for x [..., D] and a kernel [D, N, F].
+
+    On a CPU it is one product. Elsewhere each part is a product of its own: the gradient of the one
+    product would first copy the parts' gradients into one array.
+    """
+    if target_platform() == "cpu":
+        return tuple(jnp.unstack(layer(x), axis=-2))
+    return tuple(linear_part(layer, x, part) for part in range(layer.kernel.shape[1]))
 
 
 def linear_from_heads(layer: nnx.LinearGeneral, x: jax.Array) -> jax.Array:

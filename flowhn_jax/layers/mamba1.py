@@ -17,7 +17,7 @@ from flowhn_jax.layers.documents import (
     index_documents,
     scanned_prefix,
 )
-from flowhn_jax.layers.linear import linear, linear_part, rms_norm
+from flowhn_jax.layers.linear import linear, linear_part, linear_parts, rms_norm
 from flowhn_jax.layers.ssm_biases import USUAL, SSMBiases
 from flowhn_jax.layers.ssm_init import dt_bias_init, uniform
 from flowhn_jax.layers.state_space import SequenceInputs, StateSpaceMixer
@@ -121,7 +121,7 @@ class Mamba1(StateSpaceMixer[Mamba1Cache]):
         """See `StateSpaceMixer`."""
         x, segment_ids, prompts, selection = inputs
         if selection == EVERYTHING:
-            u, z = jnp.unstack(self.in_proj(x), axis=-2)
+            u, z = linear_parts(self.in_proj, x)
         else:
             u, z = linear_part(self.in_proj, x, 0), None
         scanned = self._scan_arguments(self._convolve(u, segment_ids), z)
