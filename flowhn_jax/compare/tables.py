@@ -18,10 +18,12 @@ class _Column(NamedTuple):
     digits: int = 0
 
 
-_SPEED = {
+_COMMON = {
     "parameters": _Column("parameters"),
     "MFLOPs per token": _Column("train_flops_per_token", 1e-6, 2),
     "train tokens/s": _Column("train_tokens_per_second"),
+}
+_SPEED = _COMMON | {
     "least": _Column("train_tokens_per_second_min"),
     "most": _Column("train_tokens_per_second_max"),
     "MFU %": _Column("train_mfu", 100, 2),
@@ -31,10 +33,7 @@ _SPEED = {
     "memory MiB": _Column("train_memory_bytes", 2**-20),
     "compile s": _Column("compile_seconds", 1, 1),
 }
-_QUALITY = {
-    "parameters": _Column("parameters"),
-    "MFLOPs per token": _Column("train_flops_per_token", 1e-6, 2),
-    "train tokens/s": _Column("train_tokens_per_second"),
+_QUALITY = _COMMON | {
     "seeds": _Column("seeds"),
     "steps": _Column("trained_steps"),
     "tokens": _Column("trained_tokens"),

@@ -10,6 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowhn_jax import models
+from tests.small import small_config
+
+CONTEXT = 12  # two windows of five tokens, and a part of a third
+
+
+def config_of(strategy, groups):
+    """Return a small config, with the keys of `model` and `split` that `groups` changes."""
+    model = {"vocab_size": 32, "context": CONTEXT, **groups.get("model", {})}
+    split = {"balance": 0.4, "period": 5, **groups.get("split", {})}
+    return small_config(strategy, model=model, split=split).model
 
 
 def random_case(config):
@@ -22,6 +32,18 @@ def random_case(config):
 def random_tokens(config, rng, rows=2, length=None):
     shape = rows, length or config.context
     return rng.integers(0, config.vocab_size, shape).astype(np.int32)
+
+
+def logits_of_changed_tokens(config, params, rng):
+    """Return a text's logits [T, V], and those of T texts of which each has another token changed.
+
+    The second result is [T, T, V]; text j differs from the first text at position j alone.
+    """
+    base = random_tokens(config, rng, rows=1)
+    changed = np.repeat(base, CONTEXT, axis=0)
+    changed[np.arange(CONTEXT), np.arange(CONTEXT)] ^= 1
+    found = models.forward(config, params, np.concatenate([base, changed]))
+    return found[0], found[1:]
 
 
 def check_against_definition(config, params, tokens, segment_ids, rng, routes=None):

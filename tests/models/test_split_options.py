@@ -5,11 +5,16 @@ import pytest
 
 from flowhn_jax import models
 from flowhn_jax.split import reach
-from tests.models.naive_flowhn import check_against_definition, random_case, random_tokens
+from tests.models.naive_flowhn import (
+    CONTEXT,
+    check_against_definition,
+    config_of,
+    logits_of_changed_tokens,
+    random_case,
+    random_tokens,
+)
 from tests.models.test_decoding import check_against_one_pass
-from tests.small import small_config
 
-CONTEXT = 12
 RESIDUAL = {"model": {"fusion": "residual"}}
 BEST = {
     "model": {"fusion": "residual", "attention_rope_theta": 20.0, "attention_mlp_width": 40},
@@ -42,13 +47,6 @@ OPTIONS = {
 FAST = ("best", "reads_all_rotary")  # together they have every option
 
 
-def config_of(name):
-    strategy, groups = OPTIONS[name]
-    model = {"vocab_size": 32, "context": CONTEXT, **groups.get("model", {})}
-    split = {"balance": 0.4, "period": 5, **groups.get("split", {})}
-    return small_config(strategy, model=model, split=split).model
-
-
 @pytest.fixture(
     scope="module",
     params=[
@@ -57,7 +55,7 @@ def config_of(name):
 )
 def case(request):
     """Return the config of an option, and random parameters."""
-    return random_case(config_of(request.param))
+    return random_case(config_of(*OPTIONS[request.param]))
 
 
 def test_logits_and_gradients_are_those_of_the_definition(case, rng):
@@ -72,11 +70,8 @@ def test_logits_and_gradients_are_those_of_the_definition(case, rng):
 def test_reach_is_what_changed_tokens_change(case, rng):
     """Token j reaches logit i exactly where changing it changes the logits at i, and j <= i."""
     config, params = case
-    base = random_tokens(config, rng, rows=1)
-    changed = np.repeat(base, CONTEXT, axis=0)
-    changed[np.arange(CONTEXT), np.arange(CONTEXT)] ^= 1
-    logits = models.forward(config, params, np.concatenate([base, changed]))
-    influence = np.any(logits[1:] != logits[:1], axis=-1)  # [j, i]
+    logits, changed = logits_of_changed_tokens(config, params, rng)
+    influence = np.any(changed != logits, axis=-1)  # [j, i]
     assert not np.tril(influence, -1).any(), "a token influences an earlier position"
     pairs = CONTEXT * (CONTEXT + 1) / 2
     assert influence.sum() / pairs == pytest.approx(reach(config.plan()))
