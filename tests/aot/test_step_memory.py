@@ -66,6 +66,7 @@ def test_kinds_add_up_to_xlas_sizes(steps):
     assert by_kind.total == sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + 5
 
 
+@pytest.mark.slow
 def test_rematerialization_stores_fewer_activations(steps):
     without, full = (steps[remat][0].activations for remat in ("none", "full"))
     block_inputs = 3 * 8 * 64 * 32 * 4

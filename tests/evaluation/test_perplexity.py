@@ -57,7 +57,7 @@ def float64_nll(config, params, tokens, starts, scored_from):
     return total
 
 
-@pytest.mark.parametrize("stride", [24, 7])
+@pytest.mark.parametrize("stride", [pytest.param(24, marks=pytest.mark.slow), 7])
 def test_text_perplexity_is_the_float64_mean(trained, stride, capsys):
     root, config = trained
     evaluation.evaluate(

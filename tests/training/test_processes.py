@@ -139,6 +139,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_and_the_death_of_one_ends_the_other(data, tmp_path):  # noqa: F811
     """By train.py itself: a stop agreed at one step, and no process left waiting for a dead one."""
     config = run_config(data, steps=100_000, log_every=10, eval_every=1000, checkpoint_every=1000)

@@ -52,7 +52,7 @@ def test_eight_devices_train_as_one(one_device):
     assert_same_run(run_steps(small_config("fac_split"), 8), one_device)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_accumulation_equals_one_large_batch(one_device, devices):
     config = small_config("fac_split", train={"accumulate": 4})
     assert_same_run(run_steps(config, devices), one_device)

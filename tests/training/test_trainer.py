@@ -204,7 +204,13 @@ def test_a_rounded_mean_of_gradients_is_resumed_bit_for_bit(data, tmp_path, monk
     assert_is_the_uninterrupted_run(tmp_path / "resumed", config, whole)
 
 
-@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32")])
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        ("float32", "bfloat16"),
+        pytest.param(("bfloat16", "float32"), marks=pytest.mark.slow),
+    ],
+)
 def test_the_mean_of_gradients_may_change_its_dtype_on_a_resume(data, tmp_path, capsys, dtypes):
     before, after = dtypes
     fit(run_config(data, steps=2, log_every=1, moment_dtype=before), str(tmp_path))
