@@ -770,23 +770,15 @@ class FlowHNForCausalLM(PreTrainedModel, GenerationMixin):
         return found | {"input_ids": input_ids, "logits_to_keep": kwargs.get("logits_to_keep") or 0}
 
 
-def _stem_branches(split: dict[str, Any]) -> list[str]:
-    """Return the branch of each block of the stem that is a single decoder layer."""
-    kind = split["stem_kind"]
-    if kind == "no_split":
-        return []
-    kinds = ("ssm", "attention") if kind == "ssm_attention" else (kind,)
-    return [kinds[block % len(kinds)] for block in range(split["stem"])]
-
-
 def _make_blocks(config: FlowHNConfig) -> list[nn.Module]:
     model = config.model
     kind, blocks = model["kind"], range(model["blocks"])
     if kind == "flowhn":
         assert config.plan is not None, "config.json must have a plan"
-        first = [StemBlock(model, branch) for branch in _stem_branches(model["split"])]
-        rest = config.plan[len(first) :]
-        return [*first, *(FlowHNBlock(model, attended) for attended in rest)]
+        branch = model["split"]["stem_kind"]
+        stem = 0 if branch == "no_split" else model["split"]["stem"]
+        first = [StemBlock(model, branch) for _ in range(stem)]
+        return [*first, *(FlowHNBlock(model, attended) for attended in config.plan[stem:])]
     if kind == "hymba":
         return [HymbaLayer(model, index) for index in blocks]
     if kind != "shm":

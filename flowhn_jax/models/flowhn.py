@@ -25,10 +25,10 @@ class FlowHN(LanguageModel):
     def make_block(self, index: int, context: LayerContext) -> Block | LearnedBlock | StemBlock:
         """Return block `index`; its fusion is wider where both branches see all tokens."""
         config = self.config
-        stem = config.split.stem_kinds
-        if index < len(stem) and stem[index] != "no_split":
-            mixer = branch_mixer(config, stem[index], context)
-            return StemBlock(branch_layer(config, stem[index], mixer, context))
+        kind = config.split.stem_kind
+        if index < config.split.stem and kind != "no_split":
+            mixer = branch_mixer(config, kind, context)
+            return StemBlock(branch_layer(config, kind, mixer, context))
         plan = config.plan().blocks[index]
         if isinstance(plan, LearnedBlockPlan):
             return LearnedBlock(config, plan, context)

@@ -7,7 +7,7 @@ from flowhn_jax.split.strategies import Strategy, get_strategy
 BALANCES = ("flops", "equal", "time")
 SCOPES = ("context", "sequence")
 READS = ("own", "all")
-STEM_KINDS = ("no_split", "ssm", "attention", "ssm_attention")
+STEM_KINDS = ("no_split", "ssm", "attention")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,7 @@ class SplitConfig:
       shift: positions by which fai_split's runs move back from block to block; None: half a run.
       stem: number of first blocks, of model.blocks, that are not split.
       stem_kind: what all tokens pass in a block of the stem: both branches ('no_split'), or one
-        decoder layer alone, that of the SSM ('ssm') or of attention ('attention'), or the two of
-        them alternating from block to block, the SSM first ('ssm_attention').
+        decoder layer alone, that of the SSM ('ssm') or of attention ('attention').
       reads: the tokens whose keys and values, or inputs of the scan, a branch of a split block
         computes: its own ones ('own'), or all ('all'). Outputs are those of its own in any case.
       scope: 'context' plans for `model.context` tokens, and shorter sequences take the beginning of
@@ -102,12 +101,6 @@ class SplitConfig:
                 f"model.split.shift must be 0 to model.split.period - 1 = {self.period - 1}, or "
                 f"None for half a run; got {self.shift}."
             )
-
-    @property
-    def stem_kinds(self) -> tuple[str, ...]:
-        """What each block of the stem is: 'no_split', 'ssm' or 'attention'."""
-        kinds = ("ssm", "attention") if self.stem_kind == "ssm_attention" else (self.stem_kind,)
-        return tuple(kinds[block % len(kinds)] for block in range(self.stem))
 
     @property
     def strategy_class(self) -> type[Strategy]:

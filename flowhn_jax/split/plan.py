@@ -173,7 +173,7 @@ def make_plan(
             f"({', '.join(unbounded)})."
         )
     strategy_class = split.strategy_class
-    block_plans: list[AnyBlockPlan] = [_STEMS[kind] for kind in split.stem_kinds[:blocks]]
+    block_plans: list[AnyBlockPlan] = [_STEMS[split.stem_kind]] * min(split.stem, blocks)
     if not strategy_class.is_split or blocks <= split.stem:
         return Plan(length, (*block_plans, *[SHARED] * (blocks - len(block_plans))))
     tokens = attention_tokens(split, dims, context) if strategy_class.uses_balance else 0

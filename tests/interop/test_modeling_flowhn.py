@@ -41,9 +41,6 @@ CONFIGS = {
         "fac_split", model={"attention_rope_theta": 50.0}, split={"reads": "all"}
     ),
     "attention_stem": small_config("fac_split", split={"stem": 1, "stem_kind": "attention"}),
-    "alternating_stem": small_config(
-        "fai_split", model={"blocks": 4}, split={"stem": 3, "stem_kind": "ssm_attention"}
-    ),
     "learned_split": small_config(
         "learned_split",
         model={"blocks": 3, "fusion": "residual", "attention_rope_theta": 100.0},

@@ -27,10 +27,6 @@ OPTIONS = {
     "rotary": ("fai_split", {"model": {"attention_rope_theta": 20.0}}),
     "ssm_stem": ("fai_split", {"split": {"stem": 1, "stem_kind": "ssm"}}),
     "attention_stem": ("fac_split", {"split": {"stem": 1, "stem_kind": "attention"}}),
-    "alternating_stem": (
-        "fai_split",
-        {"model": {"blocks": 4}, "split": {"stem": 3, "stem_kind": "ssm_attention"}},
-    ),
     "wide_attention": ("fa_split", {"model": {"attention_mlp_width": 40}}),
     "reads_all": ("fai_split", {"split": {"reads": "all"}}),
     "reads_all_mamba2": (

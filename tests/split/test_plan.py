@@ -291,14 +291,6 @@ def test_a_stem_of_any_kind_has_all_tokens(kind, tokens):
     assert partition_warning(split, plan) is None
 
 
-def test_an_alternating_stem_begins_with_the_ssm():
-    split = SplitConfig("fai_split", stem=3, stem_kind="ssm_attention", balance=0.25, period=4)
-    *stem, block = make_plan(split, DIMS, blocks=4, context=20).blocks
-    tokens = [(block.attention.count(20), block.ssm.count(20)) for block in stem]
-    assert tokens == [(0, 20), (20, 0), (0, 20)]
-    assert (block.attention.count(20), block.ssm.count(20)) == (5, 15)
-
-
 @pytest.mark.parametrize("strategy", ["ae_split", "fa_split", "fac_split"])
 def test_bounded_strategies_refuse_longer_sequences(strategy):
     with pytest.raises(
