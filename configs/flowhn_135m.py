@@ -6,11 +6,12 @@ says whether it fits those chips.
   flowhn prepare --source=FOLDER --tokenizer=FILE.json --out=data/135m --context=1024
   flowhn train --config=flowhn_135m:fac_split --workdir=runs/135m --config.data.path=data/135m
 
-After the colon: no_split, ae_split, fa_split, fac_split (default), fai_split or learned_split, with
-the paper's 32 heads of 24; or heads12, fac_split with 12 heads of 64, of which 3 for keys and
-values. Parameters and FLOPs are the same, but a TPU kernel takes as long for a head of 24 as for
-one of 64: compiled for a v5e, a step of heads12 takes at least 45.5 ms, one of fac_split 49.3
-(bounds, not measured).
+After the colon: no_split, ae_split, fa_split, fac_split (default), fai_split, learned_split;
+best, the split that was found to keep most of the quality (docs/architecture.md); or heads12,
+fac_split with 12 heads of 64, of which 3 for keys and values, in place of the paper's 32 of 24.
+Parameters and FLOPs are the same, but a TPU kernel takes as long for a head of 24 as for one of 64:
+compiled for a v5e, a step of heads12 takes at least 45.5 ms, one of fac_split 49.3 (bounds, not
+measured).
 """
 
 from flowhn_jax import recipes
@@ -18,11 +19,11 @@ from flowhn_jax import recipes
 
 def get_config(variant: str = "fac_split"):
     has_12_heads = variant == "heads12"
-    config = recipes.paper("fac_split" if has_12_heads else variant)
+    blocks = 3 if variant == recipes.BEST else 2
+    config = recipes.flowhn("fac_split" if has_12_heads else variant, blocks=blocks)
 
     config.model.width = 768
     config.model.mlp_width = 2048
-    config.model.blocks = 2
     if has_12_heads:
         config.model.heads = 12
         config.model.kv_heads = 3

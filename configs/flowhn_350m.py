@@ -6,18 +6,18 @@ says whether it fits those chips.
   flowhn prepare --source=FOLDER --tokenizer=FILE.json --out=data/350m --context=1024
   flowhn train --config=flowhn_350m:fac_split --workdir=runs/350m --config.data.path=data/350m
 
-After the colon: no_split, ae_split, fa_split, fac_split (default), fai_split or learned_split.
+After the colon: no_split, ae_split, fa_split, fac_split (default), fai_split, learned_split, or
+best, the split that was found to keep most of the quality (docs/architecture.md).
 """
 
 from flowhn_jax import recipes
 
 
-def get_config(strategy: str = "fac_split"):
-    config = recipes.paper(strategy)
+def get_config(variant: str = "fac_split"):
+    config = recipes.flowhn(variant, blocks=6)
 
     config.model.width = 1024
     config.model.mlp_width = 4096
-    config.model.blocks = 6
 
     config.train.steps = 61_000  # 1 billion tokens
     config.train.batch_size = 16

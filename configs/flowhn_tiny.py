@@ -7,20 +7,20 @@ embedded corpus: no_split 2.165, ae_split 2.358, fa_split 2.946, fac_split 2.439
 
   python train.py --config=configs/flowhn_tiny.py:fai_split --workdir=runs/tiny
 
-After the colon: no_split, ae_split, fa_split, fac_split (default), fai_split or learned_split.
+After the colon: no_split, ae_split, fa_split, fac_split (default), fai_split, learned_split, or
+best, the split that was found to keep most of the quality (docs/architecture.md).
 """
 
 from flowhn_jax import recipes
 
 
-def get_config(strategy: str = "fac_split"):
-    config = recipes.paper(strategy)
+def get_config(variant: str = "fac_split"):
+    config = recipes.flowhn(variant, blocks=4)
 
     config.model.vocab_size = 384  # 256 bytes and end-of-text, rounded up
     config.model.context = 256
     config.model.width = 128
     config.model.mlp_width = 256
-    config.model.blocks = 4
     config.model.heads = 4
     config.model.kv_heads = 2
     config.model.init_std = 0.1

@@ -9,8 +9,11 @@ import ml_collections
 
 from flowhn_jax import config as config_lib
 from flowhn_jax.models import registry
+from flowhn_jax.split import STRATEGIES
 from flowhn_jax.utils.text import short_repr
 
+BEST = "best"
+VARIANTS = (*STRATEGIES, BEST)  # of FlowHN's recipes
 _PACKAGE = pathlib.Path(__file__).parent
 # An installed package has the recipes inside it, a checkout has them next to it.
 _FOLDERS = _PACKAGE / "configs", _PACKAGE.parent / "configs"
@@ -59,17 +62,29 @@ def load(name: str, argument: str | None = None) -> ml_collections.ConfigDict:
     return get_config() if argument is None else get_config(argument)
 
 
-def paper(strategy: str = "fac_split") -> ml_collections.ConfigDict:
-    """Return the config that all sizes of the paper share (arXiv 2505.19472).
+def flowhn(variant: str = "fac_split", *, blocks: int) -> ml_collections.ConfigDict:
+    """Return the config that FlowHN's recipes of all sizes share.
 
-    AdamW, a cosine schedule with 10 % warm-up, context 1024, Jamba's vocabulary.
+    It is the paper's (arXiv 2505.19472): AdamW, a cosine schedule with 10 % warm-up, context 1024,
+    Jamba's vocabulary. 'best' has the split that was found to keep most of the quality, in place of
+    the paper's (docs/architecture.md, "The best split").
+
+    Args:
+      variant: one of VARIANTS: a split strategy, or 'best'.
+      blocks: model.blocks; those of 'best' are a stem of SSM layers for all tokens, and two split
+        blocks that swap the halves, so that each token passes both branches.
     """
     config: Any = config_lib.default()
 
+    config.model.blocks = blocks
     config.model.update(
         vocab_size=65536, context=1024, heads=32, kv_heads=8, ssm_state=16, ssm_conv=4, ssm_expand=2
     )
-    config.model.split.strategy = strategy
+    config.model.split.strategy = variant
+    if variant == BEST:
+        config.model.split.update(strategy="ae_split", stem=blocks - 2, stem_kind="ssm")
+        config.model.update(ssm="mamba2", ssm_state=64)
+        config.model.update(fusion="residual", attention_rope_theta=10000.0)
     config.train.update(beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0, warmup=0.1)
     config.train.eval_windows = 64  # while training; eval.py scores the whole validation set
     return config

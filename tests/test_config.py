@@ -3,7 +3,7 @@ import json
 import pytest
 
 from flowhn_jax import config as config_lib
-from flowhn_jax import models, recipes
+from flowhn_jax import flops, models, recipes
 from flowhn_jax.config import BASELINES
 from flowhn_jax.split import STRATEGIES
 from tests.small import keys
@@ -16,6 +16,24 @@ SIZES = ("tiny", "135m", "350m", "1b")
 def test_recipes_parse(size, strategy):
     config = config_lib.parse(recipes.load(f"flowhn_{size}", strategy))
     assert config.model.split.strategy == strategy
+    assert config.model.split.stem == 0
+    assert config.model.fusion == "paper"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_each_token_of_the_best_split_passes_both_branches(size):
+    """Behind a stem for all tokens, with about the paper's FLOPs and no more of its parameters."""
+    found, paper = (
+        config_lib.parse(recipes.load(f"flowhn_{size}", name)) for name in ("best", "no_split")
+    )
+    assert found.train == paper.train
+    *stem, one, other = found.model.plan().blocks
+    assert stem
+    assert {(block.attention.count(64), block.ssm.count(64)) for block in stem} == {(0, 64)}
+    assert (one.attention, one.ssm) == (other.ssm, other.attention)
+    assert models.param_count(found.model) < 1.04 * models.param_count(paper.model)
+    train_flops = [flops.train_flops(each.model, found.model.context) for each in (found, paper)]
+    assert train_flops[0] < train_flops[1]
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -31,7 +31,7 @@ def learning_curves(
             mean = np.mean([[rows[step] for step in steps] for rows in found], axis=0)
             seconds, tokens, loss = mean.T
             flops = tokens * model["train_flops_per_token"]
-            curves[model["model"]] = LearningCurve(seconds, flops, loss)
+            curves[model["model"]] = LearningCurve(model["kind"], seconds, flops, loss)
     return curves
 
 

@@ -8,12 +8,11 @@ from flowhn_jax import config as config_lib
 from flowhn_jax import recipes
 from flowhn_jax.compare.matching import match_flops
 from flowhn_jax.config import BASELINES, Config
-from flowhn_jax.split import STRATEGIES
 from flowhn_jax.utils.name_lists import parse_name_list
 from flowhn_jax.utils.text import short_repr
 
 SIZES = ("tiny", "135m", "350m", "1b")
-NAMES = (*STRATEGIES, *BASELINES)
+NAMES = (*recipes.VARIANTS, *BASELINES)
 MATCHES = ("params", "flops")
 REFERENCE = "fac_split"  # whose FLOPs the baselines have
 

@@ -88,6 +88,7 @@ def _row(name: str, config: Config, measurements: Sequence[Measurement]) -> Resu
     mesh = make_mesh(config.mesh, eval_batch_size(config))
     row = {
         "model": name,
+        "kind": config.model.kind,
         "config_hash": config_hash(config),
         "parameters": models.param_count(config.model),
         "batch_size": config.train.batch_size,

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from flowhn_jax.report.plots import load_pyplot, save_figure
-from flowhn_jax.split import STRATEGIES
 
 _GRID = "#e6e8eb"
 _SMOOTHED = 10  # a point is the mean over this share of a curve: one part in ten
@@ -18,11 +17,13 @@ class LearningCurve(NamedTuple):
     """The training of a model, mean over its seeds.
 
     Attributes:
+      kind: 'flowhn', or the baseline's.
       seconds: [N] of train steps up to each row.
       flops: [N] of training up to each row.
       loss: [N] nats per token in the batch of each row.
     """
 
+    kind: str
     seconds: np.ndarray
     flops: np.ndarray
     loss: np.ndarray
@@ -31,8 +32,8 @@ class LearningCurve(NamedTuple):
 def plot_curves(curves: Mapping[str, LearningCurve], title: str, path: str) -> None:
     """Draw the training losses of models over seconds, and over FLOPs next to it.
 
-    A point is the mean of the rows around it, a tenth of all. FlowHN's strategies are solid lines,
-    the baselines dashed ones.
+    A point is the mean of the rows around it, a tenth of all. FlowHN's are solid lines, the
+    baselines' dashed ones.
 
     Args:
       curves: by the name of the model.
@@ -45,7 +46,7 @@ def plot_curves(curves: Mapping[str, LearningCurve], title: str, path: str) -> N
     tops, bottoms = [], []
     for (name, curve), colour in zip(curves.items(), colours, strict=False):
         loss = smooth(curve.loss)
-        style = "-" if name in STRATEGIES else "--"
+        style = "-" if curve.kind == "flowhn" else "--"
         for axes, places in zip(panels, (curve.seconds, curve.flops), strict=True):
             axes.plot(places, loss, style, color=colour, label=name, linewidth=1.4)
         tops.append(loss[int(len(loss) * _SHOWN)])

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flowhn_jax.split import STRATEGIES, LearnedBlockPlan, Plan
+from flowhn_jax.split import LearnedBlockPlan, Plan
 from flowhn_jax.storage import place
 
 _BLUE, _ORANGE, _PURPLE, _GREY = "#2a78d6", "#eb6834", "#8a63b8", "#8d96a3"
@@ -93,9 +93,9 @@ def plot_comparison(
     quality.
 
     Args:
-      rows: of each model: model, train_tokens_per_second with _min and _max, train_mfu,
-        train_tflops_per_second_per_device, validation_bits_per_byte (None: not trained) and
-        validation_bits_per_byte_deviation.
+      rows: of each model: model, kind ('flowhn' or a baseline's), train_tokens_per_second with _min
+        and _max, train_mfu, train_tflops_per_second_per_device, validation_bits_per_byte (None: not
+        trained) and validation_bits_per_byte_deviation.
       title: above the picture.
       path: file to write; its ending is the format.
       budget: that all models were trained for, in words; None: it is not known.
@@ -127,7 +127,7 @@ def plot_comparison(
 
 
 def _colour(row: Mapping[str, Any]) -> str:
-    return _FLOWHN if row["model"] in STRATEGIES else _BASELINE
+    return _FLOWHN if row["kind"] == "flowhn" else _BASELINE
 
 
 def _draw_speed(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -8,11 +8,11 @@ from flowhn_jax.compare.model_configs import (
     parse_names,
 )
 from flowhn_jax.config import BASELINES
-from flowhn_jax.split import STRATEGIES
+from flowhn_jax.recipes import BEST, VARIANTS
 
 
 def test_names():
-    assert parse_names("all") == NAMES == (*STRATEGIES, *BASELINES)
+    assert parse_names("all") == NAMES == (*VARIANTS, *BASELINES)
     assert parse_names("llama, fac_split") == ("llama", "fac_split")
 
 
@@ -41,7 +41,7 @@ def test_only_the_models_differ(size):
     first = configs["no_split"]
     assert first.train.eval_windows == 0
     for name, config in configs.items():
-        assert config.model.name == name
+        assert config.model.name == ("ae_split" if name == BEST else name)
         assert (config.train, config.data, config.mesh) == (first.train, first.data, first.mesh)
         for key in ("vocab_size", "context", "width", "dtype"):
             assert getattr(config.model, key) == getattr(first.model, key)

@@ -7,8 +7,10 @@ from flowhn_jax.report import curves_plot
 def test_each_model_is_a_line_over_seconds_and_over_flops(figures):
     losses = np.linspace(4.0, 2.0, 5)
     curves = {
-        name: curves_plot.LearningCurve(np.arange(5.0) * pace, np.arange(5.0) * 1e9, losses + pace)
-        for pace, name in enumerate(("fac_split", "llama"), 1)
+        name: curves_plot.LearningCurve(
+            kind, np.arange(5.0) * pace, np.arange(5.0) * 1e9, losses + pace
+        )
+        for pace, (name, kind) in enumerate((("best", "flowhn"), ("llama", "llama")), 1)
     }
     curves_plot.plot_curves(curves, "tiny", "x.png")
     seconds, flops = figures[0].axes
@@ -18,7 +20,7 @@ def test_each_model_is_a_line_over_seconds_and_over_flops(figures):
             assert line.get_xdata().tolist() == expected
             assert line.get_ydata() == pytest.approx(losses + pace)  # too few to smooth
     assert [line.get_linestyle() for line in seconds.lines] == ["-", "--"]
-    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["fac_split", "llama"]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["best", "llama"]
     low, high = seconds.get_ylim()
     assert low < 3.0 < 6.0 < high
 

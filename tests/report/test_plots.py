@@ -13,6 +13,7 @@ from tests.split.strategies import DIMS
 def row(model, speed, bits=None, mfu=None):
     return {
         "model": model,
+        "kind": "flowhn" if model in ("fac_split", "best") else model,
         "train_tokens_per_second": speed,
         "train_tokens_per_second_min": 0.9 * speed,
         "train_tokens_per_second_max": 1.2 * speed,
