@@ -16,7 +16,6 @@ WIDTH, PARTS, FEATURES = 6, 2, 5
 def layer_of(rng, *, bias):
     context = LayerContext(nnx.Rngs(0), jnp.dtype("float32"), init_std=1.0, norm_eps=1e-6)
     layer = linear(WIDTH, (PARTS, FEATURES), context, bias=bias)
-
     if bias:
         layer.bias[...] = rng.normal(size=layer.bias.shape).astype(np.float32)
     return layer
