@@ -46,6 +46,14 @@ def logits_of_changed_tokens(config, params, rng):
     return found[0], found[1:]
 
 
+def check_prefixes(config, params, tokens, lengths):
+    """Check that the first logits of tokens [B, T] are those of the prefixes of these lengths."""
+    whole = models.forward(config, params, tokens)
+    for length in lengths:
+        prefix = models.forward(config, params, tokens[:, :length])
+        np.testing.assert_allclose(prefix, whole[:, :length], atol=2e-5)
+
+
 def check_against_definition(config, params, tokens, segment_ids, rng, routes=None):
     """Compare logits, and gradients of their product with random cotangents, in float32.
 

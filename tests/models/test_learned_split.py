@@ -14,6 +14,7 @@ from flowhn_jax.layers.router import Router, gate_update
 from tests.models.naive_flowhn import (
     CONTEXT,
     check_against_definition,
+    check_prefixes,
     config_of,
     learned_routes,
     logits_of_changed_tokens,
@@ -74,10 +75,7 @@ def test_logits_of_a_prefix_do_not_change(case, rng):
     """Also of a text beyond the context."""
     config, params = case
     tokens = random_tokens(config, rng, length=2 * CONTEXT + 3)
-    whole = models.forward(config, params, tokens)
-    for length in (1, 7, CONTEXT):
-        prefix = models.forward(config, params, tokens[:, :length])
-        np.testing.assert_allclose(prefix, whole[:, :length], atol=2e-5)
+    check_prefixes(config, params, tokens, (1, 7, CONTEXT))
 
 
 def test_decoding_gives_the_logits_of_one_pass(case, rng):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from flowhn_jax import models
 from flowhn_jax.split import reach
 from tests.models.naive_flowhn import (
     CONTEXT,
     check_against_definition,
+    check_prefixes,
     config_of,
     logits_of_changed_tokens,
     random_case,
@@ -79,11 +79,7 @@ def test_reach_is_what_changed_tokens_change(case, rng):
 
 def test_logits_of_a_prefix_do_not_change(case, rng):
     config, params = case
-    tokens = random_tokens(config, rng)
-    whole = models.forward(config, params, tokens)
-    for length in (1, 7):
-        prefix = models.forward(config, params, tokens[:, :length])
-        np.testing.assert_allclose(prefix, whole[:, :length], atol=2e-5)
+    check_prefixes(config, params, random_tokens(config, rng), (1, 7))
 
 
 def test_decoding_gives_the_logits_of_one_pass(case, rng):
