@@ -20,10 +20,8 @@ from flowhn_jax import recipes
 def get_config(variant: str = "fac_split"):
     has_12_heads = variant == "heads12"
     blocks = 3 if variant == recipes.BEST else 2
-    config = recipes.flowhn("fac_split" if has_12_heads else variant, blocks=blocks)
-
-    config.model.width = 768
-    config.model.mlp_width = 2048
+    strategy = "fac_split" if has_12_heads else variant
+    config = recipes.flowhn(strategy, blocks=blocks, width=768, mlp_width=2048, others=["heads12"])
     if has_12_heads:
         config.model.heads = 12
         config.model.kv_heads = 3

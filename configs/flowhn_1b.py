@@ -14,10 +14,7 @@ from flowhn_jax import recipes
 
 
 def get_config(variant: str = "fac_split"):
-    config = recipes.flowhn(variant, blocks=6)
-
-    config.model.width = 2048
-    config.model.mlp_width = 8192
+    config = recipes.flowhn(variant, blocks=6, width=2048, mlp_width=8192)
 
     config.train.steps = 61_000  # 2 billion tokens
     config.train.batch_size = 32

@@ -14,10 +14,7 @@ from flowhn_jax import recipes
 
 
 def get_config(variant: str = "fac_split"):
-    config = recipes.flowhn(variant, blocks=6)
-
-    config.model.width = 1024
-    config.model.mlp_width = 4096
+    config = recipes.flowhn(variant, blocks=6, width=1024, mlp_width=4096)
 
     config.train.steps = 61_000  # 1 billion tokens
     config.train.batch_size = 16

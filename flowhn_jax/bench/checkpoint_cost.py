@@ -11,7 +11,7 @@ import jax
 
 from flowhn_jax.bench.output import check_out, write_results
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
-from flowhn_jax.checkpoints.state import make_init
+from flowhn_jax.checkpoints.state import init_state
 from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import train_batches
@@ -60,7 +60,7 @@ def bench_checkpoint(config: Config, *, repeats: int, out: str) -> dict[str, Any
         size = config.train.batch_size
         batches = train_batches(open_data(config, local), batch_size=size, seed=config.data.seed)
         stack.callback(batches.close)
-        state = make_init(config, mesh)(jax.random.key(config.train.seed))
+        state = init_state(config, mesh)
         state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         step = make_train_step(config, mesh).lower(state, abstract_batch(config, mesh)).compile()
         seconds: dict[str, list[float]] = {name: [] for name in stores}

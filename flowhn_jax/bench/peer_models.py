@@ -12,7 +12,7 @@ from flowhn_jax.bench import pytorch
 from flowhn_jax.bench.output import check_out, write_results
 from flowhn_jax.bench.pytorch import Step
 from flowhn_jax.bench.throughput import random_batch
-from flowhn_jax.checkpoints.state import make_init
+from flowhn_jax.checkpoints.state import init_state
 from flowhn_jax.config import Config
 from flowhn_jax.interop.families import to_json
 from flowhn_jax.interop.layout import to_theirs
@@ -126,7 +126,7 @@ def _steps(config: Config) -> tuple[Step, Step]:
     mesh = make_mesh(config.mesh, config.train.batch_size)
     with jax.set_mesh(mesh), backends.use(config.kernels.backend):
         batch = random_batch(config, mesh)
-        state = make_init(config, mesh)(jax.random.key(config.train.seed))
+        state = init_state(config, mesh)
         train_step = make_train_step(config, mesh).lower(state, batch).compile()
     theirs = _their_step(config, jax.device_get(state.params), np.asarray(batch["tokens"]))
 

@@ -37,8 +37,8 @@ def run(
 ) -> None:
     """Parse the flags of a command and run it.
 
-    A user's error ends the process with its message and status 1; an error from inside a library,
-    whose message alone may not be enough, with its traceback as well.
+    A user's error ends the process with its message and status 1. An error that a library raises
+    has its traceback as well, because its message alone may not be enough.
 
     Args:
       command: its name in `main.COMMANDS`.
@@ -81,7 +81,10 @@ def run(
 
 @contextlib.contextmanager
 def replacing_arguments(argv: Sequence[str] | None) -> Iterator[None]:
-    """Make `argv` the arguments of the process, where ml_collections looks for keys; None: not."""
+    """Make `argv` the arguments of the process, where ml_collections looks for keys.
+
+    None leaves them unchanged.
+    """
     before = sys.argv
     if argv is not None:
         sys.argv = [sys.argv[0], *argv]
@@ -139,7 +142,7 @@ class _WarningHandler(logging.Handler):
 
 def _is_for_absl(record: logging.LogRecord) -> bool:
     """Return whether absl's handler prints a record."""
-    # Orbax, and asyncio for it, log what is raised as well, with all the stack.
+    # Orbax, itself or by asyncio, also logs what it raises, with the whole stack.
     is_ours = record.name.partition(".")[0] in _OUR_CODE
     return not is_ours and "/orbax/" not in record.pathname
 
@@ -182,7 +185,7 @@ def _end_without_compilation() -> None:
 
 
 def _message(error: Exception, shows_tracebacks: bool = True) -> str:
-    """Return what to print of an error: one line, after its traceback if that may not be enough.
+    """Return what to print of an error: one line, after the traceback if it may not be enough.
 
     Lines that were added as notes follow it.
     """
@@ -191,13 +194,13 @@ def _message(error: Exception, shows_tracebacks: bool = True) -> str:
     if not isinstance(error, _OF_A_USER):
         return traceback.format_exc()
     is_enough = not shows_tracebacks or _is_clear(error) or free_space.is_full(error)
-    before = "" if is_enough else traceback.format_exc()
+    stack = "" if is_enough else traceback.format_exc()
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         error_line = one_line(f"{error.strerror}: {error.filename!r}")  # without its number
     else:
         error_line = one_line(error)
     notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]  # JAX's are long
-    return "\n".join([f"{before}error: {error_line}", *notes])
+    return "\n".join([f"{stack}error: {error_line}", *notes])
 
 
 def _is_clear(error: BaseException) -> bool:

@@ -11,9 +11,9 @@ _RESOLUTION = 10**6  # to which weights are rounded
 class Interleaving(grain.transforms.DatasetSelectionMap):
     """The order in which endless sets alternate, so that every prefix has their shares.
 
-    Of the first k windows, set i has its share of k, to within one window per set. It is
-    `grain.MapDataset.mix` with shares that are exact to a millionth instead of a hundredth of the
-    smallest one, and with `counts`.
+    Of the first k windows, set i has its share of k, to within one window per set. Unlike
+    `grain.MapDataset.mix` it rounds shares to a millionth, not to a hundredth of the smallest one,
+    and it has `counts`.
     """
 
     def __init__(self, weights: Sequence[float]):

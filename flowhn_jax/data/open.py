@@ -23,7 +23,7 @@ def open_data(config: RunConfig, workdir: AnyPath) -> RunData:
         `open_prepared`.
     """
     training, validation = (
-        tuple(NamedSet(each.name, open_prepared(config, each.path), each.weight) for each in sets)
+        tuple(NamedSet(each.name, each.weight, open_prepared(config, each.path)) for each in sets)
         for sets in (config.data.training_sets, config.data.validation_sets)
     )
     if not training:

@@ -1,25 +1,19 @@
 """The data of a run: the prepared sets that it trains on, and those that it only validates on."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from flowhn_jax.data.prepared import PreparedSet
+from flowhn_jax.data.set_names import SetLabel
 from flowhn_jax.data.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class NamedSet:
-    """A prepared set of a run.
+class NamedSet(SetLabel):
+    """A prepared set of a run, with its label."""
 
-    Attributes:
-      name: for metrics; '' for the only set that a run trains on.
-      prepared: the set.
-      weight: its share of the training windows; 0 for a set that is only validated.
-    """
-
-    name: str
     prepared: PreparedSet
-    weight: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +31,7 @@ class RunData:
     @classmethod
     def of(cls, prepared: PreparedSet) -> "RunData":
         """Return the data of a run that trains on one set."""
-        return cls((NamedSet("", prepared, 1.0),))
+        return cls((NamedSet("", 1.0, prepared),))
 
     @property
     def is_mixture(self) -> bool:
@@ -79,24 +73,24 @@ class RunData:
         """
         first, *others = (each.prepared for each in self.training + self.validation)
         for other in others:
-            for what, found, expected in _traits(other, first):
-                if found != expected:
+            for what, key, shown in _TRAITS:
+                if getattr(other, key) != getattr(first, key):
                     raise ValueError(
                         "The sets of data.path and data.validation must have the same "
-                        f"{what}; {first.folder} has {expected}, but {other.folder} has {found}. "
-                        f"Prepare {other.folder} again with the options of {first.folder}."
+                        f"{what}; {first.folder} has {shown(first)}, but {other.folder} has "
+                        f"{shown(other)}. Prepare {other.folder} again with the options of "
+                        f"{first.folder}."
                     )
 
 
-def _traits(one: PreparedSet, other: PreparedSet) -> list[tuple[str, Any, Any]]:
-    """Return what two sets of a run must have in common, with the values of both."""
-    return [
-        ("tokenizer", _tokenizer(one), _tokenizer(other)),
-        ("context", one.context, other.context),
-        ("first token", one.first_token, other.first_token),
-    ]
-
-
 def _tokenizer(prepared: PreparedSet) -> str:
-    """Return the specification of a set's tokenizer, and its fingerprint, which covers all."""
+    """Return a set's tokenizer as text: where it came from, and its fingerprint."""
     return f"{prepared.tokenizer_spec} ({prepared.tokenizer_fingerprint[:12]})"
+
+
+# What the sets of a run must have in common: its name, the attribute, and how it is shown.
+_TRAITS: tuple[tuple[str, str, Callable[[PreparedSet], Any]], ...] = (
+    ("tokenizer", "tokenizer_fingerprint", _tokenizer),
+    ("context", "context", lambda prepared: prepared.context),
+    ("first token", "first_token", lambda prepared: prepared.first_token),
+)

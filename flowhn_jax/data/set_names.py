@@ -11,22 +11,28 @@ from flowhn_jax.utils.text import short_repr
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _NAMED = re.compile(rf"({_NAME.pattern})=(.+)")
 _MIXTURE = "PATH:WEIGHT,PATH:WEIGHT,..., each optionally as NAME=PATH:WEIGHT"
+_MAX_WEIGHT = 1e9
 _SETS = "NAME=PATH,NAME=PATH,... or PATH,PATH,..."
 
 
 @dataclasses.dataclass(frozen=True)
-class SetName:
-    """A prepared set as a config names it.
+class SetLabel:
+    """The name and the weight of a prepared set of a run.
 
     Attributes:
       name: for metrics; '' for the only set that a run trains on.
-      path: its folder.
-      weight: its share of the training windows; 0 for a set that is only validated.
+      weight: its share of the training windows; 0 for a set used only for validation.
     """
 
     name: str
-    path: str
     weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SetName(SetLabel):
+    """A prepared set as a config names it, with the path of its folder."""
+
+    path: str
 
 
 def training_sets(text: str) -> tuple[SetName, ...]:
@@ -44,17 +50,18 @@ def training_sets(text: str) -> tuple[SetName, ...]:
     weights = [_weight(part.rpartition(":")[2]) for part in parts]
     if len(parts) == 1 or all(weight is None for weight in weights):
         _check_path("data.path", text)
-        return (SetName("", text, 1.0),)
+        return (SetName("", 1.0, text),)
     found = []
     for part, weight in zip(parts, weights, strict=True):
-        if weight is None or not (weight > 0 and math.isfinite(weight)):
+        if weight is None or not 0 < weight <= _MAX_WEIGHT:
             raise ValueError(
-                f"data.path must be a folder, or {_MIXTURE}, with weights above 0; got "
+                f"data.path must be a folder, or {_MIXTURE}, with weights above 0 and up to "
+                f"{_MAX_WEIGHT:g}; got "
                 f"{short_repr(part)} in {short_repr(text)}."
             )
         found.append((*_named("data.path", part.rpartition(":")[0]), weight))
     total = math.fsum(weight for *_, weight in found)
-    return tuple(SetName(name, path, weight / total) for name, path, weight in found)
+    return tuple(SetName(name, weight / total, path) for name, path, weight in found)
 
 
 def validation_sets(text: str) -> tuple[SetName, ...]:
@@ -64,7 +71,8 @@ def validation_sets(text: str) -> tuple[SetName, ...]:
       ValueError: a path or a name is missing or cannot be used.
     """
     parts = text.split(",") if text else ()
-    return tuple(SetName(*_named("data.validation", part), 0.0) for part in parts)
+    named = (_named("data.validation", part) for part in parts)
+    return tuple(SetName(name, 0.0, path) for name, path in named)
 
 
 def check_names(sets: Iterable[SetName]) -> None:
@@ -73,7 +81,7 @@ def check_names(sets: Iterable[SetName]) -> None:
     for each in sets:
         if each.name in paths:
             raise ValueError(
-                "data.path and data.validation must give each set another name; "
+                "data.path and data.validation must give each set a different name; "
                 f"{short_repr(paths[each.name])} and {short_repr(each.path)} are both called "
                 f"{each.name!r}. Type NAME={each.path} for one of them."
             )
@@ -91,9 +99,10 @@ def _named(key: str, text: str) -> tuple[str, str]:
         raise ValueError(f"{key} must be {form}; got a set without a path.")
     _check_path(key, path)
     if not _NAME.fullmatch(name) or not name.strip("."):
+        weight = ":WEIGHT" if key == "data.path" else ""
         raise ValueError(
-            f"{key} must name its sets by letters, digits, '_', '-' and '.'; got "
-            f"{short_repr(name)}. Type NAME={path} for another name."
+            f"{key}: the name of a set must be letters, digits, '_', '-' and '.', not dots alone; "
+            f"got {short_repr(name)}. Type NAME={path}{weight} for another name."
         )
     return name, path
 
@@ -106,7 +115,7 @@ def _check_path(key: str, path: str) -> None:
 
 
 def _weight(text: str) -> float | None:
-    """Return the number that a text is; None if it is none."""
+    """Return the text as a float; None if it is not a number."""
     try:
         return float(text)
     except ValueError:

@@ -22,13 +22,13 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
 
     Attributes:
       ssm: mixer of the SSM branch, 'mamba1' or 'mamba2'.
-      attention_mlp_width: hidden units of the attention branch's MLP; 0: model.mlp_width. If they
-        are more, a balance by FLOPs sends the branch fewer tokens.
-      attention_rope_theta: base of the frequencies of rotary positions in the attention branch, by
-        a token's position in the sequence; 0: no positions, as in the paper.
+      attention_mlp_width: hidden units of the attention branch's MLP; 0: model.mlp_width. With a
+        wider one, a balance by FLOPs sends the branch fewer tokens.
+      attention_rope_theta: base of the rotary positions in the attention branch, which are those of
+        the whole sequence; 0: none, as in the paper.
       branch_mlp: an MLP after each branch's mixer; False: none, as in the paper's figure.
       fusion: how the branches' outputs enter the residual stream: 'paper' projects them twice, each
-        time with a residual; 'residual' has no parameters, the branches' own residuals count.
+        time with a residual; 'residual' has no parameters and adds what both branches add to it.
       split: which tokens go to which branch.
     """
 
@@ -91,11 +91,13 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
         """Return the hidden units of the MLP of 'ssm' or 'attention', 0 without one."""
         if not self.branch_mlp:
             return 0
-        return (branch == "attention" and self.attention_mlp_width) or self.mlp_width
+        if branch == "attention" and self.attention_mlp_width:
+            return self.attention_mlp_width
+        return self.mlp_width
 
     @property
     def max_length(self) -> int | None:
-        """The context where the strategy gives later positions to no branch; None: no limit."""
+        """The largest length, if the strategy has no branch for later positions; None: no limit."""
         return self.context if is_bounded(self.split, self.blocks) else None
 
     @property

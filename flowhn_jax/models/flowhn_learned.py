@@ -12,8 +12,7 @@ from flowhn_jax.layers.mamba1 import Mamba1Cache
 from flowhn_jax.layers.mamba2 import Mamba2Cache
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.layers.router import Router, gate_update
-from flowhn_jax.models.flowhn_block import ParallelBranches
-from flowhn_jax.models.flowhn_branches import Branch, Options, rotates, step_branch
+from flowhn_jax.models.flowhn_branches import Branch, Options, ParallelBranches
 from flowhn_jax.models.flowhn_config import FlowHNConfig
 from flowhn_jax.models.language_model import STREAM
 from flowhn_jax.parallel.branch import Part, is_parallel, side_by_side
@@ -43,7 +42,7 @@ class LearnedBlockCache(NamedTuple):
     attended: jax.Array
 
 
-class BranchInputs(NamedTuple):
+class RoutedTokens(NamedTuple):
     """The tokens of a branch.
 
     Attributes:
@@ -120,9 +119,9 @@ class LearnedBlock(ParallelBranches):
         """
         scores = self.router(x)
         attends, attended = step_routes(scores, positions, cache.attended, plan.attention)
-        ssm, of_ssm = step_branch(self.ssm, x, cache.ssm, ~attends, positions, reads_all=False)
-        attention, of_attention = step_branch(
-            self.attention, x, cache.attention, attends, positions, reads_all=False
+        ssm, of_ssm = self.ssm.step_active(x, cache.ssm, ~attends, positions, reads_all=False)
+        attention, of_attention = self.attention.step_active(
+            x, cache.attention, attends, positions, reads_all=False
         )
         y = jnp.where(attends[:, None], attention, ssm)
         y = self.fuse(x, gate_update(x, y, scores, attends))
@@ -134,17 +133,17 @@ class LearnedBlock(ParallelBranches):
         segment_ids: jax.Array | None,
         routes: Routes,
         plan: LearnedBlockPlan,
-    ) -> tuple[BranchInputs, BranchInputs]:
-        """Return the tokens of the SSM and of attention, of x [B, T, D] and segment_ids [B, T]."""
+    ) -> tuple[RoutedTokens, RoutedTokens]:
+        """Return the inputs of the SSM and of attention; x [B, T, D], segment_ids [B, T]."""
         attention, ssm = take_routed(x, routes, plan.attention)
         attention_ids = ssm_ids = None
         if segment_ids is not None:
             attention_ids, ssm_ids = take_routed(segment_ids, routes, plan.attention)
         options = {}
-        if rotates(self.attention):
+        if self.attention.rotates:
             positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
             options["positions"] = take_routed(positions, routes, plan.attention)[0]
-        return BranchInputs(ssm, ssm_ids, {}), BranchInputs(attention, attention_ids, options)
+        return RoutedTokens(ssm, ssm_ids, {}), RoutedTokens(attention, attention_ids, options)
 
     def _join(
         self,
@@ -161,15 +160,15 @@ class LearnedBlock(ParallelBranches):
         return constrain(self.fuse(x, joined), STREAM)
 
 
-def _run(branch: Branch, inputs: BranchInputs) -> jax.Array:
+def _run(branch: Branch, inputs: RoutedTokens) -> jax.Array:
     return branch(inputs.x, inputs.segment_ids, **inputs.options)
 
 
-def _part(branch: Branch, inputs: BranchInputs) -> Part:
+def _part(branch: Branch, inputs: RoutedTokens) -> Part:
     """Return `_run` as a function of arrays."""
     graph, params = nnx.split(branch)
 
-    def run(params: Any, inputs: BranchInputs) -> jax.Array:
+    def run(params: Any, inputs: RoutedTokens) -> jax.Array:
         return _run(nnx.merge(graph, params), inputs)
 
     return Part(run, params, inputs, inputs.x.shape[1])

@@ -47,6 +47,10 @@ class JambaConfig(Mamba1Keys, SSMBiasKeys, HeadDimKeys):
         in_period = f"0 to model.attention_period - 1 = {period - 1}"
         require(0 <= offset < period, "model.attention_offset", in_period, offset)
 
+    def attends(self, index: int) -> bool:
+        """Return whether layer `index` is attention."""
+        return index % self.attention_period == self.attention_offset
+
 
 def _make_layer(
     config: SHMConfig | JambaConfig,
@@ -70,8 +74,7 @@ class Jamba(LanguageModel):
     def make_block(self, index: int, context: LayerContext) -> DecoderLayer[Any]:
         """Return layer `index`, by its place in the period."""
         config = self.config
-        attends = index % config.attention_period == config.attention_offset
-        return _make_layer(config, attends, context, config.ssm_biases)
+        return _make_layer(config, config.attends(index), context, config.ssm_biases)
 
 
 @register(SHMConfig)

@@ -1,6 +1,7 @@
 """The base class of all models: embedding, blocks, final norm and head."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ STREAM = "B stream D"
 # Steps from the embedding's layout to the stream's: in a single step XLA would all-gather x.
 _FROM_EMBEDDING = "row column shard", "row stream part", STREAM
 
-Blocks = Sequence[Callable[..., Any]]  # a model's blocks, as they are or wrapped for remat
+Blocks = Sequence[Callable[..., Any]]  # a model's blocks, unchanged or wrapped for remat
 
 _KEPT = (
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -28,7 +29,7 @@ _KEPT = (
 
 
 def _keep_results(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
-    """Return whether a primitive is a product or what a kernel returns.
+    """Return whether to keep a primitive's result: of a matrix product or of a fused kernel.
 
     `jax.nn` does not name the results of cuDNN's attention.
     """
@@ -85,7 +86,7 @@ class LanguageModel(nnx.Module):
         self.embed = Embedding(config.vocab_size, config.width, context)
         self.blocks = nnx.List([self.make_block(index, context) for index in range(config.blocks)])
         self.final_norm = rms_norm(config.width, context)
-        # The last one to take random numbers: without it, the others are the same.
+        # Made last, so that tied and untied models draw the same values for everything else.
         is_tied = config.tie_embeddings
         self.head = None if is_tied else linear(config.width, config.vocab_size, context)
 
@@ -207,9 +208,9 @@ def _checkpointed(block: Callable[..., Any], remat: str) -> Callable[..., Any]:
     """Return the block, rematerialized as `remat` says; its keyword arguments are static."""
     if remat == "none":
         return block
+    policy = _REMAT_POLICIES[remat]
 
     def run(*arrays: Any, **static: Any) -> Any:
-        policy = _REMAT_POLICIES[remat]
-        return jax.checkpoint(lambda *arrays: block(*arrays, **static), policy=policy)(*arrays)
+        return jax.checkpoint(partial(block, **static), policy=policy)(*arrays)
 
     return run

@@ -17,15 +17,15 @@ class SplitConfig:
     Attributes:
       strategy: which positions attention gets: 'no_split' (both branches see all), 'ae_split'
         (alternating halves), 'fa_split' (the last ones), 'fac_split' (a window that moves from
-        block to block), 'fai_split' (short runs in every period) or 'learned_split' (as many tokens
-        of every period, by a score that the model learns).
+        block to block), 'fai_split' (short runs in every period) or 'learned_split' (the same
+        number in every period, chosen by a score that the model learns).
       balance: attention's share of the tokens: 'flops' gives both branches equal FLOPs, 'time'
         equal time as `bench branches` measured it on the device, 'equal' half of the tokens; a
         number between 0 and 1 is the share itself. Not used by no_split and ae_split.
       align: attention's number of tokens is rounded to a multiple of this. Used by fa_split and
         fac_split.
-      period: length in tokens after which fai_split's runs repeat, or of the windows of each of
-        which learned_split sends as many tokens to attention.
+      period: length in tokens after which fai_split's runs repeat, or of learned_split's windows,
+        each of which sends the same number of tokens to attention.
       shift: positions by which fai_split's runs move back from block to block; None: half a run.
       stem: number of first blocks, of model.blocks, that are not split.
       stem_kind: what all tokens pass in a block of the stem: both branches ('no_split'), or one

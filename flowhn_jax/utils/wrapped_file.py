@@ -1,4 +1,4 @@
-"""Files that do something with each read of another file."""
+"""A raw file around another one; subclasses extend how it is read."""
 
 import io
 from typing import Any
@@ -13,6 +13,11 @@ class WrappedFile(io.RawIOBase):
     def fetch(self, size: int) -> bytes:
         """Return at most `size` bytes from the position on; none at the end."""
         return self._file.read(size)
+
+    def close(self) -> None:
+        """Close both files."""
+        self._file.close()
+        super().close()
 
     def readable(self) -> bool:
         """Return True."""

@@ -18,7 +18,7 @@ from kernels.backends import target_capability, target_device_kind
 def unsupported(inputs: AttentionInputs, visibility: Visibility) -> str | None:
     """Return why cuDNN cannot run these inputs; None if it can."""
     if visibility.queries is not None:
-        return "it has as many queries as keys"
+        return "it does not support a selection of queries"
     q, k, v, _ = inputs
     if not (q.dtype == k.dtype == v.dtype and q.dtype in (jnp.bfloat16, jnp.float16)):
         return f"it needs bfloat16 or float16, not {q.dtype}, {k.dtype} and {v.dtype}"

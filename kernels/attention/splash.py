@@ -23,9 +23,9 @@ _MAX_FUSED_BLOCKS = 4
 def unsupported(inputs: AttentionInputs, visibility: Visibility) -> str | None:
     """Return why the kernel cannot run these inputs; None if it can."""
     if visibility.prefix:
-        return "it has no prefix that all documents see"
+        return "it does not support a prefix"
     if visibility.queries is not None:
-        return "it has as many queries as keys here"
+        return "it does not support a selection of queries"
     if reason := refused_dtype(inputs.vectors(), ("bfloat16",)):
         return reason
     return None
@@ -38,7 +38,7 @@ def attention(
 
     Args:
       inputs: of the operation.
-      visibility: without a prefix.
+      visibility: without a prefix and without `queries`.
       scale: factor on the scores. If it is not 1, the queries are multiplied by it.
       interpret: whether to interpret the kernel, for tests on other platforms.
     """

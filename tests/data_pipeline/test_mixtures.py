@@ -33,7 +33,7 @@ def sets(tmp_path_factory, paragraphs):
 
 @pytest.fixture
 def data(sets):
-    return RunData(tuple(map(NamedSet, ("large", "small"), sets, SHARES)))
+    return RunData(tuple(map(NamedSet, ("large", "small"), SHARES, sets)))
 
 
 @pytest.fixture
@@ -86,14 +86,16 @@ def test_a_mixture_of_local_sets_and_buckets():
     ("keys", "message"),
     [
         (dict(path="a:0.7,b"), r"^data\.path must be a folder, or PATH:WEIGHT,.*; got 'b' in"),
-        (dict(path="a:0.7,b:0"), r"with weights above 0; got 'b:0' in"),
-        (dict(path="a:0.7,b:nan"), r"with weights above 0; got 'b:nan' in"),
-        (dict(path="a:0.7,b:inf"), r"with weights above 0; got 'b:inf' in"),
+        (dict(path="a:0.7,b:0"), r"with weights above 0 and up to 1e\+09; got 'b:0' in"),
+        (dict(path="a:0.7,b:nan"), r"with weights above 0 and up to 1e\+09; got 'b:nan' in"),
+        (dict(path="a:0.7,b:inf"), r"with weights above 0 and up to 1e\+09; got 'b:inf' in"),
+        (dict(path="a:1e308,b:1e308"), r"with weights above 0 and up to 1e\+09; got 'a:1e308' in"),
         (dict(path="a:0.7,:0.3"), r"^data\.path must be PATH:WEIGHT.*; got a set without a path"),
         (dict(path="x/a:0.7,y/a:0.3"), r"'x/a' and 'y/a' are both called 'a'\. Type NAME=y/a for"),
         (dict(path="a:1,b:1", validation="c/a"), r"'a' and 'c/a' are both called 'a'"),
-        (dict(path="a b:1,c:1"), r"must name its sets by letters, .*; got 'a b'\. Type NAME=a b"),
-        (dict(path="..:1,c:1"), r"got '\.\.'\. Type NAME=\.\. for"),
+        (dict(path="a b:1,c:1"), r"name of a set must be letters, .*; got 'a b'\. Type NAME=a b"),
+        (dict(path="..:1,c:1"), r"not dots alone; got '\.\.'\. Type NAME=\.\.:WEIGHT for"),
+        (dict(validation=".."), r"not dots alone; got '\.\.'\. Type NAME=\.\. for"),
         (dict(validation="a,,b"), r"^data\.validation must be NAME=PATH.*; got a set without a"),
         (dict(path="a:1,s3://b/c:1"), r"^data\.path: paths must be local .*; got 's3://b/c'"),
         (dict(validation="n=s3://b/c"), r"^data\.validation: paths must be .*; got 's3://b/c'"),
@@ -184,7 +186,7 @@ def test_the_state_of_another_mixture_is_refused(sets, data, batches):
         (RunData.of(sets[0]), "^data must stay the same"),
         (RunData(data.training[::-1]), "^data must stay the same"),
         (
-            RunData(tuple(map(NamedSet, "ab", sets, (0.5, 0.5)))),
+            RunData(tuple(map(NamedSet, "ab", (0.5, 0.5), sets))),
             r"^weights must stay the same .* have \[0\.5, 0\.5\], but this run has \[0\.7, 0\.3\]",
         ),
     ]:
@@ -218,6 +220,18 @@ def test_sets_that_differ_are_refused_by_name(sets, tmp_path, jsonl, tokenizer_j
     found = open_data(config, str(tmp_path))
     assert list(found.named) == ["large", "small", "c"]
     assert found.main.folder == sets[1].folder
+
+
+def test_one_tokenizer_may_lie_at_two_paths(tmp_path, jsonl, tokenizer_json):
+    paths = tokenizer_json, tmp_path / "copy.json"
+    paths[1].write_bytes(tokenizer_json.read_bytes())
+    for name, path in zip("ab", paths, strict=True):
+        prepare(str(jsonl), str(path), tmp_path / name, context=32)
+    config = small_config(
+        model={"context": 32, "vocab_size": 512},
+        data={"path": f"{tmp_path}/a:1,{tmp_path}/b:1"},
+    )
+    assert open_data(config, str(tmp_path)).is_mixture
 
 
 def test_forgotten_weights_are_named(tmp_path):

@@ -327,9 +327,22 @@ def test_qwens_layers_with_a_window_are_refused(keys, is_refused):
             to_config(given)
 
 
+def test_dynamic_scaling_needs_the_context():
+    _, _, hf_config = read("hf_llama_24")
+    del hf_config["max_position_embeddings"]
+    scaling = {"rope_scaling": {"type": "dynamic", "factor": 2}}
+    with pytest.raises(ValueError, match="type 'dynamic' must have max_position_embeddings"):
+        to_config(hf_config | scaling)
+
+
 def test_keys_whose_absence_means_another_size_must_be_there():
     _, _, hf_config = read("hf_llama_24")
-    for model_type, key in (("qwen3", "head_dim"), ("mistral", "num_key_value_heads")):
+    hf_config |= {"sliding_window": None}
+    for model_type, key in (
+        ("qwen3", "head_dim"),
+        ("mistral", "num_key_value_heads"),
+        ("mistral", "sliding_window"),
+    ):
         given = {name: value for name, value in hf_config.items() if name != key}
         with pytest.raises(ValueError, match=f"config.json of {model_type} must have '{key}'"):
             to_config(given | {"model_type": model_type})

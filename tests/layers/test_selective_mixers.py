@@ -1,4 +1,4 @@
-"""Mixers that read all tokens and have outputs for some of them: the outputs of the whole."""
+"""Selective mixers have the outputs and caches of the whole mixer at the selected positions."""
 
 import jax
 import jax.numpy as jnp

@@ -147,8 +147,8 @@ def test_bfloat16_follows_float32(case, rng):
     exact = models.forward(config, params, tokens)
     rounded_config = dataclasses.replace(config, dtype="bfloat16")
     rounded = models.forward(rounded_config, params, tokens)
-    error = np.abs(rounded - exact).max() / np.abs(exact).max()
-    assert 1e-5 < error < 0.05
+    error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
+    assert 1e-5 < error < 0.04  # 0.013 in the median of 360 cases, at most 0.023
     logits, cache = models.prefill(rounded_config, params, tokens[:, :8], length=CONTEXT)
     step, _ = models.step(rounded_config, params, tokens[:, 8], cache)
     for found, position in ((logits, 7), (step, 8)):

@@ -11,7 +11,7 @@ import numpy as np
 from flowhn_jax.bench.attempt import Row, failure
 from flowhn_jax.bench.suite.workload import Earlier, recipe, sizes
 from flowhn_jax.bench.throughput import compile_programs
-from flowhn_jax.checkpoints.state import make_init
+from flowhn_jax.checkpoints.state import init_state
 from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
 from flowhn_jax.data.pipeline import train_batches
@@ -53,7 +53,7 @@ def _learn(dtype: str) -> Iterator[Row]:
     row: Row = {"key": dtype, "model": config.model.name, "steps": STEPS}
     try:
         with jax.set_mesh(mesh):
-            state = make_init(config, mesh)(jax.random.key(config.train.seed))
+            state = init_state(config, mesh)
             for step in range(STEPS):
                 state, metrics = programs.train_step(state, shard_batch(next(batches), mesh))
                 losses.append(metrics["loss"])

@@ -76,7 +76,7 @@ def to_json(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     of_kind = [item for item in FAMILIES.items() if item[1].kind == config.kind]
     if not of_kind:
         raise ValueError(f"transformers has no model of model.kind = {config.kind!r}.")
-    found = [item for item in of_kind if item[1].writes(config)]
+    found = [item for item in of_kind if item[1].can_write(config)]
     if not found:
         raise ValueError(
             f"The options of model.kind {config.kind!r} must be those of one of "

@@ -5,6 +5,8 @@ from typing import Any
 from flowhn_jax.interop.families.family import Json
 from flowhn_jax.models.base import AttentionKeys
 
+BIASES = {"attention_bias": (False, True), "mlp_bias": (False, True)}  # of `Family.supported`
+
 
 def read_attention(hf: Json) -> dict[str, Any]:
     """Return the keys of an attention layer and its MLP."""

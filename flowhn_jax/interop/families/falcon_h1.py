@@ -4,7 +4,7 @@ from typing import Any
 
 from flowhn_jax.config import Multipliers
 from flowhn_jax.interop import names
-from flowhn_jax.interop.families.attention import read_attention, write_attention
+from flowhn_jax.interop.families.attention import BIASES, read_attention, write_attention
 from flowhn_jax.interop.families.family import Family, Json
 from flowhn_jax.interop.families.rotary import read_rope, write_rope
 from flowhn_jax.interop.families.state_space import read_limits, write_limits
@@ -101,6 +101,6 @@ FAMILY = Family(
     layer=lambda config, index: names.FALCON_H1_LAYER,
     read=_read_falcon_h1,
     write=_write_falcon_h1,
-    writes=lambda config: config.attention_bias != "qkv",
-    supported={"attention_bias": (False, True), "mlp_bias": (False, True)},
+    can_write=lambda config: config.attention_bias != "qkv",
+    supported=BIASES,
 )

@@ -19,16 +19,16 @@ class Family:
 
     Attributes:
       kind: our model.kind.
-      architecture: their class.
-      model: our paths by their names, outside the layers.
-      layer: returns our paths by their names within layer i, also of parameters that only some
+      architecture: the class in transformers.
+      model: our path of each of transformers' parameter names, outside the layers.
+      layer: returns the same for the names within layer i, also of parameters that only some
         configs have.
-      read: returns keys of our model config, from theirs.
-      write: returns keys of their config, from ours.
-      supported: the values that we support, by their key, where they are not all. None: `read`
-        checks the key, or transformers does not read it either.
-      writes: returns whether a config of our kind is written as this family.
-      layers: prefix of their names within layers.
+      read: returns keys of our model config, from config.json.
+      write: returns keys of config.json, from our config.
+      supported: the values that we support of a key of config.json, where there are others. None:
+        `read` checks the key, or transformers ignores it.
+      can_write: returns whether a config of our kind is written as this family.
+      layers: prefix of transformers' names within layers.
       is_tied: whether the head is the embedding if config.json has no tie_word_embeddings.
     """
 
@@ -39,7 +39,7 @@ class Family:
     read: Callable[[Json], dict[str, Any]]
     write: Callable[[Any], dict[str, Any]]
     supported: Mapping[str, tuple[Any, ...] | None]
-    writes: Callable[[Any], bool] = lambda config: True
+    can_write: Callable[[Any], bool] = lambda config: True
     layers: str = "model.layers"
     is_tied: bool = False
 

@@ -52,8 +52,7 @@ def _write_jamba(config: JambaConfig) -> dict[str, Any]:
 
 
 def _jamba_layer(config: JambaConfig, index: int) -> dict[str, str]:
-    attends = index % config.attention_period == config.attention_offset
-    mixer = names.ATTENTION if attends else names.JAMBA_MAMBA1
+    mixer = names.ATTENTION if config.attends(index) else names.JAMBA_MAMBA1
     return mixer | names.FEED_FORWARD | names.NORMS
 
 

@@ -4,13 +4,13 @@ import dataclasses
 from typing import Any
 
 from flowhn_jax.interop import names
-from flowhn_jax.interop.families.attention import read_attention, write_attention
+from flowhn_jax.interop.families.attention import BIASES, read_attention, write_attention
 from flowhn_jax.interop.families.family import Family, Json
 from flowhn_jax.interop.families.rotary import read_rope, write_rope
 from flowhn_jax.models.llama import LlamaConfig
 from flowhn_jax.utils.text import short_repr
 
-_EITHER = (False, True)
+_QWEN_KEYS = {"attention_bias": BIASES["attention_bias"], "sliding_window": None}
 _NO_WINDOWS = {"use_sliding_window": False, "sliding_window": None}
 
 
@@ -30,16 +30,32 @@ def _read_qwen2(hf: Json) -> dict[str, Any]:
 
 def _read_qwen3(hf: Json) -> dict[str, Any]:
     _refuse_windows(hf)
-    # Without the key, transformers takes a size that does not follow from the others.
+    _require(hf, "head_dim")  # transformers' default is 128, whatever the width
     bias = "all" if hf.get("attention_bias") else "none"
-    return _read({**hf, "head_dim": hf["head_dim"]}) | {"attention_bias": bias, "qk_norm": True}
+    return _read(hf) | {"attention_bias": bias, "qk_norm": True}
+
+
+def _read_mistral(hf: Json) -> dict[str, Any]:
+    # transformers' defaults are 8 heads and windows of 4,096 tokens.
+    _require(hf, "num_key_value_heads", "sliding_window")
+    return _read(hf)
+
+
+def _require(hf: Json, *keys: str) -> None:
+    """Raise KeyError if config.json lacks a key whose default does not follow from the others."""
+    for key in keys:
+        hf[key]
 
 
 def _refuse_windows(hf: Json) -> None:
-    """Raise ValueError if a layer has a window, which layer_types or three other keys decide."""
+    """Raise ValueError if a layer attends in a sliding window.
+
+    It does by `layer_types`, or else by the keys that the message names and `sliding_window`.
+    """
     kinds = hf.get("layer_types")
     if kinds is None:
-        windows = hf.get("use_sliding_window") and hf.get("sliding_window", True) is not None
+        size = hf.get("sliding_window", 4096)  # the default of transformers
+        windows = hf.get("use_sliding_window") and size is not None
         last = hf["num_hidden_layers"] - 1
         kinds = ["sliding_attention"] if windows and last >= hf["max_window_layers"] else []
     found = [kind for kind in kinds if kind != "full_attention"]
@@ -74,17 +90,16 @@ LLAMA = Family(
     layer=lambda config, index: names.LLAMA_LAYER,
     read=_read_llama,
     write=_write_llama,
-    writes=lambda config: config.attention_bias != "qkv" and not config.qk_norm,
-    supported={"attention_bias": _EITHER, "mlp_bias": _EITHER},
+    can_write=lambda config: config.attention_bias != "qkv" and not config.qk_norm,
+    supported=BIASES,
 )
 
 MISTRAL = dataclasses.replace(
     LLAMA,
     architecture="MistralForCausalLM",
-    # Without the key, transformers takes a number that does not follow from the others.
-    read=lambda hf: _read({**hf, "num_key_value_heads": hf["num_key_value_heads"]}),
+    read=_read_mistral,
     write=_write,
-    writes=lambda config: False,  # as Llama, which has the same layers
+    can_write=lambda config: False,  # as Llama, which has the same layers
     supported={},
 )
 
@@ -93,10 +108,10 @@ QWEN2 = dataclasses.replace(
     architecture="Qwen2ForCausalLM",
     read=_read_qwen2,
     write=_write_qwen2,
-    writes=lambda config: (
+    can_write=lambda config: (
         config.attention_bias == "qkv" and not config.qk_norm and not config.mlp_bias
     ),
-    supported={"attention_bias": _EITHER, "sliding_window": None},
+    supported=_QWEN_KEYS,
 )
 
 QWEN3 = dataclasses.replace(
@@ -104,6 +119,8 @@ QWEN3 = dataclasses.replace(
     architecture="Qwen3ForCausalLM",
     read=_read_qwen3,
     write=_write_qwen3,
-    writes=lambda config: config.qk_norm and config.attention_bias != "qkv" and not config.mlp_bias,
-    supported={"attention_bias": _EITHER, "sliding_window": None},
+    can_write=lambda config: (
+        config.qk_norm and config.attention_bias != "qkv" and not config.mlp_bias
+    ),
+    supported=_QWEN_KEYS,
 )

@@ -1,6 +1,7 @@
 """Mamba, Falcon Mamba and Mamba-2 in transformers."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 from flowhn_jax.interop import names
@@ -24,7 +25,7 @@ _DEFAULT_MIXER_EPS = 1e-6  # if config.json has none, as for the first Falcon Ma
 
 def _read_mamba1(hf: Json) -> dict[str, Any]:
     keys = read_ssm(hf, MAMBA_KEYS) | {"ssm_dt_rank": read_rank(hf["time_step_rank"])}
-    # It counts if it differs from `expand`, as in Falcon Mamba's 7B.
+    # It takes precedence over `expand`, from which it differs in Falcon Mamba 7B.
     inner = hf.get("intermediate_size")
     if inner is not None:
         keys["ssm_expand"] = inner / hf["hidden_size"]
@@ -70,17 +71,17 @@ def _write_mamba2(config: Mamba2Config) -> dict[str, Any]:
     }
 
 
-MAMBA = Family(
+_family = partial(Family, model=names.MAMBA_MODEL, layers="backbone.layers")
+
+MAMBA = _family(
     kind="mamba1",
     architecture="MambaForCausalLM",
-    model=names.MAMBA_MODEL,
-    layers="backbone.layers",
     layer=lambda config, index: names.MAMBA1_LAYER,
     read=_read_mamba1,
     write=_write_mamba1,
     supported={"time_step_limit": (UNLIMITED,)},
     is_tied=True,
-    writes=lambda config: config.ssm_norm_eps is None,
+    can_write=lambda config: config.ssm_norm_eps is None,
 )
 
 FALCON_MAMBA = dataclasses.replace(
@@ -88,14 +89,12 @@ FALCON_MAMBA = dataclasses.replace(
     architecture="FalconMambaForCausalLM",
     read=_read_falcon_mamba,
     write=_write_falcon_mamba,
-    writes=lambda config: config.ssm_norm_eps is not None,
+    can_write=lambda config: config.ssm_norm_eps is not None,
 )
 
-MAMBA2 = Family(
+MAMBA2 = _family(
     kind="mamba2",
     architecture="Mamba2ForCausalLM",
-    model=names.MAMBA_MODEL,
-    layers="backbone.layers",
     layer=lambda config, index: names.MAMBA2_LAYER,
     read=_read_mamba2,
     write=_write_mamba2,

@@ -46,7 +46,7 @@ def read_rope(hf: Json) -> dict[str, Any]:
 
 def _read_scaling(hf: Json, given: Json, found: str, name: str) -> dict[str, Any]:
     context = hf.get("max_position_embeddings")
-    # Where config.json has one besides those of the scaling, transformers takes it.
+    # transformers prefers the key next to the scaling to the one inside it.
     inside = given.get("original_max_position_embeddings", context)
     original = hf.get("original_max_position_embeddings", inside)
     keys = {"type": found, "factor": given.get("factor")}
@@ -59,6 +59,10 @@ def _read_scaling(hf: Json, given: Json, found: str, name: str) -> dict[str, Any
         keys["original_context"] = original
         keys |= _read_yarn(given, keys, context)
     missing = [key for key, value in keys.items() if value is None]
+    if missing == ["original_context"] and found == "dynamic":
+        raise ValueError(
+            f"config.json with a {name} of type 'dynamic' must have max_position_embeddings."
+        )
     if missing:
         raise ValueError(
             f"config.json: {name} of type {found!r} must have "
