@@ -69,9 +69,8 @@ def _adamw(config: TrainConfig) -> optax.GradientTransformation:
         b1=config.beta1,
         b2=config.beta2,
         eps=config.epsilon,
-        weight_decay=config.weight_decay,
         mask=decay_mask,
-        mu_dtype=config.moment_dtype,
+        **_shared(config),
     )
 
 
@@ -79,8 +78,7 @@ def _muon(config: TrainConfig) -> optax.GradientTransformation:
     """Return Muon for the matrices between embedding and head, and AdamW for everything else."""
     muon = optax.contrib.muon(
         learning_rate_schedule(config),
-        weight_decay=config.weight_decay,
-        mu_dtype=config.moment_dtype,
+        **_shared(config),
         muon_weight_dimension_numbers=_matrices,
         consistent_rms=_MUON_SIZE,
     )
@@ -91,6 +89,11 @@ def _muon(config: TrainConfig) -> optax.GradientTransformation:
         )
 
     return optax.partition({"muon": muon, "adamw": _adamw(config)}, names)
+
+
+def _shared(config: TrainConfig) -> dict[str, Any]:
+    """Return the keyword arguments that AdamW and Muon share."""
+    return {"weight_decay": config.weight_decay, "mu_dtype": config.moment_dtype}
 
 
 def _matrices(kernels: Any) -> Any:

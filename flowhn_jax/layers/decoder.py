@@ -8,7 +8,7 @@ from flax import nnx
 from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.linear import rms_norm
 from flowhn_jax.layers.mixer import CacheT, Mixer
-from flowhn_jax.layers.mlp import SwiGLU
+from flowhn_jax.layers.mlp import PLAIN_MLP, MLPOptions, SwiGLU
 from flowhn_jax.layers.prompts import Prompts
 from kernels.partition import constrain
 
@@ -24,24 +24,14 @@ class DecoderLayer(nnx.Module, Generic[CacheT]):
         width: int,
         mlp_width: int,
         context: LayerContext,
-        *,
-        gate_multiplier: float = 1.0,
-        down_multiplier: float = 1.0,
-        mlp_bias: bool = False,
+        mlp_options: MLPOptions = PLAIN_MLP,
     ):
         self.norm = rms_norm(width, context)
         self.mixer = mixer
         self.has_mlp = mlp_width > 0
         if self.has_mlp:
             self.mlp_norm = rms_norm(width, context)
-            self.mlp = SwiGLU(
-                width,
-                mlp_width,
-                context,
-                gate_multiplier=gate_multiplier,
-                down_multiplier=down_multiplier,
-                bias=mlp_bias,
-            )
+            self.mlp = SwiGLU(width, mlp_width, context, mlp_options)
 
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array | None, **options: jax.Array

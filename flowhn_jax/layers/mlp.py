@@ -1,5 +1,7 @@
 """The gated MLP (SwiGLU, arXiv 2002.05202)."""
 
+from typing import NamedTuple
+
 import jax
 from flax import nnx
 
@@ -7,27 +9,33 @@ from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.linear import linear
 
 
-class SwiGLU(nnx.Module):
-    """An MLP down(silu(gate(x)) * up(x)) with F hidden units.
+class MLPOptions(NamedTuple):
+    """What some models add to an MLP.
 
-    With `bias` each of the three products has one. `gate_multiplier` scales the gate before its
-    silu, `down_multiplier` the result.
+    Attributes:
+      gate_multiplier: factor on the gate before its silu.
+      down_multiplier: factor on the result.
+      bias: whether each of the three products has one.
     """
 
+    gate_multiplier: float = 1.0
+    down_multiplier: float = 1.0
+    bias: bool = False
+
+
+PLAIN_MLP = MLPOptions()
+
+
+class SwiGLU(nnx.Module):
+    """An MLP down(silu(gate(x)) * up(x)) with F hidden units."""
+
     def __init__(
-        self,
-        width: int,
-        hidden: int,
-        context: LayerContext,
-        *,
-        gate_multiplier: float = 1.0,
-        down_multiplier: float = 1.0,
-        bias: bool = False,
+        self, width: int, hidden: int, context: LayerContext, options: MLPOptions = PLAIN_MLP
     ):
-        self.gate_multiplier, self.down_multiplier = gate_multiplier, down_multiplier
-        self.gate_proj = linear(width, hidden, context, bias=bias)
-        self.up_proj = linear(width, hidden, context, bias=bias)
-        self.down_proj = linear(hidden, width, context, bias=bias)
+        self.gate_multiplier, self.down_multiplier = options[:2]
+        self.gate_proj = linear(width, hidden, context, bias=options.bias)
+        self.up_proj = linear(width, hidden, context, bias=options.bias)
+        self.down_proj = linear(hidden, width, context, bias=options.bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the transformed tokens [..., D] of x [..., D]."""

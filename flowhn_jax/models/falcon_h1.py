@@ -10,6 +10,7 @@ from flowhn_jax.layers.attention import Attention, KVCache
 from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.decoder import DecoderLayer
 from flowhn_jax.layers.mamba2 import GATED_NORMS, Mamba2, Mamba2Cache, Mamba2Multipliers
+from flowhn_jax.layers.mlp import MLPOptions
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.base import HeadDimKeys, ScaledRotaryKeys
 from flowhn_jax.models.language_model import LanguageModel
@@ -161,15 +162,9 @@ class FalconH1(LanguageModel):
         """Return a layer; all are alike."""
         del index
         config = self.config
-        return DecoderLayer(
-            ParallelMixer(config, context),
-            config.width,
-            config.mlp_width,
-            context,
-            gate_multiplier=config.multipliers.mlp_gate,
-            down_multiplier=config.multipliers.mlp_down,
-            mlp_bias=config.mlp_bias,
-        )
+        mixer, factors = ParallelMixer(config, context), config.multipliers
+        options = MLPOptions(factors.mlp_gate, factors.mlp_down, config.mlp_bias)
+        return DecoderLayer(mixer, config.width, config.mlp_width, context, options)
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
         """Return the embedded tokens [..., D], times their multiplier."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 from flowhn_jax.layers.attention import Attention, KVCache
 from flowhn_jax.layers.context import LayerContext
 from flowhn_jax.layers.decoder import DecoderLayer
+from flowhn_jax.layers.mlp import MLPOptions
 from flowhn_jax.models.base import HeadDimKeys, ScaledRotaryKeys
 from flowhn_jax.models.language_model import LanguageModel
 from flowhn_jax.models.published_keys import AttentionBiasKeys
@@ -43,6 +44,5 @@ class Llama(LanguageModel):
             qk_norm=config.qk_norm,
             bias=config.attention_bias,
         )
-        return DecoderLayer(
-            mixer, config.width, config.mlp_width, context, mlp_bias=config.mlp_bias
-        )
+        options = MLPOptions(bias=config.mlp_bias)
+        return DecoderLayer(mixer, config.width, config.mlp_width, context, options)

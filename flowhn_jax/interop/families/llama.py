@@ -1,6 +1,7 @@
 """Llama, Mistral, Qwen2 and Qwen3 in transformers."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from flowhn_jax.interop import names
@@ -10,7 +11,6 @@ from flowhn_jax.interop.families.rotary import read_rope, write_rope
 from flowhn_jax.models.llama import LlamaConfig
 from flowhn_jax.utils.text import short_repr
 
-_QWEN_KEYS = {"attention_bias": BIASES["attention_bias"], "sliding_window": None}
 _NO_WINDOWS = {"use_sliding_window": False, "sliding_window": None}
 
 
@@ -103,24 +103,33 @@ MISTRAL = dataclasses.replace(
     supported={},
 )
 
-QWEN2 = dataclasses.replace(
-    LLAMA,
-    architecture="Qwen2ForCausalLM",
-    read=_read_qwen2,
-    write=_write_qwen2,
-    can_write=lambda config: (
-        config.attention_bias == "qkv" and not config.qk_norm and not config.mlp_bias
-    ),
-    supported=_QWEN_KEYS,
-)
 
-QWEN3 = dataclasses.replace(
-    LLAMA,
-    architecture="Qwen3ForCausalLM",
-    read=_read_qwen3,
-    write=_write_qwen3,
-    can_write=lambda config: (
-        config.qk_norm and config.attention_bias != "qkv" and not config.mlp_bias
-    ),
-    supported=_QWEN_KEYS,
+def _qwen(
+    number: int,
+    read: Callable[[Json], dict[str, Any]],
+    write: Callable[[LlamaConfig], dict[str, Any]],
+    can_write: Callable[[LlamaConfig], bool],
+) -> Family:
+    """Return a generation of Qwen; no layer may have a window."""
+    return dataclasses.replace(
+        LLAMA,
+        architecture=f"Qwen{number}ForCausalLM",
+        read=read,
+        write=write,
+        can_write=can_write,
+        supported={"attention_bias": BIASES["attention_bias"], "sliding_window": None},
+    )
+
+
+QWEN2 = _qwen(
+    2,
+    _read_qwen2,
+    _write_qwen2,
+    lambda config: config.attention_bias == "qkv" and not (config.qk_norm or config.mlp_bias),
+)
+QWEN3 = _qwen(
+    3,
+    _read_qwen3,
+    _write_qwen3,
+    lambda config: config.qk_norm and config.attention_bias != "qkv" and not config.mlp_bias,
 )
