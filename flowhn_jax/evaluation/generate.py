@@ -237,8 +237,7 @@ def _run_batch(
                     row.window = row.window[-(config.max_length // 2) :]
                     new_windows = True
                 else:
-                    row.finish = "context"
-                    on_text(row.index, row.stream.finish())
+                    _end(row, "context", on_text)
         on_progress(sum(1 if row.finish is None else max_new_tokens - step for row in live))
         if all(row.finish is not None for row in rows):
             return
@@ -259,15 +258,19 @@ def _append(
     row.window.append(token)
     row.tokens += 1
     if token == tokenizer.eot_id:
-        row.finish = "end_of_text"
-    elif piece := row.stream.push(token):
+        _end(row, "end_of_text", on_text)
+        return
+    if piece := row.stream.push(token):
         on_text(row.index, piece)
-    if row.stream.stopped:
-        row.finish = "stop"
-    elif row.finish is None and row.tokens == max_new_tokens:
-        row.finish = "length"
-    if row.finish is not None and (rest := row.stream.finish()):
+    if row.stream.stopped or row.tokens == max_new_tokens:
+        _end(row, "length", on_text)
+
+
+def _end(row: _Row, finish: str, on_text: OnText) -> None:
+    """End a row's text for a reason, which gives way to a stop string in the text so far."""
+    if rest := row.stream.finish():
         on_text(row.index, rest)
+    row.finish = "stop" if row.stream.stopped else finish
 
 
 def _prefill(
