@@ -77,14 +77,11 @@ class Branch(DecoderLayer[Any]):
         x, segment_ids = inputs
         if not own.count(length):  # a short sequence may have no token in this branch
             return x[:, :0]
-        x = constrain(x, LAYOUT)
-        normed = self.norm(x)
         if read == own:
-            mixed = self.mixer(normed, segment_ids, **self._positions(own, length))
-        else:
-            mixed = self._selective.mix_selected(normed, segment_ids, own)
-            x = take(x, own)
-        return constrain(self.add_mlp(x + mixed), LAYOUT)
+            return self(x, segment_ids, **self._positions(own, length))
+        x = constrain(x, LAYOUT)
+        mixed = self._selective.mix_selected(self.norm(x), segment_ids, own)
+        return constrain(self.add_mlp(take(x, own) + mixed), LAYOUT)
 
     def part(self, read: Selection, own: Selection, inputs: BranchInputs, *, length: int) -> Part:
         """Return `run` as a function of arrays."""

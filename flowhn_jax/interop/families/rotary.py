@@ -59,14 +59,11 @@ def _read_scaling(hf: Json, given: Json, found: str, name: str) -> dict[str, Any
         keys["original_context"] = original
         keys |= _read_yarn(given, keys, context)
     missing = [key for key, value in keys.items() if value is None]
-    if missing == ["original_context"] and found == "dynamic":
-        raise ValueError(
-            f"config.json with a {name} of type 'dynamic' must have max_position_embeddings."
-        )
     if missing:
+        prefix = "" if found == "dynamic" else "original_"
         raise ValueError(
             f"config.json: {name} of type {found!r} must have "
-            f"{missing[0].replace('original_context', 'original_max_position_embeddings')}."
+            f"{missing[0].replace('original_context', f'{prefix}max_position_embeddings')}."
         )
     return keys
 
