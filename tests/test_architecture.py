@@ -2,8 +2,10 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A package or a top-level module may import from its own row and from the rows below.
 ROWS = [
@@ -153,3 +155,35 @@ def test_paths_that_may_be_in_a_bucket_are_left_to_storage():
     assert not unknown, f"{unknown}: use flowhn_jax.storage, or give a reason in LOCAL_FILES"
     for name in LOCAL_FILES:
         assert any(each.startswith(name) for each in found), f"{name} opens no local files"
+
+
+# Runs train.py up to its first call of an attention kernel, and prints the calls that lead to it.
+_TRAIN_TO_ATTENTION = """
+import os, runpy, sys, traceback
+from flowhn_jax.layers import attention
+
+def attention_kernel(*arguments, **options):
+    for frame in traceback.extract_stack()[:-1]:
+        print("calls", frame.filename, frame.name, flush=True)
+    os._exit(0)
+
+attention.attention = attention_kernel
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_path_from_train_to_an_attention_kernel_is_short(tmp_path):
+    """At most 12 calls in 9 files: docs/architecture.md names them for new readers."""
+    flags = ["--config=configs/flowhn_tiny.py", f"--workdir={tmp_path / 'run'}"]
+    command = [sys.executable, "-c", _TRAIN_TO_ATTENTION, *flags]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    calls = []
+    for line in run.stdout.splitlines():
+        path = (ROOT / line.removeprefix("calls ").rsplit(" ", 1)[0]).resolve()
+        if line.startswith("calls ") and path.is_relative_to(ROOT):
+            calls.append(path.relative_to(ROOT).as_posix())
+    calls = [file for file in calls if file.startswith(("train.py", "flowhn_jax/", "kernels/"))]
+    assert calls, run.stdout + run.stderr
+    assert (calls[0], calls[-1]) == ("train.py", "flowhn_jax/layers/attention.py")
+    assert len(calls) <= 12, calls
+    assert len({*calls, "kernels/attention/__init__.py"}) <= 9, calls

@@ -148,4 +148,5 @@ def _read_step(path: str) -> dict[str, Any]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and compile the step."""
-    runner.run("aot", define, argv, keeps_memory=False)
+    with runner.command("aot", define, argv, keeps_memory=False) as main:
+        main()

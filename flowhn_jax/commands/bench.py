@@ -186,4 +186,5 @@ def _define_kernels(flags: Flags, repeats: FlagHolder, out: FlagHolder) -> Calla
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and run the subcommand."""
-    runner.run("bench", define, argv)
+    with runner.command("bench", define, argv) as main:
+        main()

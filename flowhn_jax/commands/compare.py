@@ -112,4 +112,5 @@ def define(flags: Flags) -> Callable[[], None]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and compare the models."""
-    runner.run("compare", define, argv)
+    with runner.command("compare", define, argv) as main:
+        main()

@@ -139,4 +139,5 @@ def _define_options(flags: Flags) -> list[FlagHolder]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and run the mode."""
-    runner.run("eval", define, argv)
+    with runner.command("eval", define, argv) as main:
+        main()

@@ -35,4 +35,5 @@ def define(flags: Flags) -> Callable[[], None]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and export the model."""
-    runner.run("export", define, argv)
+    with runner.command("export", define, argv) as main:
+        main()

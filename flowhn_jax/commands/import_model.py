@@ -23,4 +23,5 @@ def define(flags: Flags) -> Callable[[], None]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and import the model."""
-    runner.run("import", define, argv)
+    with runner.command("import", define, argv) as main:
+        main()

@@ -90,11 +90,12 @@ def define(flags: Flags) -> Callable[[], None]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and prepare the set."""
-    runner.run(
+    with runner.command(
         "prepare",
         define,
         argv,
         keeps_memory=False,
         shows_tracebacks=False,
         interrupted="interrupted before there was anything to keep.",
-    )
+    ) as main:
+        main()

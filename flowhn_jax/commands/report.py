@@ -28,4 +28,5 @@ def define(flags: Flags) -> Callable[..., None]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and write the page."""
-    runner.run("report", define, argv)
+    with runner.command("report", define, argv) as main:
+        main()

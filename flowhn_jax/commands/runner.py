@@ -1,6 +1,7 @@
 """Running a command: its flags, its help, and an error of the user as one clear message."""
 
 import contextlib
+import functools
 import inspect
 import logging
 import os
@@ -26,22 +27,24 @@ _HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 Main = Callable[..., None] | Mapping[str, Callable[..., None]]
 
 
-def run(
-    command: str,
+@contextlib.contextmanager
+def command(
+    name: str,
     define: Callable[[Flags], Main],
     argv: Sequence[str] | None = None,
     *,
     keeps_memory: bool = True,
     shows_tracebacks: bool = True,
     interrupted: str = "interrupted",
-) -> None:
-    """Parse the flags of a command and run it.
+) -> Iterator[Callable[[], None]]:
+    """Parse the flags of a command, and report the errors of the function that runs it.
 
-    A user's error ends the process with its message and status 1. An error that a library raises
-    has its traceback as well, because its message alone may not be enough.
+    The context gives that function, with its arguments. A user's error ends the process with its
+    message and status 1. An error that a library raises has its traceback as well, because its
+    message alone may not be enough. --help prints the help and ends the process.
 
     Args:
-      command: its name in `main.COMMANDS`.
+      name: of the command in `main.COMMANDS`.
       define: defines the flags; returns what runs the command, with its arguments that are not
         flags, or by name what runs each of its subcommands, with the arguments after the name.
       argv: the arguments; None: those of the process.
@@ -55,20 +58,17 @@ def run(
         flags = Flags()
         main = define(flags)
         if any(argument in _HELP for argument in sys.argv[1:]):
-            _print_help(help_text.text(command, flags))
-            return
+            _print_help(help_text.text(name, flags))
+            sys.exit()
         try:
-            arguments = _parse(command, flags, main)
+            function = _parse(name, flags, main)
         except ValueError as error:
             sys.exit(f"error: {one_line(error)}")
         _set_up_logging()
         if keeps_memory:
             keep_freed_memory()
         try:
-            if isinstance(main, Mapping):
-                main[arguments[0]](*arguments[1:])
-            else:
-                main(*arguments)
+            yield function
         except Exception as error:
             _end_all_processes(error)
             if not isinstance(error, _OF_A_USER):
@@ -102,8 +102,8 @@ def _print_help(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parse(command: str, flags: Flags, main: Main) -> list[str]:
-    """Parse the flags; return the arguments that are not flags, a subcommand first.
+def _parse(command: str, flags: Flags, main: Main) -> Callable[[], None]:
+    """Parse the flags; return the function that runs the command, or the named subcommand.
 
     Raises:
       ValueError: a flag or an argument is unknown, missing or has a value that it cannot have.
@@ -124,7 +124,7 @@ def _parse(command: str, flags: Flags, main: Main) -> list[str]:
         raise ValueError(
             f"unexpected argument {short_repr(arguments[-1])}; flags are written --name=value."
         )
-    return arguments
+    return functools.partial(function, *arguments[expected:])
 
 
 class _WarningHandler(logging.Handler):

@@ -165,4 +165,5 @@ def _share(config: "FlowHNConfig", block: "AnyBlockPlan", attention: int, ssm: i
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and print the plan."""
-    runner.run("split", define, argv)
+    with runner.command("split", define, argv) as main:
+        main()

@@ -101,4 +101,5 @@ def _listing(points: "Sequence[Point]") -> str:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and sweep."""
-    runner.run("sweep", define, argv)
+    with runner.command("sweep", define, argv) as main:
+        main()

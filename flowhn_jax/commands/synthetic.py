@@ -29,4 +29,7 @@ def define(flags: Flags) -> Callable[[], None]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and write the texts."""
-    runner.run("synthetic", define, argv, keeps_memory=False, shows_tracebacks=False)
+    with runner.command(
+        "synthetic", define, argv, keeps_memory=False, shows_tracebacks=False
+    ) as main:
+        main()

@@ -19,7 +19,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     try:
         from flowhn_jax.commands import runner
 
-        runner.run("train", partial(define, stop=stop), argv)
+        with runner.command("train", partial(define, stop=stop), argv) as main:
+            main()
     finally:
         stop.ignore()
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,11 +14,24 @@ from flowhn_jax.data.pipeline import validation_batches
 from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.models import Params
-from flowhn_jax.models.loss import Batch, LossSum, loss_sum
+from flowhn_jax.models.loss import Batch, loss_sum, target_weights
 from flowhn_jax.parallel.mesh import batch_sharding, data_shard, shard_batch
 from flowhn_jax.utils.limits import MAX_POSITIONS
 
 BATCHES_IN_FLIGHT = 2  # given to the devices before the results are waited for
+
+
+class LossSum(NamedTuple):
+    """The loss of a batch, as sums over its targets.
+
+    Attributes:
+      nll: weighted negative log-likelihood in nats, float32 scalar.
+      targets: weights of the targets, float32 scalar.
+    """
+
+    nll: jax.Array
+    targets: jax.Array
+
 
 EvalStep = Callable[[Params, Batch], LossSum]
 
@@ -83,7 +96,12 @@ def eval_batch_size(config: Config) -> int:
 
 def make_eval_step(config: Config) -> EvalStep:
     """Return the jitted function of parameters and a batch to the batch's summed loss."""
-    return jax.jit(lambda params, batch: loss_sum(config.model, params, batch))
+
+    @jax.jit
+    def eval_step(params: Params, batch: Batch) -> LossSum:
+        return LossSum(loss_sum(config.model, params, batch), target_weights(batch).sum())
+
+    return eval_step
 
 
 def evaluate(

@@ -1,10 +1,9 @@
 """FlowHN's block with a learned split: a router sends each token to one of the branches."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from flowhn_jax.layers.attention import KVCache
 from flowhn_jax.layers.context import LayerContext
@@ -12,10 +11,10 @@ from flowhn_jax.layers.mamba1 import Mamba1Cache
 from flowhn_jax.layers.mamba2 import Mamba2Cache
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.layers.router import Router, gate_update
-from flowhn_jax.models.flowhn_branches import Branch, Options, ParallelBranches
+from flowhn_jax.models.flowhn_blocks import BranchInputs, ParallelBranches
 from flowhn_jax.models.flowhn_config import FlowHNConfig
 from flowhn_jax.models.language_model import STREAM
-from flowhn_jax.parallel.branch import Part, is_parallel, side_by_side
+from flowhn_jax.parallel.branch import is_parallel, side_by_side
 from flowhn_jax.split import LearnedBlockPlan
 from flowhn_jax.split.routing import (
     Routes,
@@ -42,20 +41,6 @@ class LearnedBlockCache(NamedTuple):
     attended: jax.Array
 
 
-class RoutedTokens(NamedTuple):
-    """The tokens of a branch.
-
-    Attributes:
-      x: [B, T, D].
-      segment_ids: [B, T] int32, or None.
-      options: keyword arguments of the mixer.
-    """
-
-    x: jax.Array
-    segment_ids: jax.Array | None
-    options: Options
-
-
 class LearnedBlock(ParallelBranches):
     """Branches that share the tokens by the scores of a router."""
 
@@ -72,10 +57,10 @@ class LearnedBlock(ParallelBranches):
         routes = make_routes(scores, plan.attention)
         of_ssm, of_attention = self._take(x, segment_ids, routes, plan)
         if is_parallel():
-            parts = _part(self.ssm, of_ssm), _part(self.attention, of_attention)
+            parts = self.ssm.part(of_ssm), self.attention.part(of_attention)
             ssm, attention = side_by_side(*parts)
         else:
-            ssm, attention = _run(self.ssm, of_ssm), _run(self.attention, of_attention)
+            ssm, attention = self.ssm.run(of_ssm), self.attention.run(of_attention)
         return self._join(x, ssm, attention, scores, routes, plan)
 
     def init_cache(self, batch: int, plan: LearnedBlockPlan, length: int) -> LearnedBlockCache:
@@ -133,7 +118,7 @@ class LearnedBlock(ParallelBranches):
         segment_ids: jax.Array | None,
         routes: Routes,
         plan: LearnedBlockPlan,
-    ) -> tuple[RoutedTokens, RoutedTokens]:
+    ) -> tuple[BranchInputs, BranchInputs]:
         """Return the inputs of the SSM and of attention; x [B, T, D], segment_ids [B, T]."""
         attention, ssm = take_routed(x, routes, plan.attention)
         attention_ids = ssm_ids = None
@@ -143,7 +128,7 @@ class LearnedBlock(ParallelBranches):
         if self.attention.rotates:
             positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
             options["positions"] = take_routed(positions, routes, plan.attention)[0]
-        return RoutedTokens(ssm, ssm_ids, {}), RoutedTokens(attention, attention_ids, options)
+        return BranchInputs(ssm, ssm_ids, {}), BranchInputs(attention, attention_ids, options)
 
     def _join(
         self,
@@ -157,18 +142,4 @@ class LearnedBlock(ParallelBranches):
         """Return the stream [B, T, D] after the block, of x and the branches' outputs."""
         y = constrain(merge_routed(attention, ssm, routes, plan.attention), STREAM)
         joined = gate_update(x, y, scores, routes.attends)
-        return constrain(self.fuse(x, joined), STREAM)
-
-
-def _run(branch: Branch, inputs: RoutedTokens) -> jax.Array:
-    return branch(inputs.x, inputs.segment_ids, **inputs.options)
-
-
-def _part(branch: Branch, inputs: RoutedTokens) -> Part:
-    """Return `_run` as a function of arrays."""
-    graph, params = nnx.split(branch)
-
-    def run(params: Any, inputs: RoutedTokens) -> jax.Array:
-        return _run(nnx.merge(graph, params), inputs)
-
-    return Part(run, params, inputs, inputs.x.shape[1])
+        return self.fuse(x, joined)

@@ -22,7 +22,7 @@ from flowhn_jax.layers.mamba1 import Mamba1, Mamba1Cache
 from flowhn_jax.layers.mlp import SwiGLU
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.base import Mamba1Keys, RotaryKeys
-from flowhn_jax.models.language_model import STREAM, Blocks, FlopPart, LanguageModel
+from flowhn_jax.models.language_model import STREAM, FlopPart, LanguageModel
 from flowhn_jax.models.registry import register
 from flowhn_jax.utils.checks import require_divisor, require_positive
 from kernels.partition import constrain
@@ -195,18 +195,18 @@ class Hymba(LanguageModel):
         """Return layer `index`, by its place among those with windows."""
         return HymbaLayer(self.config, index, context)
 
-    def apply_blocks(
-        self, blocks: Blocks, x: jax.Array, segment_ids: jax.Array | None
+    def __call__(
+        self, tokens: jax.Array, segment_ids: jax.Array | None = None, *, remat: str = "none"
     ) -> jax.Array:
-        """Return the stream [B, T, D] after all blocks, without the meta tokens."""
+        """Return the final hidden states [B, T, D], without those of the meta tokens."""
         count = self.config.meta_tokens
-        x = self._prepend_meta(x)
+        x = self._prepend_meta(self.embed_stream(tokens))
         if segment_ids is not None:
             segment_ids = _with_meta(segment_ids, count)
         keys_values = None
-        for block in blocks:
+        for block in self.checkpointed_blocks(remat):
             x, keys_values = block(x, segment_ids, keys_values)
-        return x[:, count:]
+        return self.normalize(x[:, count:])
 
     def init_block_caches(self, batch: int, length: int) -> list[HymbaCache]:
         """Return the blocks' caches after the meta tokens, before the first of `length` tokens."""

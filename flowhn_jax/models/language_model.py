@@ -1,6 +1,6 @@
 """The base class of all models: embedding, blocks, final norm and head."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,8 +19,6 @@ from kernels.partition import constrain
 STREAM = "B stream D"
 # Steps from the embedding's layout to the stream's: in a single step XLA would all-gather x.
 _FROM_EMBEDDING = "row column shard", "row stream part", STREAM
-
-Blocks = Sequence[Callable[..., Any]]  # a model's blocks, unchanged or wrapped for remat
 
 _KEPT = (
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -120,11 +118,18 @@ class LanguageModel(nnx.Module):
             everything, 'dots' the results of matrix products and of fused kernels, 'full' only the
             blocks' inputs.
         """
+        x = self.embed_stream(tokens)
+        options = self.block_options(x.shape[1])
+        for block, each in zip(self.checkpointed_blocks(remat), options, strict=True):
+            x = constrain(block(x, segment_ids, **each), STREAM)
+        return self.normalize(x)
+
+    def embed_stream(self, tokens: jax.Array) -> jax.Array:
+        """Return the embedded tokens [B, T, D] of tokens [B, T], laid out as the stream is."""
         x = self.embed_tokens(constrain(tokens, "row column"))
         for layout in _FROM_EMBEDDING:
             x = constrain(x, layout)
-        blocks = [_checkpointed(block, remat) for block in self.blocks]
-        return self.normalize(self.apply_blocks(blocks, x, segment_ids))
+        return x
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
         """Return the embedded tokens [..., D] of tokens [...]."""
@@ -134,20 +139,17 @@ class LanguageModel(nnx.Module):
         """Return the head's input [..., D] for the stream x [..., D] after the blocks."""
         return self.final_norm(x)
 
-    def apply_blocks(
-        self, blocks: Blocks, x: jax.Array, segment_ids: jax.Array | None
-    ) -> jax.Array:
-        """Return the stream [B, T, D] after all blocks.
+    def block_options(self, length: int) -> list[dict[str, Any]]:
+        """Return further keyword arguments of each block's call, for sequences of `length`."""
+        del length
+        return [{} for _ in self.blocks]
 
-        Args:
-          blocks: `self.blocks`, wrapped for rematerialization. Pass arrays to them by position and
-            everything else by keyword.
-          x: [B, T, D].
-          segment_ids: [B, T] int32, or None.
+    def checkpointed_blocks(self, remat: str) -> list[Callable[..., Any]]:
+        """Return the blocks, wrapped for rematerialization as `remat` of `__call__` says.
+
+        Pass arrays to them by position and everything else by keyword.
         """
-        for block in blocks:
-            x = constrain(block(x, segment_ids), STREAM)
-        return x
+        return [_checkpointed(block, remat) for block in self.blocks]
 
     def init_cache(self, batch: int, length: int) -> DecodeCache:
         """Return the cache of `batch` sequences without tokens, with room for `length` each."""

@@ -1,6 +1,6 @@
 """Next-token loss of a batch of packed windows."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,6 @@ from kernels.cross_entropy import cross_entropy
 
 # tokens and segment_ids, [B, N + 1] int32; optionally weights of the targets, [B, N] float32.
 Batch = dict[str, jax.Array]
-
-
-class LossSum(NamedTuple):
-    """The loss of a batch, as sums over its targets.
-
-    Attributes:
-      nll: weighted negative log-likelihood in nats, with the z-loss; float32 scalar.
-      targets: weights of the targets; float32 scalar.
-    """
-
-    nll: jax.Array
-    targets: jax.Array
 
 
 def target_weights(batch: Batch) -> jax.Array:
@@ -52,8 +40,9 @@ def loss_sum(
     *,
     remat: str = "none",
     z_loss: float = 0.0,
-) -> LossSum:
-    """Return the weighted sum of -log p(next token), and of the z-loss, over the batch's targets.
+    divisor: jax.Array | float = 1.0,
+) -> jax.Array:
+    """Return the weighted sum of -log p(next token) over the batch's targets, a float32 scalar.
 
     The target of a document's last token is the first one of the next document, the end-of-text
     token: that is how the model learns where documents end.
@@ -63,10 +52,11 @@ def loss_sum(
       params: from `models.init`.
       batch: of packed windows.
       remat: what the backward pass keeps, as for `LanguageModel`.
-      z_loss: weight of the squared log-normalizer (arXiv 2204.02311, section 5).
+      z_loss: weight of the squared log-normalizer (arXiv 2204.02311, section 5), which is added.
+      divisor: of the sum, for a mean.
     """
     model = models.bind(config, params)
     hidden = model(batch["tokens"][:, :-1], batch["segment_ids"][:, :-1], remat=remat)
     targets, weights = batch["tokens"][:, 1:], target_weights(batch)
     nll = cross_entropy(hidden, model.head_kernel(), targets, weights, z_loss=z_loss)
-    return LossSum(nll, weights.sum())
+    return nll / divisor

@@ -20,27 +20,16 @@ from flowhn_jax.parallel.mesh import batch_sharding, replicated
 Metrics = dict[str, jax.Array]
 
 
-def _gradients(config: Config, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
-    """Return the mean loss over the batch's targets, and its gradients.
-
-    The batch is processed in `train.accumulate` parts. Each part's sum is divided by the number of
-    targets in the whole batch, so that the result does not depend on how padding is distributed
-    over the parts.
-    """
-    targets = jnp.maximum(target_weights(batch).sum(), 1)
-
-    def part_loss(params: Params, part: Batch) -> jax.Array:
-        train = config.train
-        summed = loss_sum(config.model, params, part, remat=train.remat, z_loss=train.z_loss)
-        return summed.nll / targets
-
-    value_and_grad = jax.value_and_grad(part_loss)
-    parts = config.train.accumulate
-    if parts == 1:
-        return value_and_grad(params, batch)
+def _accumulated(
+    loss_and_gradients: Callable[[Params, Batch], tuple[jax.Array, Params]],
+    params: Params,
+    batch: Batch,
+    parts: int,
+) -> tuple[jax.Array, Params]:
+    """Return the sums of loss and gradients over `parts` parts of the batch, one after another."""
 
     def add(total: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
+        return jax.tree.map(jnp.add, total, loss_and_gradients(params, part)), None
 
     # Part i takes rows i, i + parts, ...: every device then holds rows of every part.
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -75,11 +64,21 @@ def make_train_step(
     Metrics are scalars: loss (nats per target, z-loss included), grad_norm (before clipping) and
     learning_rate in float32; skipped and skipped_in_row of the next state in int32.
     """
-    optimizer = make_optimizer(config.train)
-    schedule = learning_rate_schedule(config.train)
+    train = config.train
+    optimizer = make_optimizer(train)
+    schedule = learning_rate_schedule(train)
+    summed = partial(loss_sum, config.model, remat=train.remat, z_loss=train.z_loss)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, gradients = _gradients(config, state.params, batch)
+        # By the targets of the whole batch: padding may differ from part to part.
+        targets = jnp.maximum(target_weights(batch).sum(), 1)
+        loss_and_gradients = jax.value_and_grad(partial(summed, divisor=targets))
+        if train.accumulate == 1:
+            loss, gradients = loss_and_gradients(state.params, batch)
+        else:
+            loss, gradients = _accumulated(
+                loss_and_gradients, state.params, batch, train.accumulate
+            )
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -87,7 +86,7 @@ def make_train_step(
         average = state.ema
         if average is not None:
             updates_done = state.step - state.skipped + 1
-            average = _averaged(config.train.ema, average, params, updates_done)
+            average = _averaged(train.ema, average, params, updates_done)
         params, opt_state, average = jax.tree.map(
             partial(jnp.where, finite),
             (params, opt_state, average),
@@ -107,7 +106,7 @@ def make_train_step(
         return after, metrics
 
     # With debug_nans JAX repeats the step, operation by operation, to find the one at fault.
-    donated = () if config.train.debug_nans else (0,)
+    donated = () if train.debug_nans else (0,)
     out_shardings = state_shardings(config, mesh), replicated(mesh)
     return jax.jit(
         train_step,

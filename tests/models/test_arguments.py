@@ -51,7 +51,7 @@ def test_a_traced_id_outside_the_vocabulary_makes_logits_nan(kind, wrong):
     assert jnp.isfinite(logits[0]).all()
     assert jnp.isnan(logits[1, 3]).all()
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens)}
-    assert jnp.isnan(jax.jit(lambda batch: loss_sum(config, params, batch).nll)(batch))
+    assert jnp.isnan(jax.jit(lambda batch: loss_sum(config, params, batch))(batch))
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -101,5 +101,5 @@ def test_gradients_with_infinite_decay_rates_are_finite(kind):
     )
     tokens = np.arange(18, dtype=np.int32).reshape(2, 9)
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens)}
-    gradients = jax.jit(jax.grad(lambda params: loss_sum(config, params, batch).nll))(params)
+    gradients = jax.jit(jax.grad(lambda params: loss_sum(config, params, batch)))(params)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))

@@ -67,7 +67,7 @@ def test_gradients(kind):
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens)}
 
     def gradients(remat):
-        return jax.jit(jax.grad(lambda p: loss_sum(config, p, batch, remat=remat).nll))(params)
+        return jax.jit(jax.grad(lambda p: loss_sum(config, p, batch, remat=remat)))(params)
 
     plain = gradients("none")
     for leaf in jax.tree.leaves(plain):
@@ -109,7 +109,7 @@ def test_on_eight_devices(kind, axes):
     batch = {"tokens": tokens, "segment_ids": np.repeat([[1, 2]], [9, 16], axis=1).repeat(4, 0)}
 
     def value_and_grad(params):
-        return jax.value_and_grad(lambda p: loss_sum(config, p, batch).nll)(params)
+        return jax.value_and_grad(lambda p: loss_sum(config, p, batch))(params)
 
     expected = jax.jit(value_and_grad)(params)
     mesh = make_mesh(MeshConfig(**{"data": 1} | axes), 4)

@@ -123,7 +123,7 @@ def test_on_eight_devices(rng):
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens)}
 
     def value_and_grad(params):
-        return jax.value_and_grad(lambda p: loss_sum(config, p, batch).nll)(params)
+        return jax.value_and_grad(lambda p: loss_sum(config, p, batch))(params)
 
     expected = jax.jit(value_and_grad)(params)
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2), 4)

@@ -50,7 +50,8 @@ def main():
     for workdir in workdirs:
         fit(config_lib.parse(json.loads(text)), workdir)
 
-runner.run("train", lambda flags: main)
+with runner.command("train", lambda flags: main) as run:
+    run()
 """
 
 

@@ -38,7 +38,7 @@ def bad_data(data, monkeypatch):  # noqa: F811
         def with_bad_batches(config, params, batch, **options):
             found = loss_sum(config, params, batch, **options)
             is_bad = jnp.isin(batch["tokens"].sum(), bad)
-            return found._replace(nll=jnp.where(is_bad, jnp.log(-1.0 * is_bad), 1.0) * found.nll)
+            return jnp.where(is_bad, jnp.log(-1.0 * is_bad), 1.0) * found
 
         monkeypatch.setattr(step_lib, "loss_sum", with_bad_batches)
 

@@ -1,4 +1,4 @@
-"""The branches of FlowHN's blocks: decoder layers on some of a sequence's positions."""
+"""FlowHN's blocks: an SSM branch and an attention branch, each on some of the positions."""
 
 from typing import Any, NamedTuple, cast
 
@@ -16,22 +16,28 @@ from flowhn_jax.layers.mixer import SelectiveMixer
 from flowhn_jax.layers.prompts import Prompts
 from flowhn_jax.models.flowhn_config import FlowHNConfig
 from flowhn_jax.models.language_model import STREAM
-from flowhn_jax.parallel.branch import Part, is_parallel, run_alone
-from flowhn_jax.split import BlockPlan, Selection, count, take
+from flowhn_jax.parallel.branch import Part, is_parallel, run_alone, side_by_side
+from flowhn_jax.split import BlockPlan, Selection, contains, count, merge, take
 from flowhn_jax.split.plan import EVERYTHING
 from kernels.partition import constrain
 
 BranchMixer = Mamba1 | Mamba2 | Attention
-BranchInputs = tuple[jax.Array, jax.Array | None]  # a branch's x [B, T, D] and segment_ids [B, T]
 Options = dict[str, jax.Array]  # keyword arguments of a mixer
 _ALL = EVERYTHING, EVERYTHING  # what the layer of a stem reads, and what it has outputs for
 
 
-def take_tokens(x: jax.Array, segment_ids: jax.Array | None, selection: Selection) -> BranchInputs:
-    """Return the selected positions of x [B, T, D] and of segment_ids [B, T]."""
-    if selection == EVERYTHING:
-        return x, segment_ids
-    return take(x, selection), None if segment_ids is None else take(segment_ids, selection)
+class BranchInputs(NamedTuple):
+    """The tokens that a branch reads.
+
+    Attributes:
+      x: [B, T, D].
+      segment_ids: [B, T] int32, or None.
+      options: keyword arguments of the mixer.
+    """
+
+    x: jax.Array
+    segment_ids: jax.Array | None
+    options: Options
 
 
 def branch_mixer(config: FlowHNConfig, name: str, context: LayerContext) -> BranchMixer:
@@ -63,34 +69,38 @@ class Branch(DecoderLayer[Any]):
     def _selective(self) -> SelectiveMixer[Any]:
         return cast("SelectiveMixer[Any]", self.mixer)
 
-    def run(
-        self, read: Selection, own: Selection, inputs: BranchInputs, *, length: int
-    ) -> jax.Array:
-        """Return the output [B, count, D] for the own positions of a sequence of `length`.
+    def take(
+        self, x: jax.Array, segment_ids: jax.Array | None, selection: Selection
+    ) -> BranchInputs:
+        """Return the selected positions of x [B, T, D] and segment_ids [B, T] as inputs."""
+        if selection == EVERYTHING:
+            return BranchInputs(x, segment_ids, {})
+        ids = None if segment_ids is None else take(segment_ids, selection)
+        positions = take(jnp.arange(x.shape[1])[None], selection)[0]
+        options = {"positions": positions} if self.rotates else {}
+        return BranchInputs(take(x, selection), ids, options)
 
-        Args:
-          read: positions that the branch reads.
-          own: positions that it has outputs for.
-          inputs: of the positions in `read`.
-          length: tokens of the sequence.
-        """
-        x, segment_ids = inputs
-        if not own.count(length):  # a short sequence may have no token in this branch
-            return x[:, :0]
-        if read == own:
-            return self(x, segment_ids, **self._positions(own, length))
-        x = constrain(x, LAYOUT)
-        mixed = self._selective.mix_selected(self.norm(x), segment_ids, own)
-        return constrain(self.add_mlp(take(x, own) + mixed), LAYOUT)
+    def run(self, inputs: BranchInputs, own: Selection | None = None) -> jax.Array:
+        """Return the output [B, count, D] for the `own` positions of the inputs; None: for all."""
+        if not _count(inputs, own):  # a short sequence may have no token in this branch
+            return inputs.x[:, :0]
+        x = constrain(inputs.x, LAYOUT)
+        normed = self.norm(x)
+        if own is None:
+            mixed = self.mixer(normed, inputs.segment_ids, **inputs.options)
+        else:
+            mixed = self._selective.mix_selected(normed, inputs.segment_ids, own)
+            x = take(x, own)
+        return constrain(self.add_mlp(x + mixed), LAYOUT)
 
-    def part(self, read: Selection, own: Selection, inputs: BranchInputs, *, length: int) -> Part:
+    def part(self, inputs: BranchInputs, own: Selection | None = None) -> Part:
         """Return `run` as a function of arrays."""
         graph, params = nnx.split(self)
 
         def run(params: nnx.State, inputs: BranchInputs) -> jax.Array:
-            return nnx.merge(graph, params).run(read, own, inputs, length=length)
+            return nnx.merge(graph, params).run(inputs, own)
 
-        return Part(run, params, inputs, own.count(length))
+        return Part(run, params, inputs, _count(inputs, own))
 
     def prefill_own(
         self, read: Selection, own: Selection, x: jax.Array, prompts: Prompts, length: int
@@ -106,9 +116,8 @@ class Branch(DecoderLayer[Any]):
                 return y, self.mixer.prefill(normed, prompts, room)[1]
             mixed, cache = self._selective.prefill_selected(normed, prompts, room, own)
             return self.add_mlp(y + mixed), cache
-        options = self._positions(own, x.shape[1])
+        x, segment_ids, options = self.take(x, prompts.segment_ids, own)
         if own != EVERYTHING:
-            x, segment_ids = take_tokens(x, prompts.segment_ids, own)
             lengths, first = count(own, prompts.lengths), count(own, prompts.first)
             prompts = Prompts(lengths, first, segment_ids)
         if not x.shape[1]:
@@ -142,11 +151,11 @@ class Branch(DecoderLayer[Any]):
         """Return the mixer's options for tokens at `positions` [B]."""
         return {"positions": positions} if self.rotates else {}
 
-    def _positions(self, selection: Selection, length: int) -> Options:
-        """Return the mixer's option with the selected positions [T], if it rotates by them."""
-        if not self.rotates or selection == EVERYTHING:
-            return {}
-        return {"positions": take(jnp.arange(length)[None], selection)[0]}
+
+def _count(inputs: BranchInputs, own: Selection | None) -> int:
+    """Return the number of positions that a branch has outputs for, as in `Branch.run`."""
+    length = inputs.x.shape[1]
+    return length if own is None else own.count(length)
 
 
 class BlockCache(NamedTuple):
@@ -179,6 +188,96 @@ class ParallelBranches(nnx.Module):
         return x + self.final_proj(self.norm(x))
 
 
+class Block(ParallelBranches):
+    """Branches that share the tokens by their positions, or that both get all tokens."""
+
+    def __call__(
+        self, x: jax.Array, segment_ids: jax.Array | None = None, *, plan: BlockPlan
+    ) -> jax.Array:
+        """Return the stream [B, T, D] after the block.
+
+        Args:
+          x: [B, T, D].
+          segment_ids: [B, T] int32; documents never attend to each other. None: one document.
+          plan: which positions each branch gets.
+        """
+        reads_of_attention, reads_of_ssm = plan.reads
+        of_ssm = self.ssm.take(x, segment_ids, reads_of_ssm)
+        of_attention = self.attention.take(x, segment_ids, reads_of_attention)
+        own = (plan.ssm, plan.attention) if plan.reads_all else (None, None)
+        if is_parallel():
+            parts = self.ssm.part(of_ssm, own[0]), self.attention.part(of_attention, own[1])
+            ssm, attention = side_by_side(*parts)
+        else:
+            ssm, attention = self.ssm.run(of_ssm, own[0]), self.attention.run(of_attention, own[1])
+        return self.fuse(x, constrain(self._join(x, ssm, attention, plan), STREAM))
+
+    def init_cache(self, batch: int, plan: BlockPlan, length: int) -> BlockCache:
+        """Return the branches' caches before the first of `length` tokens."""
+        attention_reads, ssm_reads = plan.reads
+        return BlockCache(
+            self.ssm.init_cache(batch, max(1, ssm_reads.count(length))),
+            self.attention.init_cache(batch, max(1, attention_reads.count(length))),
+        )
+
+    def prefill(
+        self, x: jax.Array, plan: BlockPlan, prompts: Prompts, length: int
+    ) -> tuple[jax.Array, BlockCache]:
+        """Return the stream [B, T, D] and the cache after each row, for `length` tokens."""
+        attention_reads, ssm_reads = plan.reads
+        ssm, ssm_cache = self.ssm.prefill_own(ssm_reads, plan.ssm, x, prompts, length)
+        attention, attention_cache = self.attention.prefill_own(
+            attention_reads, plan.attention, x, prompts, length
+        )
+        joined = self._join(x, ssm, attention, plan)
+        return self.fuse(x, joined), BlockCache(ssm_cache, attention_cache)
+
+    def step(
+        self, x: jax.Array, plan: BlockPlan, positions: jax.Array, cache: BlockCache
+    ) -> tuple[jax.Array, BlockCache]:
+        """Return the stream [B, D] of tokens at `positions` [B], and the resulting cache.
+
+        A branch to which no sequence sends its token is skipped.
+        """
+        if not plan.is_split:
+            ssm, ssm_cache = self.ssm.step(x, cache.ssm)
+            attention, attention_cache = self.attention.step(x, cache.attention)
+            joined = self._join_shared(x, ssm, attention)
+            return self.fuse(x, joined), BlockCache(ssm_cache, attention_cache)
+
+        attends = contains(plan.attention, positions)
+        ssm, ssm_cache = self.ssm.step_active(
+            x, cache.ssm, ~attends, positions, reads_all=plan.reads_all
+        )
+        attention, attention_cache = self.attention.step_active(
+            x, cache.attention, attends, positions, reads_all=plan.reads_all
+        )
+        joined = jnp.where(attends[:, None], attention, ssm)
+        return self.fuse(x, joined), BlockCache(ssm_cache, attention_cache)
+
+    def _join(
+        self, x: jax.Array, ssm: jax.Array, attention: jax.Array, plan: BlockPlan
+    ) -> jax.Array:
+        """Return the branches' outputs for x [B, T, D] in order of position, as `fuse` takes them.
+
+        That is [B, T, D] where tokens are split; else see `_join_shared`.
+        """
+        if plan.is_split:
+            return merge(attention, ssm, plan)
+        return self._join_shared(x, ssm, attention)
+
+    def _join_shared(self, x: jax.Array, ssm: jax.Array, attention: jax.Array) -> jax.Array:
+        """Return the outputs of both branches for the same tokens x [..., D], joined.
+
+        For the paper's fusion they are concatenated, [..., 2D]. Otherwise the stream [..., D] is x
+        plus what each branch adds to it.
+        """
+        if self.has_projections:
+            return jnp.concatenate((ssm, attention), axis=-1)
+        before, first, second = (y.astype(jnp.float32) for y in (x, ssm, attention))
+        return (first + second - before).astype(x.dtype)
+
+
 class StemBlock(nnx.Module):
     """A block of one branch, for all tokens. Its methods are those of `Block`."""
 
@@ -190,12 +289,8 @@ class StemBlock(nnx.Module):
     ) -> jax.Array:
         """Return the stream [B, T, D] after the block."""
         del plan
-        inputs = x, segment_ids
-        if is_parallel():
-            x = run_alone(self.layer.part(*_ALL, inputs, length=x.shape[1]))
-        else:
-            x = self.layer.run(*_ALL, inputs, length=x.shape[1])
-        return constrain(x, STREAM)
+        inputs = BranchInputs(x, segment_ids, {})
+        return run_alone(self.layer.part(inputs)) if is_parallel() else self.layer.run(inputs)
 
     def init_cache(self, batch: int, plan: BlockPlan, length: int) -> Any:
         """Return the layer's cache before the first of `length` tokens."""
@@ -207,8 +302,7 @@ class StemBlock(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """Return the stream [B, T, D] and the layer's cache after each row, for `length` tokens."""
         del plan
-        x, cache = self.layer.prefill_own(*_ALL, x, prompts, length)
-        return constrain(x, STREAM), cache
+        return self.layer.prefill_own(*_ALL, x, prompts, length)
 
     def step(
         self, x: jax.Array, plan: BlockPlan, positions: jax.Array, cache: Any
