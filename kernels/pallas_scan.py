@@ -6,7 +6,7 @@ import jax
 from jax import Array
 from jax.experimental.pallas import tpu as pltpu
 
-# Of a grid (sequences, parts, chunks, steps of a chunk), in which only the last two are a walk.
+# For a grid (sequences, parts, chunks, steps of a chunk): only the last two must run in order.
 WALK = pltpu.CompilerParams(
     dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
 )
@@ -28,10 +28,10 @@ def like(x: Array, shape: tuple[int, ...] | None = None, dtype: Any = None) -> A
 
 
 def arrays_and_blocks(pairs: Any) -> tuple[Any, Any]:
-    """Return a tuple of pairs (array or its type, block spec), or None, as a tuple of each of both.
+    """Split pairs (array or its type, block spec) into a tuple of arrays and one of block specs.
 
-    They are of the same type if it is a named tuple. `pallas_call` takes the two, and passes the
-    kernel references in place of the arrays.
+    A pair may be None, which gives None in both. If `pairs` is a named tuple, both results have its
+    type. `pallas_call` takes the two, and passes kernel references in place of the arrays.
     """
     arrays, blocks = zip(
         *((None, None) if pair is None else pair for pair in pairs),

@@ -1,7 +1,7 @@
-"""Arrays on a mesh: the axes that each dimension is cut over, and kernels on each device's part.
+"""Arrays on a mesh: the axes that dimensions are sharded over, and kernels on each device's part.
 
-XLA can partition its own operations, but not a hand-written kernel. `over_mesh` cuts the arguments
-along the dimensions in which the operation is independent, by `jax.shard_map`.
+XLA can partition its own operations, but not a hand-written kernel. `over_mesh` shards the
+arguments along the dimensions in which the operation is independent, by `jax.shard_map`.
 """
 
 import math
@@ -13,8 +13,8 @@ from jax import Array
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-# The mesh axes that a dimension is cut over, by its letter or word in layouts. Where they do not
-# divide the dimension, the last ones are left out.
+# The mesh axes that a dimension is sharded over, by its letter or word in layouts. Where they do
+# not divide the dimension, the last ones are left out.
 AXES = {
     "B": ("data", "fsdp"),  # sequences
     "stream": ("branch", "sequence"),  # positions, outside the branches of a block
@@ -52,7 +52,7 @@ def over_mesh(
       layouts: of each argument, one letter or word per dimension, as 'B L E'.
       out_layouts: a tree of layouts, as the function's results.
       axes_of: letters whose parts depend on each other, which the function handles: after its
-        arguments it gets, for each of these letters, the tuple of mesh axes it is cut over.
+        arguments it gets, for each of these letters, the tuple of mesh axes it is sharded over.
     """
     mesh = jax.sharding.get_abstract_mesh()
     active = _active(mesh)
@@ -65,13 +65,13 @@ def over_mesh(
             if x is not None
             for letter, size in zip(layout.split(), x.shape, strict=True)
         }
-        cut = _cut(mesh, active, sizes)
-        axes = [cut.get(letter) or () for letter in axes_of]
+        sharded = _axes_by_letter(mesh, active, sizes)
+        axes = [sharded.get(letter) or () for letter in axes_of]
         if not active:
             return function(*arguments, *axes)
 
         def spec(layout: str) -> P:
-            return P(*map(cut.get, layout.split()))
+            return P(*map(sharded.get, layout.split()))
 
         def on_present(*arrays: Array) -> Any:
             whole = list(arguments)
@@ -79,7 +79,7 @@ def over_mesh(
                 whole[i] = x
             return function(*whole, *axes)
 
-        # Libraries' kernels do not declare over which axes their results vary: not checked.
+        # check_vma is off: libraries' kernels do not declare over which axes their results vary.
         return jax.shard_map(
             on_present,
             in_specs=tuple(spec(layouts[i]) for i in present),
@@ -92,20 +92,20 @@ def over_mesh(
 
 
 def num_parts(letter: str) -> int:
-    """Return the number of parts into which the mesh that is set would cut the dimension."""
+    """Return the number of parts into which the mesh that is set would shard the dimension."""
     mesh = jax.sharding.get_abstract_mesh()
     active = _active(mesh)
     return math.prod(mesh.shape[name] for name in AXES[letter] if name in active)
 
 
 def constrain(x: Array, layout: str) -> Array:
-    """Return x cut over the mesh that is set, by its layout; x itself if there is no mesh."""
+    """Return x sharded over the mesh that is set, by its layout; x itself if there is no mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if not (active := _active(mesh)):
         return x
     letters = layout.split()
-    cut = _cut(mesh, active, dict(zip(letters, x.shape, strict=True)))
-    return jax.lax.with_sharding_constraint(x, P(*map(cut.get, letters)))
+    sharded = _axes_by_letter(mesh, active, dict(zip(letters, x.shape, strict=True)))
+    return jax.lax.with_sharding_constraint(x, P(*map(sharded.get, letters)))
 
 
 def _active(mesh: jax.sharding.AbstractMesh) -> set[str]:
@@ -118,13 +118,14 @@ def _automatic(mesh: jax.sharding.AbstractMesh) -> set[str]:
     return {name for name, kind in axes if kind == AxisType.Auto}
 
 
-def _cut(
+def _axes_by_letter(
     mesh: jax.sharding.AbstractMesh, active: Iterable[str], sizes: dict[str, int]
 ) -> dict[str, tuple[str, ...] | None]:
-    """Return the axes that each letter is cut over.
+    """Return the axes that each letter is sharded over.
 
-    If an axis does not divide one letter, no other letter is cut over it either: query heads would
-    be separated from their key-value heads. 'shard', which is gathered anyway, is independent.
+    If an axis does not divide one letter, no other letter is sharded over it either: otherwise
+    query heads would be separated from their key-value heads. 'shard', which is gathered anyway, is
+    independent.
     """
 
     def fitting(letter: str, usable: set[str]) -> tuple[str, ...]:

@@ -34,9 +34,9 @@ OPTIONAL = ("D", "z", "dt_bias", "segment_ids", "initial_state")
 
 
 def finite_rates(A: Array) -> Array:
-    """Return A in float32, with lower rates than the least finite one, and -inf, replaced by it.
+    """Return A in float32, with every rate below `_LEAST_RATE`, such as -inf, raised to it.
 
-    So -inf has the results and gradients of the limit: the state is forgotten at every token, the
+    Then -inf has the results and gradients of the limit: the state is forgotten at every token, the
     gradient of A is 0, and a time step of 0 keeps the state. In the formulas themselves, 0 * -inf
     is NaN.
     """

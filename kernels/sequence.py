@@ -1,4 +1,4 @@
-"""Sequences cut over devices: what the positions of one device need of those before them.
+"""Sequences sharded over devices: what the positions of one device need of those before them.
 
 For use inside `jax.shard_map`, where each device holds a run of positions, in order along `axes`.
 """
@@ -22,7 +22,7 @@ def halo_before(x: Array, count: int, axes: Axes) -> Array:
     Args:
       x: [B, L, ...], L at least `count`.
       count: number of positions.
-      axes: mesh axes that positions are cut over.
+      axes: mesh axes that positions are sharded over.
     """
     devices = lax.axis_size(axes)
     pairs = [(i, i + 1) for i in range(devices - 1)]
@@ -73,7 +73,7 @@ def over_sequence(
     Args:
       run: the scan on one device, (y, final state) from the inputs.
       inputs: this device's.
-      axes: mesh axes that positions are cut over; if there are none, the scan is just run.
+      axes: mesh axes that positions are sharded over; if there are none, the scan is just run.
 
     Returns:
       This device's outputs, and on every device the state after the last device's positions.

@@ -1,4 +1,4 @@
-"""Runs of Triton kernels through jax-triton, for all operations that have some."""
+"""Running Triton kernels through jax-triton, for all operations that have such kernels."""
 
 import importlib.util
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def for_target(call: Callable[..., tuple[Array, ...]]) -> Run:
 
 def execute(run: Run, launch: Launch) -> dict[str, Array]:
     """Run a kernel and return its results by name."""
-    # jax-triton does not declare that they vary over devices.
+    # jax-triton does not declare that the results vary over devices.
     results = vary_alike((launch.inputs, tuple(run(launch))))[1]
     return dict(zip(launch.outputs, results, strict=True))
 

@@ -21,9 +21,8 @@ Tile = tuple[int, ...]
 
 # This process's choices, so that it measures once even if the cache folder cannot be written.
 _chosen: dict[tuple[str, str], Tile] = {}
-_measuring = (
-    threading.Lock()
-)  # programs traced at the same time must not time tiles at the same time
+# Programs traced at the same time must not time tiles at the same time.
+_measuring = threading.Lock()
 
 
 def choose_tile(

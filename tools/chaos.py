@@ -1,8 +1,8 @@
 """Soak test of a training run: `python -m tools.chaos --minutes=40`.
 
-With --workdir=gs://... the harmed runs are in a bucket. In an emulator, `python -m tools.emulator
-python -m tools.chaos --workdir=gs://bucket/soak --minutes=40`, a proxy refuses requests where a
-local disk would be full.
+With --workdir=gs://... the harmed runs are in a bucket, which must be an emulator's: `python -m
+tools.emulator python -m tools.chaos --workdir=gs://bucket/soak --minutes=40`. A proxy then refuses
+requests, as a full local disk would refuse writes.
 
 train.py trains a small model once without interruption. Then the run is repeated, and kills,
 signals, full disks and damaged files end it at random moments; each start resumes the one before.
@@ -40,7 +40,8 @@ from tools.trainer import Trainer
 _STEPS = 15_000  # about a minute
 _SHARE_AT_SAVES = 0.3  # of the harms that wait for a checkpoint's folder to appear
 _LINES_OF_A_FAILURE = 60
-# Of the starts in a bucket: otherwise the lock of a killed run delays the next one by a minute.
+# Share of starts in a bucket before which the lock is removed: otherwise that of a killed run
+# delays the next start by a minute.
 _SHARE_OF_REMOVED_LOCKS = 0.8
 # Entries of the result that must be zero; all others are counts.
 FAILURES = (
@@ -89,9 +90,8 @@ class Soak:
             if status != 0:
                 output = "\n".join(trainer.lines)
                 raise ValueError(f"the uninterrupted run ended with status {status}:\n{output}")
-            self._startup = (
-                trainer.seconds_to_first_row or trainer.age
-            )  # None: an earlier soak ran it
+            # seconds_to_first_row is None if an earlier soak ran it.
+            self._startup = trainer.seconds_to_first_row or trainer.age
             self._patience = PATIENCE + 5 * trainer.age
             self._log(f"uninterrupted run of {steps:,} steps: {trainer.age:.0f} s")
 

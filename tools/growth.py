@@ -57,9 +57,10 @@ class Sample:
 def measure_growth(workdir: str | os.PathLike, config: Config, steps: int) -> dict[str, Any]:
     """Train on this package's own sources and return how memory, files and threads changed.
 
-    Validations and checkpoints come 20 times (as often as the recipe's for 2000 steps), but at
-    most every 10 steps, and rows 10 times as often. A sample is taken before each checkpoint, once
-    the previous one is on the disk. Five checkpoints before the measured steps are warm-up.
+    Validations and checkpoints come every `steps` / 20 steps, but at least 10 steps apart, and rows
+    10 times as often; for 2000 steps these are the defaults. A sample is taken before each
+    checkpoint, once the previous one is on the disk. Five checkpoints before the measured steps
+    are warm-up.
 
     Args:
       workdir: an empty folder.
@@ -129,7 +130,7 @@ def _wait_for_checkpoints(workdir: pathlib.Path) -> None:
 
 
 def failures(growth: dict[str, Any]) -> list[str]:
-    """Return the names of resources that grew; memory counts from 1 % on."""
+    """Return the names of resources that grew; memory counts as grown from 1 % on."""
     found = [name for name in ("files", "threads") if _grew(growth, name)]
     return (["memory"] if growth["memory_growth"] >= _LIMIT else []) + found
 

@@ -3,6 +3,7 @@
 The flags come from the commands, the config keys from the dataclasses of `flowhn_jax.config`.
 """
 
+import argparse
 import importlib
 import pathlib
 import sys
@@ -34,17 +35,20 @@ WORKDIR = [
         "wandb.json, trackio.json, wandb/",
         "the run's id in a tracker of `train.writers`, and what `wandb` writes locally",
     ),
-    ("loss.png", "training and validation loss over the tokens, drawn at the end of a run"),
+    ("loss.png", "training and validation loss over the steps, drawn at the end of a run"),
     ("sample.json", "a text that the model generated after the last step, with its prompt"),
     (
         "checkpoints/STEP/",
         "parameters, optimizer state and position in the data, with a manifest of hashes",
     ),
-    ("checkpointed.json", "that the run has had a checkpoint, so that losing all is noticed"),
+    (
+        "checkpointed.json",
+        "records that the run has had a checkpoint, so that the loss of all of them is noticed",
+    ),
     ("damaged/", "checkpoints that were found damaged or incomplete, moved out of the way"),
     ("data/", "the prepared embedded corpus, if `data.path` is not set"),
     ("lock", "which process is using the workdir, or used it last; in a bucket, the lock itself"),
-    ("debug/", "a workdir that is about to repeat bad steps, written before a run gives up"),
+    ("debug/", "a workdir that repeats the skipped steps, written before a run gives up"),
     ("tokenizer.json, tokenizer_config.json, ...", "the tokenizer of an imported model"),
     ("by_position.csv, by_position.png", "of `flowhn eval --mode=perplexity --by_position`"),
 ]
@@ -79,6 +83,7 @@ METRICS = [
         "mfu",
         "these FLOPs as a fraction of the device's peak in bfloat16; null if the peak is not known",
     ),
+    ("mfu_palm", "mfu with all T² attention scores, as in PaLM"),
     (
         "data_wait",
         "seconds per step that the run waited for data, over the steps since the row before",
@@ -93,7 +98,6 @@ METRICS = [
         "share of the wall time since the start or resume that was spent in steps: not in opening, "
         "compiling, waiting for data, validating or waiting for checkpoints",
     ),
-    ("mfu_palm", "the same with all T² attention scores, as in PaLM"),
     (
         "validation_loss",
         "nats per token, every `train.eval_every` steps and at the end; absent in other rows",
@@ -204,8 +208,11 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def main() -> None:
     """Write the page, or with --check exit with status 1 if it is not up to date."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="only compare the page with the code")
+    is_check = parser.parse_args().check
     text = page()
-    if "--check" not in sys.argv[1:]:
+    if not is_check:
         PAGE.write_text(text)
         print(f"wrote {PAGE.relative_to(ROOT)}")
     elif not PAGE.is_file() or PAGE.read_text() != text:

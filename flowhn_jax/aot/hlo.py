@@ -1,4 +1,4 @@
-"""Parses a compiled program's text (HLO): its instructions, and the arrays that they return."""
+"""Parse a compiled program's text (HLO): its instructions, and the arrays that they return."""
 
 import math
 import re

@@ -14,7 +14,7 @@ from flowhn_jax.aot.hlo import Program
 from flowhn_jax.aot.step_memory import Memory, memory
 from flowhn_jax.aot.step_plan import CODE_BYTES, plan
 from flowhn_jax.aot.topology import GIB, Topology
-from flowhn_jax.bench.largest_batch import Attempt
+from flowhn_jax.bench.largest_batch import Attempt, NoBatchFitsError
 from flowhn_jax.bench.largest_batch import largest_batch as search
 from flowhn_jax.bench.throughput import memory_sizes, program_bytes
 from flowhn_jax.checkpoints.state import abstract_state
@@ -76,7 +76,7 @@ class Report:
 
     @property
     def communication_share(self) -> float:
-        """Share of communication in a step that never overlaps it with computing."""
+        """Share of the step's time that is communication, if nothing overlaps with computation."""
         return self.communication_seconds / (self.communication_seconds + self.compute_seconds)
 
     def to_dict(self) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[str, int, int]:
 
 
 def _needed(error: RuntimeError) -> int:
-    """Return the bytes that a program needs which does not fit; raise any other error again."""
+    """Return the bytes needed by a program that does not fit; raise any other error again."""
     found = _OUT_OF_MEMORY.search(str(error))
     if found is None:
         raise error
@@ -239,7 +239,7 @@ def largest_batch(
     config's batch.
 
     Raises:
-      ValueError: not even one sequence per device that shares the batch fits.
+      NoBatchFitsError: not even one sequence per device and micro-batch fits.
     """
     mesh = make_mesh(config.mesh, 0, topology.devices)  # for any batch
     parts = math.prod(mesh.shape[name] for name in AXES["B"]) * config.train.accumulate
@@ -255,9 +255,9 @@ def largest_batch(
     start = max(1, config.train.batch_size // parts)
     try:
         return search(attempt, start, topology.chip.memory).result
-    except ValueError as error:
-        raise ValueError(
-            f"No batch fits {topology.name}: a step of {parts} sequences, one per device that "
-            f"shares the batch, needs more than {topology.chip.memory / GIB:.2f} GiB per chip; use "
-            "a larger --topology, mesh.fsdp=-1 or train.remat=full."
+    except NoBatchFitsError as error:
+        raise NoBatchFitsError(
+            f"No batch fits {topology.name}: a step of {parts} sequences, one per device and "
+            f"micro-batch, needs more than {topology.chip.memory / GIB:.2f} GiB per chip; use a "
+            "larger --topology, mesh.fsdp=-1 or train.remat=full."
         ) from error

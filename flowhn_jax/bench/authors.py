@@ -92,7 +92,7 @@ def block_runs(
 
 
 def train_step(config: Config, mode: str) -> pytorch.Step:
-    """Return an update of the whole model on the tokens of `evaluation.throughput.random_batch`.
+    """Return an update of the whole model on the tokens of `bench.throughput.random_batch`.
 
     `config.model.dtype` 'auto' is bfloat16 under autocast on a GPU and float32 on a CPU.
 

@@ -53,12 +53,12 @@ def bench_parallel(config: Config, *, repeats: int, out: str) -> list[dict[str, 
         )
     if not whole.split.strategy_class.is_split:
         raise ValueError(
-            "split.strategy must be one that splits tokens for bench parallel, e.g. 'fac_split'; "
-            f"got {whole.split.strategy!r}."
+            "model.split.strategy must be one that splits tokens for bench parallel, e.g. "
+            f"'fac_split'; got {whole.split.strategy!r}."
         )
     check_out(out)
     balances = ["equal", "flops"]
-    if measured.load(devices[0].device_kind, whole.dims):
+    if whole.split.reads == "own" and measured.load(devices[0].device_kind, whole.dims):
         balances.append("time")
     cores = _cores(devices[0].platform)
     print(f"{devices[0].device_kind}, batch 1, context {config.model.context:,}\n")

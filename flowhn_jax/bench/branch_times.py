@@ -1,4 +1,4 @@
-"""`bench branches`: time of each branch by its number of tokens, for split.balance='time'."""
+"""`bench branches`: time of each branch by its tokens, for model.split.balance='time'."""
 
 import dataclasses
 import statistics

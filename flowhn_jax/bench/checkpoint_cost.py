@@ -107,7 +107,7 @@ def bench_checkpoint(config: Config, *, repeats: int, out: str) -> dict[str, Any
         ["state, MiB", f"{state_bytes / 2**20:,.1f}"],
         [f"{_STEPS} steps, s", f"{without:.3f}"],
         [f"{_STEPS} steps and a checkpoint, s", f"{with_save:.3f}"],
-        ["steps wait for it to begin, ms", f"{1e3 * row['seconds_in_save']:.0f}"],
+        ["steps blocked while a save begins, ms", f"{1e3 * row['seconds_in_save']:.0f}"],
         ["ratio, median", f"{row['ratio']:.4f}"],
         ["ratio, min", f"{row['ratio_min']:.4f}"],
         ["ratio, max", f"{row['ratio_max']:.4f}"],
@@ -115,7 +115,10 @@ def bench_checkpoint(config: Config, *, repeats: int, out: str) -> dict[str, Any
     if "with_local" in seconds:
         figures += [
             [f"{_STEPS} steps and a local checkpoint, s", f"{row['seconds_with_local']:.3f}"],
-            ["steps wait for it to begin, ms", f"{1e3 * row['seconds_in_save_local']:.0f}"],
+            [
+                "steps blocked while a local save begins, ms",
+                f"{1e3 * row['seconds_in_save_local']:.0f}",
+            ],
             ["ratio to these, median", f"{row['ratio_to_local']:.4f}"],
         ]
     print(markdown([config.model.name, ""], figures))

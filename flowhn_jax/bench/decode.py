@@ -108,7 +108,7 @@ def _seconds_per_step(model: ModelConfig, params: Params, prompt: jax.Array) -> 
 def _decode(
     decode: Decode, model: ModelConfig, params: Params, prompt: jax.Array, compiles: int
 ) -> tuple[float, list[int]]:
-    """Return seconds and tokens of `_NEW_TOKENS`; `compiles` of them first compile all programs."""
+    """Return seconds and tokens of decoding `_NEW_TOKENS`, after `compiles` tokens to warm up."""
     decode(model, params, prompt, compiles)
     return decode(model, params, prompt, _NEW_TOKENS)
 

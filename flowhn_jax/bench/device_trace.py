@@ -1,4 +1,4 @@
-"""Reads a profiler's device trace: the executions of a program's instructions.
+"""Read a profiler's device trace: the executions of a program's instructions.
 
 | device | what is read | what counts as an execution's time |
 |---|---|---|

@@ -25,6 +25,10 @@ class Attempt(Generic[Result]):
     temporaries: int = 0
 
 
+class NoBatchFitsError(ValueError):
+    """Not even a batch of 1 fits."""
+
+
 def largest_batch(
     attempt: Callable[[int], Attempt[Result]], start: int, memory: int, most: int | None = None
 ) -> Attempt[Result]:
@@ -41,7 +45,7 @@ def largest_batch(
       most: the largest size to try, rounded down likewise; None for no bound.
 
     Raises:
-      ValueError: not even a batch of 1 fits.
+      NoBatchFitsError: not even a batch of 1 fits.
     """
     each = _power_of_two(start if most is None else min(start, most))
     best: tuple[int, Attempt[Result]] | None = None
@@ -65,7 +69,7 @@ def largest_batch(
             if best is not None and each <= best[0]:
                 break
     if best is None:
-        raise ValueError(f"Not even 1 sequence fits into {memory / 2**30:.2f} GiB.")
+        raise NoBatchFitsError(f"Not even 1 sequence fits into {memory / 2**30:.2f} GiB.")
     return best[1]
 
 

@@ -1,4 +1,4 @@
-"""A run that begins at a checkpoint of another one: its branch."""
+"""Branching: beginning a run at a checkpoint of another run."""
 
 from functools import partial
 from typing import Any
@@ -45,7 +45,7 @@ class Branch:
     def _check(self) -> None:
         steps = steps_of(self.workdir)
         if self.step not in steps:
-            there = f"one of the steps {', '.join(map(str, sorted(steps)))}" if steps else "none"
+            there = f"the steps {', '.join(map(str, sorted(steps)))}" if steps else "none"
             raise FileNotFoundError(
                 f"{_KEY} must be a checkpoint WORKDIR/checkpoints/STEP; {self.workdir!r} holds "
                 f"{there}; got {short_repr(str(self._folder))}."

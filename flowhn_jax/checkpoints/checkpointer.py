@@ -42,15 +42,16 @@ from flowhn_jax.parallel.distributed import broadcast_from_first, first_before_o
 from flowhn_jax.utils.text import one_line
 
 _EXTRA_BYTES = 2**20  # of a checkpoint, in addition to its arrays
-_SECONDS_TO_END = 15.0  # that a process of several waits for a save if it ends with an error
+_SECONDS_TO_END = 15.0  # how long a failing process of several waits for its save
 _saves = itertools.count()
 
 
 class Checkpoints:
     """The checkpoints of a training run; a context manager.
 
-    Damaged checkpoints that are newer than the newest undamaged one are moved to `damaged/` in the
-    workdir, so that the run can write its own under their names.
+    Damaged checkpoints are moved to `damaged/` in the workdir, so that the run can write its own
+    under their names: those newer than the newest undamaged one, and older ones whose metadata is
+    damaged.
     """
 
     def __init__(
@@ -205,11 +206,16 @@ class Checkpoints:
     def shortage(self) -> str:
         """Return why the last checkpoint could not be written, as text."""
         if directory(self._workdir).is_remote:
-            return f"{self._workdir!r} did not take it; {self._newest()}"
+            return f"{self._workdir!r} did not accept the checkpoint; {self._newest()}"
         return f"{self._missing()}; {self._newest()}"
 
     def _missing(self) -> str:
         missing = disk.missing(directory(self._workdir), self._needed)
+        if not missing:
+            return (
+                f"it takes {disk.megabytes(self._needed)}, but the disk of {self._workdir!r}, or "
+                "its quota, was full"
+            )
         return (
             f"it takes {disk.megabytes(self._needed)}, of which {disk.megabytes(missing)} are "
             f"missing on the disk of {self._workdir!r}"
@@ -276,7 +282,7 @@ class Checkpoints:
                 mark_checkpointed(self._workdir, step)
                 self._prune()
 
-        # Of several processes none may see what the first one is deleting.
+        # Other processes must not list checkpoints that the first one is deleting.
         self._save.start(work, self._reload if jax.process_count() == 1 else lambda: None)
 
     def _reload(self) -> None:
@@ -306,6 +312,7 @@ class Checkpoints:
             if jax.process_count() > 1:
                 self._reload()
             return
+        missing = "" if directory(self._workdir).is_remote else self._missing()
         with contextlib.suppress(Exception):  # the same error
             self._checkpointer.close()
         self._reopen()  # removes the incomplete checkpoint
@@ -314,7 +321,9 @@ class Checkpoints:
         if directory(self._workdir).is_remote:
             self._log(f"a checkpoint was not written: {one_line(error)}; {self._newest()}")
         else:
-            self._log(f"the disk was full before a checkpoint was complete: {self.shortage()}")
+            self._log(
+                f"the disk was full before a checkpoint was complete: {missing}; {self._newest()}"
+            )
 
     def _reopen(self) -> None:
         """Open the checkpoints again, unless a bucket does not answer; `fits` then tries again."""
@@ -351,7 +360,9 @@ class Checkpoints:
                 is_alone = jax.process_count() == 1
                 if has_hashes or is_last or isinstance(error, OfAnotherRun) or not is_alone:
                     raise
-                self._log(f"the checkpoint of step {step} is damaged and skipped: {error}")
+                self._log(
+                    f"the checkpoint of step {step} is damaged and skipped: {one_line(error)}"
+                )
             self._checkpointer.close()
             set_aside(self._workdir, step)
             self._checkpointer = self._open()

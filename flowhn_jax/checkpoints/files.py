@@ -60,7 +60,7 @@ def steps_of(workdir: str) -> list[int]:
 
 
 def is_committed(folder: Place) -> bool:
-    """Return whether a folder of a checkpoint's name is one."""
+    """Return whether a folder named like a checkpoint is a committed checkpoint."""
     return not folder.is_remote or (folder / COMMITTED).is_file()
 
 

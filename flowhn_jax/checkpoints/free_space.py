@@ -1,7 +1,8 @@
-"""Recognises storage that takes nothing now, and measures how much space is missing."""
+"""Recognize storage that refuses writes for now, and measure how much space is missing."""
 
 import errno
 import shutil
+import sys
 
 from flowhn_jax.storage import AnyPath, is_storage_error, place
 
@@ -15,10 +16,16 @@ def is_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _ERRNOS:
             return True
-        if any(text in str(error) for text in _TEXTS):
+        if any(text in str(error) for text in _TEXTS) and not is_of_device(error):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def is_of_device(error: BaseException) -> bool:
+    """Return whether JAX's runtime raised an error, such as for too little memory on a device."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
 
 
 def takes_nothing(error: BaseException | None) -> bool:

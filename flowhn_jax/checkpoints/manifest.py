@@ -35,8 +35,8 @@ def damage(folder: AnyPath, parts: str | tuple[str, ...] = "") -> str | None:
     """Return what is wrong with a checkpoint's files whose names begin with `parts`; None: nothing.
 
     A checkpoint is complete if it has hashes, which are written last, or if Orbax's metadata says
-    that it was committed and all parts that it names are there. Without hashes the check of an
-    array is that it can be read.
+    that it was committed and all parts that it names are there. Without hashes,
+    arrays are only checked to be readable.
     """
     folder = place(folder)
     if not folder.is_dir():
@@ -75,13 +75,13 @@ def _incomplete(folder: Place) -> str | None:
     """Return why a checkpoint without hashes is not complete; None: it is."""
     try:
         content = json_text.loads((folder / _METADATA).read(), _METADATA)
-        is_committed = content["commit_timestamp_nsecs"] is not None
+        has_timestamp = content["commit_timestamp_nsecs"] is not None
         parts = list(content["item_handlers"])
     except FileNotFoundError:
         return f"{_METADATA} is missing, so the checkpoint was never completed"
     except (ValueError, KeyError, TypeError):
         return f"{_METADATA} cannot be read"
-    if not is_committed or "params" not in parts:
+    if not has_timestamp or "params" not in parts:
         return f"{_METADATA} does not record that the checkpoint was completed"
     missing = [part for part in parts if not _has_content(folder / part)]
     return f"{', '.join(missing)} is missing" if missing else None

@@ -1,5 +1,7 @@
 """Reads parameters from the checkpoints of a workdir, and writes them into a new one."""
 
+import contextlib
+import math
 from typing import Any
 
 from jax.sharding import Mesh
@@ -20,6 +22,7 @@ from flowhn_jax.checkpoints.files import (
     versions,
     warn,
 )
+from flowhn_jax.checkpoints.rows import Row, read_rows
 from flowhn_jax.checkpoints.workdir import read_config
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.models import Params
@@ -87,8 +90,8 @@ def find_step(workdir: str, checkpoint: str, ema: bool = False) -> int:
     steps = steps_of(workdir)
     if not steps:
         raise FileNotFoundError(
-            f"--workdir must hold a checkpoint; there is none in {workdir!r} yet. Train it first: "
-            f"python train.py --config=... --workdir={workdir}"
+            f"--workdir must hold a checkpoint; there is none in {workdir!r} yet. Train a run "
+            f"there: python train.py --config=... --workdir={workdir}"
         )
     candidates = steps
     if checkpoint == BEST:
@@ -107,9 +110,12 @@ def find_step(workdir: str, checkpoint: str, ema: bool = False) -> int:
         if damage is None:
             return step
         warn(f"the checkpoint of step {step} is damaged: {damage}")
+    found = ", ".join(map(str, candidates))
+    if checkpoint == LATEST:
+        raise ValueError(f"All checkpoints of {workdir!r} are damaged: those of steps {found}.")
     raise ValueError(
-        f"No checkpoint of {workdir!r} can be read; damaged are those of steps "
-        f"{', '.join(map(str, candidates))}."
+        f"--checkpoint must name an undamaged checkpoint of {workdir!r}; got {checkpoint!r}; "
+        f"that of step {found} is damaged."
     )
 
 
@@ -117,12 +123,16 @@ def _best(workdir: str, ema: bool) -> int:
     """Return the step of the best checkpoint; with `ema`, the one with the best average."""
     losses = {}
     key = loss_key(read_config(workdir).train.best_by, ema=ema)
+    rows: dict[int, Row] = {}
+    with contextlib.suppress(ValueError):  # damaged rows; the checkpoints hold most losses
+        # A resumed run may have validated the state of a checkpoint after it was written.
+        rows = {row["step"]: row for row in read_rows(workdir)}
     for step in steps_of(workdir):
         folder = directory(workdir) / str(step)
         if manifest.damage(folder, METADATA) is None:
             about: Any = ocp.metadata(str(folder), "params").custom_metadata or {}
-            loss = (about.get("metrics") or {}).get(key)
-            if loss is not None:
+            loss = (about.get("metrics") or {}).get(key, rows.get(step, {}).get(key))
+            if loss is not None and math.isfinite(loss):
                 losses[step] = loss
     if not losses:
         raise FileNotFoundError(

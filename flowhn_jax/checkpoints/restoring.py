@@ -19,11 +19,11 @@ def load_state(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Return a checkpoint's state, sharded as `abstract`, and its progress.
 
-    An average that `abstract` has and the checkpoint has not begins with the parameters.
+    If `abstract` has an average and the checkpoint has none, it starts as a copy of the parameters.
 
     Args:
       folder: of the checkpoint, named by its step.
-      load: returns parts of the checkpoint by name, as those of its argument.
+      load: restores the named parts of the checkpoint to the abstract values in its argument.
       abstract: shapes, dtypes and shardings of the state.
       data: the iterator of the run's batches, which continues from the checkpoint's position.
       log: prints a line for people.
@@ -37,7 +37,9 @@ def load_state(
     try:
         load({"data": data})
     except KeyError as error:  # Orbax wraps the error of a checkpointable in it
-        raise OfAnotherRun(str(error.__cause__)) if error.__cause__ else error from error
+        if error.__cause__ is None:
+            raise
+        raise OfAnotherRun(str(error.__cause__)) from error
     wanted: dict[str, Any] = {
         "params": abstract.params,
         "optimizer": {"step": abstract.step, "opt_state": abstract.opt_state},
@@ -47,7 +49,10 @@ def load_state(
     parts = load(wanted)
     average = parts.get(AVERAGE)
     if abstract.ema is not None and average is None:
-        log(f"the checkpoint of step {step} has no average; it begins with the parameters there")
+        log(
+            f"the checkpoint of step {step} has no average (train.ema); it starts as a copy of the "
+            "parameters"
+        )
         average = _copy(parts["params"])
     progress = progress_of(found)
     counts = {

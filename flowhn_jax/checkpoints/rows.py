@@ -10,7 +10,7 @@ from flowhn_jax.storage import AnyPath, Place, place
 Row = dict[str, Any]
 
 FILE = "metrics.jsonl"
-_MAX_NUMBER = 1e300  # that sums and pictures can hold
+_MAX_NUMBER = 1e300  # largest value that sums and plots can hold
 
 
 def part_name(number: int) -> str:

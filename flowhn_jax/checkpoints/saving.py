@@ -31,7 +31,7 @@ class Save:
         """Prepare a save; `number` counts the saves of the process."""
         self._meeting = Meeting(f"save/{number}")
         self._caller = threading.get_ident()
-        if number > 1:  # which has ended in all processes
+        if number > 1:  # save number - 2 has ended in all processes
             Meeting(f"save/{number - 2}").forget()
         self._error: BaseException | None = None  # in this process
         self._thread: threading.Thread | None = None
@@ -125,7 +125,7 @@ def _run_to_the_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 asyncio_utils._run_sync_via_new_loop = _run_to_the_end
-# Of each request to a bucket: TensorStore's default is to try for a quarter of an hour.
+# Retries of a request to a bucket; TensorStore's default is to try for a quarter of an hour.
 for _context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
     _context["gcs_request_retries"] = {  # pyright: ignore[reportArgumentType]
         "max_retries": 6,

@@ -27,7 +27,6 @@ _FILE = "config.json"
 _COMMANDS = "commands.txt"
 _LOCK_FILE = "lock"
 _MAX_NAMES = 8  # parameters in a message
-_MAX_HOST = 255  # characters
 
 
 def read_config(workdir: str) -> Config:
@@ -37,7 +36,11 @@ def read_config(workdir: str) -> Config:
       FileNotFoundError: `workdir` holds no run.
       ValueError: its config.json is damaged.
     """
-    return config_lib.parse(_read(workdir))
+    found = _read(workdir)
+    try:
+        return config_lib.parse(found)
+    except ValueError as error:
+        raise ValueError(f"{str(place(workdir) / _FILE)!r} is not valid: {error}") from error
 
 
 def _read(workdir: str) -> dict[str, Any]:
@@ -91,7 +94,9 @@ def with_recorded_share(workdir: str | None, config: Config) -> Config:
     # Hosts measure different shares, but all must run the same program.
     split = dataclasses.replace(split, balance=broadcast_from_first(split.balance))
     if is_first():
-        print(f"split.balance 'time', {origin}: {split.balance:.4f} of the tokens to attention")
+        print(
+            f"model.split.balance 'time', {origin}: {split.balance:.4f} of the tokens to attention"
+        )
     return dataclasses.replace(config, model=dataclasses.replace(model, split=split))
 
 
@@ -100,27 +105,20 @@ def check_model(workdir: str, config: Config) -> None:
 
     The dtype of matrix products may differ, because parameters are float32 in any case.
     """
-    old, new = (config_lib.to_dict(c.model) for c in (read_config(workdir), config))
+    _check_model(workdir, read_config(workdir), config)
+
+
+def _check_model(workdir: str, recorded: Config, config: Config) -> None:
+    old, new = (config_lib.to_dict(each.model) for each in (recorded, config))
     del old["dtype"], new["dtype"]
     if changes := config_lib.differences(old, new, "model."):
-        there, here = (models.abstract_params(c.model) for c in (read_config(workdir), config))
+        there, here = (models.abstract_params(each.model) for each in (recorded, config))
         shapes = differences_of_shape(there, here)
         raise ValueError(
             f"{workdir!r} holds another model than --config: {'; '.join(changes)}"
             + (f"; therefore these parameters differ in shape: {shapes}. " if shapes else ". ")
             + "Give the config it was trained with, or another --workdir."
         )
-
-
-def check_optimizer(workdir: str, config: Config) -> None:
-    """Raise ValueError if the run in `workdir` has another optimizer, with a state of its own."""
-    recorded = read_config(workdir).train.optimizer
-    require(
-        config.train.optimizer == recorded,
-        "train.optimizer",
-        f"{recorded!r}, whose state the checkpoints in {workdir!r} hold",
-        config.train.optimizer,
-    )
 
 
 def differences_of_shape(old: Any, new: Any) -> str:
@@ -162,14 +160,19 @@ def check(workdir: str, config: Config) -> list[str]:
     Raises:
       ValueError: the workdir holds a run of another model, or with another optimizer.
     """
-    check_model(workdir, config)
-    check_optimizer(workdir, config)
-    old = config_lib.to_dict(read_config(workdir))
-    return config_lib.differences(old, config_lib.to_dict(config))
+    recorded = read_config(workdir)
+    _check_model(workdir, recorded, config)
+    require(
+        config.train.optimizer == recorded.train.optimizer,
+        "train.optimizer",
+        f"{recorded.train.optimizer!r}, whose state the checkpoints in {workdir!r} hold",
+        config.train.optimizer,
+    )
+    return config_lib.differences(config_lib.to_dict(recorded), config_lib.to_dict(config))
 
 
 def write_config(workdir: str, config: Config) -> None:
-    """Write the config of the run in `workdir`, unless it has not changed."""
+    """Write the config of the run in `workdir`, if it has changed."""
     path = place(workdir) / _FILE
     text = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
     if not path.is_file() or path.read() != text.encode():
@@ -237,8 +240,7 @@ def _in_use(workdir: str, holder: str) -> ValueError:
 
 def _lock_holder(path: Place) -> str:
     """Return the process that the file names, in words."""
-    try:
-        holder = json.loads(path.read())
-        return f"process {int(holder['pid'])} on host {str(holder['host'])[:_MAX_HOST]}"
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return "another process"  # the file was removed, or is about to be written
+    holder = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        holder = json.loads(path.read())  # unless it was removed, or is about to be written
+    return lease.describe(holder)

@@ -45,8 +45,8 @@ def define(flags: Flags) -> Callable[[], None]:
     print_roofline = _define_roofline(flags)
 
     def main() -> None:
-        os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs, here or there
-        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # nor is CUDA installed
+        os.environ["JAX_PLATFORMS"] = "cpu"  # programs are compiled, never run
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # CUDA need not be installed
         from flowhn_jax.aot import step_report
         from flowhn_jax.aot import topology as topology_lib
 
@@ -84,7 +84,7 @@ def _define_roofline(flags: Flags) -> Callable[..., bool]:
     def print_roofline(
         config: "Config", describe: "Callable[[], Topology]", *, as_json: bool
     ) -> bool:
-        needs, refuses = ("xla", "out", "diff", "plot"), ("mfu", "largest_batch")
+        needs, refuses = ("xla", "out", "diff", "plot"), ("mfu", "largest_batch", "plan_only")
         for name in refuses if roofline.value else needs:
             if flags.values[name].present:
                 must = "be left out with" if roofline.value else "be given with"

@@ -49,7 +49,7 @@ def define(flags: Flags) -> Mapping[str, Callable[..., None]]:
         config = parse_config()
         if config is None:
             raise ValueError(
-                f"--config must be given, the recipe of what flowhn bench {name} measures."
+                f"--config must be given for flowhn bench {name}, e.g. --config=flowhn_135m."
             )
         bench(config, repeats=repeats.value, out=out.value or f"bench_{name}.json")
 

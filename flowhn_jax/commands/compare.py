@@ -55,7 +55,7 @@ def define(flags: Flags) -> Callable[[], None]:
         recall = flags.number(
             "recall",
             0.0,
-            "share of the training windows with texts of the recall tasks, in which the models are "
+            "share of the training windows with texts of the recall tasks, on which the models are "
             "then scored, e.g. 0.1.",
             minimum=0,
             maximum=0.9,

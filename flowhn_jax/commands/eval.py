@@ -41,7 +41,7 @@ def define(flags: Flags) -> Callable[[], None]:
 
 
 def _define_options(flags: Flags) -> list[FlagHolder]:
-    """Define the flags of single modes, which get those that are given, by their names."""
+    """Define the flags of single modes, which get by name those that are given."""
     found = []
     with flags.group("--mode=perplexity"):
         found += [
@@ -114,7 +114,7 @@ def _define_options(flags: Flags) -> list[FlagHolder]:
             flags.number(
                 "repetition_penalty",
                 None,
-                "above 1: make tokens less likely that the text already has.",
+                "above 1: make tokens that the text already contains less likely.",
             ),
             flags.strings("stop", None, "end the text before this string."),
             flags.integer("batch_size", None, "prompts per batch; default: 16."),

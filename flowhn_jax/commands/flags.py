@@ -13,6 +13,7 @@ import absl.flags
 from absl.flags import FlagHolder
 
 from flowhn_jax.storage import check_scheme, is_remote
+from flowhn_jax.utils.checks import require
 from flowhn_jax.utils.text import one_line, short_path, short_repr
 
 if TYPE_CHECKING:
@@ -201,6 +202,9 @@ class Flags:
             if found:
                 allowed = allowed.strip(" <>").replace("|", ", ")
                 return f"--{name} must be {must_be.format(allowed)}; got {short_repr(value)}."
+        value, found, must_be = refused.partition(" is not ")  # out of range
+        if found:
+            return f"--{name} must be {must_be}; got {value.rpartition(': ')[2]}."
         return str(error)
 
     def _check_paths(self) -> None:
@@ -208,6 +212,7 @@ class Flags:
         for name, others in self.paths.items():
             path = self.values[name].value
             if path is not None:
+                require(path != "", f"--{name}", "a path", path)
                 check_path(name, path, others)
 
     def _check_numbers(self) -> None:

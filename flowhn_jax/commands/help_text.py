@@ -86,7 +86,7 @@ def text(command: str, flags: Flags) -> str:
         *(_section(heading, rows) for heading, rows in flag_rows(flags).items()),
     ]
     if flags.takes_config:
-        sections.append("Every key of the recipe can be set; the defaults are those without one.")
+        sections.append("Every config key can be set; the defaults are those without a recipe.")
         sections += [_section(f"config, {group}", rows) for group, rows in config_rows().items()]
     return "\n\n".join(sections)
 

@@ -19,6 +19,7 @@ from flowhn_jax.utils.memory import keep_freed_memory
 from flowhn_jax.utils.sources import ROOT
 from flowhn_jax.utils.text import one_line, short_repr
 
+_NO_DEVICE_MEMORY = "RESOURCE_EXHAUSTED"  # in an error of JAX's runtime
 # Errors that are the user's to solve; any other is a fault of this code and shows its traceback.
 _OF_A_USER = (MemoryError, ValueError, OSError, ImportError)
 _OUR_CODE = ("flowhn_jax", "kernels", "configs")
@@ -71,7 +72,7 @@ def command(
             yield function
         except Exception as error:
             _end_all_processes(error)
-            if not isinstance(error, _OF_A_USER):
+            if not isinstance(error, _OF_A_USER) and not _is_out_of_device_memory(error):
                 raise
             sys.exit(_message(error, shows_tracebacks))
         except KeyboardInterrupt as error:
@@ -191,6 +192,12 @@ def _message(error: Exception, shows_tracebacks: bool = True) -> str:
     """
     if isinstance(error, MemoryError):
         return f"error: there is not enough memory for this: {one_line(error)}"
+    if _is_out_of_device_memory(error):
+        first = one_line(str(error).partition("\n")[0]).rstrip(".")
+        return (
+            f"error: the device has too little memory: {first}. Lower train.batch_size, raise "
+            "train.accumulate, or set --config.train.remat=full."
+        )
     if not isinstance(error, _OF_A_USER):
         return traceback.format_exc()
     is_enough = not shows_tracebacks or _is_clear(error) or free_space.is_full(error)
@@ -201,6 +208,10 @@ def _message(error: Exception, shows_tracebacks: bool = True) -> str:
         error_line = one_line(error)
     notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]  # JAX's are long
     return "\n".join([f"{stack}error: {error_line}", *notes])
+
+
+def _is_out_of_device_memory(error: BaseException) -> bool:
+    return free_space.is_of_device(error) and _NO_DEVICE_MEMORY in str(error)
 
 
 def _is_clear(error: BaseException) -> bool:

@@ -20,8 +20,8 @@ def define(flags: Flags) -> Callable[[], None]:
     lengths = flags.listing(
         "lengths",
         [],
-        "context lengths to plan for, separated by commas, with one line for each in place of one "
-        "for each block.",
+        "context lengths to plan for, separated by commas; prints one line per length instead of "
+        "one per block.",
     )
     plot = flags.path("plot", "picture of the plan to write: .png, .svg or .pdf.")
     return lambda: _print_plan(parse_config().model, lengths.value, plot.value)
@@ -57,7 +57,7 @@ def _print_plan(model: "ModelConfig", lengths: Sequence[str], plot: str | None) 
     print(planned)
     plan = config.plan()
     share = reach(plan)
-    reached = "can reach logit i, by the text" if plan.is_learned else "reaches logit i"
+    reached = "can reach logit i, depending on the text" if plan.is_learned else "reaches logit i"
     print(f"\nreach {share:.4f}: share of pairs (i, j <= i) in which token j {reached}")
     if warning := partition_warning(split, plan):
         print(f"warning: {warning}")

@@ -73,8 +73,8 @@ def _main(options: _Options) -> None:
     if failed:
         count = 1 if index is not None else len(points)
         sys.exit(
-            f"error: {failed} of {count} runs failed; the same command tries them again, and "
-            "flowhn train with a run's folder shows more."
+            f"error: {failed} of {count} runs failed; the same command tries them again. To see an "
+            "error in full: flowhn train --workdir=FOLDER_OF_THE_RUN"
         )
 
 

@@ -27,7 +27,7 @@ def get_config(workdir: str) -> "ml_collections.ConfigDict":
 
 
 def define(flags: Flags) -> "Callable[[], Config]":
-    """Define --config and its keys; without --config it is that of the run in --workdir.
+    """Define --config and its keys; the default is the config of the run in --workdir.
 
     Args:
       flags: receives the definitions; has --workdir when the flags are parsed.
@@ -36,7 +36,7 @@ def define(flags: Flags) -> "Callable[[], Config]":
       A function that returns the validated config once the flags are parsed. With `train.init_from`
       the model is the source's, except for the keys that are flags; once the run has a checkpoint
       it is the run's own, so that the source is not needed any more. It raises ValueError if the
-      config is not valid, or the source is none.
+      config is not valid, or the source is not a model.
     """
     holder = define_recipe(
         flags, required=True, more=" Without it: the config of the run in --workdir."
@@ -64,7 +64,7 @@ def define(flags: Flags) -> "Callable[[], Config]":
 
 
 def recipe_of_workdir(arguments: Sequence[str]) -> str | None:
-    """Return the recipe that stands for the run in the --workdir of a command line; None: no such.
+    """Return the recipe of the run in a command line's --workdir; None without --workdir.
 
     Raises:
       ValueError: the folder holds no run, or its config is damaged.

@@ -42,7 +42,7 @@ def parse_budget(text: str) -> Budget:
     """Return the budget in a text such as 'tokens:2e6', 'flops:1e15' or 'seconds:300'.
 
     Raises:
-      ValueError: the text is none.
+      ValueError: the text is not a budget.
     """
     kind, _, number = text.partition(":")
     try:

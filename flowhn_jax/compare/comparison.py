@@ -25,9 +25,9 @@ class Training:
     Attributes:
       budget: what each run may spend; None: nothing is trained.
       seeds: how many seeds each model is trained with.
-      rates: the learning rates of which each model's best counts; none: the recipe's alone.
+      rates: learning rates to try, of which each model's best counts; empty: the recipe's.
       corpus: the text of configs that name no data: 'embedded' or 'packages'.
-      recall: share of the training windows with texts of the recall tasks, in which the models are
+      recall: share of the training windows with texts of the recall tasks, on which the models are
         then scored.
     """
 

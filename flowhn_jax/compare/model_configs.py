@@ -14,7 +14,7 @@ from flowhn_jax.utils.text import short_repr
 SIZES = ("tiny", "135m", "350m", "1b")
 NAMES = (*recipes.VARIANTS, *BASELINES)
 MATCHES = ("params", "flops")
-REFERENCE = "fac_split"  # whose FLOPs the baselines have
+REFERENCE = "fac_split"  # whose FLOPs the baselines match with match='flops'
 
 
 def parse_names(models: str) -> tuple[str, ...]:
@@ -42,8 +42,8 @@ def model_config(
       name: one of NAMES.
       context: replaces the recipe's context.
       batch_size: replaces the recipe's batch size.
-      match: what the sizes of a baseline are chosen by: 'params' are the recipe's; with 'flops' it
-        has the FLOPs per token of FlowHN's fac_split, see `matching.match_flops`.
+      match: how a baseline's size is chosen: 'params' keeps the recipe's; 'flops' matches the FLOPs
+        per token of FlowHN's fac_split, see `matching.match_flops`.
 
     Raises:
       ValueError: the size is unknown, or `config.parse` refuses the result.

@@ -90,9 +90,9 @@ def missing_measurements(
     names = list(names)
     finished = {(each["round"], each["model"]) for each in done}
     order = [
-        (number, names[(place + number) % len(names)])
+        (number, names[(offset + number) % len(names)])
         for number in range(rounds)
-        for place in range(len(names))
+        for offset in range(len(names))
     ]
     return [each for each in order if each not in finished]
 

@@ -96,7 +96,7 @@ def _about_quality(results: Mapping[str, Any]) -> str:
     if max(row["seeds"] for row in results["models"]) > 1:
         text += " Means ± sample standard deviations over the seeds."
     if len({run["learning_rate"] for run in results["runs"]}) > 1:
-        text += " Each model is at its learning rate with the fewest bits/byte."
+        text += " Each model is at its learning rate with the lowest bits/byte."
     return text
 
 

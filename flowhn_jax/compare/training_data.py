@@ -85,9 +85,9 @@ def _packages(workdir: Place, context: int, vocab_size: int) -> PreparedSet:
 
 def _first(texts: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the first texts, a sample of all, up to `_TOKENIZER_BYTES`."""
-    sizes, counted = itertools.tee(texts)
-    ends = itertools.accumulate(map(len, sizes))
-    for text, end in zip(counted, ends, strict=True):
+    texts, counted = itertools.tee(texts)
+    ends = itertools.accumulate(map(len, counted))
+    for text, end in zip(texts, ends, strict=True):
         if end > _TOKENIZER_BYTES:
             return
         yield text

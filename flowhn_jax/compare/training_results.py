@@ -20,7 +20,7 @@ _COMPARED = (BITS, *scores.KEYS)  # have a deviation
 
 
 def run_result(run: Run, workdir: str) -> Result:
-    """Return what a run led to, up to its last validation; None where there is none.
+    """Return a run's results at its last validation; values are None without one.
 
     Raises:
       ValueError: a value in the run's metrics.jsonl is not a number, or its scores are damaged.
@@ -91,7 +91,7 @@ def model_result(results: Iterable[Result]) -> Result:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    """Return the mean, as the whole number that all are where they are equal ones."""
+    """Return the mean; equal values are returned as they are, so that integers stay integers."""
     if not values:
         return None
     return values[0] if len(set(values)) == 1 else statistics.fmean(values)

@@ -20,8 +20,8 @@ class DataConfig:
         a set has the name of its folder.
       validation: further sets to validate on, as PATH,PATH,... or NAME=PATH,NAME=PATH,...
       seed: seed of the global shuffle.
-      cache: where each host keeps a copy of the shards: 'auto' is a folder of the user's cache for
-        data in a bucket (gs://), and none for local data; 'off', or a local folder.
+      cache: where each host copies the shards: 'auto' (the user's cache for gs://, no copy for
+        local data), 'off' (no copy), or a local folder.
     """
 
     path: str = ""

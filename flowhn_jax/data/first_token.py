@@ -16,6 +16,11 @@ def check_first_token(first_token: str) -> None:
 
 def missing_bos_error(spec: str) -> ValueError:
     """Return the error for 'bos' with a tokenizer that has no beginning-of-text token."""
+    if spec == "bytes":
+        return ValueError(
+            "first_token must be auto, eot or none for the tokenizer 'bytes', which has no "
+            "beginning-of-text token; got 'bos'."
+        )
     return ValueError(
         f"Tokenizer {spec} has no beginning-of-text token: its post_processor adds none, and "
         f"{SETTINGS} has no usable bos_token; type --first_token=eot"

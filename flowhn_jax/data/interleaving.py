@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import grain
 
-_RESOLUTION = 10**6  # to which weights are rounded
+_RESOLUTION = 10**6  # weights are rounded to 1 / _RESOLUTION
 
 
 class Interleaving(grain.transforms.DatasetSelectionMap):

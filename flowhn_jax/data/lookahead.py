@@ -42,7 +42,7 @@ class Lookahead(Iterator[Item]):
         self._error = None
 
     def pop_waited(self) -> float:
-        """Return the seconds for which items were waited for since the last call."""
+        """Return the seconds spent waiting since the last call."""
         waited, self._waited = self._waited, 0.0
         return waited
 

@@ -1,7 +1,7 @@
 """Batches from prepared sets, for training and for validation.
 
-Rows have one global order, and process i of n reads the i-th n-th of each batch, so that the global
-batch of a step has the same rows for any number of processes.
+Rows have one global order, and process i of n reads the i-th of n equal slices of each batch, so
+that the global batch of a step has the same rows for any number of processes.
 """
 
 import asyncio
@@ -25,6 +25,13 @@ NumpyBatch = dict[str, np.ndarray]
 
 _STATE_FILE = "batches.json"
 _READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
+
+# What determines the order of the batches, by the names in a checkpoint.
+_KEYS = {
+    "seed": "data.seed",
+    "batch_size": "train.batch_size",
+    "weights": "the weights in data.path",
+}
 
 
 class TrainBatches(Iterator[NumpyBatch]):
@@ -97,7 +104,7 @@ class TrainBatches(Iterator[NumpyBatch]):
         return self._lookahead.error_within(count)
 
     def pop_waited(self) -> float:
-        """Return the seconds for which batches were waited for since the last call."""
+        """Return the seconds spent waiting since the last call."""
         return self._lookahead.pop_waited()
 
     def get_state(self) -> dict[str, Any]:
@@ -112,9 +119,14 @@ class TrainBatches(Iterator[NumpyBatch]):
         """
         for key, value in self._order.items():
             if state.get(key) != value:
+                if key == "data":
+                    raise ValueError(
+                        "data.path must name the data that the checkpoint was trained on; these "
+                        "are other data."
+                    )
                 raise ValueError(
-                    f"{key} must stay the same when training resumes: the checkpoint's batches "
-                    f"have {short_repr(state.get(key))}, but this run has {value!r}."
+                    f"{_KEYS[key]} must be {short_repr(state.get(key))}, as in the checkpoint; got "
+                    f"{short_repr(value)}."
                 )
         self._iterator.set_state({"next_index": state["step"]})
         self._lookahead.clear()

@@ -270,7 +270,7 @@ class PreparedSet:
                 raise ValueError(f"the counts of the {name} split are inconsistent")
 
     def _check_files(self) -> None:
-        """Raise ValueError if a shard is missing or has not its recorded size."""
+        """Raise ValueError if a shard is missing or does not have its recorded size."""
         for shard in self._shards():
             shard.check_name(self.folder)
         if not self.folder.is_remote:
@@ -296,7 +296,7 @@ def read_index(folder: Place) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} is not a prepared set: it has no {INDEX}.")
     try:
-        fields = json_text.loads(path.read(), str(path))
+        fields = json_text.loads(path.read(), INDEX)
     except ValueError as error:
         raise ValueError(f"{folder} is damaged: {error}") from error
     if (

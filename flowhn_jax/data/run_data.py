@@ -73,12 +73,12 @@ class RunData:
         """
         first, *others = (each.prepared for each in self.training + self.validation)
         for other in others:
-            for what, key, shown in _TRAITS:
+            for what, key, describe in _TRAITS:
                 if getattr(other, key) != getattr(first, key):
                     raise ValueError(
                         "The sets of data.path and data.validation must have the same "
-                        f"{what}; {first.folder} has {shown(first)}, but {other.folder} has "
-                        f"{shown(other)}. Prepare {other.folder} again with the options of "
+                        f"{what}; {first.folder} has {describe(first)}, but {other.folder} has "
+                        f"{describe(other)}. Prepare {other.folder} again with the options of "
                         f"{first.folder}."
                     )
 
@@ -88,7 +88,7 @@ def _tokenizer(prepared: PreparedSet) -> str:
     return f"{prepared.tokenizer_spec} ({prepared.tokenizer_fingerprint[:12]})"
 
 
-# What the sets of a run must have in common: its name, the attribute, and how it is shown.
+# What the sets of a run must have in common: its name, the attribute, and its description.
 _TRAITS: tuple[tuple[str, str, Callable[[PreparedSet], Any]], ...] = (
     ("tokenizer", "tokenizer_fingerprint", _tokenizer),
     ("context", "context", lambda prepared: prepared.context),

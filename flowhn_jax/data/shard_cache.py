@@ -75,7 +75,7 @@ def load(folder: Place, shards: Sequence[Shard], cache: pathlib.Path) -> None:
 
 
 def _load(folder: Place, shards: Sequence[Shard], cache: pathlib.Path) -> None:
-    """Do as `load` does, with the lock of `cache`."""
+    """Copy shards as `load` does; the caller holds the lock of `cache`."""
     total = sum(shard.bytes for shard in shards)
     with Progress(total, f"loading {folder}", "bytes") as bar, _Workers() as workers:
         guard = threading.Lock()

@@ -48,7 +48,7 @@ class Shard:
             )
 
     def check_size(self, path: Place | pathlib.Path, size: int | None) -> None:
-        """Raise ValueError if the file at `path` has not the recorded size; None: it is absent."""
+        """Raise ValueError if a file is absent (size None) or does not have the recorded size."""
         if size is None:
             raise ValueError(f"{path} is missing, but the index names it.")
         if size != self.bytes:

@@ -104,7 +104,7 @@ def _check_kind(path: pathlib.Path, is_kind: Callable[[int], bool]) -> None:
         return
     if not is_kind(mode):
         raise ValueError(
-            f"{path} was not created by this program; remove it, or choose another name."
+            f"{path} was not created by this program; remove it, or choose another --out."
         )
 
 

@@ -265,7 +265,7 @@ def _generate(
     ended = sum(each.finish == "context" for each in found)
     if ended:
         print(
-            f"{ended} of {len(found)} texts ended at {trained.config.model.context} tokens, the "
+            f"{ended} of {len(found)} texts ended at {trained.config.model.max_length} tokens, the "
             f"context {trained.config.model.name} is planned for. --replan continues in a new "
             "window."
         )
@@ -319,7 +319,7 @@ def _scorer(trained: TrainedModel, context: int | None = None) -> Scorer:
     config = trained.config
     if not models.can_decode(config.model):  # the padding of a pair would change its split
         raise ValueError(
-            "split.scope must be 'context' to score texts of several lengths; got 'sequence'."
+            "model.split.scope must be 'context' to score texts of several lengths; got 'sequence'."
         )
     batch_size = perplexity.eval_batch_size(config)
     return Scorer(config.model, trained.params, trained.mesh, batch_size, context=context)

@@ -118,7 +118,7 @@ def evaluate(
       params: the model's parameters.
       batches: as `models.loss.loss_sum` takes them.
       text_bytes: UTF-8 bytes of the text.
-      stops: is called after each batch; when it returns True, so does the evaluation, with None.
+      stops: called after each batch; when it returns True, the evaluation stops and returns None.
     """
     sums: list[LossSum] = []
     for batch in batches:
@@ -198,8 +198,8 @@ def text_batches(
     """
     if not tokenizer.first_ids:
         raise ValueError(
-            "--first_token must be auto, bos or eot for perplexity, which also scores the first "
-            "token of a text; got 'none'."
+            "--first_token must be bos or eot for perplexity, which also scores the first token of "
+            "a text; got 'none', from the flag or from the tokenizer's own settings."
         )
     if not text:
         raise ValueError("The text to score must not be empty.")
@@ -228,7 +228,7 @@ def count_words(text: bytes) -> int:
 def validation(
     config: Config, mesh: Mesh, prepared: PreparedSet, max_windows: int | None = None
 ) -> Iterator[Batch]:
-    """Return batches of the validation windows on the mesh; of `max_windows` evenly spaced ones."""
+    """Return batches of the validation windows; if `max_windows` is set, of evenly spaced ones."""
     part, parts = data_shard(mesh)
     batches = validation_batches(
         prepared,

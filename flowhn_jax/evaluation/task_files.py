@@ -56,7 +56,7 @@ def find_file(task: str, folder: str) -> Place:
 
 
 def read_task(task: str, folder: str) -> TaskFile:
-    """Return the content of a task's file, with its malformed records apart.
+    """Return the content of a task's file, with its malformed records listed separately.
 
     Raises:
       FileNotFoundError, ValueError: as in `find_file`, or the file cannot be read, or all of its

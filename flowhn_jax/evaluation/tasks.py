@@ -33,7 +33,7 @@ def evaluate_tasks(
     """Return the result of each task, whose files are in `folder`; see `summarize`.
 
     Raises:
-      FileNotFoundError, ValueError: a file is missing or damaged. No task has been scored yet.
+      FileNotFoundError, ValueError: a file is missing or damaged; raised before any task is scored.
     """
     files = {task: read_task(task, folder) for task in tasks}
     encoded = {task: _encode(file, tokenizer) for task, file in files.items()}

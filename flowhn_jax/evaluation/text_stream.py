@@ -51,9 +51,8 @@ class TextStream:
             return ""
         before = self._tokenizer.decode(self._ids[self._context : self._final])
         now = self._tokenizer.decode(self._ids[self._context :])
-        if not now.startswith(
-            before
-        ):  # with byte tokens, a later one may undo an earlier character
+        # With byte tokens, a later token may undo an earlier character.
+        if not now.startswith(before):
             self._context, before = self._final, ""
             now = self._tokenizer.decode(self._ids[self._context :])
         pending = len(self._ids) - self._final
@@ -70,9 +69,9 @@ class TextStream:
         return piece
 
     def _start_of_open_character(self, now: str, pending: int) -> int:
-        """Return the index of the first of the last ids that may be the start of a character.
+        """Return the index from which on the last ids may be an incomplete character.
 
-        They are if they decode to one replacement character, and the text before it is the same
+        They may be if they decode to one replacement character, and the text before it is the same
         without them.
         """
         for size in range(min(pending - 1, _MAX_OPEN), 0, -1):

@@ -126,7 +126,7 @@ def from_state_dict(
 def _tied(
     family: Family, config: ModelConfig, arrays: dict[str, np.ndarray]
 ) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """Return a tied model's arrays without the head's, or an untied config if it is another one."""
+    """Return a tied model's arrays without the head, or an untied config if the head differs."""
     untied = dataclasses.replace(config, tie_embeddings=False)
     theirs = {path: name for name, path in family.names(untied).items()}
     embedding, head = theirs[EMBEDDING], theirs[HEAD]

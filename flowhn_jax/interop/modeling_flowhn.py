@@ -82,7 +82,7 @@ class FlowHNConfig(PretrainedConfig):
 
 
 class RMSNorm(nn.Module):
-    """RMS norm with float32 statistics; the result has the dtype of x, or `dtype`."""
+    """RMS norm with float32 statistics; the result has the dtype of x."""
 
     def __init__(self, features: int, eps: float):
         super().__init__()
@@ -167,7 +167,7 @@ class Attention(nn.Module):
         cache: KeysValues | None,
         borrowed: KeysValues | None = None,
     ) -> tuple[Tensor, KeysValues]:
-        """Return the attended tokens [B, T, D], and keys and values with those of x [B, T, D]."""
+        """Return the outputs for x [B, T, D], and keys and values with those of x."""
         if self.borrows:
             assert borrowed is not None, "the first layer never borrows"
             seen = borrowed
@@ -217,7 +217,7 @@ def _convolve(
 
     Args:
       x: [B, T, C].
-      valid: [B, T]; only leading tokens are.
+      valid: [B, T] bool; valid tokens come first.
       weight: [C, 1, W].
       bias: [C].
       before: [B, W - 1, C], the inputs before x; None: zeros.
@@ -765,7 +765,7 @@ class FlowHNForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None and kwargs.get("inputs_embeds") is not None:
             return found | {"inputs_embeds": kwargs["inputs_embeds"]}
         if cache is not None:
-            # Without ids of the prompt, which was given as embeddings, all but the last are new.
+            # A prompt that was given as embeddings has no ids: then only the last one is new.
             input_ids = input_ids[:, max(0, min(cache.columns, input_ids.shape[1] - 1)) :]
         return found | {"input_ids": input_ids, "logits_to_keep": kwargs.get("logits_to_keep") or 0}
 

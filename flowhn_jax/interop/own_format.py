@@ -2,7 +2,7 @@
 
 config.json has model_type 'flowhn_jax', the keys of our model config, and the plan of the split.
 `modeling_flowhn.py` next to it is the model in PyTorch, which transformers loads with
-`trust_remote_code=True`. Parameters have the paths of ours as names ('blocks.0.norm.weight') and
+`trust_remote_code=True`. Parameters are named by our paths ('blocks.0.norm.weight') and have
 PyTorch's layout.
 """
 

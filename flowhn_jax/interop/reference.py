@@ -116,6 +116,13 @@ def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None)
             f"The checkpoint must have all parameters of FlowHN; {len(missing)} are missing from "
             f"its {len(shapes)} arrays, the first is {missing[0]!r}."
         )
+    ranks = {"model.embed_tokens.weight": 2, first + "mamba.mamba.A_log": 2}
+    ranks |= {first + "mamba.mamba.conv1d.weight": 3, first + "mamba.mamba.dt_proj.weight": 2}
+    ranks |= {first + "atten.self_attn.k_proj.weight": 2}
+    ranks |= {first + "mamba.feed_forward.up_proj.weight": 2}
+    for name, rank in ranks.items():
+        if len(shapes[name]) != rank:
+            raise ValueError(f"{name} must have {rank} dimensions; got shape {shapes[name]}.")
     vocab_size, width = shapes["model.embed_tokens.weight"]
     inner, state = shapes[first + "mamba.mamba.A_log"]
     kv_width = shapes[first + "atten.self_attn.k_proj.weight"][0]
@@ -168,7 +175,7 @@ def save(out: AnyPath, config: ModelConfig, params: Params) -> str:
     """Write the authors' state dict, which their code loads; return their Parallel_Mode for it.
 
     Args:
-      out: a .pth file (needs torch), or of an .npz file of arrays.
+      out: a .pth file (needs torch), or an .npz file of arrays.
       config: of a FlowHN that their code has: Mamba-1, MLPs in the branches, and a strategy of the
         table at the top of this module. They split each sequence by its own length, so where tokens
         are split, their logits are ours for sequences of `config.context` tokens.

@@ -111,7 +111,7 @@ def check_fit(source: str, theirs: ModelConfig, ours: ModelConfig) -> list[str]:
             f"train.init_from: the model of {source!r} must fit that of the run, from which it "
             f"differs in {'; '.join(changes)}"
             + (f"; therefore these parameters differ in shape: {shapes}. " if shapes else ". ")
-            + "A key that is not set is the source's."
+            + "Keys that are not set take the source's values."
         )
     return changes
 

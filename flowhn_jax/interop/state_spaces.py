@@ -70,7 +70,7 @@ def to_hf_config(config: Mapping[str, Any]) -> dict[str, Any]:
     model_type, keys = _LAYERS[layer]
     for name, value in arguments.items():
         if name in _FIXED and layer == "Mamba2":
-            _check(arguments, name, _FIXED[name], "in ssm_cfg")
+            _check(arguments, name, _FIXED[name], "in ssm_cfg, as others are not supported")
         elif name not in keys and name not in _WITHOUT_EFFECT:
             raise ValueError(
                 f"config.json: ssm_cfg must have arguments of {layer} that are supported; got "

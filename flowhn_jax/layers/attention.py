@@ -108,7 +108,7 @@ class Attention(nnx.Module):
         keys_values: KeysValues | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
-        """Return the attended tokens [B, T, D] of x [B, T, D].
+        """Return attention's outputs [B, T, D] for x [B, T, D].
 
         Args:
           x: [B, T, D].
@@ -147,13 +147,13 @@ class Attention(nnx.Module):
     def mix_selected(
         self, x: jax.Array, segment_ids: jax.Array | None, selection: Selection
     ) -> jax.Array:
-        """Return the attended tokens of `selection`, [B, count, D]; x [B, T, D] are all tokens."""
+        """Return the outputs for `selection`, [B, count, D]; x [B, T, D] are all tokens."""
         return self._attend_selected(x, segment_ids, self.keys_values(x, segment_ids), selection)
 
     def prefill_selected(
         self, x: jax.Array, prompts: Prompts, length: int, selection: Selection
     ) -> tuple[jax.Array, KVCache]:
-        """Return the attended tokens of `selection`, and the cache after each row's tokens."""
+        """Return the outputs for `selection`, and the cache after each row's tokens."""
         keys_values = self.keys_values(x, prompts.segment_ids)
         cache = self.fill_cache(keys_values, prompts, length)
         return self._attend_selected(x, prompts.segment_ids, keys_values, selection), cache
@@ -203,7 +203,7 @@ class Attention(nnx.Module):
     def prefill(
         self, x: jax.Array, prompts: Prompts, length: int, positions: jax.Array | None = None
     ) -> tuple[jax.Array, KVCache]:
-        """Return the attended tokens [B, T, D], and the cache after each row's tokens.
+        """Return the outputs [B, T, D], and the cache after each row's tokens.
 
         Positions are as in `__call__`.
         """
@@ -257,7 +257,7 @@ class Attention(nnx.Module):
     def attend_last(
         self, x: jax.Array, cache: KVCache, positions: jax.Array | None = None
     ) -> jax.Array:
-        """Return the attended token [B, D] of x [B, D], the token that `extend` has just added."""
+        """Return the output [B, D] for x [B, D], the token that `extend` has just added."""
         (k, v), tokens, first = cache
         if positions is None:
             positions = self._step_positions(tokens - 1, first)
@@ -274,7 +274,7 @@ class Attention(nnx.Module):
         active: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache]:
-        """Return the attended token of each sequence [B, D], and the resulting cache.
+        """Return the output of each sequence's token [B, D], and the resulting cache.
 
         A sequence that is not `active` [B] keeps its cache; its output is undefined. Positions [B]
         are as in `extend`.

@@ -1,4 +1,4 @@
-"""Prompts of different lengths in one batch, each of which decoding continues at its end."""
+"""Prompts of different lengths in one batch; decoding continues each one at its end."""
 
 from typing import Any, NamedTuple
 

@@ -92,7 +92,7 @@ class RopeScaling:
         Args:
           half: number of frequencies.
           theta: base of the frequencies.
-          length: tokens of a row, of which dynamic scaling depends.
+          length: tokens of a row, on which only dynamic scaling depends.
         """
         if self.type == "dynamic":
             assert self.original_context is not None

@@ -20,7 +20,7 @@ from flowhn_jax.layers.linear import rms_norm
 class Router(nnx.Module):
     """A score per token, linear in the normed stream; float32 whatever `context.dtype` is.
 
-    Tokens whose score is above 0 are for attention. Initially these are a share of about `share`.
+    Tokens with a score above 0 go to attention: initially a share of about `share` of them.
     """
 
     def __init__(self, width: int, share: float, context: LayerContext):

@@ -157,7 +157,8 @@ def prefill(
 
     Raises:
       ValueError: tokens are not integers [B, T] in 0..V-1, `lengths` are outside 1..T, `padding` is
-        neither, T is above `length`, or `length` is above the model's `max_length`.
+        neither 'left' nor 'right', T is above `length`, or `length` is above the model's
+        `max_length`.
     """
     batch, columns = tokens.shape
     length = columns if length is None else length

@@ -28,7 +28,7 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
         the whole sequence; 0: none, as in the paper.
       branch_mlp: an MLP after each branch's mixer; False: none, as in the paper's figure.
       fusion: how the branches' outputs enter the residual stream: 'paper' projects them twice, each
-        time with a residual; 'residual' has no parameters and adds what both branches add to it.
+        time with a residual; 'residual' has no parameters: each branch's update is added.
       split: which tokens go to which branch.
     """
 
@@ -120,7 +120,7 @@ class FlowHNConfig(Mamba2Keys, Mamba1Keys, HeadDimKeys):
         return self.plan(length).blocks
 
     def warning(self) -> str | None:
-        """Return a warning where the plan makes two models that never exchange tokens."""
+        """Return a warning if the plan lets nothing pass between two sets of positions."""
         return partition_warning(self.split, self.plan())
 
     def _check_positions(self, sequence: int) -> None:

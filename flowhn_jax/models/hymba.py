@@ -85,7 +85,7 @@ class HymbaCache(NamedTuple):
 class HybridHeads(nnx.Module):
     """The mean of the normed outputs of attention and Mamba heads, E channels each, projected.
 
-    Next to the arguments of a `Mixer`, keys and values are passed from layer to layer.
+    In addition to the arguments of a `Mixer`, its methods take keys and values from another layer.
     """
 
     def __init__(self, config: HymbaConfig, index: int, context: LayerContext):

@@ -44,8 +44,8 @@ def loss_sum(
 ) -> jax.Array:
     """Return the weighted sum of -log p(next token) over the batch's targets, a float32 scalar.
 
-    The target of a document's last token is the first one of the next document, the end-of-text
-    token: that is how the model learns where documents end.
+    The target of a document's last text token is the end-of-text token: that is how the model
+    learns where documents end.
 
     Args:
       config: of any family.

@@ -1,6 +1,6 @@
-"""Groups of keys for parts that only models published by others have: biases, limits of time steps.
+"""Groups of keys that only models published by others need: biases, and limits of time steps.
 
-With their defaults, these models have none of them.
+The defaults are the papers': a bias in the mixers' convolution and nowhere else, and no limits.
 """
 
 import dataclasses

@@ -37,7 +37,7 @@ def is_parallel() -> bool:
 
 
 def run_alone(part: Part) -> Array:
-    """Return the result of a part that has no other at its side, for a mesh with two groups.
+    """Return the result of a single part, on a mesh with two groups of devices.
 
     Both groups compute it, each for its half of the sequences where their number is even.
     """

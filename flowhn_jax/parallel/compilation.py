@@ -1,4 +1,4 @@
-"""Compiles in the background, so that a request to stop need not wait for it."""
+"""Compilation in the background, so that a request to stop does not wait for it."""
 
 import threading
 from collections.abc import Callable

@@ -307,7 +307,6 @@ def broadcast_from_first(value: Value) -> Value:
         return value
     text = json.dumps(value).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    data = np.frombuffer(
-        text.ljust(size)[:size], np.uint8
-    )  # only the size counts in the other processes
+    # In the other processes only the size matters.
+    data = np.frombuffer(text.ljust(size)[:size], np.uint8)
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(data)))

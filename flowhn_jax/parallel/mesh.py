@@ -145,7 +145,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def data_shard(mesh: Mesh) -> tuple[int, int]:
     """Return (i, n): this process's devices hold part i of the n parts of a batch.
 
-    Processes whose devices differ along other axes only hold the same part.
+    Processes whose devices differ only along other axes hold the same part.
 
     Raises:
       ValueError: the sequences of two processes overlap partially.

@@ -9,8 +9,8 @@ import numpy as np
 from flowhn_jax.report.plots import load_pyplot, save_figure
 
 _GRID = "#e6e8eb"
-_SMOOTHED = 10  # a point is the mean over this share of a curve: one part in ten
-_SHOWN = 0.05  # share of the beginning that does not set the vertical range
+_SMOOTHING = 10  # a point is the mean over one part in this many of a curve
+_IGNORED_START = 0.05  # share of a curve's beginning that does not set the vertical range
 
 
 class LearningCurve(NamedTuple):
@@ -49,7 +49,7 @@ def plot_curves(curves: Mapping[str, LearningCurve], title: str, path: str) -> N
         style = "-" if curve.kind == "flowhn" else "--"
         for axes, places in zip(panels, (curve.seconds, curve.flops), strict=True):
             axes.plot(places, loss, style, color=colour, label=name, linewidth=1.4)
-        tops.append(loss[int(len(loss) * _SHOWN)])
+        tops.append(loss[int(len(loss) * _IGNORED_START)])
         bottoms.append(loss.min())
     margin = 0.05 * (max(tops) - min(bottoms)) or 0.1
     for axes, label in zip(panels, ("seconds of train steps", "training FLOPs"), strict=True):
@@ -65,9 +65,9 @@ def plot_curves(curves: Mapping[str, LearningCurve], title: str, path: str) -> N
 
 
 def smooth(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return the means [N] over a tenth of all values around each; fewer at both ends."""
+    """Return the moving average [N] over a tenth of the values, over fewer at both ends."""
     count = len(values)
-    half = count // (2 * _SMOOTHED)
+    half = count // (2 * _SMOOTHING)
     sums = np.concatenate(([0.0], np.cumsum(np.asarray(values, np.float64))))
     at = np.arange(count)
     first, end = np.maximum(at - half, 0), np.minimum(at + half + 1, count)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 _WIDTH, _HEIGHT = 420, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 24, 40  # margins
-_TICKS = 5  # at most about as many on an axis
+_TICKS = 5  # approximate maximum number on an axis
 _COLOURS = 8
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _SI = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))

@@ -72,7 +72,7 @@ def _interleave(
 
 
 def merge(attention: jax.Array, ssm: jax.Array, plan: BlockPlan) -> jax.Array:
-    """Return [B, Ta + Ts, ...] from what `take` gave the branches, [B, Ta, ...], [B, Ts, ...]."""
+    """Undo `take`: return [B, Ta, ...] and [B, Ts, ...] in order of position, [B, Ta + Ts, ...]."""
     batch, _, *rest = attention.shape
     period = plan.attention.period
     periods, tail = divmod(attention.shape[1] + ssm.shape[1], period)

@@ -73,8 +73,8 @@ def attention_branch_flops(
     """Return forward FLOPs of the attention branch (attention and MLP) on `tokens` tokens.
 
     With `causal` only the t (t + 1) / 2 scores with the key at or before the query count; without
-    it all t² count, as in PaLM's MFU (arXiv 2204.02311, appendix B). If keys and values are those
-    of `read` tokens, the branch's own ones count as spread evenly among them.
+    it all t² count, as in PaLM's MFU (arXiv 2204.02311, appendix B). With `read`, keys and values
+    are those of `read` tokens, and the branch's own tokens are assumed evenly spread among them.
     """
     q_width, kv_width = dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim
     read = tokens if read is None else read

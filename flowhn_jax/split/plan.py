@@ -91,8 +91,8 @@ class Plan:
     def is_partitioned(self) -> bool:
         """True where all blocks divide the positions into the same two sets.
 
-        Then no token of one set ever meets a token of the other: the model is two language models
-        that share a head. Blocks that learn their sets have different ones.
+        Then nothing passes between the two sets: the model is two language models that share a
+        head. Blocks with a learned split have different sets.
         """
         cuts = {frozenset(block.reads) for block in self.blocks}
         is_single = len(cuts) == 1 and EVERYTHING not in next(iter(cuts))
@@ -107,7 +107,7 @@ def with_fixed_share(split: SplitConfig, dims: BranchDims, length: int) -> Split
     if split.balance != "time":
         return split
     share = min(max(attention_tokens(split, dims, length), 1), length - 1) / length
-    if share == 0.5:  # 0.5 in a config asks for halves, even where they only swap; this does not
+    if share == 0.5:  # in a config, 0.5 means that the user wants halves, even if they only swap
         share = 0.5 - 0.25 / length
     return dataclasses.replace(split, balance=share)
 
@@ -194,7 +194,7 @@ def is_bounded(split: SplitConfig, blocks: int) -> bool:
 
 
 def partition_warning(split: SplitConfig, plan: Plan) -> str | None:
-    """Return a warning for a plan of two language models that never meet; None for other plans."""
+    """Return a warning if nothing ever passes between two sets of positions; None otherwise."""
     if not plan.is_partitioned:
         return None
     return (

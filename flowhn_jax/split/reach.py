@@ -6,8 +6,8 @@ period. If a source reaches a position of a class, it reaches all later ones of 
 so it is enough to follow the first reachable position of every class through the blocks.
 
 Where the text decides which positions a branch gets, a token can influence all later ones: for each
-pair there is a text that sends both to one branch. Which pairs a given text connects, the plan does
-not tell.
+pair there is a text that sends both to one branch. The plan does not determine which pairs a given
+text connects.
 """
 
 import math

@@ -7,12 +7,13 @@ i that go to attention is therefore
 
   A_i = min(r, max(C_i, r - (m - 1 - i))),
 
-since the least number that keeps r within reach, once it is above C, stays above it to the end of
-the window. A route depends on no later token, and each whole window sends exactly r.
+because r - (m - 1 - i), the least number that keeps r within reach, grows by 1 with every token:
+once it is above C_i, it stays above it to the end of the window. A route depends on no later token,
+and each whole window sends exactly r.
 
-So shapes are static. Of a last window that is cut off after t tokens, both branches have room for
-as many as they can get, r or t and m - r or t. The slots that stay free are their last ones, where
-causality hides them; they hold copies of the last token, whose outputs `merge` drops.
+So shapes are static. A last window of t < m tokens has min(r, t) slots for attention and
+min(m - r, t) for the SSM. Unused slots are the last ones, which causality hides; they hold copies
+of the last token, whose outputs `merge_routed` drops.
 """
 
 from typing import NamedTuple
@@ -30,12 +31,12 @@ class Routes(NamedTuple):
       attends: [B, T] bool, whether a token goes to attention.
       order: [B, W, m] int32, the offsets of each window's tokens, those of attention first, both
         branches' in order of position.
-      places: [B, W, m] int32, the place of each token in `order`, its inverse.
+      slots: [B, W, m] int32, the slot of each token in `order`, its inverse.
     """
 
     attends: jax.Array
     order: jax.Array
-    places: jax.Array
+    slots: jax.Array
 
 
 def make_routes(scores: jax.Array, quota: Quota) -> Routes:
@@ -46,9 +47,9 @@ def make_routes(scores: jax.Array, quota: Quota) -> Routes:
     least = offsets - (quota.period - 1 - quota.width)
     attended = jnp.minimum(quota.width, jnp.maximum(jnp.cumsum(passes, 2), least))
     attends = jnp.diff(attended, axis=2, prepend=0) > 0
-    places = jnp.where(attends, attended - 1, quota.width + offsets - attended)
+    slots = jnp.where(attends, attended - 1, quota.width + offsets - attended)
     routes = attends.reshape(batch, -1)[:, :length]
-    return Routes(routes, jnp.argsort(places, axis=2), places)
+    return Routes(routes, jnp.argsort(slots, axis=2), slots)
 
 
 def step_routes(
@@ -88,7 +89,7 @@ def take_routed(x: jax.Array, routes: Routes, quota: Quota) -> tuple[jax.Array, 
       [B, quota.count(T), ...] and [B, quota.complement().count(T), ...].
     """
     batch, length, *rest = x.shape
-    ordered = _reorder(_fold(x, quota.period), routes.order, routes.places)
+    ordered = _reorder(_fold(x, quota.period), routes.order, routes.slots)
     attention, ssm = (
         branch.reshape(batch, -1, *rest) for branch in jnp.split(ordered, [quota.width], axis=2)
     )
@@ -103,7 +104,7 @@ def merge_routed(attention: jax.Array, ssm: jax.Array, routes: Routes, quota: Qu
         _, slots, *rest = branch.shape
         free = ((0, 0), (0, windows * each.width - slots), *[(0, 0)] * len(rest))
         folded.append(jnp.pad(branch, free).reshape(batch, windows, each.width, *rest))
-    merged = _reorder(jnp.concatenate(folded, axis=2), routes.places, routes.order)
+    merged = _reorder(jnp.concatenate(folded, axis=2), routes.slots, routes.order)
     return merged.reshape(batch, -1, *merged.shape[3:])[:, : routes.attends.shape[1]]
 
 

@@ -188,7 +188,7 @@ class FlopAwareInterleavedSplit(Strategy):
 
 @register
 class LearnedSplit(Strategy):
-    """As many tokens of every window of `split.period`, by a score that each block learns."""
+    """The same number of tokens of every window of `split.period`, by a score learned per block."""
 
     name = "learned_split"
     is_bounded = False

@@ -1,6 +1,6 @@
 """Objects in a bucket of Google Cloud Storage (gs://).
 
-An object is whole or absent under its name, so it is written straight. Listings are never cached.
+An object is whole or absent under its name, so it is written directly. Listings are never cached.
 """
 
 import contextlib
@@ -227,7 +227,6 @@ class BucketPlace(Place):
 
     def make_folder(self) -> None:
         """See Place."""
-        pass
 
     def remove(self) -> None:
         """See Place."""

@@ -11,7 +11,7 @@ class StorageError(OSError):
 
 
 def is_storage_error(error: BaseException | None) -> bool:
-    """Return whether an error, or one of its causes, is that a bucket does not answer as asked."""
+    """Return whether an error, or one of its causes, is a failed request to a bucket."""
     while error is not None:
         if isinstance(error, StorageError) or type(error).__module__.startswith(_GOOGLE):
             return True

@@ -34,13 +34,13 @@ class LockLost(OSError):
 
 
 class Lock:
-    """The lock of a local folder, which the system holds until the process ends."""
+    """A lock that needs no renewal: a local folder's, or that of a process that writes nothing."""
 
     def confirm(self) -> None:
         """Raise OSError if this process may not write now."""
 
     def error(self) -> OSError | None:
-        """Return an error if another process has the lock; None: it has not as far as is known."""
+        """Return the error if another process is known to have the lock; None otherwise."""
         return None
 
 
@@ -91,18 +91,18 @@ class Lease(Lock):
             generation, age, holder = found
             if age >= SECONDS_TO_LIVE:
                 if self._try_to_write(generation):
-                    self._log(f"the lock of {_describe(holder)} was not renewed; taken over")
+                    self._log(f"the lock of {describe(holder)} was not renewed; taken over")
                     return
                 continue
             if first is None:
                 first = generation
                 self._log(
-                    f"{self._place} is held by {_describe(holder)} and was renewed "
+                    f"{self._place} is held by {describe(holder)} and was renewed "
                     f"{max(age, 0):.0f} s ago; waiting for its next renewal, or until it is "
                     f"{SECONDS_TO_LIVE:.0f} s old"
                 )
             elif generation != first:
-                raise InUse(_describe(holder))
+                raise InUse(describe(holder))
             self._sleep(_SECONDS_BETWEEN_LOOKS)
 
     def renew(self) -> None:
@@ -122,7 +122,7 @@ class Lease(Lock):
             if self._found() is None and self._try_to_write(0):
                 return
             found = self._found()
-            holder = "another process" if found is None else _describe(found[2])
+            holder = "another process" if found is None else describe(found[2])
             self._error = LockLost(f"the lock {self._place} was taken over by {holder}")
 
     def confirm(self) -> None:
@@ -219,8 +219,8 @@ class Lease(Lock):
         )
 
 
-def _describe(holder: dict[str, Any]) -> str:
-    """Return the process that a lock names, in words."""
+def describe(holder: Any) -> str:
+    """Return the process that the JSON value of a lock names, in words."""
     try:
         return f"process {int(holder['pid'])} on host {str(holder['host'])[:_MAX_HOST]}"
     except (ValueError, KeyError, TypeError, OverflowError):

@@ -98,7 +98,7 @@ class Place(abc.ABC):
 
     @abc.abstractmethod
     def open(self) -> BinaryIO:
-        """Open a file for reading, from the start and at any position; never a whole read."""
+        """Open a file to read from any position; it is never read as a whole."""
 
     @abc.abstractmethod
     def write_whole(self, content: str | bytes) -> None:
@@ -109,7 +109,7 @@ class Place(abc.ABC):
 
     @abc.abstractmethod
     def write(self, content: str | bytes) -> None:
-        """Write a result: as `write_whole`, but locally a device, a pipe or a link stays one."""
+        """Write a result as `write_whole`, but through an existing local device, pipe or link."""
 
     @abc.abstractmethod
     def writing(self) -> contextlib.AbstractContextManager[pathlib.Path]:
@@ -171,7 +171,7 @@ class Place(abc.ABC):
 
     @abc.abstractmethod
     def rename(self, target: "Place", mark: str) -> None:
-        """Rename a folder to a name in the same storage that is free.
+        """Rename a folder to a free name in the same storage.
 
         In a bucket it is copied, and then removed as by `remove_tree` with `mark`.
         """

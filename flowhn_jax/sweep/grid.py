@@ -44,7 +44,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def points(axes: Mapping[str, Sequence[str]]) -> list[Point]:
-    """Return all combinations, the last key's values next to each other.
+    """Return all combinations, the last key varying fastest.
 
     Raises:
       ValueError: two points would have the same folder.
@@ -61,7 +61,7 @@ def points(axes: Mapping[str, Sequence[str]]) -> list[Point]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(
-            f"--grid must have values that differ in letters or digits; two give {twice!r}."
+            f"--grid must give each run a folder of its own; two combinations give {twice!r}."
         )
     return found
 

@@ -151,6 +151,6 @@ def write(results: Results, workdir: str) -> None:
     (folder / "sweep.json").write(json.dumps(results, indent=2) + "\n")
     (folder / "sweep.md").write(text)
     print(text)
-    print(f"wrote {folder}/sweep.json, sweep.md, sweep.png")
     plot_sweep(results["points"], results["keys"], str(folder / "sweep.png"))
+    print(f"wrote {folder}/sweep.json, sweep.md, sweep.png")
     print(to_json(results))

@@ -40,7 +40,7 @@ class StopAgreement:
 
     @contextlib.contextmanager
     def postponing_errors(self) -> Iterator[None]:
-        """Keep an error raised in the context, for which `should_stop` returns True soon after."""
+        """Postpone an error raised in the context; `should_stop` soon returns True for it."""
         try:
             yield
         except Exception as error:

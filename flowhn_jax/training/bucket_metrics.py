@@ -15,7 +15,7 @@ from flowhn_jax.utils.text import one_line
 _PART_BYTES = 10_000_000  # above which a new part begins
 _SECONDS_BETWEEN_UPLOADS = 60.0
 _SECONDS_BETWEEN_TRIES = 10.0
-_SECONDS_TO_FLUSH = 30.0  # that the run waits for an upload before it continues without
+_SECONDS_TO_FLUSH = 30.0  # how long the run waits for an upload before it continues without
 _SECONDS_AT_THE_END = 30.0
 
 
@@ -107,7 +107,7 @@ class BucketMetricsWriter:
             self._temporary.cleanup()
 
     def drop_rows_after(self, step: int) -> None:
-        """Drop the rows of later steps, which are done again."""
+        """Drop the rows of later steps, because these steps will run again."""
         with self._changed:
             for number, lines in enumerate(self._parts):
                 kept = [line for line in lines if line.step <= step]
@@ -182,14 +182,17 @@ class BucketMetricsWriter:
                 if self._written == self._version:
                     continue
                 self._is_due = False
-                upload = self._snapshot()
+            upload = None
             try:
+                with self._changed:
+                    upload = self._snapshot()
                 self._run_lock.confirm()
                 self._upload(upload)
                 is_failing = False
             except StorageError as error:
-                with self._changed:
-                    self._first_to_write = min([self._first_to_write, *upload.parts])
+                if upload is not None:
+                    with self._changed:
+                        self._first_to_write = min([self._first_to_write, *upload.parts])
                 if not is_failing:
                     self._log(f"rows wait to be written: {one_line(error)}")
                 is_failing = True
@@ -214,7 +217,7 @@ class BucketMetricsWriter:
         return _Upload(self._version, parts, len(self._parts), events)
 
     def _upload(self, upload: _Upload) -> None:
-        # From the last part on: what is left at any moment are the rows up to some step.
+        # Remove the last part first: the bucket always holds the rows up to some step.
         for number in reversed(range(upload.count, self._stored)):
             (self._folder / part_name(number)).remove()
         for number, content in upload.parts.items():

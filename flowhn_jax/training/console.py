@@ -50,8 +50,10 @@ class Console:
     def start_steps(self, done: int, total: int) -> None:
         """Show the progress bar of the steps in a terminal, with `done` of `total` steps done."""
         self._total = total
-        shown = self._enabled and sys.stderr.isatty()
-        self._steps = Progress(total, "training", "steps", initial=done, leave=True, enabled=shown)
+        has_bar = self._enabled and sys.stderr.isatty()
+        self._steps = Progress(
+            total, "training", "steps", initial=done, leave=True, enabled=has_bar
+        )
 
     def end_steps(self) -> None:
         """End the progress bar of the steps, if there is one; it stays as the last line."""
@@ -90,7 +92,7 @@ def describe(row: Row, total_steps: int) -> str:
         text += f"  validation {row['validation_bits_per_byte']:.4f} bits/byte"
         text += _of_sets(row, "validation_bits_per_byte/", ".4f")
     if "validation_ema_bits_per_byte" in row:
-        text += f"  of the average {row['validation_ema_bits_per_byte']:.4f}"
+        text += f"  (EMA {row['validation_ema_bits_per_byte']:.4f})"
         text += _of_sets(row, "validation_ema_bits_per_byte/", ".4f")
     if epochs := _of_sets(row, "epochs/", ".3g"):
         text += f"  epochs{epochs}"

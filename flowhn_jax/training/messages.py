@@ -25,7 +25,8 @@ def describe_start(config: Config, data: RunData, mesh: Mesh) -> list[str]:
     for each in data.training + data.validation:
         splits = each.prepared.splits
         name = f" {each.name}" if each.name else ""
-        share = f"{100 * each.weight:.3g} % of " if data.is_mixture and each.weight else ""
+        is_part = data.is_mixture and each.weight
+        share = f"{100 * each.weight:.3g} % of the windows, " if is_part else ""
         train = f"{splits['train'].tokens:,} training tokens, " if each.weight else ""
         lines.append(
             f"data{name} {each.prepared.folder}: {share}{train}"
@@ -36,10 +37,17 @@ def describe_start(config: Config, data: RunData, mesh: Mesh) -> list[str]:
     return lines
 
 
-def schedule_changes(workdir: str, config: Config, step: int) -> list[str]:
-    """Return how a changed recipe changes the learning rate of the next step: a line or none."""
+def schedule_changes(workdir: str, config: Config, step: int, skipped: int) -> list[str]:
+    """Return how a changed recipe changes the learning rate of the next step: a line or none.
+
+    Args:
+      workdir: folder of the run.
+      config: the run's config now.
+      step: number of steps done.
+      skipped: how many of them were skipped, which the schedule leaves out.
+    """
     old, new = (
-        jax.numpy.asarray(learning_rate_schedule(train)(step)).item()
+        jax.numpy.asarray(learning_rate_schedule(train)(step - skipped)).item()
         for train in (workdir_lib.read_config(workdir).train, config.train)
     )
     if math.isclose(old, new, rel_tol=1e-6):

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.checkpoints.rows import FILE, Row, merge_parts, read_rows, rows_and_ends
@@ -63,22 +63,19 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._events is not None:
-            with contextlib.suppress(OSError):
-                self._events.close()
+        self._close_events()
 
     def drop_rows_after(self, step: int) -> None:
-        """Drop the rows of later steps, which are done again."""
+        """Drop the rows of later steps, because these steps will run again."""
         self._waiting.clear()
         if stray := _drop_rows_after(self._folder, step):
             self._log(f"{FILE} ended with {stray:,} bytes that are not a row; they were dropped")
-        self._write_events(None)
+        self._restart_events()
 
     def write(self, row: Row) -> None:
         """Write the row of a step."""
         self._waiting.append(row)
-        if self.flush():
-            self._write_events(row)
+        self.flush()
 
     def flush(self) -> bool:
         """Write the rows that wait; return whether all are on the disk."""
@@ -95,22 +92,46 @@ class MetricsWriter:
                 f"({len(text):,} bytes) wait to be written; free some space"
             )
             return False
-        self._waiting.clear()
+        written, self._waiting = self._waiting, []
+        self._add_events(written)
         return True
 
-    def _write_events(self, row: Row | None) -> None:
-        """Add the row to TensorBoard's file; write all rows if there is no file or it has a gap."""
+    def _restart_events(self) -> None:
+        """Begin TensorBoard's file again, with all rows."""
         if not self._has_events:
             return
-        try:
-            if row is None or self._events is None:
-                self._events = EventFile(self._folder / "tensorboard", read_rows(self._folder))
-            else:
+        self._close_events()
+        with _unless_full():
+            self._events = EventFile(self._folder / "tensorboard", read_rows(self._folder))
+
+    def _add_events(self, rows: Sequence[Row]) -> None:
+        """Add rows to TensorBoard's file; one that lacks earlier rows is begun again."""
+        if self._events is None:
+            self._restart_events()
+            return
+        is_complete = False
+        with _unless_full():
+            for row in rows:
                 self._events.add(row)
-        except OSError as error:
-            if not disk.is_full(error):
-                raise
+            is_complete = True
+        if not is_complete:
+            self._close_events()
+
+    def _close_events(self) -> None:
+        if self._events is not None:
+            with contextlib.suppress(OSError):
+                self._events.close()
             self._events = None
+
+
+@contextlib.contextmanager
+def _unless_full() -> Iterator[None]:
+    """Suppress the error of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if not disk.is_full(error):
+            raise
 
 
 def _append(path: pathlib.Path, text: bytes) -> None:

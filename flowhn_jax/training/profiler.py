@@ -16,7 +16,7 @@ class Profiler:
     """Traces the steps that `train.profile` names; a context manager.
 
     Each process writes a file into `tensorboard/plugins/profile/step_START/` of the workdir, when
-    the last of the steps is done or the run ends among them. A file that cannot be written is
+    the last of the steps is done or the run ends before it. A file that cannot be written is
     logged, and the run continues.
     """
 
@@ -40,7 +40,7 @@ class Profiler:
 
         Args:
           step: its number.
-          state: arrays that the step before made; the trace begins when they are complete.
+          state: arrays that the previous step returned; the trace begins when they are complete.
         """
         if self._is_done or step not in self._steps:
             return contextlib.nullcontext()
@@ -70,6 +70,6 @@ class Profiler:
                 self._folder.make_folder()
                 target.copy_from(source)
             except Exception as error:  # such as a full disk
-                self._log(f"no profile: {one_line(error)}")
+                self._log(f"skipped the profile: {one_line(error)}")
                 return
-        self._log(f"profile: {target}; pip install xprof, and see it in TensorBoard")
+        self._log(f"wrote the profile {target}; to view it in TensorBoard: pip install xprof")

@@ -31,7 +31,7 @@ def train_missing(
     shares_data: bool = True,
     on_error: OnError | None = None,
 ) -> bool:
-    """Train each run to its last step, unless it is there; an interrupted run is resumed.
+    """Train each run that is not complete to its last step; resume interrupted runs.
 
     Args:
       configs: of the runs, by name.
@@ -47,7 +47,7 @@ def train_missing(
       Whether all runs were dealt with; False if a signal stopped one.
 
     Raises:
-      Exception: that of a run, without `on_error`.
+      Exception: the error of a run, if `on_error` is None.
     """
     for name, config in configs.items():
         describe(f"training {name}")

@@ -40,6 +40,6 @@ def read_sample(workdir: AnyPath) -> Sample | None:
         return None
     name = repr(str(path))
     try:
-        return typed.build(Sample, json_text.loads(path.read(), name), what="key")
+        return typed.build(Sample, json_text.loads(path.read(), "it"), what="key")
     except ValueError as error:
         raise ValueError(f"{name} is damaged: {error}") from error

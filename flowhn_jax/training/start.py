@@ -46,8 +46,8 @@ class Origin:
     """Where a run begins: at its newest checkpoint, at one of another run, or at step 0.
 
     Attributes:
-      workdir: folder of the run whose checkpoint it is; None: the run begins at step 0.
-      config: of the run, with the share of the branches that was measured when that one began.
+      workdir: folder of the run that the checkpoint belongs to; None: the run begins at step 0.
+      config: the run's config, with balance 'time' replaced by the share recorded for that run.
     """
 
     def __init__(self, config: Config, workdir: str, checkpoints: Checkpoints):
@@ -94,19 +94,20 @@ class Origin:
         return state, Progress(**progress)
 
     def record(
-        self, workdir: str, tokenizer: Tokenizer, step: int, command: str | None
+        self, workdir: str, tokenizer: Tokenizer, state: TrainState, command: str | None
     ) -> list[str]:
-        """Write what the workdir holds from the first step on; return lines about the origin.
+        """Write config.json, commands.txt and the origin's files; return lines about the origin.
 
         Args:
           workdir: folder of the run.
           tokenizer: of the run's data.
-          step: that it begins at.
+          state: the state that the run begins with.
           command: the command line of the run, for commands.txt.
         """
-        changes = self._changes
+        changes, step = self._changes, int(state.step)
         if self.workdir is not None:
-            changes = changes + messages.schedule_changes(self.workdir, self.config, step)
+            skipped = int(state.skipped)
+            changes = changes + messages.schedule_changes(self.workdir, self.config, step, skipped)
         if is_first():
             workdir_lib.write_config(workdir, self.config)
             workdir_lib.add_command(workdir, command)
@@ -141,7 +142,8 @@ def new_state(
       log: prints a line for people.
 
     Raises:
-      ValueError, FileNotFoundError: the source is none, or does not fit the model or the data.
+      ValueError, FileNotFoundError: the source is not a model, or does not fit the model or the
+        data.
     """
     source = config.train.init_from
     if source:

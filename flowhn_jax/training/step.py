@@ -70,7 +70,7 @@ def make_train_step(
     summed = partial(loss_sum, config.model, remat=train.remat, z_loss=train.z_loss)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        # By the targets of the whole batch: padding may differ from part to part.
+        # The targets of the whole batch: parts may differ in padding.
         targets = jnp.maximum(target_weights(batch).sum(), 1)
         loss_and_gradients = jax.value_and_grad(partial(summed, divisor=targets))
         if train.accumulate == 1:
@@ -121,7 +121,7 @@ def compiler_options(mesh: Mesh, params: Any) -> dict[str, Any] | None:
 
     On TPUs XLA multiplies each part of a sharded weight as it arrives, and adds it to the product,
     which it reads and writes each time. For the gathered weights of a step that costs more than
-    the wait: the links are hidden by other products in any case.
+    the wait: communication overlaps with other products in any case.
     """
     is_sharded = not all(each.is_fully_replicated for each in jax.tree.leaves(params))
     if mesh.devices.flat[0].platform != "tpu" or not is_sharded:

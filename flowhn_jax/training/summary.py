@@ -73,8 +73,9 @@ def describe_result(rows: Sequence[Row], workdir: str) -> list[str]:
     """Return lines with the time, the tokens, the validation results and the checkpoint."""
     lines = []
     if rows:
-        last, seconds = rows[-1], elapsed_seconds(rows)[-1] or 0.0
-        lines.append(f"done: {last['step']:,} steps, {last['tokens']:,} tokens in {clock(seconds)}")
+        last, seconds = rows[-1], elapsed_seconds(rows)[-1]
+        time = "" if seconds is None else f" in {clock(seconds)} of train steps"
+        lines.append(f"done: {last['step']:,} steps, {last['tokens']:,} tokens{time}")
     scored = [row for row in rows if row.get("validation_bits_per_byte") is not None]
     if scored:
         best = min(scored, key=lambda row: row["validation_bits_per_byte"])
@@ -136,7 +137,7 @@ def _try(name: str, work: Callable[[], None]) -> None:
     try:
         work()
     except Exception as error:  # such as a full disk, or too little memory on the device
-        log(f"no {name}: {one_line(error)}")
+        log(f"skipped the {name}: {one_line(error)}")
 
 
 def _draw(config: Config, rows: Sequence[Row], workdir: str) -> None:

@@ -23,7 +23,7 @@ class Activity(enum.StrEnum):
 
 
 class TimeUse:
-    """Divides the wall time since it was made among activities, each moment counting for one.
+    """Divides the wall time since its creation among activities; each moment counts for one.
 
     Attributes:
       data_are_late: whether the last step waited for its data.
@@ -41,7 +41,7 @@ class TimeUse:
 
     @contextlib.contextmanager
     def spent_on(self, activity: Activity) -> Iterator[None]:
-        """Count the time in the context for an activity, but for that of contexts inside it."""
+        """Count the time in the context for an activity, without that of nested contexts."""
         before = self._activity
         self._switch_to(activity)
         try:

@@ -27,7 +27,7 @@ class _Kept:
 
     Attributes:
       id: of the run.
-      step: no row up to this step is sent (again).
+      step: rows up to this step are never sent again.
     """
 
     id: str
@@ -126,7 +126,11 @@ class TrackerWriter:
         try:
             self._tracker: Tracker | None = TRACKERS[name](folder, self._kept.id, to_dict(config))
         except Exception as error:  # such as of a network or a login
-            hint = "; WANDB_MODE=offline needs neither" if name == "wandb" else ""
+            hint = (
+                "; set WANDB_MODE=offline to run without network and login"
+                if name == "wandb"
+                else ""
+            )
             raise ValueError(
                 f"train.writers has {name}, which does not start: {one_line(error)}{hint}"
             ) from error
@@ -151,7 +155,7 @@ class TrackerWriter:
             return None
         name = repr(str(self._path))
         try:
-            return typed.build(_Kept, json_text.loads(self._path.read(), name), what="key")
+            return typed.build(_Kept, json_text.loads(self._path.read(), "it"), what="key")
         except ValueError as error:
             raise ValueError(f"{name} is damaged: {error} Remove it to begin a new run.") from error
 
@@ -159,7 +163,7 @@ class TrackerWriter:
         self._path.write_whole(json.dumps(dataclasses.asdict(self._kept)) + "\n")
 
     def drop_rows_after(self, step: int) -> None:
-        """Note which rows were sent, so that those done again are not."""
+        """Record which rows were sent, so that steps that run again are not sent twice."""
         if self._sent > max(step, self._kept.step):
             self._kept = dataclasses.replace(self._kept, step=self._sent)
             self._write_kept()

@@ -70,7 +70,7 @@ def fit(
     Args:
       config: the run.
       workdir: its folder.
-      on_step: called after each step; with it nothing is printed.
+      on_step: called after each step; turns off the console's lines and progress bar.
       stop: the requests to stop, if the caller has been listening for signals already.
       on_end: called after the last step, with the config, the parameters and the data.
       command: the command line of the run, for commands.txt.
@@ -100,7 +100,7 @@ def fit(
         console = Console(is_first() and on_step is None, on_step if is_first() else None)
         stack.enter_context(console)
 
-        # The workdir: locked, and of the same model if there is a run in it or it is a branch.
+        # The workdir: lock it, and check that a run to continue or branch from has this model.
         with first_before_others("workdir"):
             check_packages(config.train.writers)
             workdir_lib.make(workdir)
@@ -137,7 +137,7 @@ def fit(
         if first >= config.train.steps and progress.row is None:
             console.log(messages.nothing_to_train(workdir, first, config.train.steps))
             return True
-        beginning = origin.record(workdir, data.tokenizer, first, command)
+        beginning = origin.record(workdir, data.tokenizer, state, command)
         writer = stack.enter_context(open_writer(config, workdir, first, console.log, lock))
         for line in (*messages.describe_start(config, data, mesh), *beginning):
             console.log(line)
@@ -198,6 +198,7 @@ class Trainer:
         if self.step >= steps:  # only that validation was missing
             return self._end()
         with self.time_use.spent_on(Activity.DATA):
+            # Twice: other processes learn of an error in the first batches one call later.
             self._should_stop()
             stops = self._should_stop()
             self.batches.pop_waited()
@@ -216,7 +217,7 @@ class Trainer:
                 except TooManySkipped as skipped:
                     with self.time_use.spent_on(Activity.OTHER):
                         self._rewind(skipped)
-                except Exception as error:  # the other processes may be at another place
+                except Exception as error:  # no save: other processes may be at another step
                     error.add_note(self._newest_checkpoint())
                     raise
         return self._end()
@@ -266,7 +267,7 @@ class Trainer:
         validates = step % train.eval_every == 0 or is_last
         logs = step % train.log_every == 0 or validates
         if self.time_use.data_are_late:
-            # The wait for the next batch begins when the devices have nothing to do any more.
+            # Wait until the devices are idle, so that only their idle time counts as waiting.
             jax.block_until_ready(metrics)
         stops = self._should_stop()
         self.time_use.count_step(self.batches.pop_waited())
@@ -332,11 +333,11 @@ class Trainer:
 
     def _begin_save(self, losses: dict[str, float] | None) -> None:
         self.watchdog.progress("saving")
-        with self.agreement.postponing_errors():  # of the save before, in all processes
+        with self.agreement.postponing_errors():  # of the previous save, in all processes
             self.checkpoints.wait()
         if not self.checkpoints.fits(self.state):
             return
-        # A checkpoint stands for all rows up to its step: they are on the disk before it is.
+        # All rows up to a checkpoint's step must be on the disk before the checkpoint.
         has_rows = False
         with self.agreement.postponing_errors():
             has_rows = self.writer.flush()
@@ -357,8 +358,9 @@ class Trainer:
         found = f"{skipped}; their batches and a checkpoint from before them are in {folder}"
         if rewinds >= train.rewinds:
             raise ValueError(
-                f"{found}. Train there with --config.train.debug_nans=True to see the operation "
-                f"at fault, or skip these batches with --config.train.rewinds={rewinds + 1}."
+                f"{found}. Type python train.py --workdir={folder} --config.train.debug_nans=True "
+                "to see the operation at fault, or skip these batches with "
+                f"--config.train.rewinds={rewinds + 1}."
             )
         if not self.checkpoints.drop_after_last_good():
             raise ValueError(f"{found}. There is no checkpoint from before them to return to.")
@@ -385,7 +387,7 @@ class Trainer:
         if self.checkpoints.latest_step != self.step:
             raise OSError(
                 f"the run ends at step {self.step} without a checkpoint: "
-                f"{self.checkpoints.shortage()}; the same command continues from there."
+                f"{self.checkpoints.shortage()}; run the same command again to continue."
             )
         self.console.log(self.time_use.describe())
         done = self.step == self.config.train.steps and self.progress.row is None

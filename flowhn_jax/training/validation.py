@@ -12,7 +12,7 @@ from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.data.run_data import RunData
 from flowhn_jax.evaluation.perplexity import (
     Quality,
-    eval_batch_size,
+    count_validation_batches,
     make_eval_step,
     mean_quality,
     validate,
@@ -30,7 +30,7 @@ class Scores:
     """The quality of the parameters of a run.
 
     Attributes:
-      overall: on the validation set, or the mean of a mixture's by their weights.
+      overall: on the validation set; for a mixture the weighted mean over its sets.
       named: on each set that has results of its own, by name.
     """
 
@@ -38,7 +38,7 @@ class Scores:
     named: dict[str, Quality]
 
     def to_row(self, *, ema: bool = False) -> Row:
-        """Return the results as they are in a row of metrics, as those of the average if `ema`."""
+        """Return the results by their keys in a row of metrics; with `ema`, by the average's."""
         loss, bits = (f"validation_{'ema_' * ema}{name}" for name in ("loss", "bits_per_byte"))
         row = {loss: self.overall.nll, bits: self.overall.bits_per_byte}
         row |= {f"{loss}/{name}": each.nll for name, each in self.named.items()}
@@ -81,9 +81,7 @@ class Validator:
         should_stop(batches)  # all processes know of an error in the first batches one call later
         if should_stop(batches):
             return None
-        windows = prepared.splits["validation"].windows
-        windows = min(windows, self._max_windows or windows)
-        count = -(-windows // eval_batch_size(self._config))
+        count = count_validation_batches(self._config, prepared, self._max_windows)
         with self._console.validating(count) as progress:
 
             def after_batch() -> bool:

@@ -18,7 +18,7 @@ class Writer(Protocol):
     """Receives the rows of a run, in the order of their steps."""
 
     def drop_rows_after(self, step: int) -> None:
-        """Take back the rows of later steps, which are done again."""
+        """Drop the rows of later steps, because these steps will run again."""
         ...
 
     def write(self, row: Row) -> None:
@@ -37,7 +37,7 @@ class Writers:
         self._writers = writers
 
     def drop_rows_after(self, step: int) -> None:
-        """Take back the rows of later steps, which are done again."""
+        """Drop the rows of later steps, because these steps will run again."""
         for writer in self._writers:
             writer.drop_rows_after(step)
 
@@ -61,7 +61,7 @@ def check_packages(names: str) -> None:
         if name not in TRACKERS or not is_first():
             continue
         try:
-            # A folder `wandb` of earlier runs is a package too, but an empty one.
+            # A folder `wandb` that earlier runs left is imported as an empty package.
             is_installed = hasattr(importlib.import_module(name), "init")
         except ImportError:
             is_installed = False

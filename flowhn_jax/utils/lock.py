@@ -29,7 +29,7 @@ def wait_for_lock(folder: pathlib.Path, when_taken: Callable[[], None]) -> Itera
     """Take a folder's lock and hold it in the context, waiting for another process if need be.
 
     `when_taken` is called before the wait. The context yields False if the other process has
-    removed or renamed the folder meanwhile: then the lock is on nothing of this name.
+    removed or renamed the folder meanwhile: the lock then protects no folder of this name.
     """
     with _tried(folder) as (descriptor, is_free):
         if not is_free:

@@ -97,11 +97,6 @@ class Progress(Generic[T]):
     ) -> None:
         self.close()
 
-    @property
-    def is_bar(self) -> bool:
-        """Whether there is a bar, rather than plain lines or nothing."""
-        return self._bar is not None
-
     def update(self, count: int = 1) -> None:
         """Count `count` more units as done."""
         self.done += count

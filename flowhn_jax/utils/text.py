@@ -22,7 +22,7 @@ def short_repr(value: Any) -> str:
 
 
 def short_path(path: str | os.PathLike) -> str:
-    """Return a path, file name or flag that names one in quotes, without its middle if long."""
+    """Return a path, or a flag with one, in quotes, without its middle if it is long."""
     text, half = repr(os.fspath(path)), _MAX_PATH_CHARACTERS // 2
     return text if len(text) <= _MAX_PATH_CHARACTERS else f"{text[:half]}...{text[-half:]}"
 

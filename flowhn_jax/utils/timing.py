@@ -32,8 +32,8 @@ def _listen() -> None:
 def compile_timed(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
     """Return the compiled program, and the seconds that compiling it takes.
 
-    For a program from JAX's persistent compilation cache these are the seconds that it took when
-    it was put there, of which JAX keeps only the whole ones.
+    For a program from JAX's persistent compilation cache, these are the seconds of the compilation
+    that put it there, rounded down to whole seconds.
     """
     _listen()
     saved, start = _saved.seconds, time.perf_counter()

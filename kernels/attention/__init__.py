@@ -89,7 +89,7 @@ def attention(
             f"{queries!r:.80}"
         )
     repeats = math.lcm(sizes["H_kv"], num_parts("heads")) // sizes["H_kv"]
-    if repeats > 1 and sizes["H"] // sizes["H_kv"] % repeats == 0:  # so that heads can be cut
+    if repeats > 1 and sizes["H"] // sizes["H_kv"] % repeats == 0:  # to shard heads
         k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))
     q, k, v = (_by_position(x) for x in (q, k, v))
     inputs = AttentionInputs(q, k, v, segment_ids)
@@ -107,8 +107,9 @@ def padded_length(length: int, dtype: jnp.dtype, *, prefix: int = 0) -> int:
     """Return the length, at least `length`, to which this platform's backend would pad q, k and v.
 
     A layer should pad its input to it before it projects q, k and v, which saves their copies;
-    causality hides the padding at the end. Where the mesh cuts heads, it is `length` itself: a
-    device then copies few heads, but its products would have all the padded positions.
+    causality hides the padding at the end. Where the mesh shards heads, it is `length`
+    itself: each device would save the copies of a few heads only, but compute its products at all
+    padded positions.
 
     Args:
       length: number of positions, T.
@@ -130,9 +131,9 @@ def _ascend(queries: tuple[int, ...], count: int, stop: int) -> bool:
 
 
 def _by_position(x: Array) -> Array:
-    """Return x [B, T, H, K] cut by positions, if the mesh has an axis for positions.
+    """Return x [B, T, H, K] sharded by positions, if the mesh has an axis for positions.
 
-    Between attention and the products around it, the cut then changes from heads to positions. By
-    itself XLA cuts those products by heads, for which it gathers all positions of their inputs.
+    Between attention and the products around it, the sharding then changes from heads to positions.
+    By itself XLA shards those products by heads, and gathers all positions of their inputs.
     """
     return constrain(x, "B L H size") if num_parts("L") > 1 else x

@@ -55,7 +55,7 @@ def cross_entropy(
 
     Args:
       hidden: [N, D] or [B, T, D], float; its dtype is that of the matrix products. N below stands
-        for both; the mesh's cut of sequences and positions, or of tokens, is kept.
+        for both; the sharding of sequences and positions, or of tokens, is kept.
       head: [D, V], float; cast to hidden's dtype for the products, which accumulate in float32.
       targets: [N], integer, in 0..V-1. Where the weight is zero any value is valid; elsewhere a
         target out of range makes the loss NaN.
@@ -126,7 +126,7 @@ def _on_device(
 ) -> Array:
     """Return the weighted losses of this device's tokens or, for 'sum', their sum over all devices.
 
-    The mesh axes are those that the vocabulary, the head's D and the tokens are cut over.
+    The mesh axes are those that the vocabulary, the head's D and the tokens are sharded over.
     """
     tokens = targets.size
     count = max(1, -(-tokens // chunk_size))

@@ -1,10 +1,10 @@
 """Head and cross-entropy chunk by chunk, so that the logits never exist all at once.
 
-The exponentials of a row's logits are shifted by a number that is known before the logits are: the
-mean logit, the product of the hidden state and the head's mean over the vocabulary. So their sum
-needs no pass over the logits for the maximum first. It is at least V, and in the range of float32
-unless a logit is some 50 above the mean; then the whole is run again, for such rows with the
-maximum as shift, and every result is as exact as with that.
+The exponentials of a row's logits are shifted by a number that is known before the logits: their
+mean, the product of the hidden state and the head's mean over the vocabulary. Their sum then needs
+no pass for the maximum. It is at least V, and in the range of float32 unless a logit is some 50
+above the mean. In that case everything runs a second time, with the maximum as the shift of such
+rows, so that every result is as exact as with the maximum as shift.
 
 The gradients of a sum follow, up to one scalar, from the logits, so `weighted_sum` computes them in
 the forward pass. `token_losses` cannot, and recomputes the logits in the backward pass.
@@ -38,11 +38,14 @@ class Exponentials(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """The gradient of each row's logits: scale times one of the others; float32 [n]."""
+    """Factors of the gradient of each row's logits, float32 [n].
+
+    It is scale * of_target for the target's logit, else scale * of_others * the exponential.
+    """
 
     scale: Array
-    of_target: Array  # of the target's logit
-    of_others: Array  # of another logit, per exponential; never 0
+    of_target: Array
+    of_others: Array  # never 0
 
 
 class Products(NamedTuple):
@@ -71,11 +74,11 @@ class Options(NamedTuple):
       products: of a backend.
       chunks: number of chunks, which divides the number of tokens.
       z_loss: weight of lse**2.
-      vocabulary: axes that the vocabulary is cut over: head and its gradient are a device's part;
-        hidden, targets and weights are the same on all devices along them.
-      shards: axes that the head's D is cut over. `weighted_sum` gathers the head, and returns each
-        device's part of the gradient.
-      tokens: axes that the tokens are cut over.
+      vocabulary: axes that the vocabulary is sharded over: head and its gradient are a device's
+        part; hidden, targets and weights are the same on all devices along them.
+      shards: axes that the head's D is sharded over. `weighted_sum` gathers the head, and returns
+        each device's part of the gradient.
+      tokens: axes that the tokens are sharded over.
     """
 
     products: Products
@@ -192,7 +195,7 @@ def _losses_and_gradients(
 
 
 class _Rows(NamedTuple):
-    """What the whole vocabulary gives for each of n tokens, float32."""
+    """Statistics of n tokens over the whole vocabulary, float32 [n]."""
 
     shift: Array
     total: Array  # sum of exp(logits - shift)
@@ -215,7 +218,7 @@ class _Rows(NamedTuple):
         return Factors(scale, of_target, of_others / self.total)
 
     def safe_shift(self) -> Array:
-        """Return the shift, or the peak where the sum is not, or not surely, exact."""
+        """Return the shift, or the peak where the sum may be inexact."""
         is_safe = (self.total > _LEAST_SUM) & (self.total < _LARGEST_SUM)
         return jnp.where(is_safe, self.shift, self.peak)
 
@@ -255,9 +258,9 @@ def _with_safe_shift(
     """Return the results of `run`, run a second time if the first shift is not safe.
 
     Args:
-      options: if they cut the vocabulary, `run` has collectives, and all devices run it again if
+      options: if they shard the vocabulary, `run` has collectives, and all devices run it again if
         one has to.
-      run: from a shift for each token to results and to a safe shift for each, the same if it is.
+      run: maps a shift per token to results and a safe shift per token, the same one if it is safe.
       shift: the first one, [N].
     """
 

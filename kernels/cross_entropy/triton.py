@@ -1,11 +1,11 @@
 """The products of head and cross-entropy on NVIDIA GPUs, the first one as a Triton kernel.
 
-XLA's product writes the logits in float32, and other operations read them to write what the other
-two products take. The kernel instead writes the exponentials in hidden's dtype, once. They are what
-the other two products take, for which cuBLAS is as fast as any: the factors that make gradients of
-the exponentials are the same for a whole row, and are multiplied with the rows of the products'
-other operand or result. Only the target has another factor, so its exponential is replaced. With
-the logits computed again, as in the memory-efficient forms of the loss, there would be a fourth
+XLA's product writes the logits in float32, and other operations read them to write the operands of
+the other two products. The kernel instead writes those operands, the exponentials in hidden's
+dtype, once. For the other two products cuBLAS is as fast as any kernel: the factors that turn
+exponentials into gradients are the same for a whole row, and multiply the rows of the other operand
+or of the result. Only the target has another factor, so its exponential is replaced. With the
+logits computed again, as in the memory-efficient forms of the loss, there would be a fourth
 product, a third more work, and less memory: here the exponentials of one chunk.
 """
 

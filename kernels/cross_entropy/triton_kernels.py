@@ -4,8 +4,6 @@ A program computes a tile of logits in registers and writes of it what the loss 
 need: the exponentials, if they are kept, and three numbers per token.
 """
 
-# Triton's annotations do not make static_range iterable, which only its compiler does.
-# pyright: reportGeneralTypeIssues=false
 # Without Triton, pyright takes the file triton.py next to this one for it.
 # pyright: reportAttributeAccessIssue=false
 
@@ -37,11 +35,11 @@ def exponentials(
     words, total, target and peak [tiles, N] float32 hold the sum of the exponentials, the target's
     logit minus the shift (0 if it is in another tile) and the largest logit.
     """
-    tokens: tl.constexpr = (N + TOKENS - 1) // TOKENS  # tiles of them
+    token_tiles: tl.constexpr = (N + TOKENS - 1) // TOKENS
     # Programs that run at the same time read the same columns of the head, and all of hidden, which
     # the L2 cache keeps.
-    n = (tl.program_id(0) % tokens) * TOKENS + tl.arange(0, TOKENS)
-    tile = tl.program_id(0) // tokens
+    n = (tl.program_id(0) % token_tiles) * TOKENS + tl.arange(0, TOKENS)
+    tile = tl.program_id(0) // token_tiles
     v = tile * WORDS + tl.arange(0, WORDS)
     is_token, is_word = n < N, v < V
     row = n.to(tl.int64)[:, None]

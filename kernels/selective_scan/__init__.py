@@ -77,7 +77,7 @@ def selective_scan(
 
     Returns:
       y [B, L, E] in u's dtype, or (y, final state [B, E, S] float32) with `return_final_state`.
-      Differentiable in all float arguments, also through the final state; in reverse mode, once.
+      Differentiable once, in reverse mode, in all float arguments and through the final state.
 
     Raises:
       ValueError: a dtype is not as above, an array is empty, shapes do not match each other, or

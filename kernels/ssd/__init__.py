@@ -84,7 +84,7 @@ def ssd(
     check_groups("ssd", sizes["H"], sizes["G"])
     inputs = inputs._replace(A=finite_rates(A))
     run = OPERATION.choose(inputs, backend=backend)
-    # One group belongs to all heads; several are cut over devices with their heads.
+    # One group belongs to all heads; several are sharded over devices with their heads.
     layouts = [layout.replace("G", "1") if sizes["G"] == 1 else layout for layout in _LAYOUTS]
     y, state = scan_over_mesh(run, inputs, layouts, _OUT_LAYOUTS)
     return (y, state) if return_final_state else y

@@ -3,7 +3,7 @@
 Per-token values are in lanes: the tokens' inputs [T, R P] are transposed to [R P, T] in VMEM, so
 that a value per token and head scales the rows of its head without a broadcast over lanes, and sums
 over a head's channels are sums over sublanes. Of the T x T matrices, tokens s are in sublanes and
-t >= s in lanes. The state of every block of heads of a group is in VMEM while the grid walks over
+t >= s in lanes. The state of every block of heads of a part is in VMEM while the grid walks over
 the chunks.
 
 Sizes in this file: T tokens of a chunk, R heads of a block, P channels of a head, S states. Rows

@@ -6,7 +6,7 @@ All else is done for all chunks at the same time: the outputs, the gradients of 
 steps, and those of B and C, which are sums over the heads of a group. The matrices of a chunk stay
 in registers and shared memory. There are no atomics, so every run gives the same bits.
 
-In float32 products are of three TF32 products each, which is as exact as float32 within a few bits.
+Each float32 product is computed as three TF32 products, as exact as float32 within a few bits.
 """
 
 from collections.abc import Callable, Sequence

@@ -105,6 +105,8 @@ def test_programs_for_gpus_are_compiled_whole():
     pytest.importorskip("jax_cuda13_plugin")
     with pytest.raises(ValueError, match="needs a --topology of TPUs"):
         report(config_for_tpus(fsdp=-1), describe("gpu:h100x8"), plan_only=True)
+    with pytest.raises(ValueError, match="needs a --topology of TPUs"):
+        largest_batch(config_for_tpus(fsdp=-1), describe("gpu:h100x8"), plan_only=True)
 
 
 @pytest.mark.slow

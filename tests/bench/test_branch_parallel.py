@@ -26,6 +26,15 @@ def test_one_and_two_devices_compute_the_same(monkeypatch, tmp_path, capsys):
     assert "| balance | attention's tokens |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_balance_by_time_needs_branches_that_read_their_own_tokens(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLOWHN_CACHE_DIR", str(tmp_path))
+    config = small_config(split={"reads": "all"})
+    measured.save("cpu", config.model.dims, BranchTimes((0.0, 1.0, 0.0), (0.0, 3.0)))
+    rows = bench_parallel(config, repeats=1, out=str(tmp_path / "out.json"))
+    assert [row["balance"] for row in rows] == ["equal", "flops"]
+
+
 def test_models_and_machines_that_cannot_be_measured_are_rejected(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"must be one that splits tokens.*; got 'no_split'"):
         bench_parallel(small_config("no_split"), repeats=1, out=str(tmp_path / "out.json"))

@@ -12,7 +12,7 @@ from flowhn_jax.checkpoints import files as checkpoint_files
 from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.checkpoints import manifest
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
-from flowhn_jax.checkpoints.parameters import load_params, save_params
+from flowhn_jax.checkpoints.parameters import find_step, load_params, save_params
 from flowhn_jax.checkpoints.state import abstract_state
 from flowhn_jax.evaluation import evaluate as eval_run
 from flowhn_jax.parallel.mesh import make_mesh
@@ -106,7 +106,7 @@ def test_one_without_hashes_counts_until_it_cannot_be_read(data, whole):  # noqa
     assert restored_steps(whole, run_config(data)) == (8, [])
     for path in (folder / "params" / "d").iterdir():
         harm(path, "truncated")
-    with pytest.raises(ValueError, match="damaged are those of steps 8"):
+    with pytest.raises(ValueError, match="got '8'; that of step 8 is damaged"):
         load_params(str(whole), run_config(data).model, make_mesh(run_config(data).mesh, 8), "8")
     shutil.copytree(whole, whole.parent / "another")
     assert restored_steps(whole.parent / "another", run_config(data))[0] == 6
@@ -122,7 +122,7 @@ def test_if_all_are_damaged_no_run_starts_from_scratch(data, whole):  # noqa: F8
     for _ in range(2):
         with pytest.raises(ValueError, match=r"All checkpoints in .* are damaged \(of steps 8, 6"):
             fit(run_config(data), str(whole))
-    with pytest.raises(ValueError, match="damaged are those of steps 8, 6"):
+    with pytest.raises(ValueError, match="are damaged: those of steps 8, 6"):
         load_params(str(whole), run_config(data).model, make_mesh(run_config(data).mesh, 8))
 
 
@@ -136,6 +136,34 @@ def test_a_reader_skips_a_damaged_one_too_and_moves_nothing(data, whole, capsys)
         np.testing.assert_array_equal, found, load_params(str(whole), config.model, mesh, "6")
     )
     assert (whole / "checkpoints" / "8").is_dir()
+
+
+def test_the_named_one_must_not_be_damaged(data, whole):  # noqa: F811
+    shutil.rmtree(whole / "checkpoints" / "8" / "params")
+    with pytest.raises(ValueError, match=r"--checkpoint must name an undamaged .*; got '8';"):
+        find_step(str(whole), "8")
+    assert find_step(str(whole), "latest") == 6
+
+
+def test_one_that_was_validated_after_it_was_written_can_be_the_best(data, whole):  # noqa: F811
+    """As in a run that was stopped during the validation, and then resumed."""
+    for step in (6, 8):
+        path = whole / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
+        about = json.loads(path.read_text())
+        about["custom_metadata"]["metrics"] = None
+        path.write_text(json.dumps(about))
+        (path.parent / "manifest.json").unlink()
+    assert find_step(str(whole), "best") == 8  # only its row has a validation
+    (whole / "metrics.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="--checkpoint=best needs a checkpoint with a"):
+        find_step(str(whole), "best")
+
+
+def test_a_full_quota_is_not_reported_as_missing_space(data, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(disk, "missing", lambda folder, needed: 0)
+    (tmp_path / "checkpoints").mkdir()
+    with Checkpoints(str(tmp_path), run_config(data)) as checkpoints:
+        assert "or its quota, was full; there is no checkpoint yet" in checkpoints.shortage()
 
 
 def test_another_model_is_reported_with_its_shapes(data, whole):  # noqa: F811

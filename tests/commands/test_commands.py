@@ -62,6 +62,7 @@ def succeed(*arguments):
             "unknown flag --steps; perhaps --config.train.steps",
         ),
         (["train.py", TINY, "--workdir=x", "--wrkdir=y"], "perhaps --workdir"),
+        (["train.py", TINY, "--workdir="], "--workdir must be a path; got ''"),
         (["train.py", TINY, "--workdir=x", f"--{'q' * 300}"], "--help lists the flags"),
         (["train.py", TINY, "--workdir=x", "again"], "unexpected argument 'again'"),
         (["eval.py", "--mode=generate", "--top_p=a: b"], "--top_p must be a number; got 'a: b'"),
@@ -119,7 +120,15 @@ def succeed(*arguments):
             ["-m", "flowhn_jax.aot", TINY, "--topology=v5e:1x1", "--roofline", "--diff=nothing"],
             "--diff must be a file that --roofline --out wrote; got 'nothing': No such file",
         ),
+        (
+            ["-m", "flowhn_jax.aot", TINY, "--topology=v5e:1x1", "--roofline", "--plan_only"],
+            "--plan_only must be left out with --roofline",
+        ),
         (["-m", "flowhn_jax.compare"], "--size must be given"),
+        (
+            ["-m", "flowhn_jax.compare", "--size=tiny", "--rounds=0"],
+            "--rounds must be an integer in the range [1, 1000]; got 0.",
+        ),
         (["-m", "flowhn_jax.report", "--out=x"], "the folder of a run must be given, e.g. flowhn"),
         (["-m", "flowhn_jax.report", "nowhere"], "--out must be given"),
         (["-m", "flowhn_jax.report", "nowhere", "--out=x"], "must be the folder of a run"),

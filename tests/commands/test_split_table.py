@@ -70,7 +70,8 @@ def test_a_learned_split_has_numbers_in_place_of_positions(capsys):
     ]
     split._print_plan(small_config("learned_split").model, [], None)
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "reach 1.0000: share of pairs (i, j <= i) in which token j can reach logit i, by the text"
+        "reach 1.0000: share of pairs (i, j <= i) in which token j can reach logit i, depending on "
+        "the text"
     )
 
 

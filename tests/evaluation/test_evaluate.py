@@ -279,7 +279,13 @@ def test_errors_say_what_an_option_must_be(fac, tmp_path, capsys):
         ("perplexity", ["data"]),
     ):
         given = {name: options[name] for name in names}
-        refused(ValueError, "bytes has no beginning-of-", mode, **given, first_token="bos")
+        refused(
+            ValueError,
+            "tokenizer 'bytes', which has no beginning-of-",
+            mode,
+            **given,
+            first_token="bos",
+        )
         refused(ValueError, "must be one of auto, .*; got 'x'", mode, **given, first_token="x")
     text = str(root / "text.txt")
     refused(

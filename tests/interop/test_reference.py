@@ -64,6 +64,14 @@ def test_small_width_needs_the_number_of_heads():
         reference.load(read("flowhn_ae_split_24")[1], "B")
 
 
+def test_an_array_of_another_rank_is_refused():
+    state_dict = dict(read("flowhn_ae_split_24")[1])
+    name = "model.layers.0.mamba.mamba.A_log"
+    state_dict[name] = state_dict[name].ravel()
+    with pytest.raises(ValueError, match=r"A_log must have 2 dimensions; got shape \(\d+,\)"):
+        reference.load(state_dict, "B", heads=4)
+
+
 def test_a_wrong_mode_is_refused():
     """The fusion of no_split is twice as wide; the message names the tensor that differs."""
     with pytest.raises(ValueError, match=r"branch_proj.weight must have shape .* from \(32, 64\)"):

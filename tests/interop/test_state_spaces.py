@@ -165,7 +165,7 @@ def test_a_missing_torch_is_named(tmp_path, monkeypatch):
         (
             MAMBA2,
             {"ssm_cfg": {"layer": "Mamba2", "norm_before_gate": True}},
-            "norm_before_gate must be False, in ssm_cfg; got True",
+            "norm_before_gate must be False, in ssm_cfg, as others are not supported; got True",
         ),
         (
             MAMBA2,

@@ -74,7 +74,7 @@ def test_routes_are_those_of_the_rule(case):
     np.testing.assert_array_equal(counts[:, 1:], attends.cumsum(1))
     assert (counts[:, :: quota.period] == np.arange(length // quota.period + 1) * quota.width).all()
     np.testing.assert_array_equal(
-        np.take_along_axis(routes.order, routes.places, 2),
+        np.take_along_axis(routes.order, routes.slots, 2),
         np.broadcast_to(np.arange(quota.period), routes.order.shape),
     )
     for branch, mine, room in zip(

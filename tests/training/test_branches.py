@@ -65,7 +65,7 @@ def test_a_wsd_branch_decays_and_resumes_without_its_source(data, source, tmp_pa
 @pytest.mark.parametrize(
     ("step", "train", "message"),
     [
-        (5, {}, r"train.branch_from must be a checkpoint .* holds one of the steps 4, 8; got .*5'"),
+        (5, {}, r"train.branch_from must be a checkpoint .* holds the steps 4, 8; got .*5'"),
         (8, {}, "train.steps must be above 8, the step of train.branch_from; got 8"),
         (4, {"optimizer": "muon"}, "train.optimizer must be 'adamw', whose state .*; got 'muon'"),
         (4, {"batch_size": 4}, "batch_size must stay the same .* have 8, but this run has 4"),

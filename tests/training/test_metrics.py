@@ -2,6 +2,7 @@ import json
 import os
 import struct
 
+import jax
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
@@ -76,8 +77,10 @@ def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch, capsys):
         assert [r["step"] for r in read_rows(tmp_path)] == [1]
         assert "of metrics.jsonl (" in (said := capsys.readouterr().out)
         assert "is full: 2 rows of" in said
-        writer.write(row(4))
         assert writer.flush()
+        assert steps_in_events(tmp_path) == [1, 2, 3]
+        writer.write(row(4))
+        assert steps_in_events(tmp_path) == [1, 2, 3, 4]
     assert [r["step"] for r in read_rows(tmp_path)] == [1, 2, 3, 4]
     with MetricsWriter(str(tmp_path), 4):
         assert steps_in_events(tmp_path) == [1, 2, 3, 4]
@@ -115,6 +118,8 @@ def test_a_full_disk_is_recognised(tmp_path):
     assert disk.is_full(RuntimeError("RESOURCE_EXHAUSTED: Error writing: No space left on device"))
     assert disk.is_full(OSError(27, "File too large"))
     assert not disk.is_full(OSError(2, "No such file"))
+    device = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+    assert not disk.is_full(device)
     assert disk.missing(tmp_path, 1) == 0
     assert disk.missing(tmp_path, 1 << 60) > 1 << 58
 

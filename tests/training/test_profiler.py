@@ -75,7 +75,7 @@ def test_a_profile_that_cannot_be_written_is_logged(tmp_path, monkeypatch):
         with profiler.before(1, ()):
             pass
         profiler.after(1, ())
-    assert lines == ["no profile: No space left on device"]
+    assert lines == ["skipped the profile: No space left on device"]
 
 
 @pytest.mark.parametrize(

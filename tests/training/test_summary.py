@@ -43,7 +43,7 @@ def test_the_result_of_a_run(tmp_path):
         row(60, validation_bits_per_byte=2.3),
     ]
     assert summary.describe_result(rows, str(tmp_path)) == [
-        "done: 60 steps, 6,000 tokens in 2:00",
+        "done: 60 steps, 6,000 tokens in 2:00 of train steps",
         "validation: 2.3000 bits/byte at the end, 2.2500 at best (step 40)",
         f"checkpoint: {tmp_path}/checkpoints/60",
     ]
@@ -120,8 +120,8 @@ def test_what_is_not_possible_is_logged(data, uninterrupted, capsys, monkeypatch
     monkeypatch.setattr(summary.models, "can_decode", lambda model: False)
     summarise(data, uninterrupted[0], dataclasses.replace(config, model=model))
     out = capsys.readouterr().out
-    assert "no picture: Drawing needs matplotlib, which is not installed\n" in out
-    assert "no sample: " in out
+    assert "skipped the picture: Drawing needs matplotlib, which is not installed\n" in out
+    assert "skipped the sample: " in out
     assert "cannot generate token by token" in out
     assert "next:\n" in out
 

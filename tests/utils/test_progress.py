@@ -96,7 +96,6 @@ def test_a_bar_can_move_back_and_show_a_text(monkeypatch):
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
     with Progress(10, "training", "steps", initial=6) as bar:
-        assert bar.is_bar
         bar.move_to(2)
         bar.annotate("loss 1.5")
     assert "2/10 steps" in terminal.getvalue()

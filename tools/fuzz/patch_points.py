@@ -56,7 +56,7 @@ def _check_name(owner: Any, name: str) -> None:
 
 
 def replace_corpus() -> None:
-    """Replace the corpora that are here: they are not user input, and take seconds to read."""
+    """Replace the corpora that need no download: they are no user input, and slow to read."""
     texts = {"one": b"A text.\n" * 20, "two": b"Another text."}
     replace(corpus, embedded_documents=lambda: texts)
     replace(packages_corpus, package_documents=lambda: texts)

@@ -168,9 +168,8 @@ def _prepare_flags(rng: random.Random, sandbox: Sandbox) -> Case:
         )
     if given["out"] == ".":  # prepare writes next to --out, which would be outside the sandbox
         given["out"] = "out"
-    if (
-        given["workers"].replace("_", "").isdecimal()
-    ):  # the audit hook would not watch worker processes
+    # The audit hook would not watch worker processes.
+    if given["workers"].replace("_", "").isdecimal():
         given["workers"] = rng.choice(("0", "1"))
     return Case(_PREPARE, [f"--{name}={value}" for name, value in given.items()], "flags")
 
@@ -273,9 +272,8 @@ def _synthetic_flags(rng: random.Random, sandbox: Sandbox) -> Case:
 
 def _checkpoint(rng: random.Random, sandbox: Sandbox) -> Case:
     found = sorted(path for path in sandbox.work.glob("run/checkpoints/**/*") if path.is_file())
-    few = [
-        path for path in found if path.parent.parent.name == "checkpoints"
-    ]  # files of a step, not of its arrays
+    # Files of a step, not of its arrays.
+    few = [path for path in found if path.parent.parent.name == "checkpoints"]
     note = ""
     if rng.random() >= VALID:
         for _ in range(rng.choice((1, 1, 2, 8))):

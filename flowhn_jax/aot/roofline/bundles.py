@@ -29,8 +29,8 @@ class _Bundle(NamedTuple):
 def cycles(text: str) -> int:
     """Return the cycles of a kernel.
 
-    A loop whose limit depends on where in its grid the kernel is runs as often as its limit allows
-    at most; one whose limit is unknown runs once.
+    A loop whose limit depends on the position in the kernel's grid counts with the largest limit;
+    one whose limit is unknown counts once.
 
     Args:
       text: of libtpu's dump `final_bundles`.

@@ -31,7 +31,7 @@ class Rates:
     cores: int = 1
 
     def times(self, work: Work) -> dict[str, float]:
-        """Return the seconds of a work by what could limit it."""
+        """Return the seconds that the work needs of each resource that could limit it."""
         seconds = {"flops": work.flops / self.flops, "bytes": work.moved / self.bandwidth}
         if self.clock is not None:
             cycles = self.clock * self.cores

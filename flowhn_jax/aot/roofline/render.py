@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from flowhn_jax.aot.roofline.categories import COLLECTIVES
 from flowhn_jax.aot.topology import GIB
 from flowhn_jax.report.plots import plot_bounds
 from flowhn_jax.report.table import markdown
@@ -22,6 +23,7 @@ def text(step: dict[str, Any]) -> str:
     rows.append(
         ["all", f"{bound['milliseconds']:.2f}", f"{products:.2f}", f"{bound['gigabytes']:.2f}"]
     )
+    exposed = bound["parts"].get(COLLECTIVES, {}).get("milliseconds", 0.0)
     chips = ", ".join(f"{name}={n}" for name, n in step["mesh"].items() if n > 1)
     kernels = "their static schedules" if bound["kernels_by_schedule"] else "FLOPs and bytes"
     heaviest = [
@@ -46,9 +48,9 @@ def text(step: dict[str, Any]) -> str:
             f"bound {bound['milliseconds']:.2f} ms; the model's FLOPs at the peak "
             f"{bound['model_flops_milliseconds']:.2f} ms: MFU at most "
             f"{100 * bound['mfu_bound']:.1f} %",
-            f"HBM {bound['gigabytes']:.2f} GB, {bound['overlapped_gigabytes']:.2f} of them next to "
-            f"computing; at least {step['ideal_gigabytes']:.2f} GB are needed",
-            f"links {bound['link_milliseconds']:.2f} ms, most of them next to computing"
+            f"HBM {bound['gigabytes']:.2f} GB, {bound['overlapped_gigabytes']:.2f} of them "
+            f"overlapped with computation; at least {step['ideal_gigabytes']:.2f} GB are needed",
+            f"links {bound['link_milliseconds']:.2f} ms, {exposed:.2f} ms of them exposed"
             if bound["link_milliseconds"]
             else "no collectives",
             f"kernels by {kernels}; memory {step['memory'] / GIB:.2f} of "

@@ -152,7 +152,7 @@ _CONTENT = {
 
 def check_content(content: Any, version: int) -> None:
     """Raise ValueError if a value of a suite.json is missing or of the wrong kind."""
-    _check(content, _CONTENT, "the whole")
+    _check(content, _CONTENT, "the top level")
     if content["format"] != version:
         raise ValueError(f"format must be {version}; got {short_repr(content['format'])}")
     for name, part in content["parts"].items():

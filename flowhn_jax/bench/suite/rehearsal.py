@@ -63,9 +63,8 @@ def plan() -> list[str]:
 
 def measure(missing: list[str], earlier: Earlier) -> Iterator[Row]:
     """Yield the rows: compile seconds, bytes of the device's memory, kernels."""
-    jax.config.update(
-        "jax_enable_compilation_cache", False
-    )  # its programs could not be loaded here
+    # Programs for the target could not be loaded here.
+    jax.config.update("jax_enable_compilation_cache", False)
     for key in missing:
         kind, _, rest = key.partition("/")
         row = attempt({"key": key}, functools.partial(_COMPILE[kind], rest))

@@ -1,4 +1,4 @@
-"""Allots time to the parts, keeps their rows, and survives whatever happens to a worker."""
+"""The process that gives the parts their time, keeps their rows, and outlives its workers."""
 
 import multiprocessing
 import os

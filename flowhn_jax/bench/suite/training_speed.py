@@ -20,7 +20,7 @@ from flowhn_jax.aot.roofline.bound import bound
 from flowhn_jax.aot.roofline.rates import of_device
 from flowhn_jax.bench.attempt import Row, attempt, failure
 from flowhn_jax.bench.device import measure_rates
-from flowhn_jax.bench.largest_batch import Attempt, largest_batch
+from flowhn_jax.bench.largest_batch import Attempt, NoBatchFitsError, largest_batch
 from flowhn_jax.bench.suite.workload import MODELS, Earlier, compile_pool, dtypes, recipe, sizes
 from flowhn_jax.bench.throughput import (
     Programs,
@@ -216,7 +216,7 @@ def compile_largest(
 
     try:
         programs = largest_batch(compile_at, most, memory, most).result
-    except ValueError as error:
+    except NoBatchFitsError as error:
         raise TooLargeError(str(error), memory) from error
     assert programs is not None  # an attempt that fits has programs
     each = programs.config.train.batch_size // ways

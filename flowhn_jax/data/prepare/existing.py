@@ -8,7 +8,7 @@ from flowhn_jax.utils.text import short_repr
 
 
 def holds_same_set(out: Place, request: dict[str, Any], overwrite: bool) -> bool:
-    """Return whether `out` holds an intact set of this request, or else may be written.
+    """Return True if `out` holds an intact set of this request, False if it may be written.
 
     Args:
       out: the folder.

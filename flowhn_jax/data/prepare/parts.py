@@ -160,7 +160,7 @@ def keep_parts_of(folder: pathlib.Path, request: dict[str, Any], is_reproducible
 
 
 def remove_parts(folder: pathlib.Path) -> None:
-    """Remove what this module has written to a folder; the request, which stands for it, last."""
+    """Remove what this module wrote to a folder; the request, which identifies it, last."""
     for path in [*sorted(folder.glob("*.npz*")), folder / COMPLETE, folder / _REQUEST]:
         path.unlink(missing_ok=True)
 

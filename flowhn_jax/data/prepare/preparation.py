@@ -127,7 +127,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """Return I and N of a shard 'I/N'.
 
     Raises:
-      ValueError: it is none.
+      ValueError: the text is not of the form I/N.
     """
     found = _SHARD.fullmatch(text)
     index, count = map(int, found.groups()) if found else (0, 0)

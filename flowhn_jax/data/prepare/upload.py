@@ -64,7 +64,7 @@ def upload(made: PreparedSet, out: Place) -> None:
 
     Raises:
       OSError: an object cannot be written; the local set is kept.
-      KeyboardInterrupt: as in `OSError`.
+      KeyboardInterrupt: Ctrl-C was pressed; the local set is kept.
     """
     folder = made.folder.local()
     try:

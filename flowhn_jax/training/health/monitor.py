@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import math
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +10,8 @@ import jax
 
 _WINDOW = 64  # losses that the next one is compared with
 _MIN_LOSSES = 16  # that are needed for a comparison
-_DEVIATIONS = 6.0  # a spike is this many standard deviations above the mean, and
-_SHARE = 0.1  # this share of the mean above it
+_DEVIATIONS = 6.0  # a spike exceeds the mean by this many standard deviations,
+_SHARE = 0.1  # and by this share of the mean
 
 
 @dataclasses.dataclass
@@ -113,6 +112,5 @@ class Monitor:
                     f"step {step}: the loss of {loss:.4f} is a spike; the last {len(losses)} had "
                     f"the mean {mean:.4f} and the standard deviation {deviation:.4f}"
                 )
-        if math.isfinite(loss):
-            losses.append(loss)
-            del losses[:-_WINDOW]
+        losses.append(loss)
+        del losses[:-_WINDOW]

@@ -25,6 +25,7 @@ class StopRequest:
         self.reason: str | None = None  # None: no request
         self._previous: dict[int, Any] = {}
         self._interrupts = False
+        self._has_signal = False
 
     def listen(self) -> None:
         """Record signals from now on; call it again if a library may have replaced the handlers."""
@@ -56,14 +57,16 @@ class StopRequest:
         """Record a request to stop."""
         self.reason = self.reason or reason
         # Not with print, whose lock the interrupted code may hold.
-        text = f"\n{reason}: stopping with a checkpoint; another signal ends the run at once\n"
+        hint = "; another signal ends the process at once" if self._has_signal else ""
+        text = f"\n{reason}: stopping{hint}\n"
         if sys.__stderr__ is not None:
             os.write(sys.__stderr__.fileno(), text.encode())
 
     def _receive(self, number: int, _: Any) -> None:
-        if self.reason is not None:
+        if self._has_signal:  # a notice does not count: its host sends a signal soon after it
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        self._has_signal = True
         self.request(signal.Signals(number).name)
         if self._interrupts:
             raise KeyboardInterrupt

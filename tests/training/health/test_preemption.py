@@ -129,7 +129,15 @@ def test_the_second_signal_ends_the_process_at_once():
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGTERM
     assert ended.stdout == "SIGTERM\n"
-    assert "another signal ends the run at once" in ended.stderr
+    assert "SIGTERM: stopping; another signal ends the process at once" in ended.stderr
+
+
+def test_a_notice_and_the_signal_that_follows_it_leave_time_for_a_checkpoint(capfd):
+    with StopRequest() as stop:
+        stop.request("the host's preempted is TRUE")
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "the host's preempted is TRUE"
+    assert "the host's preempted is TRUE: stopping\n" in capfd.readouterr().err
 
 
 def test_handlers_are_restored():
