@@ -79,7 +79,7 @@ class Config:
     """All that defines a run.
 
     Attributes:
-      model: of the family that model.kind names.
+      model: the config of the family that model.kind names.
       data: what to train on.
       train: how to train.
       mesh: over which devices.

@@ -152,10 +152,10 @@ def train_bytes(
     AdamW's two means are read and written once, in float32.
 
     Args:
-      config: of the model.
+      config: the config of the model.
       batch: sequences of all devices.
       length: tokens per sequence.
-      devices: that share tokens and state evenly.
+      devices: the number that share tokens and state evenly.
       tensor: devices that share each weight's products.
     """
     model = models.abstract_model(config)
@@ -179,7 +179,7 @@ def decode_bytes(config: ModelConfig, batch: int, length: int) -> float:
     sequences at the same one: a branch without a token reads nothing.
 
     Args:
-      config: of a model that can decode.
+      config: the config of a model that can decode.
       batch: number of sequences.
       length: tokens per sequence that the caches are made for.
     """

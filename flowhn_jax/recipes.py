@@ -53,7 +53,7 @@ def load(name: str, argument: str | None = None) -> ml_collections.ConfigDict:
 
     Args:
       name: as for `find`.
-      argument: of the recipe's `get_config`, such as a strategy or a model; None: its default.
+      argument: that of the recipe's `get_config`, such as a strategy or a model; None: its default.
 
     Raises:
       ValueError: there is no such recipe.

@@ -37,7 +37,7 @@ def check_arguments(
     Args:
       operation: name that begins the message.
       arrays: the arguments by name.
-      layouts: of each of them, as 'B L E'. A letter has the size that it has in the first layout
+      layouts: for each of them, as 'B L E'. A letter has the size that it has in the first layout
         with it.
       optional: names of the arguments that may be None.
       integers: names of the arrays of integer dtype. Those not named here or in `booleans` are

@@ -49,7 +49,7 @@ def over_mesh(
     Args:
       function: takes arrays, or None, by position. The parts of a dimension named in `AXES` must
         not depend on each other, except for those of `axes_of`.
-      layouts: of each argument, one letter or word per dimension, as 'B L E'.
+      layouts: the layouts of each argument, one letter or word per dimension, as 'B L E'.
       out_layouts: a tree of layouts, as the function's results.
       axes_of: letters whose parts depend on each other, which the function handles: after its
         arguments it gets, for each of these letters, the tuple of mesh axes it is sharded over.

@@ -25,7 +25,7 @@ def choose_scan_tile(
 
     Args:
       operation: name of the scan.
-      inputs: of the scan; only shapes and dtypes matter.
+      inputs: the inputs of the scan; only shapes and dtypes matter.
       candidates: the tiles to time.
       default: the tile where none can be timed.
       scan_with: the scan with a tile, for inputs.
@@ -50,7 +50,7 @@ def forward_and_backward(
 
     Args:
       scan: the scan with a tile.
-      shapes: of its inputs, in order, None for those that are left out.
+      shapes: the shapes of its inputs, in order, None for those that are left out.
       *arrays: the inputs that are not None.
     """
     present = iter(arrays)

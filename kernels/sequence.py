@@ -48,9 +48,9 @@ def scan_over_mesh(
 
     Args:
       run: the scan on one device, (y, final state) from the inputs.
-      inputs: of all devices.
-      layouts: of each input, as in `kernels.partition.over_mesh`.
-      out_layouts: of y and of the final state.
+      inputs: the inputs of all devices.
+      layouts: the layouts of each input, as in `kernels.partition.over_mesh`.
+      out_layouts: the layouts of y and of the final state.
     """
 
     def on_device(*arrays_and_axes):

@@ -64,7 +64,7 @@ class FaultyStore:
 
         Args:
           codes: HTTP status codes, of which each answer has a random one.
-          share: of the requests, spread evenly over them; the others are forwarded.
+          share: the share of the requests, spread evenly over them; the others are forwarded.
         """
         self._codes, self._share = codes, share
 

@@ -38,7 +38,7 @@ class Published:
     """A published model in a small size.
 
     Attributes:
-      name: of its file.
+      name: the name of its file.
       source: the repository that it was published in.
       config: the keys of its config.json.
     """
@@ -56,7 +56,7 @@ class Comparison:
       error: the largest difference of logits, as a share of the largest logit.
       same_text: whether both continue a prompt with the same most probable tokens.
       exported_error: as `error`, for the logits of the exported model in transformers.
-      loss: of a train step.
+      loss: the loss of a train step.
       still: the parameters that the train step does not change.
     """
 
@@ -114,7 +114,7 @@ def save_original(theirs: Any, folder: pathlib.Path, **options: Any) -> None:
     Args:
       theirs: the model.
       folder: is created if it does not exist.
-      options: of torch.save.
+      options: the options of torch.save.
     """
     import torch
 

@@ -32,9 +32,9 @@ class Trainer:
         """Start train.py.
 
         Args:
-          flags: of the command.
+          flags: the flags of the command.
           cache: folder that keeps compiled programs for later starts.
-          variables: of its environment, in addition to this process's.
+          variables: the variables of its environment, in addition to this process's.
         """
         environment = os.environ | {
             **variables,

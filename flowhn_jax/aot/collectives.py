@@ -60,8 +60,8 @@ def traffic(
 
     Args:
       program: the compiled step.
-      devices: of its mesh, in the mesh's order.
-      topology: of the devices.
+      devices: the devices of its mesh, in the mesh's order.
+      topology: the topology of the devices.
     """
     total: dict[str, Traffic] = {}
     runs = program.runs()

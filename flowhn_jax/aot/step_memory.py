@@ -20,7 +20,7 @@ class Memory:
     """Bytes per device.
 
     Attributes:
-      parameters: of the model.
+      parameters: the parameters of the model.
       optimizer: its state, the step, and the average of the parameters if there is one (train.ema).
       batch: tokens and segment ids.
       activations: results of the forward pass that are alive at the peak, mostly for the backward

@@ -43,7 +43,7 @@ def plan(
     """Return the plan of a config's train step for a topology.
 
     Args:
-      config: of the run; its mesh is laid over the topology's devices.
+      config: the config of the run; its mesh is laid over the topology's devices.
       topology: name of the machine.
       slices: number of TPU slices.
       options: XLA's compiler options, next to those of the train step.

@@ -159,7 +159,7 @@ def report(
     """Compile the train step of a config for a topology and return the report.
 
     Args:
-      config: of the run; its mesh is laid over the topology's devices.
+      config: the config of the run; its mesh is laid over the topology's devices.
       topology: the machine.
       mfu: assumed MFU of a step without communication.
       plan_only: whether to stop when the program and its memory are planned; TPUs only.

@@ -39,8 +39,8 @@ class Chip:
 
     Attributes:
       memory: bytes that libtpu or XLA leave to a program.
-      link_rate: of one TPU link, or of a GPU to its node's switch.
-      network_rate: of a chip to other slices or nodes.
+      link_rate: the rate of one TPU link, or of a GPU to its node's switch.
+      network_rate: the rate of a chip to other slices or nodes.
       latency: seconds per hop.
       wraps: dimensions of a torus that are multiples of this are rings; None for GPUs.
     """
@@ -154,7 +154,7 @@ class Topology:
         number of hops.
 
         Args:
-          pairs: of devices.
+          pairs: the pairs of devices.
           received: bytes per pair.
         """
         chip = self.chip

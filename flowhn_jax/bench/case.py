@@ -35,7 +35,7 @@ class Case:
       size: one of `cases.SIZES`.
       shape: the dimensions, for tables.
       inputs: arrays by name; floats are differentiated.
-      cotangent: of the output.
+      cotangent: the cotangent of the output.
       sampled_cotangent: zero outside the sample, so that its gradients depend on the sample alone.
       run: (**inputs, backend) -> output.
       forward: minimal work of the forward pass.

@@ -64,9 +64,9 @@ def cases(
     Args:
       operations: among OPERATION_NAMES.
       sizes: among SIZES; 'small' has a fixed shape.
-      lengths: of the sequences; the batch is tokens / length, at least 1.
+      lengths: the lengths of the sequences; the batch is tokens / length, at least 1.
       tokens: per batch.
-      dtype: of the arrays that the layers compute in it.
+      dtype: the dtype of the arrays that the layers compute in it.
     """
     for make in _makers(operations, sizes, lengths, tokens, dtype):
         yield make()

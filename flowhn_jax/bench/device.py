@@ -53,7 +53,7 @@ def measure_rates(dtype: str) -> Rates:
     (2048 on a CPU).
 
     Args:
-      dtype: of the matrix products.
+      dtype: the dtype of the matrix products.
     """
     is_cpu = jax.default_backend() == "cpu"
     size = (2**26 if is_cpu else 2**30) // 4

@@ -17,7 +17,7 @@ def in_float64(function, arguments, cotangents):
     Args:
       function: takes the arguments by name.
       arguments: arrays by name; floats become float64, others have no gradient.
-      cotangents: of the outputs.
+      cotangents: the cotangents of the outputs.
 
     Returns:
       (outputs, gradients of the float arguments by name), NumPy arrays.

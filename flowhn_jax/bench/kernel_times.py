@@ -58,7 +58,7 @@ def bench_kernels(
     Args:
       operations: among cases.OPERATION_NAMES.
       sizes: among cases.SIZES.
-      lengths: of the sequences.
+      lengths: the lengths of the sequences.
       backends: names of those to measure; if empty, all that the platform has.
       tokens: per batch.
       dtype: 'float32' or 'bfloat16'.
@@ -130,7 +130,7 @@ def measurements(
     Args:
       case: the operation and its arrays.
       backends: names of those to measure; if empty, all that the platform has.
-      rates: of the device, for the floors.
+      rates: the rates of the device, for the floors.
       repeats: timed calls of each function.
       with_peers: whether to include the peers that can run on this machine.
     """

@@ -71,7 +71,7 @@ def _torch_peer(
     """Return a peer that calls a PyTorch function, on the GPU if PyTorch has one.
 
     Args:
-      name: of the peer.
+      name: the name of the peer.
       case: the case to compute.
       run: the function, of the case's inputs by name.
       prepare: brings each input and the cotangent into the layout of `run`; not timed.

@@ -34,10 +34,10 @@ class Programs:
     """The compiled train step of a config on a mesh; holds no arrays.
 
     Attributes:
-      config: of the model and its batch.
-      mesh: that the step is compiled for.
+      config: the config of the run.
+      mesh: the mesh that the step is compiled for.
       train_step: (state, batch) -> (new state, metrics); the state is donated.
-      compile_seconds: of tracing and compiling.
+      compile_seconds: the time of tracing and compiling.
       memory_bytes: per device: arguments, results and temporaries according to XLA.
       kernels: backends that the step uses.
     """

@@ -24,7 +24,7 @@ class Branch:
 
     Attributes:
       workdir: folder of the run that the checkpoint belongs to.
-      step: of the checkpoint.
+      step: the step of the checkpoint.
     """
 
     def __init__(self, config: Config):

@@ -22,7 +22,7 @@ from flowhn_jax.checkpoints import manifest
 from flowhn_jax.checkpoints.files import (
     AVERAGE,
     METADATA,
-    OfAnotherRun,
+    WrongCheckpointError,
     check_not_gone,
     delete,
     directory,
@@ -65,7 +65,7 @@ class Checkpoints:
 
         Args:
           workdir: folder of the run.
-          config: of the run; it is stored in each checkpoint.
+          config: the config of the run; it is stored in each checkpoint.
           log: prints a line for people.
           confirm_lock: raises OSError if this process, the first, may not write to the workdir now.
 
@@ -236,7 +236,7 @@ class Checkpoints:
         """Begin to write a checkpoint; `wait`, or the next call, waits until it is complete.
 
         Args:
-          state: of the run; it may be donated as soon as the function has returned.
+          state: the state of the run; it may be donated as soon as the function has returned.
           data: the iterator of the run's batches, whose position is saved.
           progress: what else the run saves; it must be representable in JSON.
           losses: validation losses of the state by their keys in a row, if known; the checkpoint
@@ -268,7 +268,7 @@ class Checkpoints:
                 step, parts, force=True, metrics=metrics, custom_metadata=about
             )
         except Exception as error:
-            if not disk.takes_nothing(error):
+            if not disk.refuses_writes(error):
                 raise
             self._save.start(partial(_raise, error))
             return
@@ -290,7 +290,7 @@ class Checkpoints:
         try:
             self._checkpointer.reload()
         except Exception as error:  # the checkpoint is complete all the same
-            if not disk.takes_nothing(error):
+            if not disk.refuses_writes(error):
                 raise
 
     def error(self) -> BaseException | None:
@@ -358,7 +358,7 @@ class Checkpoints:
                 has_hashes = manifest.is_written(folder)  # which were checked
                 is_last = self._checkpointer.checkpoints[0].step == step
                 is_alone = jax.process_count() == 1
-                if has_hashes or is_last or isinstance(error, OfAnotherRun) or not is_alone:
+                if has_hashes or is_last or isinstance(error, WrongCheckpointError) or not is_alone:
                     raise
                 self._log(
                     f"the checkpoint of step {step} is damaged and skipped: {one_line(error)}"

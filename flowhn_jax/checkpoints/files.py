@@ -116,18 +116,18 @@ def latest_step(workdir: str) -> int:
     return next(iter(steps_of(workdir)), 0)
 
 
-class OfAnotherRun(ValueError):
+class WrongCheckpointError(ValueError):
     """A checkpoint is undamaged, but belongs to another run."""
 
 
 def check_shapes(step: int, found: Any, params: Params) -> None:
-    """Raise OfAnotherRun if a checkpoint's parameters have other shapes than `params`."""
+    """Raise WrongCheckpointError if a checkpoint's parameters have other shapes than `params`."""
     if found is None:  # Orbax could not read them
         raise ValueError(
             f"The shapes of the parameters in the checkpoint of step {step} cannot be read."
         )
     if changes := differences_of_shape(found, params):
-        raise OfAnotherRun(
+        raise WrongCheckpointError(
             f"The checkpoint of step {step} is of another model than --config; parameters that "
             f"differ in shape (checkpoint -> config): {changes}."
         )

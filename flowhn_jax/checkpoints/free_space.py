@@ -28,7 +28,7 @@ def is_of_device(error: BaseException) -> bool:
     return jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
 
 
-def takes_nothing(error: BaseException | None) -> bool:
+def refuses_writes(error: BaseException | None) -> bool:
     """Return whether an error says that the disk is full or that a bucket refuses requests.
 
     Either may pass, so that a run continues and saves later.

@@ -4,7 +4,7 @@ import json
 
 import tensorstore
 
-from flowhn_jax.checkpoints.files import COMMITTED, OfAnotherRun, is_committed
+from flowhn_jax.checkpoints.files import COMMITTED, WrongCheckpointError, is_committed
 from flowhn_jax.storage import AnyPath, Place, place
 from flowhn_jax.utils import json_text
 from flowhn_jax.utils.text import one_line
@@ -99,11 +99,11 @@ def is_import(folder: AnyPath) -> bool:
 
 
 def check_not_import(folder: AnyPath) -> None:
-    """Raise OfAnotherRun if a checkpoint is that of an imported model, without an optimizer."""
+    """Raise WrongCheckpointError for the checkpoint of an imported model, without an optimizer."""
     if is_import(folder):
         checkpoint = place(folder)
         workdir = checkpoint.parent.parent
-        raise OfAnotherRun(
+        raise WrongCheckpointError(
             f"The checkpoint of step {checkpoint.name} in {str(workdir)!r} holds parameters alone, "
             "as that of an imported model does. To train from them, type "
             f"--config.train.init_from={workdir} and give another --workdir."

@@ -14,7 +14,7 @@ from flowhn_jax.checkpoints.files import (
     AVERAGE,
     METADATA,
     PARAMS,
-    OfAnotherRun,
+    WrongCheckpointError,
     check_shapes,
     directory,
     loss_key,
@@ -72,7 +72,7 @@ def load_params(
         # Not with a Checkpointer, which would read all steps, damaged ones too.
         check_shapes(step, ocp.metadata(str(folder), part).metadata, abstract)
         return ocp.load_checkpointables(str(folder), {part: abstract})[part]
-    except OfAnotherRun:
+    except WrongCheckpointError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds
         raise ValueError(

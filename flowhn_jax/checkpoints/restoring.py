@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from flowhn_jax.checkpoints.files import AVERAGE, OfAnotherRun, check_shapes
+from flowhn_jax.checkpoints.files import AVERAGE, WrongCheckpointError, check_shapes
 from flowhn_jax.checkpoints.state import TrainState
 from flowhn_jax.storage import Place
 
@@ -22,7 +22,7 @@ def load_state(
     If `abstract` has an average and the checkpoint has none, it starts as a copy of the parameters.
 
     Args:
-      folder: of the checkpoint, named by its step.
+      folder: the folder of the checkpoint, named by its step.
       load: restores the named parts of the checkpoint to the abstract values in its argument.
       abstract: shapes, dtypes and shardings of the state.
       data: the iterator of the run's batches, which continues from the checkpoint's position.
@@ -39,7 +39,7 @@ def load_state(
     except KeyError as error:  # Orbax wraps the error of a checkpointable in it
         if error.__cause__ is None:
             raise
-        raise OfAnotherRun(str(error.__cause__)) from error
+        raise WrongCheckpointError(str(error.__cause__)) from error
     wanted: dict[str, Any] = {
         "params": abstract.params,
         "optimizer": {"step": abstract.step, "opt_state": abstract.opt_state},

@@ -18,7 +18,7 @@ from orbax.checkpoint._src.futures import signaling_client
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from flowhn_jax.checkpoints import free_space as disk
-from flowhn_jax.parallel.distributed import FailedElsewhere, Meeting
+from flowhn_jax.parallel.distributed import FailedElsewhereError, Meeting
 
 _LATER, _OTHER = "later", "other"  # why a save failed, as the other processes learn it
 _TIMEOUT = 1200.0  # seconds, as Orbax's own limit
@@ -60,7 +60,7 @@ class Save:
     def _fail(self, error: BaseException) -> None:
         # Orbax's threads end with coroutines that they have not run.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        self._meeting.fail(_LATER if disk.takes_nothing(error) else _OTHER)
+        self._meeting.fail(_LATER if disk.refuses_writes(error) else _OTHER)
 
     def barrier(self, *, key: str, timeout_ms: int) -> None:
         """Wait for the other processes; raise if one has failed.
@@ -88,10 +88,10 @@ class Save:
             vars(self._signals).pop(name, None)
 
     def failure(self) -> BaseException | None:
-        """Return why the save failed, FailedElsewhere if in another process; None: it succeeded."""
+        """Return why the save failed, FailedElsewhereError if in another process; None if not."""
         if self._error is None and self._meeting.failure() is None:
             return None
-        return self._error or FailedElsewhere()
+        return self._error or FailedElsewhereError()
 
     def may_succeed_later(self) -> bool:
         """Return whether the save failed because a disk is full or a bucket refuses requests.

@@ -211,7 +211,7 @@ def locked(workdir: str) -> Iterator[Lock]:
     with contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context(lease.held(folder / _LOCK_FILE, log))
-        except lease.InUse as error:
+        except lease.InUseError as error:
             raise _in_use(workdir, str(error)) from error
         yield lock
 

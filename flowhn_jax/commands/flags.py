@@ -76,7 +76,7 @@ class Flags:
         """Define a flag that names a file or a folder, here or in a bucket.
 
         Args:
-          name: of the flag.
+          name: the name of the flag.
           meaning: its description.
           required: whether it must be given.
           others: schemes of URLs besides gs:// that it may be.

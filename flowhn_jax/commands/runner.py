@@ -45,7 +45,7 @@ def command(
     message alone may not be enough. --help prints the help and ends the process.
 
     Args:
-      name: of the command in `main.COMMANDS`.
+      name: the name of the command in `main.COMMANDS`.
       define: defines the flags; returns what runs the command, with its arguments that are not
         flags, or by name what runs each of its subcommands, with the arguments after the name.
       argv: the arguments; None: those of the process.

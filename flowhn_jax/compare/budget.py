@@ -62,8 +62,8 @@ def cost_per_step(kind: str, config: Config, seconds_per_step: float | None = No
     """Return what a train step takes of a budget of this kind.
 
     Args:
-      kind: of the budget.
-      config: of the run.
+      kind: the kind of the budget.
+      config: the config of the run.
       seconds_per_step: as measured, for a budget of seconds.
     """
     context = config.model.context

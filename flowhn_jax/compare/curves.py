@@ -19,7 +19,7 @@ def learning_curves(
     Args:
       models: results of the models.
       runs: results of the runs.
-      workdir: of the comparison.
+      workdir: the folder of the comparison.
     """
     models = list(models)
     names = best_runs(models, runs)

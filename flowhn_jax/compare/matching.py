@@ -20,7 +20,7 @@ def match_flops(model: ModelConfig, reference: ModelConfig) -> ModelConfig:
 
     Args:
       model: the baseline with its recipe's sizes.
-      reference: of the same width and vocabulary.
+      reference: a config of the same width and vocabulary.
     """
     target = _forward(reference)
     head = 2 * model.width * model.vocab_size * model.context

@@ -45,11 +45,11 @@ def collect(
     """Return all results of these models in the workdir.
 
     Args:
-      configs: of the models, by name.
+      configs: the configs of the models, by name.
       runs: the training runs of these models, also those that are not in the workdir.
       size: the name of the models' size.
-      workdir: of the comparison.
-      measurements: of the models' speed.
+      workdir: the folder of the comparison.
+      measurements: the measurements of the models' speed.
 
     Raises:
       ValueError: a file in the workdir is damaged.

@@ -16,11 +16,11 @@ class Run(NamedTuple):
     """A training run.
 
     Attributes:
-      name: of its folder, such as 'llama' or 'llama_learning_rate=0.001_seed=1': the model, and
+      name: its folder, such as 'llama' or 'llama_learning_rate=0.001_seed=1': the model, and
         what differs from its recipe's rate and seed 0.
       model: name of the model.
       learning_rate: peak of the schedule.
-      seed: of the parameters and of the order of the data.
+      seed: the seed of the parameters and of the order of the data.
     """
 
     name: str
@@ -51,7 +51,7 @@ def run_grid(configs: Mapping[str, Config], rates: Sequence[float], seeds: int) 
     """Return the runs: all of one seed before the next seed.
 
     Args:
-      configs: of the models, by name.
+      configs: the configs of the models, by name.
       rates: learning rates that each model is trained with; none: that of its recipe.
       seeds: how many seeds, from 0.
     """
@@ -71,9 +71,9 @@ def run_config(config: Config, run: Run, steps: int, path: str) -> Config:
     """Return the config of a run, whose schedule ends at `steps`, where it validates.
 
     Args:
-      config: of its model.
+      config: the config of its model.
       run: the run.
-      steps: of the run.
+      steps: the steps of the run.
       path: what it is trained on, as `data.path`.
     """
     train = dataclasses.replace(

@@ -66,8 +66,8 @@ def score_missing(
     """Score the runs in the workdir that are trained to their end and have no scores yet.
 
     Args:
-      configs: of the runs, by name.
-      workdir: of the comparison.
+      configs: the configs of the runs, by name.
+      workdir: the folder of the comparison.
       describe: is called with what is done next.
 
     Yields:

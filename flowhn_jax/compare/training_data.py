@@ -36,11 +36,11 @@ def data_path(
     """Return `data.path` of the runs, whose sets are prepared in the workdir unless they are there.
 
     Args:
-      workdir: of the comparison.
+      workdir: the folder of the comparison.
       corpus: 'embedded' or 'packages'.
       recall: share of the training windows with texts of the recall tasks; 0 for none.
       context: tokens of a window.
-      vocab_size: of the models.
+      vocab_size: the vocabulary size of the models.
       given: a prepared set that takes the place of the corpus; '' for none.
 
     Raises:

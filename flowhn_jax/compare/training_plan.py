@@ -40,10 +40,10 @@ def plan_steps(
     the machine may be slower or faster, trains the same steps.
 
     Args:
-      configs: of the models, by name.
-      workdir: of the comparison.
-      budget: of each training run.
-      measurements: of all models, for a budget of seconds.
+      configs: the configs of the models, by name.
+      workdir: the folder of the comparison.
+      budget: the budget of each training run.
+      measurements: the measurements of all models, for a budget of seconds.
       data: what the models are trained on, in words.
 
     Raises:

@@ -69,7 +69,7 @@ def model_result(results: Iterable[Result]) -> Result:
     ended. Deviations are those of a sample, None for fewer than two seeds.
 
     Args:
-      results: of the model's runs, at least one.
+      results: the results of the model's runs, at least one.
     """
     by_rate: dict[float, list[Result]] = {}
     for result in results:

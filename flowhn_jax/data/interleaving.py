@@ -20,7 +20,7 @@ class Interleaving(grain.transforms.DatasetSelectionMap):
         """Make the order.
 
         Args:
-          weights: of the sets, above 0.
+          weights: the weights of the sets, above 0.
         """
         total = sum(weights)
         self._shares = [max(1, round(weight / total * _RESOLUTION)) for weight in weights]

@@ -195,7 +195,7 @@ def train_batches(
     Args:
       data: the sets of a run, which alternate by their weights, or one set.
       batch_size: B, rows per step over all processes; a multiple of process_count.
-      seed: of the shuffle, 0 or more.
+      seed: the seed of the shuffle, 0 or more.
       process_index: this process, which gets rows [i B / n, (i + 1) B / n) of every batch.
       process_count: the number of processes.
 

@@ -33,7 +33,7 @@ def cache_folder(cache: str, folder: Place, fingerprint: str) -> pathlib.Path | 
     Args:
       cache: `data.cache`.
       folder: the set.
-      fingerprint: of the set; equal sets share a folder.
+      fingerprint: the fingerprint of the set; equal sets share a folder.
 
     Raises:
       ValueError: `cache` is 'auto', and the user has no home to keep the shards in.

@@ -69,7 +69,7 @@ def evaluate(
         None: the run's own config, with all devices on the mesh's `data` axis.
       workdir: folder of the run; a benchmark needs none.
       mode: a name in MODES or `benchmarks`.
-      checkpoint: of the run, as in `load_params`; None: the latest.
+      checkpoint: the checkpoint of the run, as in `load_params`; None: the latest.
       ema: whether to use the average of the parameters, as in `load_params`.
       benchmarks: further modes, which measure a config without trained parameters.
       **options: options of the mode, by name.

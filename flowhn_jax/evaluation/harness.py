@@ -40,7 +40,7 @@ class HarnessLM(TemplateLM):
         """Wrap one model.
 
         Args:
-          scorer: of the model; its context is the longest text that the model reads.
+          scorer: the scorer of the model; its context is the longest text that the model reads.
           tokenizer: the model's tokenizer; its `first_token` begins every context.
           generate: `evaluation.generate.generate`, bound to the same model and tokenizer, and to a
             batch size.

@@ -78,7 +78,7 @@ def mean_quality(weights: Sequence[float], qualities: Sequence[Quality]) -> Qual
 
     Args:
       weights: the shares, which sum to 1.
-      qualities: on the texts.
+      qualities: the qualities on the texts.
     """
     if len(qualities) == 1:
         return qualities[0]

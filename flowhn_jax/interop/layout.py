@@ -32,7 +32,7 @@ def to_ours(path: Path, array: np.ndarray, ndim: int) -> np.ndarray:
     [taps, E].
 
     Args:
-      path: of the parameter in our model.
+      path: the path of the parameter in our model.
       array: the parameter in PyTorch's layout.
       ndim: number of dimensions in our layout.
     """
@@ -68,7 +68,7 @@ def put_sharded(config: ModelConfig, mesh: Mesh) -> Put:
     """Return a function that makes float32 arrays sharded over the mesh, each device's part alone.
 
     Args:
-      config: of the model whose parameters they are.
+      config: the config of the model whose parameters they are.
       mesh: whose devices get them.
     """
     abstract: dict[Path, Any] = flatten_dict(with_shardings(models.abstract_params(config), mesh))

@@ -50,12 +50,12 @@ def render(
     """Return the text of a card.
 
     Args:
-      config: of the run.
-      step: of the exported checkpoint.
+      config: the config of the run.
+      step: the step of the exported checkpoint.
       rows: the run's metrics; empty if it was trained elsewhere.
       has_code: whether the export contains code that transformers must be allowed to run.
       ema: whether the export is of the average of the parameters.
-      commands: that trained the run.
+      commands: the command lines that trained the run.
     """
     name = _NAMES.get(config.model.kind, config.model.kind)
     parts = [

@@ -33,7 +33,7 @@ class FlowHNConfig(PretrainedConfig):
 
     Attributes:
       model: the keys of the model's config in flowhn-jax.
-      plan: of FlowHN, for each block the positions of attention: those whose remainder modulo
+      plan: for FlowHN, for each block the positions of attention: those whose remainder modulo
         `period` lies in one of the `runs` [start, stop), or `width` tokens of every window of
         `period`, by their scores. None for a block in which both branches see all tokens; a block
         with one branch has all positions in its runs, or none.

@@ -176,7 +176,7 @@ def save(out: AnyPath, config: ModelConfig, params: Params) -> str:
 
     Args:
       out: a .pth file (needs torch), or an .npz file of arrays.
-      config: of a FlowHN that their code has: Mamba-1, MLPs in the branches, and a strategy of the
+      config: a FlowHN that their code has: Mamba-1, MLPs in the branches, and a strategy of the
         table at the top of this module. They split each sequence by its own length, so where tokens
         are split, their logits are ours for sequences of `config.context` tokens.
       params: the model's parameters. The table of a tied model is written as their head, too.

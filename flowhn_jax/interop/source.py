@@ -74,8 +74,8 @@ def keep_files(source: str, tokenizer: Tokenizer, workdir: str) -> None:
 
     Args:
       source: as in `read_model`.
-      tokenizer: of the run, the same as the source's; a text may begin with another token.
-      workdir: of the run.
+      tokenizer: the run's, the same as the source's; a text may begin with another token.
+      workdir: the folder of the run.
     """
     if _is_run(source):
         texts = tokenizer_files.read(source, tokenizer_files.CONFIG_KEYS)

@@ -210,7 +210,7 @@ def end_of_text(texts: Mapping[str, str], path: AnyPath) -> str | None:
 
     Args:
       texts: as `read` returns them, and the text of hf_config.json.
-      path: of the folder's tokenizer.json.
+      path: the path of the folder's tokenizer.json.
     """
     token = _special_tokens(texts).get("eos_token")
     if token is not None:

@@ -34,7 +34,7 @@ def read_state_dict(path: str, instead: str = "") -> dict[str, np.ndarray]:
     only when they are used.
 
     Args:
-      path: of a local file.
+      path: the path of a local file.
       instead: as in `import_torch`.
 
     Raises:

@@ -351,7 +351,7 @@ class Attention(nnx.Module):
 
         Args:
           x: [B, T, D] or [B, D].
-          positions: of x's tokens.
+          positions: the positions of x's tokens.
           length: tokens of a row, padding not included; 0 in a decode step.
           scale: factor.
         """

@@ -12,7 +12,7 @@ class LayerContext:
 
     Attributes:
       rngs: keys of the initial parameters; the order in which layers draw them is part of a model.
-      dtype: of matrix products and activations.
+      dtype: the dtype of matrix products and activations.
       init_std: standard deviation of the normal initial weights.
       norm_eps: added to the mean square in RMS norms.
     """

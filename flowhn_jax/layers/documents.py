@@ -42,7 +42,7 @@ def convolved_prefix(table: jax.Array, index: DocumentIndex) -> jax.Array:
 
     Args:
       table: [W - 1, E] float32, outputs at a document's first tokens for the prefix alone.
-      index: of the tokens.
+      index: the index of the tokens.
     """
     total = jnp.zeros((*index.position.shape, table.shape[1]), jnp.float32)
     for position, row in enumerate(table):
@@ -79,7 +79,7 @@ def scanned_prefix(
       A: [E, S] float32.
       C: [B, T, S].
       state: [E, S] float32, after the prefix.
-      index: of the tokens.
+      index: the index of the tokens.
     """
 
     @jax.checkpoint

@@ -26,9 +26,9 @@ def linear(
     Args:
       in_features: size of the last dimension of x.
       out_features: one size, or several dimensions that replace the last one of x.
-      context: of the model.
-      output_dtype: of the result, where it needs more precision than `context.dtype`: the product's
-        accumulator is then kept.
+      context: the context of the model.
+      output_dtype: the result's dtype, where it needs more precision than `context.dtype`: then the
+        product's accumulator is kept.
       bias: whether to add one, which is 0 initially.
     """
     return nnx.LinearGeneral(
@@ -137,8 +137,8 @@ def rms_norm(
 
     Args:
       features: size of the last dimension, over which the mean square is taken.
-      context: of the model.
-      dtype: of the result; None: `context.dtype`.
+      context: the context of the model.
+      dtype: the dtype of the result; None: `context.dtype`.
       unscaled_epsilon: added to the mean square in a norm without a scale; None: a norm with a
         scale, and with `context.norm_eps`.
     """

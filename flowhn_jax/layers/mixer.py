@@ -58,7 +58,7 @@ class Mixer(Protocol[CacheT]):
         """Return the FLOPs of a sequence without those of the linear layers (`split/cost.py`).
 
         Args:
-          tokens: of the sequence.
+          tokens: the tokens of the sequence.
           causal: whether attention counts only pairs at or before the query, not all tokens².
         """
         ...
@@ -93,6 +93,6 @@ class SelectiveMixer(Mixer[CacheT], Protocol[CacheT]):
         """Return the share of a linear layer's work that is done for the selected tokens alone.
 
         Args:
-          name: of the layer, or 'mixing' for the work of `mixing_flops`.
+          name: the name of the layer, or 'mixing' for the work of `mixing_flops`.
         """
         ...

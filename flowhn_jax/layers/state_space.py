@@ -18,7 +18,7 @@ class SequenceInputs(NamedTuple):
     Attributes:
       x: [B, T, D].
       segment_ids: [B, T] int32; nothing passes between documents. None: one document.
-      prompts: of rows with padding after their tokens, whose last states are needed; None: of rows
+      prompts: for rows with padding after their tokens, whose last states are needed; None: of rows
         without padding.
       selection: the tokens that are gated and projected; all enter the scan.
     """

@@ -57,7 +57,7 @@ def build(config: ModelConfig, rngs: nnx.Rngs | None = None) -> LanguageModel:
     """Return the model that `config` describes, with random parameters.
 
     Args:
-      config: of any family.
+      config: a config of any family.
       rngs: keys of the parameters; None: those of key 0.
     """
     return registry.model_class(config.kind)(config, nnx.Rngs(0) if rngs is None else rngs)
@@ -114,7 +114,7 @@ def forward(
     """Return logits [B, T, V] in float32.
 
     Args:
-      config: of any family.
+      config: a config of any family.
       params: from `init`.
       tokens: [B, T] int32, in 0..V-1. Inside a traced function the values cannot be checked: an id
         outside makes the logits from its position on NaN.
@@ -144,7 +144,7 @@ def prefill(
     Each row's tokens are routed by their own positions, counted from the row's first real token.
 
     Args:
-      config: of a model for which `can_decode` holds.
+      config: the config of a model for which `can_decode` holds.
       params: from `init`.
       tokens: [B, T] int32, in 0..V-1, as for `forward`.
       lengths: [B] int32, tokens of each prompt, 1 to T; the rest is padding. None: T.
@@ -227,7 +227,7 @@ def step(
     """Return the logits after one more token of each sequence, and the resulting cache.
 
     Args:
-      config: of a model for which `can_decode` holds.
+      config: the config of a model for which `can_decode` holds.
       params: from `init`.
       tokens: [B] int32, in 0..V-1, as for `forward`. Outside of traced functions the check waits
         for tokens on a device: a loop of many steps is faster inside `jax.jit`.

@@ -132,7 +132,7 @@ class HybridHeads(nnx.Module):
 
         Args:
           x: [B, D].
-          cache: of this layer.
+          cache: the cache of this layer.
           borrowed: the KV cache of the layer before, which this one takes if it borrows.
         """
         own = None if cache.attention is None else self.attention.extend(x, cache.attention)

@@ -58,7 +58,7 @@ class FlopPart(NamedTuple):
 
     Attributes:
       module: a layer or a block, with all modules in it.
-      tokens: of a sequence that pass it.
+      tokens: the number of a sequence's tokens that pass it.
       read: tokens that its `SelectiveMixer` reads; None: `tokens`.
     """
 

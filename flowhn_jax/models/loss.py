@@ -48,12 +48,12 @@ def loss_sum(
     learns where documents end.
 
     Args:
-      config: of any family.
+      config: a config of any family.
       params: from `models.init`.
-      batch: of packed windows.
+      batch: a batch of packed windows.
       remat: what the backward pass keeps, as for `LanguageModel`.
       z_loss: weight of the squared log-normalizer (arXiv 2204.02311, section 5), which is added.
-      divisor: of the sum, for a mean.
+      divisor: the divisor of the sum, for a mean.
     """
     model = models.bind(config, params)
     hidden = model(batch["tokens"][:, :-1], batch["segment_ids"][:, :-1], remat=remat)

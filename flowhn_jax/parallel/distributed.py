@@ -105,7 +105,7 @@ def _end_with_the_others() -> None:
         atexit.register(is_over.set)  # runs before JAX's own handler, which was registered earlier
 
 
-class FailedElsewhere(OSError):
+class FailedElsewhereError(OSError):
     """Another process of the run has failed; its message is the one to print."""
 
     def __init__(self):
@@ -143,7 +143,7 @@ def end_all(message: str, error: BaseException) -> NoReturn:
     Call it in runs of several processes.
     """
     state = _state()
-    if isinstance(error, FailedElsewhere):
+    if isinstance(error, FailedElsewhereError):
         deadline = time.monotonic() + _SECONDS_FOR_THE_OTHERS
         while not _has_failed(state) and time.monotonic() < deadline:
             time.sleep(_SECONDS_BETWEEN_POLLS)
@@ -178,7 +178,7 @@ class Meeting:
         """Wait until all processes have reached the barrier `key`, in whichever thread.
 
         Raises:
-          FailedElsewhere: one of them has given up.
+          FailedElsewhereError: one of them has given up.
           TimeoutError: they have not reached it within this many seconds.
         """
         if self._client is None:
@@ -199,7 +199,7 @@ class Meeting:
                 return self._client.blocking_key_value_get(key, _POLL_MILLISECONDS)
             except jax.errors.JaxRuntimeError as error:  # it is not there yet
                 if self.failure() is not None:
-                    raise FailedElsewhere from None
+                    raise FailedElsewhereError from None
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
                 if time.monotonic() > deadline:
@@ -256,7 +256,7 @@ def first_before_others(name: str) -> Iterator[None]:
     """Run the context in the first process, then in the others, which find its work done.
 
     Args:
-      name: of the work, for the message if a process does not arrive.
+      name: the name of the work, for the message if a process does not arrive.
     """
     if not is_first():
         multihost_utils.sync_global_devices(name)

@@ -54,7 +54,7 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     Args:
       path: such as 'blocks/0/ssm/mixer/in_proj/kernel'. It may follow another path, as that of the
         parameter's optimizer state does.
-      shape: of the parameter.
+      shape: the shape of the parameter.
       mesh: has the axes fsdp, sequence and tensor.
 
     Raises:

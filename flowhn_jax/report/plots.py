@@ -93,12 +93,12 @@ def plot_comparison(
     quality.
 
     Args:
-      rows: of each model: model, kind ('flowhn' or a baseline's), train_tokens_per_second with _min
+      rows: per model: model, kind ('flowhn' or a baseline's), train_tokens_per_second with _min
         and _max, train_mfu, train_tflops_per_second_per_device, validation_bits_per_byte (None: not
         trained) and validation_bits_per_byte_deviation.
       title: above the picture.
       path: file to write; its ending is the format.
-      budget: that all models were trained for, in words; None: it is not known.
+      budget: what all models were trained for, in words; None: it is not known.
     """
     pyplot = load_pyplot()
     from matplotlib.patches import Patch

@@ -40,8 +40,8 @@ def line_chart(x_label: str, y_label: str, series: Sequence[Series], log_x: bool
     """Return a chart as an `svg` element; '' if no series has a value.
 
     Args:
-      x_label: of the horizontal axis, with its unit.
-      y_label: of the vertical axis, with its unit.
+      x_label: the label of the horizontal axis, with its unit.
+      y_label: the label of the vertical axis, with its unit.
       series: the lines.
       log_x: whether the horizontal axis is logarithmic to base 2; then all x are positive.
     """

@@ -17,8 +17,8 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], path: str
     Seeds are points, which the line joins at their means. Runs without a result are left out.
 
     Args:
-      rows: of the points: the value of each key, and validation_bits_per_byte.
-      keys: of the grid; the first one besides the seed is the horizontal axis.
+      rows: the rows of the points: the value of each key, and validation_bits_per_byte.
+      keys: the keys of the grid; the first one besides the seed is the horizontal axis.
       path: file to write; its ending is the format.
     """
     pyplot = load_pyplot()

@@ -21,9 +21,9 @@ class Record(NamedTuple):
     """A run.
 
     Attributes:
-      name: of the run on the page.
-      config: of the run.
-      rows: of its metrics.jsonl.
+      name: the name of the run on the page.
+      config: the config of the run.
+      rows: the rows of its metrics.jsonl.
       parameters: number of the model's parameters.
       curve: the losses by position, if the workdir has them.
       sample: the text that the model generated after the last step, if the workdir has one.

@@ -62,7 +62,7 @@ def step_routes(
       positions: [B], of these tokens.
       attended: [B] int32, how many tokens before them went to attention in their windows; not read
         where a window begins.
-      quota: of attention.
+      quota: the quota of attention.
     """
     offsets = positions % quota.period
     attended = jnp.where(offsets == 0, 0, attended)
@@ -82,8 +82,8 @@ def take_routed(x: jax.Array, routes: Routes, quota: Quota) -> tuple[jax.Array, 
 
     Args:
       x: [B, T, ...].
-      routes: of its tokens.
-      quota: of attention.
+      routes: the routes of its tokens.
+      quota: the quota of attention.
 
     Returns:
       [B, quota.count(T), ...] and [B, quota.complement().count(T), ...].

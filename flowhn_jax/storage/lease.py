@@ -25,11 +25,11 @@ _TIMEOUT = 10.0  # seconds for one answer
 _SECONDS_TO_TRY = 20.0  # a request, in all
 
 
-class InUse(ValueError):
+class InUseError(ValueError):
     """Another process holds the lock; the message names it."""
 
 
-class LockLost(OSError):
+class LockLostError(OSError):
     """Another process has taken the lock over."""
 
 
@@ -73,7 +73,7 @@ class Lease(Lock):
         self._token = uuid.uuid4().hex
         self._generation = 0
         self._renewed = 0.0  # when the last renewal that succeeded was sent
-        self._error: LockLost | None = None
+        self._error: LockLostError | None = None
         self._is_released = False
         self._lock = threading.Lock()
 
@@ -81,7 +81,7 @@ class Lease(Lock):
         """Take the lock; wait for one that is not renewed to expire.
 
         Raises:
-          InUse: another process holds it and has renewed it meanwhile.
+          InUseError: another process holds it and has renewed it meanwhile.
         """
         first = None
         while not self._try_to_write(0):
@@ -102,7 +102,7 @@ class Lease(Lock):
                     f"{SECONDS_TO_LIVE:.0f} s old"
                 )
             elif generation != first:
-                raise InUse(describe(holder))
+                raise InUseError(describe(holder))
             self._sleep(_SECONDS_BETWEEN_LOOKS)
 
     def renew(self) -> None:
@@ -123,13 +123,13 @@ class Lease(Lock):
                 return
             found = self._found()
             holder = "another process" if found is None else describe(found[2])
-            self._error = LockLost(f"the lock {self._place} was taken over by {holder}")
+            self._error = LockLostError(f"the lock {self._place} was taken over by {holder}")
 
     def confirm(self) -> None:
         """Renew the lock unless that was done a short while ago; raise if it is lost.
 
         Raises:
-          LockLost: another process has it.
+          LockLostError: another process has it.
           StorageError: the store does not answer.
         """
         if self._clock() - self._renewed > 1.5 * SECONDS_TO_RENEW:
@@ -137,7 +137,7 @@ class Lease(Lock):
         if self._error is not None:
             raise self._error
 
-    def error(self) -> LockLost | None:
+    def error(self) -> LockLostError | None:
         """See Lock."""
         return self._error
 
@@ -232,7 +232,7 @@ def held(place: Place, log: Callable[[str], None]) -> Iterator[Lease]:
     """Hold a lock in the context and renew it in the background.
 
     Raises:
-      InUse: another process holds it.
+      InUseError: another process holds it.
     """
     lease = Lease(place, log)
     lease.acquire()

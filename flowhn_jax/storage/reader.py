@@ -14,7 +14,7 @@ class ObjectReader(io.RawIOBase):
         """Open an object.
 
         Args:
-          name: of the object, for messages.
+          name: the name of the object, for messages.
           blob: the client's handle, with size and generation.
           timeout: seconds for one answer.
         """

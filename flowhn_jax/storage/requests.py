@@ -87,7 +87,7 @@ def repeated(what: str, request: Callable[[], T], seconds: float = _SECONDS_OTHE
     Args:
       what: names the object and what is done with it, for messages.
       request: sends it.
-      seconds: for which it is repeated.
+      seconds: how long it is repeated.
 
     Raises:
       FileNotFoundError: there is no such object.

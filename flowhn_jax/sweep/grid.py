@@ -12,7 +12,7 @@ class Point(NamedTuple):
     """One run of a sweep.
 
     Attributes:
-      name: of its folder, such as 'learning_rate=1e-3_seed=0'.
+      name: the name of its folder, such as 'learning_rate=1e-3_seed=0'.
       values: by config key, as they were typed.
     """
 

@@ -28,9 +28,9 @@ def point_row(point: Point, config: Config, workdir: str, failure: str | None) -
     """Return the results of a point: its values, and those of its run where it has them.
 
     Args:
-      point: of the grid.
-      config: of the point.
-      workdir: of the sweep.
+      point: the point of the grid.
+      config: the config of the point.
+      workdir: the folder of the sweep.
       failure: the message of the run, if it failed.
     """
     rows = [] if failure is not None else read_rows(place(workdir) / point.name)

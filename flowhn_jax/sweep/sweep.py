@@ -21,10 +21,10 @@ def sweep(
     A run that fails becomes a row with its message, and the next one follows.
 
     Args:
-      points: of the grid.
-      configs: of the points.
+      points: the points of the grid.
+      configs: the configs of the points.
       workdir: receives a folder for each run, data/, sweep.json, sweep.md and sweep.png.
-      index: of the only point to train, whose row is printed instead of the results; None: all.
+      index: the only point to train, whose row is printed instead of the results; None: all.
 
     Returns:
       The number of runs that failed.

@@ -9,7 +9,7 @@ from flowhn_jax.checkpoints.checkpointer import Checkpoints
 from flowhn_jax.data.lookahead import Lookahead
 from flowhn_jax.data.pipeline import TrainBatches
 from flowhn_jax.models.loss import Batch
-from flowhn_jax.parallel.distributed import AnyProcessBefore, FailedElsewhere, any_process
+from flowhn_jax.parallel.distributed import AnyProcessBefore, FailedElsewhereError, any_process
 from flowhn_jax.storage import Lock
 from flowhn_jax.training.health.preemption import StopRequest
 
@@ -73,9 +73,9 @@ class StopAgreement:
 
         Raises:
           Exception: the error of this process.
-          FailedElsewhere: another process has an error.
+          FailedElsewhereError: another process has an error.
         """
         if self.has_error():
-            error = self._error or FailedElsewhere()
+            error = self._error or FailedElsewhereError()
             error.add_note(note)
             raise error

@@ -56,7 +56,7 @@ class BucketMetricsWriter:
           workdir: folder of the run.
           start: step of the checkpoint that the run continues from.
           log: prints a line for people.
-          lock: of the workdir; without it nothing is written.
+          lock: the lock of the workdir; without it nothing is written.
           has_events: whether to write TensorBoard's file as well.
         """
         self._folder, self._log, self._run_lock = place(workdir), log, lock

@@ -34,7 +34,7 @@ def train_missing(
     """Train each run that is not complete to its last step; resume interrupted runs.
 
     Args:
-      configs: of the runs, by name.
+      configs: the configs of the runs, by name.
       workdir: receives a folder for each run, and data/ for those that name no data.
       describe: is called with what is done next.
       on_step: is called after each step.

@@ -67,7 +67,7 @@ class Origin:
         if self.workdir is not None:
             self._changes = workdir_lib.check(self.workdir, self.config)
 
-    def state(
+    def load_or_init_state(
         self,
         mesh: Mesh,
         data: RunData,
@@ -78,8 +78,8 @@ class Origin:
         """Return the state and the progress; None if a request to stop comes first.
 
         Args:
-          mesh: over which the state is sharded.
-          data: of the run.
+          mesh: the mesh over which the state is sharded.
+          data: the data of the run.
           batches: the iterator, which continues from the position of the checkpoint, if any.
           should_stop: whether this process is to stop, asked repeatedly while a program compiles.
           console: prints what is being done.
@@ -100,7 +100,7 @@ class Origin:
 
         Args:
           workdir: folder of the run.
-          tokenizer: of the run's data.
+          tokenizer: the tokenizer of the run's data.
           state: the state that the run begins with.
           command: the command line of the run, for commands.txt.
         """
@@ -135,8 +135,8 @@ def new_state(
     With `train.init_from` the parameters are those of the source; optimizer and schedule are new.
 
     Args:
-      config: of the run.
-      mesh: over which the state is sharded.
+      config: the config of the run.
+      mesh: the mesh over which the state is sharded.
       prepared: the run's data.
       should_stop: whether this process is to stop, asked repeatedly while a program compiles.
       log: prints a line for people.

@@ -41,7 +41,7 @@ def _averaged(decay: float, average: Params, params: Params, count: jax.Array) -
     """Return the mean of the parameters after each update, whose weights decay with their age.
 
     Args:
-      decay: of the weights per update.
+      decay: the decay of the weights per update.
       average: the mean after `count - 1` updates; after none its values do not matter.
       params: after the newest update.
       count: int32, number of updates.

@@ -48,9 +48,9 @@ def print_summary(
     what is left of them. All processes may call the function; the first one prints.
 
     Args:
-      config: of the run.
+      config: the config of the run.
       params: the parameters after the last step.
-      data: of the run.
+      data: the data of the run.
       workdir: folder of the run.
       argv: the command line of the run, on which the next commands are based.
       stop: the requests to stop.
@@ -93,7 +93,7 @@ def next_commands(argv: Sequence[str], workdir: str, steps: int) -> list[str]:
     Args:
       argv: the command line of the run, as sys.argv.
       workdir: folder of the run.
-      steps: of the run.
+      steps: the steps of the run.
     """
     evaluate = ["python", "eval.py"] if _is_script(argv) else ["flowhn", "eval"]
     program, arguments = _program_and_arguments(argv)

@@ -26,7 +26,7 @@ class _Kept:
     """What a workdir keeps about its run in a tracker, in NAME.json.
 
     Attributes:
-      id: of the run.
+      id: the id of the run.
       step: rows up to this step are never sent again.
     """
 
@@ -101,8 +101,8 @@ class TrackerWriter:
         """Continue the run of `workdir` in a tracker, or begin one with the rows so far.
 
         Args:
-          name: of the tracker.
-          config: of the run.
+          name: the name of the tracker.
+          config: the config of the run.
           workdir: its folder, which keeps the id that the tracker knows the run by.
           start: step of the checkpoint that the run continues from.
           log: prints a line for people.

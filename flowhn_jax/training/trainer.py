@@ -35,7 +35,7 @@ from flowhn_jax.training import messages
 from flowhn_jax.training.agreement import StopAgreement
 from flowhn_jax.training.console import Console, OnStep
 from flowhn_jax.training.health import bad_steps
-from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
+from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkippedError
 from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.health.watchdog import Watchdog
 from flowhn_jax.training.profiler import Profiler
@@ -128,7 +128,7 @@ def fit(
 
         # The model and its state, new or from a checkpoint.
         watchdog.progress("initialising")
-        found = origin.state(mesh, data, batches, stop.is_requested, console)
+        found = origin.load_or_init_state(mesh, data, batches, stop.is_requested, console)
         if found is None:
             console.log(messages.stopped_before_start(stop.reason))
             return False
@@ -185,7 +185,7 @@ class Trainer:
         Raises:
           ValueError: too many steps in a row were skipped.
           OSError: the disk was too full for the last checkpoint.
-          FailedElsewhere: another process has an error.
+          FailedElsewhereError: another process has an error.
         """
         self._start_from(state, progress)
         steps = self.config.train.steps
@@ -214,7 +214,7 @@ class Trainer:
             while continues and self.step < steps:
                 try:
                     continues = self._train_one_step(train_step)
-                except TooManySkipped as skipped:
+                except TooManySkippedError as skipped:
                     with self.time_use.spent_on(Activity.OTHER):
                         self._rewind(skipped)
                 except Exception as error:  # no save: other processes may be at another step
@@ -345,7 +345,7 @@ class Trainer:
             progress = json.loads(to_json(dataclasses.asdict(self.progress)))
             self.checkpoints.save(self.state, self.batches, progress, losses)
 
-    def _rewind(self, skipped: TooManySkipped) -> None:
+    def _rewind(self, skipped: TooManySkippedError) -> None:
         """Return to the last good checkpoint, and continue with the data after the bad batches.
 
         Raises:
@@ -354,7 +354,9 @@ class Trainer:
         train, rewinds = self.config.train, self.progress.rewinds
         with self.agreement.postponing_errors():
             self.checkpoints.wait()
-        folder = bad_steps.keep(self.workdir, self.config, self.state, self.batches, skipped)
+        folder = bad_steps.write_debug_workdir(
+            self.workdir, self.config, self.state, self.batches, skipped
+        )
         found = f"{skipped}; their batches and a checkpoint from before them are in {folder}"
         if rewinds >= train.rewinds:
             raise ValueError(
@@ -377,7 +379,7 @@ class Trainer:
 
         Raises:
           Exception: the error of this process for which the run stopped.
-          FailedElsewhere: the run stopped for an error of another process.
+          FailedElsewhereError: the run stopped for an error of another process.
           OSError: the last checkpoint did not fit on the disk.
         """
         self.console.end_steps()

@@ -58,7 +58,7 @@ class Validator:
         """Return the quality of `params`; None if the run is to stop first.
 
         Args:
-          params: of the model, laid over the mesh.
+          params: the parameters of the model, laid over the mesh.
           should_stop: asked before each batch, with the batches, which are read ahead.
         """
         found: list[Quality] = []

@@ -79,11 +79,11 @@ def open_writer(
     """Yield the writer of this process, which continues the rows of a run.
 
     Args:
-      config: of the run.
+      config: the config of the run.
       workdir: its folder.
       start: step of the checkpoint that the run continues from.
       log: prints a line for people.
-      lock: of the workdir.
+      lock: the lock of the workdir.
 
     Raises:
       ValueError: a tracker does not start.

@@ -14,7 +14,7 @@ def repeating(
     Args:
       function: returns whether to call it again.
       seconds: from the end of a call to the next one, and from the beginning to the first.
-      name: of the thread.
+      name: the name of the thread.
       joins: whether the context ends only after the call that is under way. Without it a function
         that waits for the network does not delay the end.
     """

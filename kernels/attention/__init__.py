@@ -113,7 +113,7 @@ def padded_length(length: int, dtype: jnp.dtype, *, prefix: int = 0) -> int:
 
     Args:
       length: number of positions, T.
-      dtype: of q, k and v.
+      dtype: the dtype of q, k and v.
       prefix: as in `attention`.
     """
     x: Any = jax.ShapeDtypeStruct((1, length, 1, 1), dtype)

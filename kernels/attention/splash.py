@@ -37,7 +37,7 @@ def attention(
     """Return the output of `kernels.attention.attention`.
 
     Args:
-      inputs: of the operation.
+      inputs: the inputs of the operation.
       visibility: without a prefix and without `queries`.
       scale: factor on the scores. If it is not 1, the queries are multiplied by it.
       interpret: whether to interpret the kernel, for tests on other platforms.

@@ -71,7 +71,7 @@ class Options(NamedTuple):
     the gradient of an array that several devices hold.
 
     Attributes:
-      products: of a backend.
+      products: the products of a backend.
       chunks: number of chunks, which divides the number of tokens.
       z_loss: weight of lse**2.
       vocabulary: axes that the vocabulary is sharded over: head and its gradient are a device's

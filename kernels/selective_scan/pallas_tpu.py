@@ -50,7 +50,7 @@ def selective_scan(inputs: ScanInputs, *, interpret: bool = False) -> tuple[Arra
     """Return what `kernels.selective_scan.selective_scan` does, computed by the TPU kernels.
 
     Args:
-      inputs: of the scan.
+      inputs: the inputs of the scan.
       interpret: whether to interpret the kernels, which is slow, but works on any platform.
     """
     batch, _, width = inputs.x.shape
@@ -309,7 +309,7 @@ def _call(
     """Call a kernel.
 
     Args:
-      kernel: of `pallas_tpu_kernels`.
+      kernel: the kernel of `pallas_tpu_kernels`.
       specs: blocks of its grid.
       inputs: with their blocks; see `arrays_and_blocks`.
       others: its further arguments, with their blocks.

@@ -71,7 +71,7 @@ def ssd(inputs: ScanInputs, *, interpret: bool = False) -> tuple[Array, Array]:
     """Return the (y, final state) of `kernels.ssd.ssd`, computed by the TPU kernels.
 
     Args:
-      inputs: of the scan.
+      inputs: the inputs of the scan.
       interpret: whether to interpret the kernels, which is slow, but works on any platform.
     """
     batch, length, heads, size = inputs.x.shape
@@ -318,7 +318,7 @@ def _call(
     """Call a kernel.
 
     Args:
-      kernel: of `pallas_tpu_kernels`.
+      kernel: the kernel of `pallas_tpu_kernels`.
       specs: blocks of its grid.
       sizes: see `_Sizes`.
       inputs: with their blocks; see `arrays_and_blocks`.

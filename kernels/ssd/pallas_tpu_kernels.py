@@ -138,7 +138,7 @@ def backward(
     """Write the gradients; the grid walks from the last chunk to the first.
 
     Args:
-      inputs: of the chunk.
+      inputs: the inputs of the chunk.
       starts: the state before the chunk, [R P, S] in x's dtype.
       dy: [T, R P].
       dh_final: gradient of the state after the last chunk, [R P, S].
@@ -265,9 +265,9 @@ def _prepare(
       scratch: gets the first state where the walk begins, and at a chunk's first block what all
         blocks share.
       block: number of the block.
-      inputs: of the chunk.
+      inputs: the inputs of the chunk.
       valid: see `_valid`.
-      first_state: of the block, or its gradient, [R P, S].
+      first_state: the first state of the block, or its gradient, [R P, S].
       begins: whether the walk over the chunks begins here.
     """
 

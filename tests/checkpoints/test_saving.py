@@ -8,7 +8,7 @@ from orbax.checkpoint._src import asyncio_utils
 
 from flowhn_jax.checkpoints import saving
 from flowhn_jax.data.lookahead import Lookahead
-from flowhn_jax.parallel.distributed import FailedElsewhere
+from flowhn_jax.parallel.distributed import FailedElsewhereError
 
 
 def test_what_a_failed_save_has_begun_ends_before_its_event_loop():
@@ -47,12 +47,12 @@ def test_only_what_is_no_full_disk_is_an_error(error, is_error):
 def test_a_full_disk_of_another_process_is_no_error_either():
     def work():
         save._meeting.fail("later")
-        raise FailedElsewhere
+        raise FailedElsewhereError
 
     save = saving.Save(0)
     save.start(work)
     save.wait()
-    assert isinstance(save.failure(), FailedElsewhere)
+    assert isinstance(save.failure(), FailedElsewhereError)
     assert save.error() is None
 
 

@@ -7,7 +7,7 @@ import pytest
 from flowhn_jax.data import encoding
 from flowhn_jax.data.document import Document
 from flowhn_jax.data.encoding import encode, groups
-from flowhn_jax.data.prepare.workers import WorkerKilled, Workers
+from flowhn_jax.data.prepare.workers import WorkerKilledError, Workers
 from flowhn_jax.data.tokenizer import ByteTokenizer
 
 TEXTS = [b"%d" % i * (1 + i % 7) for i in range(200)]
@@ -67,7 +67,7 @@ def test_results_are_in_order_and_few_tasks_are_read_ahead(count):
 
 def test_a_killed_worker_is_an_error():
     with (
-        pytest.raises(WorkerKilled, match="2 worker processes was killed"),
+        pytest.raises(WorkerKilledError, match="2 worker processes was killed"),
         Workers(2, None) as workers,
     ):
         list(workers.map(die, [(number,) for number in range(9)]))

@@ -43,6 +43,8 @@ def test_a_tokenizer_with_a_larger_vocabulary_than_the_model_is_refused(
 
 
 def test_help_of_the_tokenizer_names_the_end_of_text_flag(capsys):
-    command.run(["--help"])
+    with pytest.raises(SystemExit) as ended:
+        command.run(["--help"])
+    assert not ended.value.code
     text = " ".join(capsys.readouterr().out.split())
     assert "--eot_token" in text.split(" --tokenizer=TEXT ")[1].split(" --out=TEXT")[0]

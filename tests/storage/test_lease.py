@@ -10,7 +10,14 @@ import pytest
 
 from flowhn_jax import storage
 from flowhn_jax.storage.errors import StorageError
-from flowhn_jax.storage.lease import SECONDS_TO_LIVE, SECONDS_TO_RENEW, InUse, Lease, LockLost, held
+from flowhn_jax.storage.lease import (
+    SECONDS_TO_LIVE,
+    SECONDS_TO_RENEW,
+    InUseError,
+    Lease,
+    LockLostError,
+    held,
+)
 from tests.storage.emulator import used
 from tools.faults import FaultyStore
 
@@ -60,7 +67,7 @@ def test_a_lock_is_held_by_one_and_free_after_its_release(bucket):
     first.acquire()
     clock.on_sleep = lambda: clock.pauses == 3 and first.renew()
     expected = f"process {os.getpid()} on host {socket.gethostname()}"
-    with pytest.raises(InUse, match=rf"^{re.escape(expected)}$"):
+    with pytest.raises(InUseError, match=rf"^{re.escape(expected)}$"):
         lease_at(bucket, clock).acquire()
     assert clock.pauses == 3  # the second one waited for the renewal
     assert first.error() is None
@@ -84,9 +91,9 @@ def test_a_dead_lock_is_taken_over_after_a_minute(bucket):
     assert "was renewed 0 s ago; waiting for its next renewal" in lines[0]
     assert "was not renewed; taken over" in lines[1]
     dead.renew()
-    assert isinstance(dead.error(), LockLost)
+    assert isinstance(dead.error(), LockLostError)
     assert "taken over by process" in str(dead.error())
-    with pytest.raises(LockLost):
+    with pytest.raises(LockLostError):
         dead.confirm()
     dead.release()  # not its own any more
     assert holder(bucket)["token"] == second._token
@@ -107,7 +114,7 @@ def test_a_lock_that_is_renewed_in_time_is_never_taken_over(bucket):
             first.renew()
 
     clock.on_sleep = renew_in_time
-    with pytest.raises(InUse):
+    with pytest.raises(InUseError):
         lease_at(bucket, clock).acquire()
     assert first.error() is None
 
@@ -184,7 +191,7 @@ def test_a_removed_lock_is_made_again_or_lost_to_another(bucket):
     second = lease_at(bucket, clock)
     second.acquire()
     first.renew()
-    assert isinstance(first.error(), LockLost)
+    assert isinstance(first.error(), LockLostError)
     assert second.error() is None
     second.release()
     first.renew()  # lost for good
@@ -211,7 +218,7 @@ def test_a_malformed_lock_is_another_process(bucket, content):
     (storage.place(bucket) / "lock").write_whole(content)
     clock = Clock()
     clock.on_sleep = lambda: (storage.place(bucket) / "lock").write_whole(content)
-    with pytest.raises(InUse, match="another process"):
+    with pytest.raises(InUseError, match="another process"):
         lease_at(bucket, clock).acquire()
 
 
@@ -220,7 +227,7 @@ def test_a_name_in_a_message_has_a_limit(bucket):
     file, clock = storage.place(bucket) / "lock", Clock()
     file.write_whole(content)
     clock.on_sleep = lambda: file.write_whole(content)
-    with pytest.raises(InUse, match=r"^process 1 on host x{10,300}$"):
+    with pytest.raises(InUseError, match=r"^process 1 on host x{10,300}$"):
         lease_at(bucket, clock).acquire()
 
 
@@ -286,7 +293,7 @@ def test_a_lost_lock_is_not_renewed_any_more(bucket, monkeypatch):
         file.write('{"token": "of another process"}')
         thread.join(60)
         assert not thread.is_alive()
-        assert isinstance(lease.error(), LockLost)
+        assert isinstance(lease.error(), LockLostError)
 
 
 def test_a_dead_lock_that_vanishes_while_it_is_taken_over(bucket, monkeypatch):

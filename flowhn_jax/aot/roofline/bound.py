@@ -26,7 +26,7 @@ class Part(NamedTuple):
 
     Attributes:
       milliseconds: bound of its time.
-      flops_milliseconds: of its products alone, at the peak.
+      flops_milliseconds: the time of its products alone, at the peak.
       gigabytes: moved to and from main memory, with the padding of tiles.
     """
 
@@ -44,7 +44,7 @@ class HeavyOperation(NamedTuple):
       limit: what determines the time of the longest: 'flops', 'bytes', 'vector' or 'vmem' (a TPU's
         vector units and loads), 'schedule' (a Pallas kernel's bundles) or 'links'.
       gigabytes: moved to and from main memory.
-      category: of the table.
+      category: the category of the table.
       operation: such as 'backward/dot_general'.
       source: file and line; for the instructions that XLA added, of their user.
     """
@@ -65,9 +65,9 @@ class Bound:
     Attributes:
       parts: by category, in the order of the table.
       heaviest: operations with the most time.
-      model_flops_milliseconds: of the model's FLOPs at the device's peak; the ideal time.
+      model_flops_milliseconds: the time of the model's FLOPs at the device's peak: the ideal.
       overlapped_gigabytes: part of the bytes that asynchronous copies and collectives move.
-      link_milliseconds: of all collectives, one after the other.
+      link_milliseconds: the time of all collectives, one after the other.
       kernels_by_schedule: whether there are Pallas kernels, all priced by their static schedules;
         other kernels are priced by their FLOPs and bytes.
     """
@@ -130,9 +130,9 @@ def bound(
     """Return the bound of a scheduled program.
 
     Args:
-      text: of the program.
-      rates: of the device.
-      model_flops: of the model per step and device.
+      text: the text of the program.
+      rates: the device's.
+      model_flops: the model's FLOPs per step and device.
       schedules: seconds of Pallas kernels by their schedules; others are priced by FLOPs and bytes.
       links: the topology and its devices in the mesh's order; None: collectives take no time.
     """

@@ -33,7 +33,7 @@ def cycles(text: str) -> int:
     one whose limit is unknown counts once.
 
     Args:
-      text: of libtpu's dump `final_bundles`.
+      text: the text of libtpu's dump `final_bundles`.
     """
     bundles = [
         _Bundle("LB" in found[1], len(found[2]), found[3])

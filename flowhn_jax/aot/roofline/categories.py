@@ -31,8 +31,8 @@ def category(entry: Entry, files: Sequence[str], *, only_moves: bool) -> str:
     what the attention layer computes around its kernel; projections are products.
 
     Args:
-      entry: of the timeline.
-      files: of the project, on the stack of the entry's instruction.
+      entry: the entry of the timeline.
+      files: the files of the project, on the stack of the entry's instruction.
       only_moves: whether the instruction computes nothing.
     """
     if entry.limit == "links" and not entry.work.is_async:

@@ -58,8 +58,8 @@ def kernel_seconds(kernels: Iterable[Kernel], topology: str, clock: float) -> di
     """Return the seconds of each kernel's schedule; kernels that do not compile alone are missing.
 
     Args:
-      kernels: of programs for `topology`.
-      topology: of the TPU, such as 'v5e:4x4'.
+      kernels: the kernels of programs for `topology`.
+      topology: the topology of the TPU, such as 'v5e:4x4'.
       clock: cycles per second.
     """
     distinct = list(dict.fromkeys(kernels))

@@ -19,7 +19,7 @@ class Rates:
     """Peak rates of a device; per second.
 
     Attributes:
-      flops: of matrix products in bfloat16.
+      flops: FLOP/s of matrix products in bfloat16.
       bandwidth: bytes of main memory.
       clock: cycles of a TPU; None for others, of which vector operations are not priced.
       cores: TensorCores of a TPU device.

@@ -89,7 +89,7 @@ def draw(steps: Sequence[dict[str, Any]], path: str) -> None:
 
     Args:
       steps: one bar for each, from top to bottom.
-      path: of the picture; its ending is the format.
+      path: the path of the picture; its ending is the format.
     """
     titles = [title(step) for step in steps]
     if len(set(titles)) < len(titles):  # of the same step, before and after a change of the code

@@ -23,7 +23,7 @@ class StepBound:
     """A train step on a topology, and its bound.
 
     Attributes:
-      name: of the model's strategy or kind.
+      name: the name of the model's strategy or kind.
       topology: name of the machine.
       mesh: sizes of the mesh's axes.
       sequences: per step, over all chips.
@@ -32,7 +32,7 @@ class StepBound:
       memory: bytes per chip of arguments, results and temporaries.
       memory_limit: bytes per chip that are available.
       ideal_gigabytes: fewest that a chip can move, `flops.train_bytes`.
-      bound: of the step.
+      bound: the bound of the step.
     """
 
     name: str
@@ -58,7 +58,7 @@ def step_bound(
     """Plan the train step of a config for a topology and return its bound.
 
     Args:
-      config: of the run; its mesh is laid over the topology's devices.
+      config: the config of the run; its mesh is laid over the topology's devices.
       topology: the machine.
       options: XLA's compiler options, next to those of the train step.
 

@@ -15,11 +15,11 @@ class Entry(NamedTuple):
     """An instruction's executions in a step.
 
     Attributes:
-      computation: that the instruction is in.
+      computation: the computation that the instruction is in.
       instruction: for a wait the one that waits.
       count: executions per step.
-      work: of each execution.
-      seconds: of each execution; 0 for asynchronous ones.
+      work: the work of each execution.
+      seconds: the seconds of each execution; 0 for asynchronous ones.
       limit: what determines the seconds: 'flops', 'bytes', 'vector', 'vmem', 'schedule' or 'links'.
     """
 
@@ -51,7 +51,7 @@ class Timeline:
 
         Args:
           program: whose schedule is run.
-          workload: of the program.
+          workload: the workload of the program.
           price: returns the seconds of a computation's instruction with this work, and what limits
             them.
           transfers: time of the links by computation and instruction.

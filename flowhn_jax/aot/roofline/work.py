@@ -30,7 +30,7 @@ class Work(NamedTuple):
     """What one execution of an instruction needs at least.
 
     Attributes:
-      flops: of its matrix products, 2 per multiplication and addition.
+      flops: FLOPs of its matrix products, 2 per multiplication and addition.
       moved: bytes read from and written to main memory, padded.
       vector: elements that it computes outside of products.
       loaded: bytes read from any memory of a TPU, VMEM included.

@@ -30,7 +30,7 @@ def run_suite(
     Args:
       out: the folder. An interrupted suite is continued.
       minutes: maximum time to measure; the files are complete a few seconds later.
-      parts: of the suite.
+      parts: the parts of the suite.
       describes: module whose `describe()` identifies the machine.
 
     Raises:

@@ -23,7 +23,7 @@ class Document:
     """The rows of a suite by part, in the order in which they were measured.
 
     Attributes:
-      content: of suite.json: `format`, `code` (a hash of the sources), `machine` (what identifies
+      content: suite.json's: `format`, `code` (a hash of the sources), `machine` (what identifies
         the device and its software), `seconds` (of all runs together) and `parts`. A part has its
         `planned` keys, its `rows`, the `postponed` keys, which a hang or a deadline interrupted,
         and the reason if it `failed` as a whole.

@@ -20,7 +20,7 @@ def render(document: Document, parts: Sequence[Part], figures: Sequence[str]) ->
 
     Args:
       document: the results.
-      parts: of the suite, in their order.
+      parts: the parts of the suite, in their order.
       figures: names of the image files to show at the end.
     """
     rows = document.rows()

@@ -77,7 +77,7 @@ class Supervisor:
 
         Args:
           parts: the most valuable first.
-          document: of the folder; the rows are added to it.
+          document: the document of the folder; the rows are added to it.
           folder: for suite.log; the compilation cache is in its parent.
           seconds: maximum time of the run.
           describes: module whose `describe()` identifies the machine.

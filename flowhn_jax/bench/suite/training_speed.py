@@ -178,8 +178,8 @@ def compile_largest(
     Args:
       config: the recipe; its batch size is replaced.
       memory: bytes per device that a program may use.
-      flops_per_second: of the device's matrix products; it limits the time of a step.
-      devices: of the mesh, which may be absent hardware; None for all local devices.
+      flops_per_second: the rate of the device's matrix products; it limits the time of a step.
+      devices: the devices of the mesh, which may be absent hardware; None for all local devices.
 
     Raises:
       TooLargeError: not even one sequence fits.

@@ -25,7 +25,7 @@ class Request(NamedTuple):
     """A part to run.
 
     Attributes:
-      module: of the part.
+      module: the module of the part.
       missing: keys to measure; None for all that the part plans.
       earlier: rows of all parts so far.
     """

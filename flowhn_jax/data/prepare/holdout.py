@@ -34,7 +34,7 @@ def is_held_out(numbers: np.ndarray, total: int, fraction: float) -> np.ndarray:
     """Return which documents are for validation: bool [D] for their numbers [D], counted from 1.
 
     Args:
-      numbers: of the documents that `with_holdout` yields.
+      numbers: the numbers of the documents that `with_holdout` yields.
       total: the number of all documents.
       fraction: the share to hold out.
     """

@@ -34,7 +34,7 @@ class Part:
     """The ids of consecutive chunks, which may begin or end within a document.
 
     Attributes:
-      ids: of all chunks.
+      ids: the ids of all chunks.
       lengths: the number of ids of each chunk.
       sizes: the bytes of each chunk's text.
       starts: whether each chunk is the first one of its document.
@@ -54,7 +54,7 @@ class PartList(Sequence[Part]):
     """All parts of a set, in order, which are read when they are needed.
 
     Attributes:
-      folders: of all shards of the preparation, in order.
+      folders: the folders of all shards of the preparation, in order.
       total: the number of parts.
     """
 
@@ -102,7 +102,7 @@ def write_parts(
       source: the documents.
       tokenizer: the tokenizer.
       fraction: the share of the documents to hold out.
-      folder: for the parts.
+      folder: the folder for the parts.
       workers: the processes that encode.
       shard: I and N.
 
@@ -150,7 +150,7 @@ def keep_parts_of(folder: pathlib.Path, request: dict[str, Any], is_reproducible
 
     Args:
       folder: the folder of a shard's parts.
-      request: of the set.
+      request: the request of the set.
       is_reproducible: whether equal requests read equal documents; otherwise no part is kept.
     """
     wanted = _with_groups(request)

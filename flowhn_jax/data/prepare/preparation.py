@@ -17,7 +17,7 @@ from flowhn_jax.data.prepare.existing import holds_same_set
 from flowhn_jax.data.prepare.holdout import warn_about_holdout
 from flowhn_jax.data.prepare.splits import Form, write_splits
 from flowhn_jax.data.prepare.upload import is_unfinished, local_folder, remove_traces, upload
-from flowhn_jax.data.prepare.workers import WorkerKilled, Workers
+from flowhn_jax.data.prepare.workers import WorkerKilledError, Workers
 from flowhn_jax.data.prepared import TOKENIZER, PreparedSet
 from flowhn_jax.data.shards import unsigned_dtype
 from flowhn_jax.data.sources import Source, open_source
@@ -238,7 +238,7 @@ def _make(
         except KeyboardInterrupt as error:
             message = "interrupted; the same command continues the preparation."
             raise KeyboardInterrupt(message) from error
-        except WorkerKilled:
+        except WorkerKilledError:
             raise
         except ShardsMissing:
             for folder in folders if exchange is not None else ():  # all are in the bucket

@@ -95,8 +95,8 @@ def write_splits(
     """Write the shards of a set and return its splits by name.
 
     Args:
-      folder: for the shards.
-      form: of the set.
+      folder: the folder for the shards.
+      form: the form of the set.
       parts: the ids of all documents.
       workers: the processes that pack.
 
@@ -157,7 +157,7 @@ def _rows(form: Form, split: str, part: Part, before: int, documents: int) -> np
     """Return which chunks of a part belong to a split: bool [chunks].
 
     Args:
-      form: of the set.
+      form: the form of the set.
       split: 'train' or 'validation'.
       part: the part.
       before: the number of documents that begin in earlier parts.

@@ -17,7 +17,7 @@ class Throughput(contextlib.ExitStack):
         """Show the progress bar.
 
         Args:
-          size: of the source, in bytes; None if unknown.
+          size: the size of the source, in bytes; None if unknown.
         """
         super().__init__()
         nothing: Iterator[None] = iter(())

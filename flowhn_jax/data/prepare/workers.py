@@ -17,7 +17,7 @@ T = TypeVar("T")
 _shared: Any = None  # in a worker: what `Workers` was made with
 
 
-class WorkerKilled(OSError):
+class WorkerKilledError(OSError):
     """A worker process was killed; the other tasks' results are kept."""
 
 
@@ -28,7 +28,7 @@ class Workers(contextlib.ExitStack, Generic[S]):
         """Make the workers; the processes start with the first task.
 
         Args:
-          count: of processes that work.
+          count: the number of processes that work.
           shared: what all tasks need and is slow to copy; each worker receives it once.
         """
         super().__init__()
@@ -51,7 +51,7 @@ class Workers(contextlib.ExitStack, Generic[S]):
           tasks: its other arguments.
 
         Raises:
-          WorkerKilled: a worker was killed.
+          WorkerKilledError: a worker was killed.
           Exception: an error of the function.
         """
         if self._pool is None:
@@ -67,7 +67,7 @@ class Workers(contextlib.ExitStack, Generic[S]):
             while waiting:
                 yield waiting.popleft().result()
         except concurrent.futures.process.BrokenProcessPool as error:
-            raise WorkerKilled(
+            raise WorkerKilledError(
                 f"One of the {self._count} worker processes was killed, possibly because memory "
                 "ran out. What the others have finished is kept; type the same command to "
                 "continue, with fewer --workers."

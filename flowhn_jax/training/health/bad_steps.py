@@ -12,15 +12,15 @@ from flowhn_jax.config import Config
 from flowhn_jax.data.pipeline import TrainBatches
 from flowhn_jax.parallel.distributed import first_before_others, is_first
 from flowhn_jax.storage import place
-from flowhn_jax.training.health.monitor import TooManySkipped
+from flowhn_jax.training.health.monitor import TooManySkippedError
 
 
-def keep(
+def write_debug_workdir(
     workdir: str,
     config: Config,
     state: TrainState,
     batches: TrainBatches,
-    skipped: TooManySkipped,
+    skipped: TooManySkippedError,
 ) -> str:
     """Write the workdir `debug/` of a run whose next steps are the skipped ones.
 
@@ -29,9 +29,9 @@ def keep(
 
     Args:
       workdir: folder of the run.
-      config: of the run.
+      config: the config of the run.
       state: after the last skipped step; these changed neither parameters nor optimizer.
-      batches: of the run, after the same step; their position is the same when the function
+      batches: the run's, after the same step; their position is the same when the function
         returns.
       skipped: the steps.
 

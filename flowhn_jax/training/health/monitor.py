@@ -31,7 +31,7 @@ class Progress:
     rewinds: int = 0
 
 
-class TooManySkipped(ValueError):
+class TooManySkippedError(ValueError):
     """Too many steps in a row were skipped.
 
     Attributes:
@@ -55,7 +55,7 @@ class Monitor:
         """Watch a run.
 
         Args:
-          progress: of the run, which `observe` updates.
+          progress: the progress of the run, which `observe` updates.
           max_skipped: number of skipped steps in a row that are too many.
           log: prints a line for people.
         """
@@ -78,7 +78,7 @@ class Monitor:
             skipped.
 
         Raises:
-          TooManySkipped: as `observe`.
+          TooManySkippedError: as `observe`.
         """
         values: dict[str, float] = {}
         while len(self._unread) > (0 if everything or self.is_wary else 1):
@@ -92,7 +92,7 @@ class Monitor:
         """Check the metrics of a step, as `make_train_step` returns them.
 
         Raises:
-          TooManySkipped: it was the last of `max_skipped` skipped steps in a row.
+          TooManySkippedError: it was the last of `max_skipped` skipped steps in a row.
         """
         loss, in_row = metrics["loss"], int(metrics["skipped_in_row"])
         self.is_wary = in_row > 0 or self._max_skipped == 1
@@ -101,7 +101,7 @@ class Monitor:
                 f"step {step} was skipped: loss {loss:g}, gradient norm {metrics['grad_norm']:g}"
             )
             if in_row >= self._max_skipped:
-                raise TooManySkipped(step, in_row)
+                raise TooManySkippedError(step, in_row)
             return
         losses = self._progress.losses
         if len(losses) >= _MIN_LOSSES:

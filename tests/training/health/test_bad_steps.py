@@ -14,7 +14,7 @@ from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training import metrics as metrics_lib
 from flowhn_jax.training import step as step_lib
-from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
+from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkippedError
 from flowhn_jax.training.trainer import fit
 from tests.training.test_trainer import (  # noqa: F401
     assert_is_the_uninterrupted_run,
@@ -147,5 +147,5 @@ def test_too_many_are_counted_in_a_row():
     lines, _ = observe(skipped * 3)
     assert lines[0] == "step 2 was skipped: loss nan, gradient norm nan"
     assert len(lines) == 6
-    with pytest.raises(TooManySkipped, match="last 3 steps up to 6"):
+    with pytest.raises(TooManySkippedError, match="last 3 steps up to 6"):
         observe([1.0, 1.0, 1.0, *[float("nan")] * 3])

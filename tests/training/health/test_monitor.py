@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkipped
+from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkippedError
 
 NAN = float("nan")
 
@@ -69,7 +69,7 @@ def test_too_many_skipped_steps_in_a_row():
     for count in (1, 2):
         monitor.observe(4 + count, row(NAN, count))
     monitor.observe(7, row(9.0, 0))
-    with pytest.raises(TooManySkipped, match="last 3 steps up to 12 had") as raised:
+    with pytest.raises(TooManySkippedError, match="last 3 steps up to 12 had") as raised:
         monitor.observe(12, row(9.0, 3))
     assert (raised.value.step, raised.value.count) == (12, 3)
     assert said[0] == "step 5 was skipped: loss nan, gradient norm 2.5"
