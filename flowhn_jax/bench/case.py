@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from flowhn_jax.bench import sampled_reference
-from flowhn_jax.bench.device import Work
+from flowhn_jax.bench.device import LeastWork
 from kernels.attention import attention
 from kernels.causal_conv import causal_conv
 from kernels.cross_entropy import cross_entropy
@@ -52,8 +52,8 @@ class Case:
     cotangent: Array
     sampled_cotangent: Array
     run: Callable[..., Any]
-    forward: Work
-    both: Work
+    forward: LeastWork
+    both: LeastWork
     sample: Callable[[], tuple[Any, Any]]
     pick_output: Callable[[Any], Any]
     pick_gradients: Callable[[Arrays], Any]
@@ -153,8 +153,8 @@ def selective_scan_case(
         cotangent,
         jnp.zeros_like(cotangent).at[0, :, some].set(cotangent[0][:, some].T),
         selective_scan,
-        Work(forward, 0, exps),
-        Work(both, 0, 2 * exps),
+        LeastWork(forward, 0, exps),
+        LeastWork(both, 0, 2 * exps),
         sample,
         lambda y: y[0][:, some],
         pick,
@@ -195,8 +195,8 @@ def ssd_case(size: str, batch: int, length: int, heads: int, state: int, dtype: 
         cotangent,
         jnp.zeros_like(cotangent).at[0, :, 0, some].set(cotangent[0, :, 0, some]),
         ssd,
-        Work(forward, flops, batch * length * heads),
-        Work(both, 3 * flops, 2 * batch * length * heads),
+        LeastWork(forward, flops, batch * length * heads),
+        LeastWork(both, 3 * flops, 2 * batch * length * heads),
         sample,
         lambda y: y[0, :, 0, some],
         pick,
@@ -246,9 +246,9 @@ def attention_case(
         cotangent,
         jnp.zeros_like(cotangent).at[0, rows, 0].set(cotangent[0, rows, 0]),
         attention,
-        Work(forward, 4 * head_dim * pairs, pairs),
+        LeastWork(forward, 4 * head_dim * pairs, pairs),
         # Backward: scores again, and the gradients of weights, values, queries and keys.
-        Work(both, 14 * head_dim * pairs, 2 * pairs),
+        LeastWork(both, 14 * head_dim * pairs, 2 * pairs),
         sample,
         lambda out: out[0, rows, 0],
         pick,
@@ -285,8 +285,8 @@ def cross_entropy_case(size: str, tokens: int, width: int, vocabulary: int, dtyp
         cotangent,
         cotangent,
         cross_entropy,
-        Work(forward, flops, exps),
-        Work(both, 3 * flops, exps),
+        LeastWork(forward, flops, exps),
+        LeastWork(both, 3 * flops, exps),
         sample,
         lambda loss: loss,
         lambda grads: grads | {name: grads[name][some] for name in ("hidden", "weights")},
@@ -322,8 +322,8 @@ def causal_conv_case(size: str, batch: int, length: int, inner: int, taps: int, 
         cotangent,
         jnp.zeros_like(cotangent).at[0, :, some].set(cotangent[0, :, some]),
         lambda *, backend, **inputs: causal_conv(**inputs),
-        Work(forward, 0, 0),
-        Work(both, 0, 0),
+        LeastWork(forward, 0, 0),
+        LeastWork(both, 0, 0),
         sample,
         lambda y: y[0, :, some],
         pick,

@@ -18,7 +18,7 @@ from flowhn_jax.data.pipeline import train_batches
 from flowhn_jax.parallel.mesh import make_mesh, shard_batch
 from flowhn_jax.report.table import markdown
 from flowhn_jax.storage import is_remote, place, temporary_folder
-from flowhn_jax.training.health.monitor import Progress
+from flowhn_jax.training.health.monitor import RunProgress
 from flowhn_jax.training.step import abstract_batch, make_train_step
 from flowhn_jax.utils.progress import progress
 from kernels import backends
@@ -72,7 +72,7 @@ def bench_checkpoint(config: Config, *, repeats: int, out: str) -> dict[str, Any
             for name, checkpoints in stores.items():
                 start = saved = time.perf_counter()
                 if checkpoints is not None and checkpoints.fits(state):
-                    checkpoints.save(state, batches, dataclasses.asdict(Progress()))
+                    checkpoints.save(state, batches, dataclasses.asdict(RunProgress()))
                     saved = time.perf_counter()
                 for _ in range(_STEPS):
                     state, metrics = step(state, shard_batch(next(batches), mesh))

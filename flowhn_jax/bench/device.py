@@ -1,4 +1,4 @@
-"""Measure peak rates of the device; with them, `Work` gives a lower bound of a kernel's time."""
+"""Measure a device's peak rates; with them, `LeastWork` bounds the time of a kernel from below."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _EXPS_IN_A_ROW = (4, 32)  # few give a CPU's peak rate, many an accelerator's
 
 
 @dataclasses.dataclass(frozen=True)
-class Rates:
+class MeasuredRates:
     """Measured rates of one device."""
 
     bytes_per_second: float  # of a copy: bytes read and bytes written
@@ -24,14 +24,14 @@ class Rates:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class LeastWork:
     """The least work that an operation must do."""
 
     bytes: int  # every input and output once
     matmul_flops: int
     exps: int
 
-    def floor_seconds(self, rates: Rates) -> float:
+    def floor_seconds(self, rates: MeasuredRates) -> float:
         """Return a lower bound of the time on a device of these rates: the three may overlap."""
         return max(
             self.bytes / rates.bytes_per_second,
@@ -46,7 +46,7 @@ def _best_seconds(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 @cache
-def measure_rates(dtype: str) -> Rates:
+def measure_rates(dtype: str) -> MeasuredRates:
     """Return the rates of the default device.
 
     Copies and exps run on arrays of 1 GiB (64 MiB on a CPU), matrix products on squares of 8192
@@ -69,7 +69,7 @@ def measure_rates(dtype: str) -> Rates:
             x = jnp.exp(-x)
         return x
 
-    return Rates(
+    return MeasuredRates(
         bytes_per_second=2 * x.nbytes / copy,
         matmul_flops_per_second=2 * side**3 / product,
         exps_per_second=max(

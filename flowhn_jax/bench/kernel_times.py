@@ -14,7 +14,7 @@ from flowhn_jax.bench import cases as cases_lib
 from flowhn_jax.bench import peers as peers_lib
 from flowhn_jax.bench.attempt import Row, attempt
 from flowhn_jax.bench.case import Case
-from flowhn_jax.bench.device import Rates, measure_rates
+from flowhn_jax.bench.device import MeasuredRates, measure_rates
 from flowhn_jax.bench.output import check_out, save_results
 from flowhn_jax.bench.peers import Peer, Run
 from flowhn_jax.bench.throughput import memory_sizes
@@ -123,7 +123,7 @@ def _cell(row: Row, key: str, form: str) -> str:
 
 
 def measurements(
-    case: Case, backends: Sequence[str], rates: Rates, repeats: int, with_peers: bool
+    case: Case, backends: Sequence[str], rates: MeasuredRates, repeats: int, with_peers: bool
 ) -> Iterator[Callable[[], Row]]:
     """Yield a function that measures a row, for each of our backends of a case, then for peers.
 
@@ -151,7 +151,7 @@ def backends_of(operation: str) -> list[str]:
     return [name for name, backend in found if target_platform() in backend.platforms]
 
 
-def _ours(case: Case, backend: str, rates: Rates, repeats: int) -> Row:
+def _ours(case: Case, backend: str, rates: MeasuredRates, repeats: int) -> Row:
     run = partial(case.run, backend=backend)
 
     def with_gradients(inputs, cotangent):
@@ -180,7 +180,7 @@ def _ours(case: Case, backend: str, rates: Rates, repeats: int) -> Row:
     return _row(case, backend, measure)
 
 
-def _peer(case: Case, make: Callable[[], Peer], rates: Rates, repeats: int) -> Row:
+def _peer(case: Case, make: Callable[[], Peer], rates: MeasuredRates, repeats: int) -> Row:
     def measure() -> Row:
         peer = make()
         known = peer.temporary_bytes
@@ -204,7 +204,7 @@ def _row(case: Case, backend: str, measure: Callable[[], Row]) -> Row:
     return attempt(labels, measure)
 
 
-def _times(case: Case, runs: tuple[Run, Run], rates: Rates, repeats: int) -> Row:
+def _times(case: Case, runs: tuple[Run, Run], rates: MeasuredRates, repeats: int) -> Row:
     row: Row = {}
     for name, run, work in zip(("forward", "both"), runs, (case.forward, case.both), strict=True):
         seconds = time_repeats(run, repeats)

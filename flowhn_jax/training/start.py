@@ -22,7 +22,7 @@ from flowhn_jax.parallel.compilation import compile_unless
 from flowhn_jax.parallel.distributed import any_process, first_before_others, is_first
 from flowhn_jax.training import messages
 from flowhn_jax.training.console import Console
-from flowhn_jax.training.health.monitor import Progress
+from flowhn_jax.training.health.monitor import RunProgress
 from flowhn_jax.training.health.preemption import StopRequest
 
 
@@ -74,7 +74,7 @@ class Origin:
         batches: TrainBatches,
         should_stop: Callable[[], bool],
         console: Console,
-    ) -> tuple[TrainState, Progress] | None:
+    ) -> tuple[TrainState, RunProgress] | None:
         """Return the state and the progress; None if a request to stop comes first.
 
         Args:
@@ -87,11 +87,11 @@ class Origin:
         if self.workdir is None:
             with console.activity("initialising"):
                 state = new_state(self.config, mesh, data.main, should_stop, console.log)
-            return None if state is None else (state, Progress())
+            return None if state is None else (state, RunProgress())
         restore = (self._branch or self._checkpoints).restore
         with console.activity("restoring"):
             state, progress = restore(abstract_state(self.config, mesh), batches)
-        return state, Progress(**progress)
+        return state, RunProgress(**progress)
 
     def record(
         self, workdir: str, tokenizer: Tokenizer, state: TrainState, command: str | None

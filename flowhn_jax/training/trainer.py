@@ -35,7 +35,7 @@ from flowhn_jax.training import messages
 from flowhn_jax.training.agreement import StopAgreement
 from flowhn_jax.training.console import Console, OnStep
 from flowhn_jax.training.health import bad_steps
-from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkippedError
+from flowhn_jax.training.health.monitor import Monitor, RunProgress, TooManySkippedError
 from flowhn_jax.training.health.preemption import StopRequest
 from flowhn_jax.training.health.watchdog import Watchdog
 from flowhn_jax.training.profiler import Profiler
@@ -179,7 +179,7 @@ class Trainer:
     def __post_init__(self):
         self.speed = Speedometer(self.config)
 
-    def train(self, state: TrainState, progress: Progress) -> bool:
+    def train(self, state: TrainState, progress: RunProgress) -> bool:
         """Train to the last step; return False if a request to stop comes first.
 
         Raises:
@@ -222,7 +222,7 @@ class Trainer:
                     raise
         return self._end()
 
-    def _start_from(self, state: TrainState, progress: Progress) -> None:
+    def _start_from(self, state: TrainState, progress: RunProgress) -> None:
         """Continue the run from a state, its own or that of a checkpoint."""
         self.state = state
         self.step = int(state.step)
@@ -369,7 +369,7 @@ class Trainer:
         position = self.batches.get_state()
         state, kept = self.checkpoints.restore(abstract_state(self.config, self.mesh), self.batches)
         self.batches.set_state(position)
-        self._start_from(state, dataclasses.replace(Progress(**kept), rewinds=rewinds + 1))
+        self._start_from(state, dataclasses.replace(RunProgress(**kept), rewinds=rewinds + 1))
         self.writer.drop_rows_after(self.step)
         self.console.move_to(self.step)
         self.console.log(f"{found}; continuing from step {self.step} with the data after them")

@@ -7,7 +7,7 @@ import pytest
 from flowhn_jax.bench import case as case_lib
 from flowhn_jax.bench import cases as cases_lib
 from flowhn_jax.bench import kernel_times, peers, sampled_reference
-from flowhn_jax.bench.device import Rates, Work
+from flowhn_jax.bench.device import LeastWork, MeasuredRates
 
 SIZES = {  # of each case below, in the order of its builder's arguments
     "selective_scan": (2, 33, 20, 4),
@@ -62,10 +62,10 @@ def test_the_reference_has_the_gradients_of_finite_differences(rng):
 
 
 def test_the_floor_is_the_slowest_of_the_three():
-    rates = Rates(bytes_per_second=10.0, matmul_flops_per_second=100.0, exps_per_second=1.0)
-    assert Work(bytes=20, matmul_flops=100, exps=1).floor_seconds(rates) == 2
-    assert Work(bytes=1, matmul_flops=300, exps=1).floor_seconds(rates) == 3
-    assert Work(bytes=1, matmul_flops=1, exps=4).floor_seconds(rates) == 4
+    rates = MeasuredRates(bytes_per_second=10.0, matmul_flops_per_second=100.0, exps_per_second=1.0)
+    assert LeastWork(bytes=20, matmul_flops=100, exps=1).floor_seconds(rates) == 2
+    assert LeastWork(bytes=1, matmul_flops=300, exps=1).floor_seconds(rates) == 3
+    assert LeastWork(bytes=1, matmul_flops=1, exps=4).floor_seconds(rates) == 4
 
 
 def test_work_of_the_scan():
@@ -80,7 +80,7 @@ def test_work_of_the_scan():
 
 @pytest.fixture
 def small_cases(monkeypatch):
-    monkeypatch.setattr(kernel_times, "measure_rates", lambda dtype: Rates(1e9, 1e9, 1e9))
+    monkeypatch.setattr(kernel_times, "measure_rates", lambda dtype: MeasuredRates(1e9, 1e9, 1e9))
 
     def only(*operations):
         found = [small_case(operation) for operation in operations]

@@ -13,7 +13,7 @@ from flowhn_jax.aot import step_report
 from flowhn_jax.aot.step_memory import Memory, shard_bytes
 from flowhn_jax.aot.step_plan import Plan
 from flowhn_jax.bench import branch_parallel, branch_times, checkpoint_cost, decode, kernel_times
-from flowhn_jax.bench.device import Rates
+from flowhn_jax.bench.device import MeasuredRates
 from flowhn_jax.bench.suite import document
 from flowhn_jax.bench.suite.supervisor import Supervisor
 from flowhn_jax.compare import speed, training_data
@@ -87,7 +87,7 @@ def for_bench() -> None:
     )
     replace(
         kernel_times,
-        measure_rates=lambda dtype: Rates(1e9, 1e12, 1e9),
+        measure_rates=lambda dtype: MeasuredRates(1e9, 1e12, 1e9),
         cases_lib=with_replaced(kernel_times.cases_lib, cases=lambda *_: ()),
     )
     replace(branch_parallel, _block=lambda *_: (lambda: None, [1.0]))

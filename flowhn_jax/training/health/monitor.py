@@ -15,7 +15,7 @@ _SHARE = 0.1  # and by this share of the mean
 
 
 @dataclasses.dataclass
-class Progress:
+class RunProgress:
     """What every checkpoint holds of a run, apart from its state.
 
     Attributes:
@@ -51,7 +51,7 @@ class Monitor:
     The newest step's metrics are read one step later, so that the devices always have work.
     """
 
-    def __init__(self, progress: Progress, max_skipped: int, log: Callable[[str], None]):
+    def __init__(self, progress: RunProgress, max_skipped: int, log: Callable[[str], None]):
         """Watch a run.
 
         Args:

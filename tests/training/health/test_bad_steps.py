@@ -14,7 +14,7 @@ from flowhn_jax.data.prepared import PreparedSet
 from flowhn_jax.parallel.mesh import make_mesh
 from flowhn_jax.training import metrics as metrics_lib
 from flowhn_jax.training import step as step_lib
-from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkippedError
+from flowhn_jax.training.health.monitor import Monitor, RunProgress, TooManySkippedError
 from flowhn_jax.training.trainer import fit
 from tests.training.test_trainer import (  # noqa: F401
     assert_is_the_uninterrupted_run,
@@ -123,7 +123,7 @@ def test_rewinds_at_most_as_often_as_the_config_says(data, bad_data, tmp_path): 
 
 
 def observe(losses, max_skipped=3):
-    lines, progress = [], Progress()
+    lines, progress = [], RunProgress()
     monitor = Monitor(progress, max_skipped, lines.append)
     for step, loss in enumerate(losses, 1):
         finite = bool(np.isfinite(loss))

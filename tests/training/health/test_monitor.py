@@ -4,14 +4,14 @@ import math
 
 import pytest
 
-from flowhn_jax.training.health.monitor import Monitor, Progress, TooManySkippedError
+from flowhn_jax.training.health.monitor import Monitor, RunProgress, TooManySkippedError
 
 NAN = float("nan")
 
 
 def monitor_of(losses=(), max_skipped=3):
     """Return a monitor after these losses, its progress, and the lines that it logs."""
-    lines, progress = [], Progress(losses=list(losses))
+    lines, progress = [], RunProgress(losses=list(losses))
     return Monitor(progress, max_skipped, lines.append), progress, lines
 
 
@@ -92,4 +92,4 @@ def test_wary_while_the_next_skipped_step_may_be_one_too_many():
 
 
 def test_a_new_run_has_no_losses_spikes_or_rewinds():
-    assert Progress() == Progress(row=None, losses=[], spikes=0, rewinds=0)
+    assert RunProgress() == RunProgress(row=None, losses=[], spikes=0, rewinds=0)
