@@ -75,6 +75,12 @@ def stopped_before_start(reason: str | None) -> str:
     return f"stopped by {reason or 'another process'} before there was anything to save"
 
 
+def stopped(reason: str | None, step: int) -> str:
+    """Return the line of a run that was asked to stop after a step."""
+    where = f"at step {step}; the same command continues from here"
+    return f"stopped by {reason or 'another process'} {where}"
+
+
 def ends_early(step: int, newest: int | None) -> str:
     """Return what an error adds: where the run ends, and which checkpoint is its newest, if any."""
     if newest is None:

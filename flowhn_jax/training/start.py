@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.branch import Branch
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
+from flowhn_jax.checkpoints.files import VALIDATION_LOSS
+from flowhn_jax.checkpoints.rows import read_rows
 from flowhn_jax.checkpoints.state import TrainState, abstract_state, make_init, state_of
 from flowhn_jax.config import Config
 from flowhn_jax.data.open import open_data
@@ -19,7 +21,12 @@ from flowhn_jax.data.run_data import RunData
 from flowhn_jax.data.tokenizer import Tokenizer
 from flowhn_jax.interop import source as source_lib
 from flowhn_jax.parallel.compilation import compile_unless
-from flowhn_jax.parallel.distributed import any_process, first_before_others, is_first
+from flowhn_jax.parallel.distributed import (
+    any_process,
+    broadcast_from_first,
+    first_before_others,
+    is_first,
+)
 from flowhn_jax.training import messages
 from flowhn_jax.training.console import Console
 from flowhn_jax.training.health.monitor import RunProgress
@@ -90,8 +97,19 @@ class Origin:
             return None if state is None else (state, RunProgress())
         restore = (self._branch or self._checkpoints).restore
         with console.activity("restoring"):
-            state, progress = restore(abstract_state(self.config, mesh), batches)
-        return state, RunProgress(**progress)
+            state, kept = restore(abstract_state(self.config, mesh), batches)
+        progress = RunProgress(**kept)
+        if progress.row is not None and self._is_validated(int(state.step)):
+            progress.row = None  # an earlier start has made up for it
+        return state, progress
+
+    def _is_validated(self, step: int) -> bool:
+        """Return whether the rows have a validation of the checkpoint's step."""
+        found = False
+        if is_first() and self.workdir is not None:
+            rows = read_rows(self.workdir)
+            found = any(row["step"] == step and VALIDATION_LOSS in row for row in rows)
+        return broadcast_from_first(found)
 
     def record(
         self, workdir: str, tokenizer: Tokenizer, state: TrainState, command: str | None

@@ -189,12 +189,9 @@ class Trainer:
         """
         self._start_from(state, progress)
         steps = self.config.train.steps
-        if progress.row is not None:
-            # The checkpoint was written before its validation; an earlier start may have added it.
-            self.writer.drop_rows_after(self.step - 1)
-            if not self._validate(progress.row):
-                self._save()
-                return self._end()
+        if progress.row is not None and not self._validate(progress.row):
+            self._save()
+            return self._end()
         if self.step >= steps:  # only that validation was missing
             return self._end()
         with self.time_use.spent_on(Activity.DATA):
@@ -294,8 +291,9 @@ class Trainer:
             self.speed.restart()
         return not stops
 
-    def _should_stop(self) -> bool:
-        return self.agreement.should_stop(max(0, self.config.train.steps - self.step))
+    def _should_stop(self, validation: Lookahead[Batch] | None = None) -> bool:
+        steps_left = max(0, self.config.train.steps - self.step)
+        return self.agreement.should_stop(steps_left, validation)
 
     def _log(self, text: str) -> None:
         with self.agreement.postponing_errors():
@@ -308,11 +306,10 @@ class Trainer:
 
     def _validate(self, row: Row) -> bool:
         """Add the state's quality to the row and write it; return False if the run is to stop."""
-        steps_left = max(0, self.config.train.steps - self.step)
 
         def should_stop(batches: Lookahead[Batch]) -> bool:
             self.watchdog.progress("validating")
-            return self.agreement.should_stop(steps_left, batches)
+            return self._should_stop(batches)
 
         for params, ema in ((self.state.params, False), (self.state.ema, True)):
             if params is None:
@@ -387,17 +384,15 @@ class Trainer:
             self.checkpoints.wait()
         self.agreement.raise_error(self._newest_checkpoint())
         if self.checkpoints.latest_step != self.step:
+            reason = self.checkpoints.shortage()
             raise OSError(
-                f"the run ends at step {self.step} without a checkpoint: "
-                f"{self.checkpoints.shortage()}; run the same command again to continue."
+                f"the run ends at step {self.step} without a checkpoint: {reason}; run the same "
+                "command again to continue."
             )
         self.console.log(self.time_use.describe())
         done = self.step == self.config.train.steps and self.progress.row is None
         if not done:
-            reason = self.stop.reason or "another process"
-            self.console.log(
-                f"stopped by {reason} at step {self.step}; the same command continues from here"
-            )
+            self.console.log(messages.stopped(self.stop.reason, self.step))
         return done
 
     def _newest_checkpoint(self) -> str:

@@ -80,6 +80,10 @@ def test_a_signal_at_any_moment(
             trainer.fit(config, str(tmp_path))
     assert trainer.fit(config, str(tmp_path))
     assert_is_the_uninterrupted_run(tmp_path, config, uninterrupted)
+    if moment == "the last validation":  # which is not done once more
+        capsys.readouterr()
+        assert trainer.fit(config, str(tmp_path))
+        assert "nothing to train" in capsys.readouterr().out
 
 
 def test_a_signal_while_the_data_are_prepared(data, tmp_path, monkeypatch, capsys):  # noqa: F811
