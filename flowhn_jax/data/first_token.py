@@ -19,7 +19,7 @@ def missing_bos_error(spec: str) -> ValueError:
     if spec == "bytes":
         return ValueError(
             "first_token must be auto, eot or none for the tokenizer 'bytes', which has no "
-            "beginning-of-text token; got 'bos'."
+            "beginning-of-text token; got 'bos'. Type --first_token=eot"
         )
     return ValueError(
         f"Tokenizer {spec} has no beginning-of-text token: its post_processor adds none, and "

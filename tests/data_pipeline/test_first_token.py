@@ -265,7 +265,7 @@ def test_prepare_refuses_other_first_tokens(tmp_path, jsonl):
     for value, message in (
         ("none", "first_token must be auto, bos or eot to prepare data; got 'none'"),
         ("x", "first_token must be one of auto, bos, eot, none; got 'x'"),
-        ("bos", "auto, eot or none for the tokenizer 'bytes'"),
+        ("bos", "first_token must be auto, eot or none for the tokenizer 'bytes'"),
     ):
         with pytest.raises(SystemExit, match=f"error: {message}"):
             command.run([*arguments, f"--first_token={value}"])

@@ -271,7 +271,7 @@ def test_errors_say_what_an_option_must_be(fac, tmp_path, capsys):
         first_token="eot",
     )
     begins = {"data": str(root / "text.txt"), "first_token": "none"}
-    refused(ValueError, "must be auto, bos or eot for perplexity", "perplexity", **begins)
+    refused(ValueError, "must be bos or eot for perplexity", "perplexity", **begins)
     options = dict(prompt="a", tasks="piqa", task_dir=str(TASKS), data=begins["data"])
     for mode, names in (
         ("generate", ["prompt"]),

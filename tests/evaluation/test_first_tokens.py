@@ -174,7 +174,7 @@ def test_ids_of_scored_texts_are_those_of_transformers(with_bos):
 
     assert tokens("auto") == ids(text)
     assert tokens("eot") == [EOT, *ids(text)[1:]]
-    with pytest.raises(ValueError, match=r"must be auto, bos or eot for perplexity.*'none'"):
+    with pytest.raises(ValueError, match=r"must be bos or eot for perplexity.*'none'"):
         tokens("none")
 
 

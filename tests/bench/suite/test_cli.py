@@ -11,7 +11,7 @@ MESSAGES = {
     "--compare A": "--compare takes two folders, as in --compare A B; got 1.",
     "X Y": "--compare",
     "--compare A B": "'A' has none. Give the --out of a `bench suite` that has run.",
-    "--minutes=0": "--minutes must be a number in the range [1, 1440]; got 0.0",
+    "--minutes=0": "--minutes must be a number in the range [0.05, 1440]; got 0.0",
     "--topology=h100": "--topology must be one of v4:2x2x1",
 }
 
