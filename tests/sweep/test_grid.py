@@ -29,7 +29,7 @@ def test_a_path_is_one_folder():
 
 
 def test_values_whose_folders_would_be_one_are_refused():
-    with pytest.raises(ValueError, match="give each run a folder of its own; two combinations give 'path=a-b'"):
+    with pytest.raises(ValueError, match="a folder of its own; two combinations give 'path=a-b'"):
         points(parse_axes(["data.path=a/b,a:b"]))
 
 
