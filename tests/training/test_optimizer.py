@@ -156,6 +156,7 @@ def test_the_optimizer_of_a_matrix_takes_half_of_adamws_memory():
     assert sizes["muon"] == pytest.approx(sizes["adamw"] - of_matrices, abs=64)
 
 
+@pytest.mark.slow
 def test_muon_on_eight_devices_is_muon_on_one():
     train_keys = {"steps": STEPS, "learning_rate": RATE, "optimizer": "muon"}
     config = small_config("no_split", model={"blocks": 1, "vocab_size": 64}, train=train_keys)

@@ -116,6 +116,7 @@ def test_the_workdir_holds_what_is_documented(data, uninterrupted):
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [6, 8]
 
 
+@pytest.mark.slow
 def test_eight_devices_end_where_one_does(data, uninterrupted, tmp_path):
     """Started on eight devices and continued on one, a run has the same data and model."""
     config = run_config(data)
