@@ -185,11 +185,11 @@ def test_the_windows_of_a_batch(sets, batches):
 def test_the_state_of_another_mixture_is_refused(sets, data, batches):
     mixed = batches()
     for other, message in [
-        (RunData.of(sets[0]), "^data must stay the same"),
-        (RunData(data.training[::-1]), "^data must stay the same"),
+        (RunData.of(sets[0]), "^data.path must name the data that"),
+        (RunData(data.training[::-1]), "^data.path must name the data that"),
         (
             RunData(tuple(map(NamedSet, "ab", (0.5, 0.5), sets))),
-            r"^weights must stay the same .* have \[0\.5, 0\.5\], but this run has \[0\.7, 0\.3\]",
+            r"^the weights in data.path must be \[0\.5, 0\.5\], as .*; got \[0\.7, 0\.3\]",
         ),
     ]:
         iterator = train_batches(other, batch_size=B, seed=3)

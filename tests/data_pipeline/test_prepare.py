@@ -404,7 +404,7 @@ def test_command_line(tmp_path, jsonl, paragraphs, tokenizer_json):
         (["--text_field=body"], "line 1: there is no field 'body' (found: text, n)"),
         (["--context=0"], "context must be from 1 to 16777216; got 0"),
         (["--context=16777217"], "context must be from 1 to 16777216; got 16777217"),
-        (["--out="], "out must be the folder to write; got ''"),
+        (["--out="], "--out must be a path; got ''"),
         (["--context=many"], "--context must be an integer; got 'many'."),
         (["--validation_fraction=2"], "at most 0.5; got 2.0"),
         (["--workers=-1"], "workers must be 1 or more; got -1"),

@@ -68,7 +68,7 @@ def test_a_wsd_branch_decays_and_resumes_without_its_source(data, source, tmp_pa
         (5, {}, r"train.branch_from must be a checkpoint .* holds the steps 4, 8; got .*5'"),
         (8, {}, "train.steps must be above 8, the step of train.branch_from; got 8"),
         (4, {"optimizer": "muon"}, "train.optimizer must be 'adamw', whose state .*; got 'muon'"),
-        (4, {"batch_size": 4}, "batch_size must stay the same .* have 8, but this run has 4"),
+        (4, {"batch_size": 4}, "train.batch_size must be 8, as in the checkpoint; got 4"),
     ],
 )
 def test_what_cannot_branch(data, source, tmp_path, step, train, message):  # noqa: F811

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -112,5 +113,6 @@ class Monitor:
                     f"step {step}: the loss of {loss:.4f} is a spike; the last {len(losses)} had "
                     f"the mean {mean:.4f} and the standard deviation {deviation:.4f}"
                 )
-        losses.append(loss)
-        del losses[:-_WINDOW]
+        if math.isfinite(loss):
+            losses.append(loss)
+            del losses[:-_WINDOW]
