@@ -76,8 +76,9 @@ class Branch(DecoderLayer[Any]):
         if selection == EVERYTHING:
             return BranchInputs(x, segment_ids, {})
         ids = None if segment_ids is None else take(segment_ids, selection)
-        positions = take(jnp.arange(x.shape[1])[None], selection)[0]
-        options = {"positions": positions} if self.rotates else {}
+        options = {}
+        if self.rotates:
+            options["positions"] = take(jnp.arange(x.shape[1])[None], selection)[0]
         return BranchInputs(take(x, selection), ids, options)
 
     def run(self, inputs: BranchInputs, own: Selection | None = None) -> jax.Array:
