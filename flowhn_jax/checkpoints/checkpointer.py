@@ -312,7 +312,7 @@ class Checkpoints:
             if jax.process_count() > 1:
                 self._reload()
             return
-        missing = "" if directory(self._workdir).is_remote else self._missing()
+        missing = self._missing()  # while the incomplete checkpoint takes its space
         with contextlib.suppress(Exception):  # the same error
             self._checkpointer.close()
         self._reopen()  # removes the incomplete checkpoint

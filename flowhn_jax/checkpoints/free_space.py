@@ -2,9 +2,9 @@
 
 import errno
 import shutil
-import sys
 
 from flowhn_jax.storage import AnyPath, is_storage_error, place
+from flowhn_jax.utils.memory import is_out_of_memory
 
 _ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What TensorStore, which gives no errno, writes for these.
@@ -16,16 +16,10 @@ def is_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _ERRNOS:
             return True
-        if any(text in str(error) for text in _TEXTS) and not is_of_device(error):
+        if any(text in str(error) for text in _TEXTS) and not is_out_of_memory(error):
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def is_of_device(error: BaseException) -> bool:
-    """Return whether JAX's runtime raised an error, such as for too little memory on a device."""
-    jax = sys.modules.get("jax")
-    return jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
 
 
 def refuses_writes(error: BaseException | None) -> bool:

@@ -35,8 +35,8 @@ def damage(folder: AnyPath, parts: str | tuple[str, ...] = "") -> str | None:
     """Return what is wrong with a checkpoint's files whose names begin with `parts`; None: nothing.
 
     A checkpoint is complete if it has hashes, which are written last, or if Orbax's metadata says
-    that it was committed and all parts that it names are there. Without hashes,
-    arrays are only checked to be readable.
+    that it was committed and all parts that it names are there. Without hashes, arrays are only
+    checked to be readable.
     """
     folder = place(folder)
     if not folder.is_dir():

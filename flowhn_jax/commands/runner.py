@@ -15,11 +15,10 @@ import absl.logging
 from flowhn_jax.checkpoints import free_space
 from flowhn_jax.commands import help_text
 from flowhn_jax.commands.flags import Flags
-from flowhn_jax.utils.memory import keep_freed_memory
+from flowhn_jax.utils.memory import is_out_of_memory, keep_freed_memory
 from flowhn_jax.utils.sources import ROOT
 from flowhn_jax.utils.text import one_line, short_repr
 
-_NO_DEVICE_MEMORY = "RESOURCE_EXHAUSTED"  # in an error of JAX's runtime
 # Errors that are the user's to solve; any other is a fault of this code and shows its traceback.
 _OF_A_USER = (MemoryError, ValueError, OSError, ImportError)
 _OUR_CODE = ("flowhn_jax", "kernels", "configs")
@@ -72,7 +71,7 @@ def command(
             yield function
         except Exception as error:
             _end_all_processes(error)
-            if not isinstance(error, _OF_A_USER) and not _is_out_of_device_memory(error):
+            if not isinstance(error, _OF_A_USER) and not is_out_of_memory(error):
                 raise
             sys.exit(_message(error, shows_tracebacks))
         except KeyboardInterrupt as error:
@@ -192,7 +191,7 @@ def _message(error: Exception, shows_tracebacks: bool = True) -> str:
     """
     if isinstance(error, MemoryError):
         return f"error: there is not enough memory for this: {one_line(error)}"
-    if _is_out_of_device_memory(error):
+    if is_out_of_memory(error):
         first = one_line(str(error).partition("\n")[0]).rstrip(".")
         return (
             f"error: the device has too little memory: {first}. Lower train.batch_size, raise "
@@ -208,10 +207,6 @@ def _message(error: Exception, shows_tracebacks: bool = True) -> str:
         error_line = one_line(error)
     notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]  # JAX's are long
     return "\n".join([f"{stack}error: {error_line}", *notes])
-
-
-def _is_out_of_device_memory(error: BaseException) -> bool:
-    return free_space.is_of_device(error) and _NO_DEVICE_MEMORY in str(error)
 
 
 def _is_clear(error: BaseException) -> bool:

@@ -73,7 +73,7 @@ def run_config(config: Config, run: Run, steps: int, path: str) -> Config:
     Args:
       config: the config of its model.
       run: the run.
-      steps: the steps of the run.
+      steps: the number of the run's steps.
       path: what it is trained on, as `data.path`.
     """
     train = dataclasses.replace(

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from flowhn_jax.data.first_token import check_first_token, missing_bos_error
+from flowhn_jax.data.first_token import check_first_token
 from flowhn_jax.data.library_errors import errors_as_value_error, hide_panic_output
+from flowhn_jax.data.tokenizer_config import SETTINGS
 from flowhn_jax.utils.limits import MAX_INT
 from flowhn_jax.utils.text import short_list, short_repr
 
@@ -104,7 +105,10 @@ class HuggingFaceTokenizer:
                 "supported; type --first_token=bos or --first_token=eot"
             )
         if resolved == "bos" and self.bos_token is None:
-            raise missing_bos_error(self.spec)
+            raise ValueError(
+                f"Tokenizer {self.spec} has no beginning-of-text token: its post_processor adds "
+                f"none, and {SETTINGS} has no usable bos_token; type --first_token=eot"
+            )
         return resolved
 
     def encode(self, text: str | bytes, *, parse_special: bool = False) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from flowhn_jax.data.first_token import check_first_token, missing_bos_error
+from flowhn_jax.data.first_token import check_first_token
 from flowhn_jax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from flowhn_jax.data.tokenizer_config import (
     SETTINGS,
@@ -116,7 +116,10 @@ class ByteTokenizer:
         """
         check_first_token(first_token)
         if first_token == "bos":
-            raise missing_bos_error("bytes")
+            raise ValueError(
+                "first_token must be auto, eot or none for the tokenizer 'bytes', which has no "
+                "beginning-of-text token; got 'bos'. Type --first_token=eot"
+            )
         self.first_token = "none" if first_token == "none" else "eot"
         self.first_ids: tuple[int, ...] = () if first_token == "none" else (self.eot_id,)
 

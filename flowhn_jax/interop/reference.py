@@ -116,10 +116,14 @@ def infer_config(arrays: Mapping[str, np.ndarray], mode: str, heads: int | None)
             f"The checkpoint must have all parameters of FlowHN; {len(missing)} are missing from "
             f"its {len(shapes)} arrays, the first is {missing[0]!r}."
         )
-    ranks = {"model.embed_tokens.weight": 2, first + "mamba.mamba.A_log": 2}
-    ranks |= {first + "mamba.mamba.conv1d.weight": 3, first + "mamba.mamba.dt_proj.weight": 2}
-    ranks |= {first + "atten.self_attn.k_proj.weight": 2}
-    ranks |= {first + "mamba.feed_forward.up_proj.weight": 2}
+    ranks = {
+        "model.embed_tokens.weight": 2,
+        first + "mamba.mamba.A_log": 2,
+        first + "mamba.mamba.conv1d.weight": 3,
+        first + "mamba.mamba.dt_proj.weight": 2,
+        first + "mamba.feed_forward.up_proj.weight": 2,
+        first + "atten.self_attn.k_proj.weight": 2,
+    }
     for name, rank in ranks.items():
         if len(shapes[name]) != rank:
             raise ValueError(f"{name} must have {rank} dimensions; got shape {shapes[name]}.")

@@ -58,7 +58,7 @@ class Mixer(Protocol[CacheT]):
         """Return the FLOPs of a sequence without those of the linear layers (`split/cost.py`).
 
         Args:
-          tokens: the tokens of the sequence.
+          tokens: the number of the sequence's tokens.
           causal: whether attention counts only pairs at or before the query, not all tokens².
         """
         ...

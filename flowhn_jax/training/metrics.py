@@ -3,7 +3,7 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from flowhn_jax.checkpoints import free_space as disk
 from flowhn_jax.checkpoints.rows import FILE, Row, merge_parts, read_rows, rows_and_ends
@@ -70,7 +70,8 @@ class MetricsWriter:
         self._waiting.clear()
         if stray := _drop_rows_after(self._folder, step):
             self._log(f"{FILE} ended with {stray:,} bytes that are not a row; they were dropped")
-        self._restart_events()
+        self._close_events()
+        self._add_events([])
 
     def write(self, row: Row) -> None:
         """Write the row of a step."""
@@ -96,42 +97,26 @@ class MetricsWriter:
         self._add_events(written)
         return True
 
-    def _restart_events(self) -> None:
-        """Begin TensorBoard's file again, with all rows."""
+    def _add_events(self, rows: Sequence[Row]) -> None:
+        """Add new rows to TensorBoard's file; if it is not open, begin another with all rows."""
         if not self._has_events:
             return
-        self._close_events()
-        with _unless_full():
-            self._events = EventFile(self._folder / "tensorboard", read_rows(self._folder))
-
-    def _add_events(self, rows: Sequence[Row]) -> None:
-        """Add rows to TensorBoard's file; one that lacks earlier rows is begun again."""
-        if self._events is None:
-            self._restart_events()
-            return
-        is_complete = False
-        with _unless_full():
+        try:
+            if self._events is None:
+                self._events = EventFile(self._folder / "tensorboard", read_rows(self._folder))
+                return
             for row in rows:
                 self._events.add(row)
-            is_complete = True
-        if not is_complete:
-            self._close_events()
+        except OSError as error:
+            if not disk.is_full(error):
+                raise
+            self._close_events()  # it lacks a row
 
     def _close_events(self) -> None:
         if self._events is not None:
             with contextlib.suppress(OSError):
                 self._events.close()
             self._events = None
-
-
-@contextlib.contextmanager
-def _unless_full() -> Iterator[None]:
-    """Suppress the error of a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if not disk.is_full(error):
-            raise
 
 
 def _append(path: pathlib.Path, text: bytes) -> None:

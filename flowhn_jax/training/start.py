@@ -99,17 +99,9 @@ class Origin:
         with console.activity("restoring"):
             state, kept = restore(abstract_state(self.config, mesh), batches)
         progress = RunProgress(**kept)
-        if progress.row is not None and self._is_validated(int(state.step)):
+        if progress.row is not None and _is_validated(self.workdir, int(state.step)):
             progress.row = None  # an earlier start has made up for it
         return state, progress
-
-    def _is_validated(self, step: int) -> bool:
-        """Return whether the rows have a validation of the checkpoint's step."""
-        found = False
-        if is_first() and self.workdir is not None:
-            rows = read_rows(self.workdir)
-            found = any(row["step"] == step and VALIDATION_LOSS in row for row in rows)
-        return broadcast_from_first(found)
 
     def record(
         self, workdir: str, tokenizer: Tokenizer, state: TrainState, command: str | None
@@ -139,6 +131,13 @@ class Origin:
         if self._branch is not None:
             line, since = f"branching from {self.workdir} at step {step}", "the source"
         return [line, *(f"changed since {since}: {change}" for change in changes)]
+
+
+def _is_validated(workdir: str, step: int) -> bool:
+    """Return whether the rows of a run have a validation of a step."""
+    rows = read_rows(workdir) if is_first() else []
+    found = any(row["step"] == step and VALIDATION_LOSS in row for row in rows)
+    return broadcast_from_first(found)
 
 
 def new_state(

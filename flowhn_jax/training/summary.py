@@ -93,7 +93,7 @@ def next_commands(argv: Sequence[str], workdir: str, steps: int) -> list[str]:
     Args:
       argv: the command line of the run, as sys.argv.
       workdir: folder of the run.
-      steps: the steps of the run.
+      steps: the number of the run's steps.
     """
     evaluate = ["python", "eval.py"] if _is_script(argv) else ["flowhn", "eval"]
     program, arguments = _program_and_arguments(argv)

@@ -126,11 +126,7 @@ class TrackerWriter:
         try:
             self._tracker: Tracker | None = TRACKERS[name](folder, self._kept.id, to_dict(config))
         except Exception as error:  # such as of a network or a login
-            hint = (
-                "; set WANDB_MODE=offline to run without network and login"
-                if name == "wandb"
-                else ""
-            )
+            hint = "; WANDB_MODE=offline needs no network or login" if name == "wandb" else ""
             raise ValueError(
                 f"train.writers has {name}, which does not start: {one_line(error)}{hint}"
             ) from error

@@ -189,6 +189,7 @@ class Trainer:
         """
         self._start_from(state, progress)
         steps = self.config.train.steps
+        # The row of a checkpoint that was written before its validation.
         if progress.row is not None and not self._validate(progress.row):
             self._save()
             return self._end()

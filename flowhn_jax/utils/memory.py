@@ -1,10 +1,17 @@
-"""How the C library treats memory that is freed."""
+"""Memory: how the C library treats what is freed, and the error of a device with too little."""
 
 import ctypes
 import sys
 
 # mallopt's parameters (glibc, malloc.h).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether JAX's runtime raised an error for too little memory on a device."""
+    jax = sys.modules.get("jax")
+    is_of_runtime = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+    return is_of_runtime and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def keep_freed_memory() -> None:

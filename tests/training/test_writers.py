@@ -120,7 +120,7 @@ def test_a_tracker_that_does_not_start_is_named(tmp_path, monkeypatch):
         raise OSError("no API key")
 
     monkeypatch.setitem(trackers.TRACKERS, "wandb", refuse)
-    with pytest.raises(ValueError, match="wandb, which does not start: no API key; set WANDB_MODE"):
+    with pytest.raises(ValueError, match="has wandb, which does not start: no API key; WANDB_MODE"):
         write(CONFIG, tmp_path, 0, ())
     assert not (tmp_path / "wandb.json").exists()
 

@@ -23,10 +23,10 @@ class Document:
     """The rows of a suite by part, in the order in which they were measured.
 
     Attributes:
-      content: suite.json's: `format`, `code` (a hash of the sources), `machine` (what identifies
-        the device and its software), `seconds` (of all runs together) and `parts`. A part has its
-        `planned` keys, its `rows`, the `postponed` keys, which a hang or a deadline interrupted,
-        and the reason if it `failed` as a whole.
+      content: what suite.json holds: `format`, `code` (a hash of the sources), `machine` (what
+        identifies the device and its software), `seconds` (of all runs together) and `parts`. A
+        part has its `planned` keys, its `rows`, the `postponed` keys, which a hang or a deadline
+        interrupted, and the reason if it `failed` as a whole.
     """
 
     def __init__(self, folder: pathlib.Path, content: dict[str, Any] | None = None):
