@@ -21,7 +21,7 @@ from flowhn_jax import recipes
 from flowhn_jax.config import Config, DataConfig
 from flowhn_jax.report.table import print_result
 from flowhn_jax.training.trainer import fit
-from flowhn_jax.utils.memory import keep_freed_memory
+from flowhn_jax.utils import cpu
 from tools.small_run import prepare_text
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         help="measured steps, after a warm-up (default %(default)s)",
     )
     options = parser.parse_args(argv)
-    keep_freed_memory()  # like train.py
+    cpu.prepare_memory()  # like train.py
     try:
         with tempfile.TemporaryDirectory() as workdir:
             config = config_lib.parse(recipes.load("flowhn_tiny"))

@@ -30,6 +30,6 @@ def define(flags: Flags) -> Callable[[], None]:
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and write the texts."""
     with runner.command(
-        "synthetic", define, argv, keeps_memory=False, shows_tracebacks=False
+        "synthetic", define, argv, runs_steps=False, shows_tracebacks=False
     ) as main:
         main()

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from flowhn_jax.bench.attempt import Row, failure
-from flowhn_jax.utils.memory import keep_freed_memory
+from flowhn_jax.utils import cpu
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -41,7 +41,7 @@ def serve(
     log: str,
     cache: str,
     describes: str,
-    keeps_memory: bool,
+    is_timed: bool,
 ) -> None:
     """Run requests until the connection is closed.
 
@@ -51,15 +51,16 @@ def serve(
       log: path of the file that standard output and error are appended to.
       cache: folder of the persistent compilation cache.
       describes: module whose `describe()` identifies the machine.
-      keeps_memory: whether to allocate as train.py does on a CPU. It must be set before JAX starts,
-        and slows down compiling in several threads.
+      is_timed: whether what runs is timed, rather than compiled only: memory is then allocated as
+        train.py does on a CPU, which may slow down the compiler.
     """
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor, which decides
     os.environ.update(environment)
     _append_output_to(log)
-    if keeps_memory:
-        keep_freed_memory()
+    if is_timed:
+        cpu.prepare_memory()
+    cpu.set_xla_options()
     import jax
 
     jax.config.update("jax_compilation_cache_dir", cache)
