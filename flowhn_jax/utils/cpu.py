@@ -40,8 +40,8 @@ def prepare_memory() -> None:
     XLA's CPU backend allocates its temporaries again in every step, 200 MB for a small model. glibc
     maps them each time, and the kernel clears them page by page, which takes about a quarter of the
     step unless the pages are huge ones (2 MiB). Where the kernel has these on request only, glibc
-    requests them if GLIBC_TUNABLES says so when the process starts: a program of this package is
-    replaced by itself with that variable, in the same process. In other processes, and with an
+    requests them if GLIBC_TUNABLES asks for it when the process starts: a program of this package
+    is replaced by itself with that variable, in the same process. In other processes, and with an
     older glibc, freed memory is kept instead. With another C library nothing changes.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
@@ -66,12 +66,14 @@ def _huge_pages() -> str:
         return "never"
     if "[always]" in setting:
         return "always"
-    tunables = os.environ.get("GLIBC_TUNABLES", "").split(":")
-    value = dict(each.partition("=")[::2] for each in tunables).get(_HUGE_PAGES)
     version = tuple(int(part) for part in platform.libc_ver()[1].split(".")[:2])
-    if "[madvise]" not in setting or version < _FIRST_VERSION or value == "0":
+    if "[madvise]" not in setting or version < _FIRST_VERSION:
         return "never"
-    return "on request" if value is None else "always"
+    for tunable in os.environ.get("GLIBC_TUNABLES", "").split(":"):
+        name, _, value = tunable.partition("=")
+        if name == _HUGE_PAGES:
+            return "never" if value == "0" else "always"
+    return "on request"
 
 
 def _is_program_of_package() -> bool:

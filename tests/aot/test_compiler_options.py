@@ -1,4 +1,4 @@
-"""XLA's options of the train step by machine and mesh."""
+"""XLA's options of the train step, by device and mesh."""
 
 import dataclasses
 
@@ -31,5 +31,6 @@ def test_replicated_weights_of_tpus_need_no_option():
     assert options_on(tpu_target.devices("v5e:2x2"), data=4) is None
 
 
-def test_other_devices_need_no_option():
-    assert options_on(data=1, fsdp=-1) is None
+@pytest.mark.parametrize("axes", [dict(data=1, fsdp=-1), dict(data=8)])
+def test_cpus_use_their_longest_vectors(axes):
+    assert options_on(**axes) == {"xla_cpu_prefer_vector_width": 512}
