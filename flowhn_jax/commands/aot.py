@@ -148,5 +148,5 @@ def _read_step(path: str) -> dict[str, Any]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and compile the step."""
-    with runner.command("aot", define, argv, runs_steps=False) as main:
+    with runner.command("aot", define, argv) as main:
         main()

@@ -9,6 +9,7 @@ from absl.flags import FlagHolder
 
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags, check_local, define_optional_config
+from flowhn_jax.utils import cpu
 from flowhn_jax.utils.text import short_repr
 
 _MAX_TOKENS = 2**24
@@ -186,5 +187,6 @@ def _define_kernels(flags: Flags, repeats: FlagHolder, out: FlagHolder) -> Calla
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and run the subcommand."""
+    cpu.prepare()
     with runner.command("bench", define, argv) as main:
         main()

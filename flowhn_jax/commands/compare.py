@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags
+from flowhn_jax.utils import cpu
 
 
 def define(flags: Flags) -> Callable[[], None]:
@@ -112,5 +113,6 @@ def define(flags: Flags) -> Callable[[], None]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and compare the models."""
+    cpu.prepare()
     with runner.command("compare", define, argv) as main:
         main()

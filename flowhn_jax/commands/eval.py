@@ -6,6 +6,7 @@ from absl.flags import FlagHolder
 
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags, define_ema, define_optional_config, define_processes
+from flowhn_jax.utils import cpu
 
 _MODES = ["perplexity", "throughput", "tasks", "recall", "generate"]
 
@@ -139,5 +140,6 @@ def _define_options(flags: Flags) -> list[FlagHolder]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and run the mode."""
+    cpu.prepare()
     with runner.command("eval", define, argv) as main:
         main()

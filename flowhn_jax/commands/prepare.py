@@ -94,7 +94,6 @@ def run(argv: Sequence[str] | None = None) -> None:
         "prepare",
         define,
         argv,
-        runs_steps=False,
         shows_tracebacks=False,
         interrupted="interrupted before there was anything to keep.",
     ) as main:

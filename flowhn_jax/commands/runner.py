@@ -15,7 +15,6 @@ import absl.logging
 from flowhn_jax.checkpoints import free_space
 from flowhn_jax.commands import help_text
 from flowhn_jax.commands.flags import Flags
-from flowhn_jax.utils import cpu
 from flowhn_jax.utils.memory import is_out_of_memory
 from flowhn_jax.utils.sources import ROOT
 from flowhn_jax.utils.text import one_line, short_repr
@@ -34,7 +33,6 @@ def command(
     define: Callable[[Flags], Main],
     argv: Sequence[str] | None = None,
     *,
-    runs_steps: bool = True,
     shows_tracebacks: bool = True,
     interrupted: str = "interrupted",
 ) -> Iterator[Callable[[], None]]:
@@ -49,8 +47,6 @@ def command(
       define: defines the flags; returns what runs the command, with its arguments that are not
         flags, or by name what runs each of its subcommands, with the arguments after the name.
       argv: the arguments; None: those of the process.
-      runs_steps: whether the command runs a model, here or on a device, and not only compiles it:
-        the process is then prepared for a CPU's backend (`utils.cpu`).
       shows_tracebacks: whether to show the traceback of an error from inside a library. A command
         without JAX, whose own messages name the cause of all such errors, does not.
       interrupted: what Ctrl-C prints, if the interrupted work has no message of its own.
@@ -66,9 +62,6 @@ def command(
         except ValueError as error:
             sys.exit(f"error: {one_line(error)}")
         _set_up_logging()
-        if runs_steps:
-            cpu.prepare_memory()
-            cpu.set_xla_options()
         try:
             yield function
         except Exception as error:

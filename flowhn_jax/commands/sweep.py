@@ -9,6 +9,7 @@ from absl.flags import FlagHolder
 from flowhn_jax.commands import runner
 from flowhn_jax.commands.flags import Flags, define_config
 from flowhn_jax.report.table import text_table
+from flowhn_jax.utils import cpu
 
 if TYPE_CHECKING:
     from flowhn_jax.config import Config
@@ -101,5 +102,6 @@ def _listing(points: "Sequence[Point]") -> str:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and sweep."""
+    cpu.prepare()
     with runner.command("sweep", define, argv) as main:
         main()

@@ -29,7 +29,5 @@ def define(flags: Flags) -> Callable[[], None]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and write the texts."""
-    with runner.command(
-        "synthetic", define, argv, runs_steps=False, shows_tracebacks=False
-    ) as main:
+    with runner.command("synthetic", define, argv, shows_tracebacks=False) as main:
         main()

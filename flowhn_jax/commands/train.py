@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from flowhn_jax.training.health.preemption import StopRequest
+from flowhn_jax.utils import cpu
 
 if TYPE_CHECKING:
     from flowhn_jax.commands.flags import Flags
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and train."""
+    cpu.prepare()
     _print_first_line(sys.argv[1:] if argv is None else argv)
     stop = StopRequest()
     stop.listen()  # before the imports, which take seconds

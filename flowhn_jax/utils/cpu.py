@@ -23,6 +23,15 @@ _XLA_OPTIONS = (
 )
 
 
+def prepare() -> None:
+    """Prepare this process for XLA's CPU backend: the first thing that a command does.
+
+    It may restart the program (see `_prepare_memory`), so that nothing may have happened before.
+    """
+    _prepare_memory()
+    set_xla_options()
+
+
 def set_xla_options() -> None:
     """Let XLA's CPU backend make fewer and simpler kernels, unless XLA_FLAGS has such options.
 
@@ -34,7 +43,7 @@ def set_xla_options() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {_XLA_FLAG}={','.join(_XLA_OPTIONS)}".strip()
 
 
-def prepare_memory() -> None:
+def _prepare_memory() -> None:
     """Make large blocks of memory cheap to allocate again: in huge pages, or by keeping them.
 
     XLA's CPU backend allocates its temporaries again in every step, 200 MB for a small model. glibc

@@ -19,7 +19,7 @@ _PROGRAM = """
 import ctypes, json, os, resource, sys, threading
 from flowhn_jax.utils import cpu
 {before}
-cpu.prepare_memory()
+cpu.prepare()
 faults = []
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

@@ -59,8 +59,9 @@ def serve(
     os.environ.update(environment)
     _append_output_to(log)
     if is_timed:
-        cpu.prepare_memory()
-    cpu.set_xla_options()
+        cpu.prepare()
+    else:
+        cpu.set_xla_options()
     import jax
 
     jax.config.update("jax_compilation_cache_dir", cache)
