@@ -9,7 +9,7 @@ metadata say that it was committed and all its parts are there.
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,13 +27,13 @@ from flowhn_jax.checkpoints.files import (
     delete,
     directory,
     finish_deletions,
-    loss_key,
     mark_checkpointed,
     set_aside,
     steps_of,
     versions,
     warn,
 )
+from flowhn_jax.checkpoints.losses import best_step, loss_key, validations
 from flowhn_jax.checkpoints.restoring import load_state, progress_of
 from flowhn_jax.checkpoints.saving import Save, set_barrier
 from flowhn_jax.checkpoints.state import TrainState
@@ -130,23 +130,14 @@ class Checkpoints:
     def _prune(self) -> None:
         """Delete all checkpoints but the newest, the best ones and every `keep_every`-th step."""
         train, steps = self.config.train, steps_of(self._workdir)
+        held = self._checkpointer.checkpoints
+        metrics = {each.step: each.metrics for each in held if each.step in steps}
+        known = validations(self._workdir, metrics)
         kept = {*steps[: train.keep_checkpoints]}
-        for ema in (False, True):
-            name = loss_key(train.best_by, ema=ema)
-            losses = {step: loss for step, loss in self._losses(name) if step in steps}
-            if losses:
-                kept.add(min(losses, key=lambda step: (losses[step], -step)))
+        kept |= {best_step(known, loss_key(train.best_by, ema=ema)) for ema in (False, True)}
         for step in steps:
             if step not in kept and not (train.keep_every and step % train.keep_every == 0):
                 delete(self._workdir, step)
-
-    def _losses(self, name: str) -> Iterator[tuple[int, float]]:
-        """Yield the checkpoints' steps with a known loss of this name, and the losses."""
-        for checkpoint in self._checkpointer.checkpoints:
-            metrics: Any = checkpoint.metrics or {}
-            loss = metrics.get(name)
-            if loss is not None:
-                yield checkpoint.step, loss
 
     def _damaged(self) -> list[int]:
         """Log and return the damaged checkpoints that Orbax would read.

@@ -15,9 +15,6 @@ from flowhn_jax.utils.version import __version__
 
 # Beginnings of the names of a checkpoint's files.
 PARAMS, METADATA = "params/", ("_CHECKPOINT_METADATA", "metrics/")
-# Keys of a row, and of a checkpoint's metrics: the loss of the parameters, and that of their
-# average (train.ema); those on the set NAME have /NAME at the end.
-VALIDATION_LOSS, AVERAGE_LOSS = LOSSES = "validation_loss", "validation_ema_loss"
 AVERAGE = "ema"  # the part of a checkpoint with the average
 
 COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint, in a bucket
@@ -26,15 +23,6 @@ _MARK = "checkpointed.json"
 _DELETED = "deleted."  # begins the name of a checkpoint that is being deleted
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-def loss_key(best_by: str, *, ema: bool = False) -> str:
-    """Return the key of the loss that decides which checkpoint is the best; see `train.best_by`.
-
-    With `ema` it is that of the average of the parameters.
-    """
-    loss = AVERAGE_LOSS if ema else VALIDATION_LOSS
-    return f"{loss}/{best_by}" if best_by else loss
 
 
 def warn(text: str) -> None:

@@ -1,7 +1,5 @@
 """Reads parameters from the checkpoints of a workdir, and writes them into a new one."""
 
-import contextlib
-import math
 from typing import Any
 
 from jax.sharding import Mesh
@@ -17,12 +15,11 @@ from flowhn_jax.checkpoints.files import (
     WrongCheckpointError,
     check_shapes,
     directory,
-    loss_key,
     steps_of,
     versions,
     warn,
 )
-from flowhn_jax.checkpoints.rows import Row, read_rows
+from flowhn_jax.checkpoints.losses import best_step, loss_key, validations
 from flowhn_jax.checkpoints.workdir import read_config
 from flowhn_jax.config import ModelConfig
 from flowhn_jax.models import Params
@@ -121,22 +118,16 @@ def find_step(workdir: str, checkpoint: str, ema: bool = False) -> int:
 
 def _best(workdir: str, ema: bool) -> int:
     """Return the step of the best checkpoint; with `ema`, the one with the best average."""
-    losses = {}
-    key = loss_key(read_config(workdir).train.best_by, ema=ema)
-    rows: dict[int, Row] = {}
-    with contextlib.suppress(ValueError):  # damaged rows; the checkpoints hold most losses
-        # A resumed run may have validated the state of a checkpoint after it was written.
-        rows = {row["step"]: row for row in read_rows(workdir)}
+    key, metrics = loss_key(read_config(workdir).train.best_by, ema=ema), {}
     for step in steps_of(workdir):
         folder = directory(workdir) / str(step)
         if manifest.damage(folder, METADATA) is None:
             about: Any = ocp.metadata(str(folder), "params").custom_metadata or {}
-            loss = (about.get("metrics") or {}).get(key, rows.get(step, {}).get(key))
-            if loss is not None and math.isfinite(loss):
-                losses[step] = loss
-    if not losses:
+            metrics[step] = about.get("metrics")
+    best = best_step(validations(workdir, metrics), key)
+    if best is None:
         raise FileNotFoundError(
             f"--checkpoint={BEST} needs a checkpoint with a {key}; {workdir!r} holds "
             f"none. Give --checkpoint={LATEST} or a step."
         )
-    return min(losses, key=losses.__getitem__)
+    return best

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.branch import Branch
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
-from flowhn_jax.checkpoints.files import VALIDATION_LOSS
+from flowhn_jax.checkpoints.losses import VALIDATION_LOSS
 from flowhn_jax.checkpoints.rows import read_rows
 from flowhn_jax.checkpoints.state import TrainState, abstract_state, make_init, state_of
 from flowhn_jax.config import Config

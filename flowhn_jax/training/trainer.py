@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from flowhn_jax.checkpoints import workdir as workdir_lib
 from flowhn_jax.checkpoints.checkpointer import Checkpoints
-from flowhn_jax.checkpoints.files import LOSSES
+from flowhn_jax.checkpoints.losses import LOSSES
 from flowhn_jax.checkpoints.rows import Row
 from flowhn_jax.checkpoints.state import TrainState, abstract_state
 from flowhn_jax.config import Config

@@ -159,6 +159,22 @@ def test_one_that_was_validated_after_it_was_written_can_be_the_best(data, whole
         find_step(str(whole), "best")
 
 
+@pytest.mark.parametrize("best", [2, 4])
+def test_one_whose_validation_was_made_up_for_is_not_deleted(data, tmp_path, best):  # noqa: F811
+    """Two checkpoints hold no losses, and their rows have lower ones than the next two."""
+    config = run_config(data, steps=6, checkpoint_every=2, eval_every=100, keep_checkpoints=3)
+    fit(config, str(tmp_path))
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": step, "validation_loss": 3.0 - (step == best)} for step in (2, 4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    resumed = {"steps": 8, "checkpoint_every": 8, "keep_checkpoints": 1}
+    fit(
+        dataclasses.replace(config, train=dataclasses.replace(config.train, **resumed)),
+        str(tmp_path),
+    )
+    assert {int(each.name) for each in (tmp_path / "checkpoints").iterdir()} == {best, 8}
+
+
 def test_a_full_quota_is_not_reported_as_missing_space(data, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(disk, "missing", lambda folder, needed: 0)
     (tmp_path / "checkpoints").mkdir()
