@@ -1,8 +1,6 @@
 import os
 import pathlib
 
-from flowhn_jax.utils import cpu
-
 # JAX reads these variables on import. Eight CPU devices let one process test one device and many.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests spend far more time compiling than computing, so LLVM's optimizations are off.
@@ -10,7 +8,6 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
-cpu.set_xla_options()
 # The tests compile the same small programs many times, in several processes.
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))

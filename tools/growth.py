@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         help="measured steps, after a warm-up (default %(default)s)",
     )
     options = parser.parse_args(argv)
-    cpu.prepare()  # like train.py
+    cpu.prepare_memory()  # like train.py
     try:
         with tempfile.TemporaryDirectory() as workdir:
             config = config_lib.parse(recipes.load("flowhn_tiny"))

@@ -187,6 +187,6 @@ def _define_kernels(flags: Flags, repeats: FlagHolder, out: FlagHolder) -> Calla
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and run the subcommand."""
-    cpu.prepare()
+    cpu.prepare_memory()
     with runner.command("bench", define, argv) as main:
         main()

@@ -113,6 +113,6 @@ def define(flags: Flags) -> Callable[[], None]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and compare the models."""
-    cpu.prepare()
+    cpu.prepare_memory()
     with runner.command("compare", define, argv) as main:
         main()

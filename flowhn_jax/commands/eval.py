@@ -140,6 +140,6 @@ def _define_options(flags: Flags) -> list[FlagHolder]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and run the mode."""
-    cpu.prepare()
+    cpu.prepare_memory()
     with runner.command("eval", define, argv) as main:
         main()

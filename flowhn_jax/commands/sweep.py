@@ -102,6 +102,6 @@ def _listing(points: "Sequence[Point]") -> str:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and sweep."""
-    cpu.prepare()
+    cpu.prepare_memory()
     with runner.command("sweep", define, argv) as main:
         main()

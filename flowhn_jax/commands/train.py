@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and train."""
-    cpu.prepare()
+    cpu.prepare_memory()
     _print_first_line(sys.argv[1:] if argv is None else argv)
     stop = StopRequest()
     stop.listen()  # before the imports, which take seconds

@@ -1,4 +1,4 @@
-"""What makes JAX fast on a CPU and must be set before it starts: memory and XLA's options."""
+"""How the C library allocates the memory of a process that runs JAX on a CPU."""
 
 import ctypes
 import os
@@ -14,33 +14,11 @@ _HUGE_PAGES, _FIRST_VERSION = "glibc.malloc.hugetlb", (2, 35)
 _PROGRAMS = ("flowhn", "train.py", "eval.py")
 _KERNEL_SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-# Not xla_cpu_use_multi_output_fusion, which also saves time: with it XLA aborts on some programs.
-_XLA_FLAG = "--xla_backend_extra_options"
-_XLA_OPTIONS = "xla_cpu_disable_loop_unrolling,xla_cpu_disable_tiled_emitter"
 
-
-def prepare() -> None:
-    """Prepare this process for XLA's CPU backend: the first thing that a command does.
-
-    It may restart the program (see `_prepare_memory`), so that nothing may have happened before.
-    """
-    _prepare_memory()
-    set_xla_options()
-
-
-def set_xla_options() -> None:
-    """Let XLA's CPU backend make simpler kernels, unless XLA_FLAGS has options of the backend.
-
-    A small model's step then compiles in four fifths of the time, and runs no slower. They are
-    options of the whole process: XLA does not take them for a single program.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _XLA_FLAG not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_XLA_FLAG}={_XLA_OPTIONS}".strip()
-
-
-def _prepare_memory() -> None:
+def prepare_memory() -> None:
     """Make large blocks of memory cheap to allocate again: in huge pages, or by keeping them.
+
+    It may restart the program, so a command calls it before it does anything else.
 
     XLA's CPU backend allocates its temporaries again in every step, 200 MB for a small model. glibc
     maps them each time, and the kernel clears them page by page, which takes about a quarter of the

@@ -1,4 +1,4 @@
-"""Memory and XLA's options of a process on a CPU, in processes of their own."""
+"""How processes of their own allocate memory, and which of them restart."""
 
 import json
 import os
@@ -19,7 +19,7 @@ _PROGRAM = """
 import ctypes, json, os, resource, sys, threading
 from flowhn_jax.utils import cpu
 {before}
-cpu.prepare()
+cpu.prepare_memory()
 faults = []
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -152,46 +152,3 @@ def test_which_processes_are_programs_of_the_package(monkeypatch, argv, original
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys, "orig_argv", original)
     assert cpu._is_program_of_package() == expected
-
-
-@pytest.mark.parametrize("mine", ["", "--xla_dump_to=/nowhere"])
-def test_options_are_added_once(monkeypatch, mine):
-    monkeypatch.setenv("XLA_FLAGS", mine)
-    cpu.set_xla_options()
-    flags = os.environ["XLA_FLAGS"].split()
-    assert flags[:-1] == mine.split()
-    assert flags[-1].startswith("--xla_backend_extra_options=xla_cpu_")
-    cpu.set_xla_options()
-    assert os.environ["XLA_FLAGS"].split() == flags
-
-
-def test_a_users_options_stay(monkeypatch):
-    mine = "--xla_backend_extra_options=xla_cpu_optimize_for_size"
-    monkeypatch.setenv("XLA_FLAGS", mine)
-    cpu.set_xla_options()
-    assert os.environ["XLA_FLAGS"] == mine
-
-
-_COMPILE = """
-import json, pathlib, sys
-from flowhn_jax.utils import cpu
-if sys.argv[2] == "options":
-    cpu.set_xla_options()
-import jax, jax.numpy as jnp
-x = jnp.ones((256, 256))
-jax.jit(lambda x, y: (jnp.tanh(x) * y + 1).sum(0)).lower(x, x).compile()
-objects = pathlib.Path(sys.argv[1]).glob("*.o")
-print(json.dumps(sum(path.stat().st_size for path in objects)))
-"""
-
-
-def test_xla_knows_the_options(tmp_path):
-    """Kernels whose loops are not unrolled have less machine code."""
-
-    def size(how):
-        folder = str(tmp_path / how)
-        environment = {"XLA_FLAGS": f"--xla_dump_to={folder}", "JAX_PLATFORMS": "cpu"}
-        environment |= {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-        return run(["-c", _COMPILE, folder, how], **environment)[1]
-
-    assert 0 < size("options") < size("none")

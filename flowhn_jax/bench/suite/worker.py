@@ -59,9 +59,7 @@ def serve(
     os.environ.update(environment)
     _append_output_to(log)
     if is_timed:
-        cpu.prepare()
-    else:
-        cpu.set_xla_options()
+        cpu.prepare_memory()
     import jax
 
     jax.config.update("jax_compilation_cache_dir", cache)
