@@ -1,11 +1,10 @@
 """The validation losses of a run's checkpoints, and which checkpoint is the best."""
 
 import contextlib
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from flowhn_jax.checkpoints.rows import Row, read_rows
+from flowhn_jax.checkpoints.rows import Row, number, read_rows
 
 # Keys of a row, and of a checkpoint's metrics: the loss of the parameters, and that of their
 # average (train.ema); those on the set NAME have /NAME at the end.
@@ -21,7 +20,7 @@ def loss_key(best_by: str, *, ema: bool = False) -> str:
     return f"{loss}/{best_by}" if best_by else loss
 
 
-def validations(workdir: str, metrics: Mapping[int, Any]) -> dict[int, Mapping[str, Any]]:
+def validations(workdir: str, metrics: Mapping[int, Any]) -> dict[int, Row]:
     """Return the validation of each checkpoint by its step: its own metrics, or else its row.
 
     A run that was stopped before a validation makes up for it when it is resumed: only the row of
@@ -38,11 +37,8 @@ def validations(workdir: str, metrics: Mapping[int, Any]) -> dict[int, Mapping[s
     return {step: held or rows.get(step, {}) for step, held in metrics.items()}
 
 
-def best_step(validations: Mapping[int, Mapping[str, Any]], key: str) -> int | None:
+def best_step(validations: Mapping[int, Row], key: str) -> int | None:
     """Return the step with the lowest loss, the newest of equal ones; None if none has this key."""
-    losses = {
-        step: found[key]
-        for step, found in validations.items()
-        if key in found and math.isfinite(found[key])
-    }
-    return min(losses, key=lambda step: (losses[step], -step), default=None)
+    losses = {step: number(found, key) for step, found in validations.items()}
+    known = [(loss, -step) for step, loss in losses.items() if loss is not None]
+    return -min(known)[1] if known else None

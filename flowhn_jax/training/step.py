@@ -119,8 +119,8 @@ def make_train_step(
 def compiler_options(mesh: Mesh, params: Any) -> dict[str, Any] | None:
     """Return XLA's options for a step whose parameters have these shardings.
 
-    CPUs with AVX-512 calculate exponentials, most of a selective scan, faster in vectors of 512
-    bits, which XLA would avoid; others are not affected.
+    On CPUs with AVX-512 XLA would use vectors of 256 bits, which makes the exponentials of a
+    selective scan slower than vectors of 512 bits. Other CPUs are not affected.
 
     On TPUs XLA multiplies each part of a sharded weight as it arrives, and adds it to the product,
     which it reads and writes each time. For the gathered weights of a step that costs more than

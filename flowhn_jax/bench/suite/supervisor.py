@@ -34,7 +34,7 @@ class _Kind(NamedTuple):
     """The settings of a worker that cannot change after its process has started."""
 
     environment: tuple[tuple[str, str], ...]
-    is_timed: bool
+    prepares_memory: bool
 
 
 class _Worker:
@@ -45,8 +45,8 @@ class _Worker:
         self.kind = kind
         self.connection: Connection
         self.connection, theirs = context.Pipe()
-        environment, is_timed = dict(kind.environment), kind.is_timed
-        arguments = theirs, environment, str(log), str(cache), describes, is_timed
+        environment, prepares_memory = dict(kind.environment), kind.prepares_memory
+        arguments = theirs, environment, str(log), str(cache), describes, prepares_memory
         self.process = context.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
@@ -239,8 +239,8 @@ class Supervisor:
 
     def _kind(self, part: Part) -> _Kind:
         if not self._is_on_cpu():
-            return _Kind(tuple(part.environment.items()), is_timed=False)
-        return _Kind(_without_gpu_memory(part.environment.items()), is_timed=part.is_timed)
+            return _Kind(tuple(part.environment.items()), prepares_memory=False)
+        return _Kind(_without_gpu_memory(part.environment.items()), prepares_memory=part.is_timed)
 
     def _start_worker(self, kind: _Kind, end: float) -> None:
         """Start a worker and record the machine that it reports."""

@@ -41,7 +41,7 @@ def serve(
     log: str,
     cache: str,
     describes: str,
-    is_timed: bool,
+    prepares_memory: bool,
 ) -> None:
     """Run requests until the connection is closed.
 
@@ -51,14 +51,14 @@ def serve(
       log: path of the file that standard output and error are appended to.
       cache: folder of the persistent compilation cache.
       describes: module whose `describe()` identifies the machine.
-      is_timed: whether what runs is timed, rather than compiled only: memory is then allocated as
-        train.py does on a CPU, which may slow down the compiler.
+      prepares_memory: whether to allocate memory as train.py does on a CPU, which may slow down
+        the compiler.
     """
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor, which decides
     os.environ.update(environment)
     _append_output_to(log)
-    if is_timed:
+    if prepares_memory:
         cpu.prepare_memory()
     import jax
 
